@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Pretrain a GPT on one node or many, on GPUs or, without any, on CPU processes.
+#
+#     CONFIG=examples/configs/gpt_125m.toml bash examples/pretrain_gpt.sh \
+#         --data-path data/corpus_text_document --vocab-file vocab.json --merge-file merges.txt \
+#         --save checkpoints/gpt_125m --load checkpoints/gpt_125m
+#
+# All arguments go to megatron_ltd.pretrain_gpt, where they win over CONFIG. Environment:
+#
+#   CONFIG          TOML file with the run's settings (optional when the arguments say everything)
+#   GPUS_PER_NODE   processes on this node (default: its GPUs; 1 without any)
+#   NNODES          nodes (default 1); on several, run this script on each of them with
+#   NODE_RANK         0 to NNODES - 1
+#   MASTER_ADDR       host name or address of the node with rank 0
+#   MASTER_PORT       a free port there (default 29500)
+#   PYTHON          interpreter of the environment with megatron_ltd (default: python)
+#
+# Exit codes: 0 trained to the end, 10 stopped by SIGTERM after saving, 11 stopped by --exit-interval or
+# --exit-duration-in-mins after saving (10 and 11: the same command goes on), 20 settings, 21 data, 22 checkpoint,
+# 30 diverged. They are known with --save on the command line; without it any failure is 1, torchrun's code.
+set -euo pipefail
+
+fail() { echo "examples/pretrain_gpt.sh: $*" >&2; exit 20; }
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
+PYTHON=${PYTHON:-python}
+NNODES=${NNODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+MASTER_PORT=${MASTER_PORT:-29500}
+
+is_count() { [[ $1 =~ ^[0-9]+$ ]]; }
+
+check_inputs() {
+    "$PYTHON" -c 'import torch, megatron_ltd' 2>/dev/null ||
+        fail "PYTHON = $PYTHON cannot import torch and megatron_ltd; activate their environment or set PYTHON to its python."
+    if [[ -z ${GPUS_PER_NODE:-} ]]; then
+        GPUS_PER_NODE=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)')
+    fi
+    is_count "$GPUS_PER_NODE" && ((GPUS_PER_NODE > 0)) || fail "GPUS_PER_NODE = $GPUS_PER_NODE must be a positive number."
+    is_count "$NNODES" && ((NNODES > 0)) || fail "NNODES = $NNODES must be a positive number."
+    is_count "$NODE_RANK" && ((NODE_RANK < NNODES)) ||
+        fail "NODE_RANK = $NODE_RANK must be between 0 and NNODES - 1 = $((NNODES - 1))."
+    is_count "$MASTER_PORT" && ((MASTER_PORT > 0 && MASTER_PORT < 65536)) ||
+        fail "MASTER_PORT = $MASTER_PORT must be a port number, 1 to 65535."
+    if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} ]]; then
+        fail "MASTER_ADDR is not set; NNODES = $NNODES needs the host name of the node with NODE_RANK 0, on every node."
+    fi
+    if [[ -n ${CONFIG:-} && ! -r $CONFIG ]]; then
+        fail "CONFIG = $CONFIG cannot be read; the examples are in $repository/examples/configs."
+    fi
+    if [[ -z ${CONFIG:-} && $# -eq 0 ]]; then
+        fail "nothing to train: set CONFIG to a file such as examples/configs/gpt_125m.toml, or give flags; see --help."
+    fi
+}
+
+save_folder() {
+    local previous=""
+    for argument in "$@"; do
+        [[ $argument == --save=* ]] && echo "${argument#--save=}"
+        [[ $previous == --save ]] && echo "$argument"
+        previous=$argument
+    done
+    return 0
+}
+
+check_inputs "$@"
+launcher=("$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc-per-node "$GPUS_PER_NODE")
+if ((NNODES == 1)); then
+    launcher+=(--standalone)
+else
+    launcher+=(--node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
+fi
+settings=()
+[[ -n ${CONFIG:-} ]] && settings=(--config "$CONFIG")
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+version_of() { stat -c '%i %y' "$1" 2>/dev/null || true; }
+
+save=$(save_folder "$@" | tail -n 1)
+exit_file="${save:-.}/exit.json"
+exit_file_before=$(version_of "$exit_file")
+
+echo "$NNODES node(s) x $GPUS_PER_NODE process(es), node $NODE_RANK, ${CONFIG:-no configuration file}"
+"${launcher[@]}" -m megatron_ltd.pretrain_gpt "${settings[@]}" "$@" &
+torchrun=$!
+# A signal to this script is one to the run, which saves and stops. It also ends `wait`, so wait again.
+signalled=0
+trap 'signalled=1; kill -TERM "$torchrun" 2>/dev/null || true' TERM
+trap 'signalled=1; kill -INT "$torchrun" 2>/dev/null || true' INT
+code=0
+wait "$torchrun" || code=$?
+while ((signalled)); do
+    signalled=0 code=0
+    wait "$torchrun" || code=$?
+done
+
+# torchrun says 1 for every failure, so the run leaves its own code beside its checkpoints.
+if ((code != 0)) && [[ -n $save && -f $exit_file && $(version_of "$exit_file") != "$exit_file_before" ]]; then
+    reason=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["code"])' "$exit_file")
+    ((reason == 0)) || code=$reason
+fi
+exit "$code"

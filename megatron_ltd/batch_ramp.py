@@ -1,0 +1,79 @@
+"""How many samples a step takes: a pure function of the samples consumed before it.
+
+With `--rampup-batch-size START INCREMENT SAMPLES` (Megatron-LM's rule) the batch starts at START and grows by
+INCREMENT each time another equal share of the first SAMPLES samples is consumed:
+
+    consumed     0 ......... r ........ 2r ... SAMPLES ....        r = SAMPLES x INCREMENT / (full - START)
+    batch        START       START + I  START + 2I    full
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BatchRamp:
+    """The global batch size over a run.
+
+    Args:
+        full_samples: the global batch size in the end.
+        start_samples: the first one; None is a constant batch.
+        increment_samples: growth; divides `full_samples - start_samples`.
+        ramp_samples: consumed samples from which the batch is full.
+    """
+
+    full_samples: int
+    start_samples: int | None = None
+    increment_samples: int = 1
+    ramp_samples: int = 0
+
+    def at(self, consumed_samples: int) -> int:
+        """Samples of the step that starts after `consumed_samples`."""
+        if self.start_samples is None or consumed_samples >= self.ramp_samples:
+            return self.full_samples
+        increments = (self.full_samples - self.start_samples) // self.increment_samples
+        # Integer arithmetic: the batch of a step must not depend on floating-point rounding.
+        grown = consumed_samples * increments // self.ramp_samples
+        return self.start_samples + grown * self.increment_samples
+
+    def sizes(self) -> tuple[int, ...]:
+        """Every batch size the ramp can pass through, ascending."""
+        if self.start_samples is None:
+            return (self.full_samples,)
+        return (*range(self.start_samples, self.full_samples, self.increment_samples), self.full_samples)
+
+    def phases(self) -> list[tuple[int, int]]:
+        """(steps, samples a step) of each stretch of equal batches before the full one."""
+        stretches = []
+        consumed = 0
+        while (size := self.at(consumed)) < self.full_samples:
+            steps = -(-(self._end_of(size) - consumed) // size)
+            stretches.append((steps, size))
+            consumed += steps * size
+        return stretches
+
+    def _end_of(self, size: int) -> int:
+        """Consumed samples at which a batch of `size` gives way to a larger one."""
+        assert self.start_samples is not None, "a constant batch has no end"
+        increments = (self.full_samples - self.start_samples) // self.increment_samples
+        grown = (size - self.start_samples) // self.increment_samples + 1
+        return -(-grown * self.ramp_samples // increments)
+
+    def samples_after(self, steps: int) -> int:
+        """Samples consumed by the first `steps` steps."""
+        consumed = 0
+        for length, size in self.phases():
+            taken = min(steps, length)
+            consumed += taken * size
+            steps -= taken
+        return consumed + steps * self.full_samples
+
+    def steps_within(self, samples: int) -> int:
+        """The largest number of steps that consume at most `samples`."""
+        steps = 0
+        for length, size in self.phases():
+            taken = min(length, samples // size)
+            steps += taken
+            samples -= taken * size
+            if taken < length:
+                return steps
+        return steps + samples // self.full_samples

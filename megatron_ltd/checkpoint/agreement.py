@@ -1,0 +1,97 @@
+"""Ranks tell each other what happened before any of them acts on it, in JSON rather than pickled objects.
+
+A failure on one rank is a failure on all of them, with that rank's reason: no rank waits at a barrier for one that
+gave up, and none continues on a checkpoint that another could not read or write.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from megatron_ltd.checkpoint.durable import reason
+from megatron_ltd.errors import CheckpointError
+
+T = TypeVar("T")
+
+SHOWN_PROBLEMS = 10
+"""Problems listed in one message; the rest are counted."""
+
+
+def checkpoint_group(timeout: timedelta) -> dist.ProcessGroup | None:
+    """All ranks over gloo, apart from training's collectives; None without a process group.
+
+    Args:
+        timeout: of one exchange; also how much later one rank may finish writing its file than another.
+    """
+    if not dist.is_initialized():
+        return None
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
+    return group
+
+
+def rank_in(group: dist.ProcessGroup | None) -> int:
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def size_of(group: dist.ProcessGroup | None) -> int:
+    return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
+def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """The values of all ranks, in order of rank; a value is anything JSON can hold.
+
+    Raises:
+        CheckpointError: a rank was lost or did not answer within the group's timeout.
+    """
+    data = json.dumps(value, allow_nan=False).encode()
+    world = size_of(group)
+    if world == 1:
+        return [json.loads(data)]
+    try:
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
+        dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64), group=group)
+        longest = max(int(size) for size in sizes)
+        mine = torch.zeros(longest, dtype=torch.uint8)
+        mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world)]
+        dist.all_gather(buffers, mine, group=group)
+    except RuntimeError as error:
+        raise CheckpointError(f"lost contact with another rank at a checkpoint: {reason(error)}") from error
+    pairs = zip(buffers, sizes, strict=True)
+    return [json.loads(buffer[: int(size)].numpy().tobytes()) for buffer, size in pairs]
+
+
+def raise_problems(headline: str, problems: Sequence[str]) -> None:
+    """Raise all problems in one message if there are any.
+
+    Raises:
+        CheckpointError: with the headline, the first problems and the number of the others.
+    """
+    if not problems:
+        return
+    lines = [f"  {line}" for problem in problems[:SHOWN_PROBLEMS] for line in problem.splitlines()]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
+    raise CheckpointError("\n".join([f"{headline}:", *lines]))
+
+
+def all_or_none(headline: str, action: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+    """Run an action that may fail on every rank and return its value if it succeeded on all of them.
+
+    Raises:
+        CheckpointError: on every rank, if it failed on any, naming rank and reason. Only errors of the system and
+            `CheckpointError` are failures of this kind; others propagate.
+    """
+    problem = None
+    try:
+        value = action()
+    except (OSError, CheckpointError) as error:
+        problem = reason(error)
+    answers = gather_json(problem, group)
+    alone = len(answers) == 1
+    raise_problems(headline, [p if alone else f"rank {r}: {p}" for r, p in enumerate(answers) if p is not None])
+    return value

@@ -1,0 +1,186 @@
+"""Every file-system operation a checkpoint depends on, made durable: written, flushed to the device, then named.
+
+A name appears only after its contents are on the device, so a crash or a power failure at any point leaves what
+was there before or what was meant to be there, never a mixture. Reading never follows links and never blocks.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_ltd.errors import CheckpointError
+
+T = TypeVar("T")
+
+READ_BYTES = 16 << 20
+"""Size of the pieces in which files are read."""
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what went wrong, for a message to the user."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    lines = str(error).strip().splitlines()
+    if isinstance(error, CheckpointError):
+        return "\n".join(lines)
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, durably; one that exists is fine."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    fsync_folder(folder.parent)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a manifest says of a file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class NewFile:
+    """A file that must not exist yet, hashed while it is written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._digest = hashlib.sha256()
+        self._size_bytes = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o666)
+
+    def __enter__(self) -> "NewFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def write(self, data: bytes | memoryview) -> None:
+        if not len(data):
+            return
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        self._size_bytes += len(view)
+        _write_all(self._descriptor, view, self.path)
+
+    def finish(self) -> FileFacts:
+        """Flush to the device; the file's own name becomes durable with its folder's."""
+        _with_name(os.fsync, self._descriptor, self.path)
+        return FileFacts(self._size_bytes, self._digest.hexdigest())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file under its final name in one durable step, replacing what is there."""
+    partial = path.with_name(f".tmp-{path.name}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(partial, flags, 0o666)
+    try:
+        _write_all(descriptor, memoryview(data), partial)
+        _with_name(os.fsync, descriptor, partial)
+    finally:
+        os.close(descriptor)
+    os.replace(partial, path)
+    fsync_folder(path.parent)
+
+
+def rename_folder(source: Path, target: Path) -> None:
+    """Rename within one parent folder, durably; the target must not exist."""
+    os.rename(source, target)
+    fsync_folder(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder out of sight by one rename, then delete it; links in it are removed, not followed."""
+    trash = folder.with_name(f".trash-{folder.name.lstrip('.')}")
+    if os.path.lexists(trash):
+        shutil.rmtree(trash)
+    rename_folder(folder, trash)
+    shutil.rmtree(trash)
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor for reading a file that is no link, pipe or device.
+
+    Raises:
+        CheckpointError: there is no such file, it is something else, or it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CheckpointError(f"{path} is a symbolic link; expected a regular file") from error
+        if error.errno == errno.ENOENT:
+            raise CheckpointError(f"{path} is missing") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{path} is not a regular file")
+    return descriptor
+
+
+def read_file(path: Path, limit_bytes: int) -> bytes:
+    """The contents of a small regular file.
+
+    Raises:
+        CheckpointError: as `open_regular`, or the file is larger than the limit.
+    """
+    descriptor = open_regular(path)
+    with os.fdopen(descriptor, "rb") as stream:
+        data = stream.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise CheckpointError(f"{path} is larger than {limit_bytes} bytes, which no such file is")
+    return data
+
+
+def read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes:
+    """Bytes [offset, offset + length) of an open file.
+
+    Raises:
+        CheckpointError: the file ends before.
+    """
+    pieces = []
+    while length:
+        piece = os.pread(descriptor, length, offset)
+        if not piece:
+            raise CheckpointError(f"{path} ends at byte {offset}; it was cut short while being read")
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _write_all(descriptor: int, view: memoryview, path: Path) -> None:
+    while view:
+        written = _with_name(os.write, descriptor, path, view)
+        view = view[written:]
+
+
+def _with_name(operation: Callable[..., T], descriptor: int, path: Path, *args: object) -> T:
+    """Run an operation on a descriptor; its errors name the file."""
+    try:
+        return operation(descriptor, *args)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,184 @@
+"""Storage for torch.distributed.checkpoint: safetensors files that are hashed while they are written.
+
+DCP plans who writes what (replicas once, shards by their owners) and which saved chunks overlap a wanted shard; this
+is where its bytes go. torch's own `HuggingFaceStorageWriter` reads and writes the same format, but builds each file
+twice in memory, refuses views and transposed tensors, and would need every file to be read again for its checksum.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from megatron_ltd.checkpoint.durable import FileFacts, NewFile
+from megatron_ltd.checkpoint.manifest import TensorFacts
+from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, NAME_OF, Chunk, encode_header
+from megatron_ltd.checkpoint.verify import Contents, all_finite
+from megatron_ltd.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class _WrittenTo:
+    """What a rank tells the coordinator about a chunk it wrote."""
+
+    file: str
+    facts: FileFacts
+
+
+class SafetensorsWriter(StorageWriter):
+    """Writes one file per rank into a folder that exists.
+
+    After a save, `files` and `tensors` hold what the manifest needs on the coordinating rank.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files: dict[str, FileFacts] = {}
+        self.tensors: dict[str, TensorFacts] = {}
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self.files, self.tensors = {}, {}
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        for item in plan.items:
+            _dtype_name(item)
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return [replace(plan, storage_data=f"rank-{rank:05d}.safetensors") for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results: Future[list[WriteResult]] = Future()
+        results.set_result(self._write(plan, planner) if plan.items else [])
+        return results
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        for result in (result for of_rank in results for result in of_rank):
+            self.files[result.storage_data.file] = result.storage_data.facts
+        for name, tensor in metadata.state_dict_metadata.items():
+            assert isinstance(tensor, TensorStorageMetadata), name
+            self.tensors[name] = TensorFacts(tuple(tensor.size), NAME_OF[tensor.properties.dtype])
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return False
+
+    def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+        # Wide numbers first, so that every chunk is aligned to its own width.
+        items = sorted(plan.items, key=lambda item: (-_properties(item).dtype.itemsize, item.index.fqn))
+        chunks = [_chunk(item) for item in items]
+        with NewFile(self.folder / plan.storage_data) as file:
+            file.write(encode_header(chunks))
+            for item, chunk in zip(items, chunks, strict=True):
+                values = planner.resolve_data(item)
+                assert isinstance(values, torch.Tensor), item.index
+                values = values.detach().to("cpu").contiguous()
+                if tuple(values.shape) != chunk.shape or values.dtype != DTYPE_OF[chunk.dtype]:
+                    raise ValueError(f"{chunk.name} is {values.dtype} {tuple(values.shape)}, planned {chunk}")
+                if not all_finite(values):
+                    raise CheckpointError(f"{chunk.name} has NaN or infinity in it; it would not load")
+                file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+            written = _WrittenTo(plan.storage_data, file.finish())
+        pairs = zip(items, chunks, strict=True)
+        return [WriteResult(item.index, chunk.size_bytes, written) for item, chunk in pairs]
+
+
+class SafetensorsReader(StorageReader):
+    """Reads tensors from verified files.
+
+    Args:
+        contents: where the chunks are, as the verification found them.
+        sources: wanted name -> stored name; several wanted names may share a stored one.
+        facts: global shape and dtype of each stored name.
+    """
+
+    def __init__(self, folder: Path, contents: Contents, sources: Mapping[str, str],
+                 facts: Mapping[str, TensorFacts]):
+        self.folder = folder
+        self.sources = sources
+        self._metadata = _metadata(contents, sources, facts)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        pass
+
+    def read_metadata(self) -> Metadata:
+        return self._metadata
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        by_file: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            by_file.setdefault(self._metadata.storage_data[item.storage_index], []).append(item)
+        for file, items in by_file.items():
+            with safe_open(self.folder / file, framework="pt") as stored:
+                for item in items:
+                    box = tuple(slice(o, o + n) for o, n in zip(item.storage_offsets, item.lengths, strict=True))
+                    values = stored.get_slice(self.sources[item.storage_index.fqn])[box]
+                    target = planner.resolve_tensor(item).detach()
+                    if target.shape != values.shape:
+                        raise ValueError(f"{item.storage_index}: {values.shape} does not fit {target.shape}")
+                    target.copy_(values)
+                    planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return False
+
+
+def _metadata(contents: Contents, sources: Mapping[str, str], facts: Mapping[str, TensorFacts]) -> Metadata:
+    tensors: dict[str, Any] = {}
+    files: dict[MetadataIndex, str] = {}
+    for name, source in sources.items():
+        boxes = []
+        for file, chunk in contents.chunks[source]:
+            boxes.append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape)))
+            files[MetadataIndex(name, chunk.offsets)] = file
+        properties = TensorProperties(dtype=DTYPE_OF[facts[source].dtype])
+        tensors[name] = TensorStorageMetadata(properties, torch.Size(facts[source].shape), boxes)
+    return Metadata(state_dict_metadata=tensors, storage_data=files)
+
+
+def _properties(item: WriteItem) -> TensorProperties:
+    assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
+    return item.tensor_data.properties
+
+
+def _dtype_name(item: WriteItem) -> str:
+    dtype = _properties(item).dtype
+    if dtype not in NAME_OF:
+        raise CheckpointError(f"{item.index.fqn} has dtype {dtype}, which a checkpoint cannot hold")
+    return NAME_OF[dtype]
+
+
+def _chunk(item: WriteItem) -> Chunk:
+    assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
+    box = item.tensor_data.chunk
+    return Chunk(item.index.fqn, _dtype_name(item), tuple(box.sizes), tuple(box.offsets))

@@ -1,0 +1,258 @@
+"""Saves checkpoints, at once or in the background, so that each one appears completely or not at all.
+
+    all ranks   write .tmp-iter_N/rank-r.safetensors, flushed to the device
+    all ranks   tell each other whether they succeeded
+    rank 0      writes manifest.json, renames .tmp-iter_N to iter_N, replaces the tracker, deletes what may go
+    all ranks   tell each other whether rank 0 succeeded
+
+A failure on any rank is raised on all of them; what was published before stays as it was.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from megatron_ltd.checkpoint.agreement import all_or_none, raise_problems, rank_in
+from megatron_ltd.checkpoint.durable import (
+    fsync_folder,
+    make_folder,
+    reason,
+    remove_folder,
+    rename_folder,
+    write_file,
+)
+from megatron_ltd.checkpoint.layout import (
+    checkpoint_path,
+    clear_leftovers,
+    partial_path,
+    set_aside_path,
+    write_tracker,
+)
+from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
+from megatron_ltd.checkpoint.retention import retain
+from megatron_ltd.checkpoint.storage import SafetensorsWriter
+from megatron_ltd.errors import CheckpointError
+from megatron_ltd.log import Console
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One checkpoint to write."""
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    config: dict[str, Any]
+    counters: dict[str, Any]
+    aliases: dict[str, str]
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run; every method is called by all ranks at the same point.
+
+    Args:
+        save_dir: on a file system that all ranks share.
+        group: all ranks, over gloo, used by nothing else (`agreement.checkpoint_group`); None without ranks.
+        background: `save` returns as soon as the tensors are copied to host memory, and a thread does the rest.
+        retain_interval: delete checkpoints of steps that are no multiples of it, except the newest two.
+        console: of rank 0, for what went wrong without harm to any checkpoint.
+    """
+
+    def __init__(self, save_dir: Path, group: dist.ProcessGroup | None, background: bool = False,
+                 retain_interval: int | None = None, console: Console | None = None):
+        self.save_dir = save_dir
+        self.group = group
+        self.retain_interval = retain_interval
+        self.console = console or Console(rank_in(group) == 0)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if background else None
+        self._stager: DefaultStager | None = None
+        self._pending: Future[Path] | None = None
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], *, config: dict[str, Any],
+             counters: dict[str, Any], aliases: dict[str, str] | None = None) -> None:
+        """Save a checkpoint, after the previous one is finished.
+
+        Args:
+            tensors: by global name; those that this rank holds a part of. DTensors are saved by their owners,
+                plain tensors and replicas once. They may change as soon as this returns.
+            config: `RunConfig.to_dict()`.
+            counters: what else a resumed run needs; plain JSON values, equal on all ranks.
+            aliases: name -> the name under which the same values are saved; tensors so named are left out.
+
+        Raises:
+            CheckpointError: on all ranks, if this or the previous checkpoint could not be written.
+        """
+        self.wait()
+        aliases = aliases or {}
+        json.dumps([config, counters], allow_nan=False)  # a mistake shows here, on every rank, and not in rank 0 alone
+        held = {name: tensor.detach() for name, tensor in tensors.items() if name not in aliases}
+        if self._thread is None:
+            self._write(_Request(step, held, config, counters, aliases))
+        else:
+            request = _Request(step, self._staged(held), config, counters, aliases)
+            self._pending = self._thread.submit(self._write, request)
+
+    def wait(self) -> Path | None:
+        """Wait for the save in the background, if there is one, and return what it published.
+
+        Raises:
+            CheckpointError: on all ranks, if it failed.
+        """
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        return pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread.
+
+        Raises:
+            CheckpointError: on all ranks, if the last save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+            if self._stager is not None:
+                self._stager.close()
+
+    def _staged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies in host memory, which is kept from one save to the next."""
+        if self._stager is None:
+            cuda = torch.cuda.is_available()
+            options = StagingOptions(use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False,
+                                     use_non_blocking_copy=cuda)
+            self._stager = DefaultStager(options)
+        staged = self._stager.stage(tensors)
+        assert isinstance(staged, dict)
+        return staged
+
+    def _write(self, request: _Request) -> Path:
+        headline = f"the checkpoint of step {request.step} was not saved to {self.save_dir}; earlier ones are intact"
+        try:
+            all_or_none(headline, lambda: self._prepare(request.step), self.group)
+            all_or_none(headline, lambda: self._see(request.step), self.group)
+            storage = SafetensorsWriter(partial_path(self.save_dir, request.step))
+            with dcp_errors(headline):
+                dcp_save(dict(request.tensors), storage_writer=storage, process_group=self.group,
+                         planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False))
+            all_or_none(headline, lambda: self._publish(request, storage), self.group)
+        except CheckpointError:
+            self._abandon(request.step)
+            raise
+        self._tidy(request.step)
+        return checkpoint_path(self.save_dir, request.step)
+
+    def _prepare(self, step: int) -> None:
+        if rank_in(self.group) != 0:
+            return
+        make_folder(self.save_dir)
+        clear_leftovers(self.save_dir)
+        partial = partial_path(self.save_dir, step)
+        os.mkdir(partial)
+        fsync_folder(self.save_dir)
+
+    def _see(self, step: int) -> None:
+        partial = partial_path(self.save_dir, step)
+        if not partial.is_dir():
+            raise CheckpointError(f"{partial} was made by rank 0 but is not there on this rank: --save must be on a "
+                                  f"file system that all ranks share")
+
+    def _publish(self, request: _Request, storage: SafetensorsWriter) -> None:
+        if rank_in(self.group) != 0:
+            return
+        partial = partial_path(self.save_dir, request.step)
+        final = checkpoint_path(self.save_dir, request.step)
+        write_manifest(partial, Manifest(
+            step=request.step, config=request.config, counters=request.counters, tensors=storage.tensors,
+            aliases=request.aliases, files=storage.files, versions=versions()))
+        aside = set_aside_path(self.save_dir, request.step)
+        if os.path.lexists(final):
+            rename_folder(final, aside)
+        rename_folder(partial, final)
+        write_tracker(self.save_dir, request.step)
+
+    def _tidy(self, step: int) -> None:
+        """Delete what the new checkpoint replaces; what cannot be deleted is no reason to stop a run."""
+        if rank_in(self.group) != 0:
+            return
+        aside = set_aside_path(self.save_dir, step)
+        try:
+            if os.path.lexists(aside):
+                remove_folder(aside)
+            if self.retain_interval is not None:
+                retain(self.save_dir, step, self.retain_interval)
+        except OSError as error:
+            self.console.warn(f"an old checkpoint in {self.save_dir} could not be deleted: {reason(error)}")
+
+    def _abandon(self, step: int) -> None:
+        """Free the space that a failed save takes; what cannot be removed now is removed by the next save."""
+        partial = partial_path(self.save_dir, step)
+        if rank_in(self.group) != 0 or not os.path.lexists(partial):
+            return
+        try:
+            remove_folder(partial)
+        except OSError as error:
+            self.console.warn(f"{partial} could not be removed: {reason(error)}")
+
+
+def probe_writable(save_dir: Path, group: dist.ProcessGroup | None) -> None:
+    """Find out before the first step whether every rank can save.
+
+    Raises:
+        CheckpointError: on all ranks, if one of them cannot create, flush, rename and remove a file there.
+    """
+
+    def probe() -> None:
+        make_folder(save_dir)
+        path = save_dir / f".probe-{rank_in(group)}"
+        write_file(path, bytes(4096))
+        os.unlink(path)
+
+    all_or_none(f"--save = {save_dir} cannot be written to", probe, group)
+
+
+@contextmanager
+def dcp_errors(headline: str) -> Iterator[None]:
+    """Turn the errors of torch.distributed.checkpoint into `CheckpointError` with rank and reason.
+
+    Raises:
+        CheckpointError: on all ranks, if a rank failed or was lost.
+    """
+    try:
+        with _without_warning():
+            yield
+    except CheckpointException as failure:
+        raise_problems(headline, _reasons(failure))
+    except RuntimeError as error:
+        raise CheckpointError(f"{headline}:\n  lost contact with another rank: {reason(error)}") from error
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Silence DCP's remark that there is only one process."""
+    if dist.is_initialized():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _reasons(failure: CheckpointException) -> list[str]:
+    alone = not dist.is_initialized()
+    failures = sorted(failure.failures.items())
+    return [reason(error) if alone else f"rank {rank}: {reason(error)}" for rank, (error, _) in failures]

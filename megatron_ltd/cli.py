@@ -1,0 +1,149 @@
+"""The command line: flags and a TOML file in, a `RunConfig` out.
+
+Precedence: the defaults of `megatron_ltd.config` < `--config file.toml` < flags; of a flag given twice the last counts.
+Flags are written out in full. Everything that is wrong is reported at once.
+"""
+
+import sys
+import textwrap
+from typing import Any
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.config_file import read_config_file
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.flag_reference import Flag, all_flags, section_classes
+from megatron_ltd.foreign_flags import foreign_answer, nearest
+from megatron_ltd.idle_settings import idle_settings
+from megatron_ltd.unsupported_flags import VALUES
+
+CONFIG_FLAG = "--config"
+
+
+def parse_run_config(argv: list[str]) -> tuple[RunConfig, list[str]]:
+    """The settings of a run, and what the user should be told about them once.
+
+    Args:
+        argv: the words after the program's name.
+
+    Raises:
+        ConfigError: everything that is wrong with the words and the file, in one message.
+        SystemExit: after --help.
+    """
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(help_text())
+        raise SystemExit(0)
+    flags, problems, notes = _read_words(argv)
+    settings: dict[Flag, Any] = {}
+    for path in flags.pop(CONFIG_FLAG, []):
+        found, wrong = read_config_file(path)
+        settings.update(found)
+        problems.extend(wrong)
+    by_name = {flag.name: flag for flag in all_flags()}
+    settings.update({by_name[name]: value for name, value in flags.items()})
+    if problems:
+        raise config_error(problems)
+    config = _assemble(settings)
+    return config, notes + idle_settings(config)
+
+
+def config_error(problems: list[str]) -> ConfigError:
+    """One error that lists every problem."""
+    if len(problems) == 1:
+        return ConfigError(problems[0])
+    return ConfigError(f"{len(problems)} problems in the settings:\n" + "\n".join(f"  - {text}" for text in problems))
+
+
+def help_text() -> str:
+    """Every flag with its default and its documentation, by section."""
+    lines = ["Every setting is a flag, or a key of --config FILE.toml (with underscores, flat or under [section]).",
+             "Flags override the file. A switch that the file turns on is turned off by --no-<name>.", "",
+             f"  {CONFIG_FLAG} FILE.toml", "      Settings that flags may override."]
+    for section, kind in section_classes().items():
+        lines += ["", f"[{section}]  {' '.join((kind.__doc__ or '').split())}"]
+        for flag in all_flags():
+            if flag.section == section:
+                default = f" [{flag.default_text}]" if flag.default_text else ""
+                lines += [f"  {flag.usage}{default}", textwrap.indent(textwrap.fill(flag.text, 100), "      ")]
+    return "\n".join(lines) + "\n"
+
+
+def _read_words(argv: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Values by flag name (--config: a list of at most one path), problems, and notes."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    notes: list[str] = []
+    by_name = {name: flag for flag in all_flags() for name in (flag.name, flag.off_name) if name is not None}
+    occurrences, stray = _split_words(argv)
+    problems += [f"{word!r}: a value without a flag before it; flags begin with --" for word in stray]
+    for name, words in occurrences:
+        if name == CONFIG_FLAG:
+            problems += _config_problems(words, CONFIG_FLAG in values)
+            values[CONFIG_FLAG] = words[:1]
+        elif name in by_name:
+            flag = by_name[name]
+            try:
+                value = flag.from_words(words)
+            except ValueError as error:
+                problems.append(_value_problem(flag, name, words, str(error)))
+                continue
+            value = value if name == flag.name else False
+            if flag.name in values and values[flag.name] != value:
+                notes.append(f"{flag.name} is given more than once: {_spoken(flag, value)} counts, the last")
+            values[flag.name] = value
+        else:
+            _answer_foreign(name, words, list(by_name), problems, notes)
+    return values, problems, notes
+
+
+def _split_words(argv: list[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """Each flag with the words that follow it, and the words before the first flag."""
+    occurrences: list[tuple[str, list[str]]] = []
+    stray: list[str] = []
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            occurrences.append((name, [value] if equals else []))
+        elif occurrences:
+            occurrences[-1][1].append(word)
+        else:
+            stray.append(word)
+    return occurrences, stray
+
+
+def _config_problems(words: list[str], again: bool) -> list[str]:
+    problems = [] if len(words) == 1 else [f"{CONFIG_FLAG} needs one path, but {' '.join(words)!r} follows it; "
+                                           f"write {CONFIG_FLAG} FILE.toml"]
+    return problems + ([f"{CONFIG_FLAG} is given more than once; put the settings in one file"] if again else [])
+
+
+def _value_problem(flag: Flag, name: str, words: list[str], error: str) -> str:
+    advice = VALUES.get((flag.name, words[0])) if len(words) == 1 else None
+    if advice is not None:
+        return f"{flag.name} = {words[0]}: {advice}"
+    if flag.kind is bool or len(words) != flag.count and flag.count is not None or not words:
+        return f"{name} {error}"
+    return f"{name} = {' '.join(words)}: {error}"
+
+
+def _answer_foreign(name: str, words: list[str], known: list[str], problems: list[str], notes: list[str]) -> None:
+    answer = foreign_answer(name, words)
+    if answer is not None and answer.harmless:
+        if answer.text not in notes:
+            notes.append(answer.text)
+    elif answer is not None:
+        problems.append(answer.text)
+    else:
+        problems.append(f"{name}: no such flag; nearest: {nearest(name, [*known, CONFIG_FLAG])}")
+
+
+def _spoken(flag: Flag, value: Any) -> str:
+    if flag.kind is bool:
+        return "on" if value else "off"
+    return " ".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
+
+
+def _assemble(settings: dict[Flag, Any]) -> RunConfig:
+    sections = {}
+    for section, kind in section_classes().items():
+        sections[section] = kind(**{flag.field: value for flag, value in settings.items() if flag.section == section})
+    return RunConfig(**sections)

@@ -1,0 +1,380 @@
+"""Every setting of a run, as frozen dataclasses.
+
+The literal under a field is its documentation: the command line, `docs/flags.md` and the error messages are
+generated from it. A field `num_layers` is the flag `--num-layers`, with Megatron-LM's name wherever the concept
+exists there. Values that follow from others are properties, never written back. `None` means "not given".
+
+Precedence: the defaults here < `--config file.toml` < flags. `megatron_ltd.cli` builds a `RunConfig`,
+`megatron_ltd.config_checks` finds everything wrong with it at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The transformer: what a checkpoint's weights mean."""
+
+    num_layers: int = 0
+    """Transformer layers."""
+    hidden_size: int = 0
+    """Width of the residual stream."""
+    ffn_hidden_size: int | None = None
+    """Width of the MLP. Default: 4 x hidden, or with --swiglu 8/3 x hidden rounded down to a multiple of 64."""
+    num_attention_heads: int = 0
+    """Query heads."""
+    kv_channels: int | None = None
+    """Size of one head. Default: hidden / heads."""
+    group_query_attention: bool = False
+    """Grouped-query attention with --num-query-groups key/value heads."""
+    num_query_groups: int | None = None
+    """Key/value heads, with --group-query-attention. Default: as many as query heads."""
+    seq_length: int = 0
+    """Tokens in one sample."""
+    max_position_embeddings: int | None = None
+    """Positions the model can tell apart. Default: --seq-length."""
+    position_embedding_type: Literal["learned_absolute", "rope", "none"] = "learned_absolute"
+    """How positions enter the model."""
+    rotary_base: int = 10000
+    """Base of the rotary frequencies."""
+    rotary_percent: float = 1.0
+    """Share of a head's channels that are rotated."""
+    normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    """Normalisation before attention, before the MLP, and before the head."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance in normalisation."""
+    swiglu: bool = False
+    """SwiGLU in place of GELU in the MLP."""
+    openai_gelu: bool = False
+    """The tanh approximation of GELU (GPT-2's) in place of the exact one."""
+    disable_bias_linear: bool = False
+    """No biases in the linear layers of attention and MLP."""
+    add_qkv_bias: bool = False
+    """Biases in the query/key/value projection even with --disable-bias-linear."""
+    untie_embeddings_and_output_weights: bool = False
+    """A head with its own weights, rather than the word embedding's."""
+    vocab_size: int | None = None
+    """Tokens the model can tell apart. Default: the tokenizer's."""
+    make_vocab_size_divisible_by: int = 128
+    """The embedding has rows for the vocabulary rounded up to a multiple of this. Unlike in Megatron-LM the
+    rounding does not depend on the tensor-parallel size, and the extra rows take no part in the loss."""
+    hidden_dropout: float = 0.1
+    """Dropout on the embeddings and on what attention and MLP add to the residual stream."""
+    attention_dropout: float = 0.1
+    """Dropout on attention probabilities."""
+    init_method_std: float = 0.02
+    """Standard deviation of the initial weights; projections into the residual stream use std / sqrt(2 x layers)."""
+
+    @property
+    def ffn(self) -> int:
+        if self.ffn_hidden_size is not None:
+            return self.ffn_hidden_size
+        return (8 * self.hidden_size // 3) // 64 * 64 if self.swiglu else 4 * self.hidden_size
+
+    @property
+    def head_dim(self) -> int:
+        return self.kv_channels if self.kv_channels is not None else self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_groups(self) -> int:
+        """Key/value heads."""
+        if self.group_query_attention and self.num_query_groups is not None:
+            return self.num_query_groups
+        return self.num_attention_heads
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_position_embeddings if self.max_position_embeddings is not None else self.seq_length
+
+    @property
+    def tied(self) -> bool:
+        return not self.untie_embeddings_and_output_weights
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the word embedding."""
+        assert self.vocab_size is not None, "resolve the vocabulary size from the tokenizer first"
+        unit = self.make_vocab_size_divisible_by
+        return -(-self.vocab_size // unit) * unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDropConfig:
+    """Token dropping: middle layers process a part of each sample (random-LTD, https://arxiv.org/abs/2211.11586)."""
+
+    random_ltd: bool = False
+    """Random layerwise token dropping; short for --token-drop-policy random."""
+    token_drop_policy: Literal["none", "random"] = "none"
+    """Which tokens a dropped layer keeps. `random`: an independent uniform set per layer and sample."""
+    random_ltd_start_length: int = 128
+    """Tokens of each sample that a dropped layer keeps at the first step."""
+    random_ltd_steps: int | None = None
+    """Steps over which the kept length grows linearly to --seq-length. Not given: it stays at the start length."""
+    random_ltd_length_step: int = 16
+    """The kept length is a multiple of this while it grows."""
+    random_ltd_layers: str | None = None
+    """Dropped layers, counted from 0, as in `1-22` or `1,3,5-9`. Default: all but the first and the last."""
+    random_ltd_strata: int = 1
+    """Equal spans of the sequence from each of which the same number of tokens is kept. With --sequence-parallel a
+    multiple of --tensor-model-parallel-size; the kept set depends on this number, never on the layout."""
+
+    @property
+    def policy(self) -> str:
+        return "random" if self.random_ltd else self.token_drop_policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model and the batch are spread over processes. Changes speed and memory, not results."""
+
+    tensor_model_parallel_size: int = 1
+    """Processes that share each layer."""
+    pipeline_model_parallel_size: int = 1
+    """Processes that share the stack of layers."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Layers of one model chunk under the interleaved schedules; a process holds several chunks."""
+    pipeline_schedule: Literal["1f1b", "interleaved", "interleaved-zero-bubble", "zbv"] = "1f1b"
+    """Order of forward and backward passes over microbatches."""
+    pipeline_split: str = "uniform"
+    """Layers of each stage in order of depth: `uniform`, or a list such as `5,7,7,5`."""
+    sequence_parallel: bool = False
+    """Split activations between tensor-parallel regions along the sequence (https://arxiv.org/abs/2205.05198)."""
+    use_distributed_optimizer: bool = False
+    """Shard optimizer state and gradients over data-parallel processes; short for
+    --data-parallel-sharding-strategy optim_grads."""
+    data_parallel_sharding_strategy: Literal["no_shard", "optim_grads", "optim_grads_params"] = "no_shard"
+    """What data-parallel processes shard: nothing (replication), optimizer state and gradients (ZeRO-2), or
+    parameters too (ZeRO-3)."""
+    recompute_activations: bool = False
+    """Recompute attention in the backward pass; short for --recompute-granularity selective."""
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again rather than keeps: nothing, the attention core, or whole layers."""
+    distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """Collective library. `auto`: nccl on GPUs, gloo on CPU."""
+    distributed_timeout_minutes: float = 10.0
+    """A collective that takes longer than this ends the run."""
+
+    @property
+    def sharding(self) -> str:
+        return "optim_grads" if self.use_distributed_optimizer and self.data_parallel_sharding_strategy == "no_shard" \
+            else self.data_parallel_sharding_strategy
+
+    @property
+    def recompute(self) -> str:
+        return "selective" if self.recompute_activations and self.recompute_granularity == "none" \
+            else self.recompute_granularity
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The loop: how long, how many samples a step, in which precision."""
+
+    micro_batch_size: int = 1
+    """Samples a process handles at once."""
+    global_batch_size: int | None = None
+    """Samples of one optimizer step. Default: --micro-batch-size x data-parallel size."""
+    rampup_batch_size: tuple[int, int, int] | None = None
+    """START INCREMENT SAMPLES: begin with START samples a step and grow by INCREMENT to the global batch size over
+    the first SAMPLES samples."""
+    train_iters: int | None = None
+    """Steps to train. One of --train-iters, --train-samples, --train-tokens is required."""
+    train_samples: int | None = None
+    """Samples to train on."""
+    train_tokens: int | None = None
+    """Raw tokens (samples x sequence length) to train on."""
+    exit_interval: int | None = None
+    """Save and stop after a step divisible by this, with exit code 11."""
+    exit_duration_in_mins: float | None = None
+    """Save and stop after this many minutes, with exit code 11."""
+    exit_signal_handler: bool = True
+    """On SIGTERM save and stop with exit code 10."""
+    seed: int = 1234
+    """Weights, data order, dropout and kept tokens are functions of it."""
+    bf16: bool = False
+    """Compute in bfloat16; weights, gradients and optimizer state stay fp32."""
+    fp16: bool = False
+    """Compute in float16 with loss scaling; weights, gradients and optimizer state stay fp32."""
+    loss_scale: float | None = None
+    """Fixed loss scale for fp16. Default: dynamic."""
+    initial_loss_scale: float = 4294967296.0
+    """First dynamic loss scale."""
+    min_loss_scale: float = 1.0
+    """The run stops with exit code 30 when gradients overflow at this scale."""
+    loss_scale_window: int = 1000
+    """Steps without overflow after which the dynamic scale doubles."""
+    hysteresis: int = 2
+    """Overflows before the dynamic scale halves."""
+    deterministic_mode: bool = False
+    """Ask torch for deterministic kernels; refuse operations that have none."""
+    compile: bool = False
+    """torch.compile for each layer."""
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """AdamW, or plain SGD with momentum 0.9."""
+    lr: float | None = None
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """The learning rate never decays below this."""
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "linear"
+    """Shape of the decay after warm-up."""
+    lr_decay_iters: int | None = None
+    """Steps until --min-lr is reached, warm-up included. Default: the whole run."""
+    lr_decay_samples: int | None = None
+    """The same in samples."""
+    lr_decay_tokens: int | None = None
+    """The same in raw tokens."""
+    lr_warmup_iters: int = 0
+    """Steps of linear warm-up."""
+    lr_warmup_samples: int = 0
+    """The same in samples."""
+    lr_warmup_tokens: int = 0
+    """The same in raw tokens."""
+    lr_warmup_fraction: float | None = None
+    """Warm-up as a share of the decay length."""
+    lr_warmup_init: float = 0.0
+    """Learning rate at which warm-up starts."""
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine"] = "exponential"
+    """Shape of the final decay of WSD."""
+    lr_wsd_decay_iters: int | None = None
+    """Length of the final decay of WSD, in steps."""
+    lr_wsd_decay_samples: int | None = None
+    """The same in samples."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay on matrices; biases and norm weights have none."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Corpus and tokenizer."""
+
+    data_path: tuple[str, ...] | None = None
+    """Prefix of a .bin/.idx corpus, or several, or WEIGHT PREFIX pairs."""
+    train_data_path: tuple[str, ...] | None = None
+    """As --data-path, for training only; then --split is not used."""
+    valid_data_path: tuple[str, ...] | None = None
+    """As --data-path, for validation only."""
+    test_data_path: tuple[str, ...] | None = None
+    """As --data-path, for the test set only."""
+    split: str = "969,30,1"
+    """Shares of --data-path for training, validation and test."""
+    data_cache_path: str | None = None
+    """Folder for index files. Default: none, indices are built in memory."""
+    mock_data: bool = False
+    """Random tokens in place of a corpus, for throughput runs."""
+    num_workers: int = 0
+    """Background processes that read samples; 0 reads in the training process."""
+    tokenizer_type: Literal["GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] | None = None
+    """Kind of tokenizer."""
+    tokenizer_model: str | None = None
+    """SentencePiece .model file, or Hugging Face tokenizer.json or its folder."""
+    vocab_file: str | None = None
+    """vocab.json of GPT-2 BPE."""
+    merge_file: str | None = None
+    """merges.txt of GPT-2 BPE."""
+    eod_mask_loss: bool = False
+    """No loss where the input token is the end of a document."""
+    reset_position_ids: bool = False
+    """Count positions from the start of each document."""
+    reset_attention_mask: bool = False
+    """No attention across document boundaries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Saving and loading."""
+
+    save: str | None = None
+    """Folder for checkpoints."""
+    load: str | None = None
+    """Folder to continue from. It is an error if it holds no checkpoint, unless it is also --save and empty."""
+    save_interval: int | None = None
+    """Save after every so many steps; the last step is always saved."""
+    save_retain_interval: int | None = None
+    """Keep only checkpoints of steps divisible by this, and the newest two."""
+    async_save: bool = False
+    """Write checkpoints in the background."""
+    finetune: bool = False
+    """Load weights only: step, samples and optimizer start afresh."""
+    no_load_optim: bool = False
+    """Do not load optimizer state."""
+    no_save_optim: bool = False
+    """Do not save optimizer state."""
+    use_checkpoint_args: bool = False
+    """Take the model's settings from the checkpoint rather than from flags."""
+    ckpt_step: int | None = None
+    """Load this step rather than the newest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run tells, and how often it evaluates."""
+
+    log_interval: int = 100
+    """Print the training line every so many steps."""
+    eval_interval: int = 1000
+    """Evaluate on the validation set every so many steps."""
+    eval_iters: int = 100
+    """Global batches of one evaluation; 0 turns evaluation off."""
+    metrics_file: str | None = None
+    """Append one JSON object per logged step and per evaluation to this file."""
+    tensorboard_dir: str | None = None
+    """Write TensorBoard events here."""
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project (needs the wandb package)."""
+    profile: bool = False
+    """Write a torch profiler trace of steps 10 to 12 beside the metrics file."""
+    peak_tflops: float | None = None
+    """Peak TFLOP/s of one device, for MFU. Default: known GPUs by name; otherwise no MFU is printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    token_drop: TokenDropConfig = field(default_factory=TokenDropConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain values, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, dict[str, Any]]) -> "RunConfig":
+        """The inverse of `to_dict`; unknown names raise TypeError."""
+        sections = {}
+        for section in dataclasses.fields(cls):
+            kind: Any = section.default_factory
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.get(section.name, {}).items()}
+            sections[section.name] = kind(**given)
+        return cls(**sections)
+
+    def digest(self) -> str:
+        """SHA-256 of the whole configuration, equal on all ranks of a sound launch."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()

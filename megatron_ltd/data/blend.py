@@ -1,0 +1,138 @@
+"""Several datasets as one, in given proportions: the same order as megatron-core's BlendedDataset.
+
+Sample i comes from the dataset that is furthest behind its share, weight x i - samples drawn so far, the first of
+equals. Nothing is random: each dataset is walked in its own (shuffled) order.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ltd.data.index_cache import cached_arrays
+from megatron_ltd.data.sample import Dataset, Sample
+from megatron_ltd.errors import ConfigError
+
+SURPLUS = 0.005  # each dataset is built for so many more samples than its share
+MOST_DATASETS = 32766  # the index holds dataset numbers as int16
+
+
+@dataclass(frozen=True)
+class BlendSource:
+    """Corpora and their weights, as --data-path and its kin give them; without weights each is read for one epoch."""
+
+    prefixes: tuple[str, ...]
+    weights: tuple[float, ...] | None
+
+
+def parse_blend(flag: str, values: Sequence[str]) -> BlendSource:
+    """Reads PREFIX, several prefixes, or WEIGHT PREFIX pairs.
+
+    An even number of values is taken as pairs if the first of each pair is a number.
+
+    Raises:
+        ConfigError: no value, some weights are missing, or a weight is no number above 0.
+    """
+    given = " ".join(values)
+    if not values or not all(value.strip() for value in values):
+        raise ConfigError(f"{flag} = {given!r}: give the prefix of a corpus, several, or WEIGHT PREFIX pairs.")
+    numbers = [_number(value) for value in values[::2]] if len(values) % 2 == 0 else [None]
+    if all(number is None for number in numbers):
+        source = BlendSource(tuple(value.strip() for value in values), None)
+    else:
+        weights = [number for number in numbers if number is not None]
+        if len(weights) < len(numbers):
+            raise ConfigError(f"{flag} = {given}: some corpora have a weight and others do not. Give WEIGHT PREFIX for "
+                              "each, or prefixes alone.")
+        for weight in weights:
+            if not math.isfinite(weight) or weight <= 0:
+                raise ConfigError(f"{flag} = {given}: weight = {weight} must be a number above 0. Leave out a corpus "
+                                  "that should not be read.")
+        source = BlendSource(tuple(value.strip() for value in values[1::2]), tuple(weights))
+    if len(source.prefixes) > MOST_DATASETS:
+        raise ConfigError(f"{flag}: {len(source.prefixes)} corpora; at most {MOST_DATASETS} can be blended.")
+    return source
+
+
+def normalize(weights: Sequence[float]) -> list[float]:
+    """The weights divided by their sum."""
+    array = np.array(weights, dtype=np.float64)
+    shares: list[float] = (array / np.sum(array)).tolist()
+    return shares
+
+
+def dataset_sizes(num_samples: int, weights: Sequence[float], surplus: float = 0.0) -> list[int]:
+    """Samples that each dataset contributes to a blend of about so many; normalised weights."""
+    return [int(math.ceil(math.ceil(num_samples * weight) * (1 + surplus))) for weight in weights]
+
+
+def build_blend_index(weights: Sequence[float], size: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """For each of `size` samples the number of its dataset, and its number in that dataset."""
+    share = np.array(normalize(weights), dtype=np.float64)
+    drawn = np.zeros(len(share), dtype=np.float64)
+    behind = np.empty_like(share)
+    dataset_index = np.zeros(size, dtype=np.int16)
+    for i in range(size):
+        np.multiply(share, max(i, 1), out=behind)
+        np.subtract(behind, drawn, out=behind)
+        chosen = behind.argmax()
+        drawn[chosen] += 1.0
+        dataset_index[i] = chosen
+    dataset_sample_index = np.empty(size, dtype=np.int64)
+    for dataset in range(len(share)):
+        positions = np.flatnonzero(dataset_index == dataset)
+        dataset_sample_index[positions] = np.arange(len(positions))
+    return dataset_index, dataset_sample_index
+
+
+class BlendIndex:
+    """The index of a blend, from the cache where it is there.
+
+    Attributes:
+        drawn: samples that the blend takes from each dataset.
+    """
+
+    def __init__(self, weights: Sequence[float], size: int, cache_path: str | None = None):
+        self.weights, self.size = tuple(weights), size
+        key = {"index": "blend", "weights": [float(weight).hex() for weight in weights], "size": size}
+        self.dataset_index, self.dataset_sample_index = cached_arrays(
+            cache_path, key, lambda: build_blend_index(weights, size))
+        self.drawn: list[int] = np.bincount(self.dataset_index, minlength=len(weights)).tolist()
+
+
+class BlendedDataset:
+    """Datasets read in the order of a blend; each holds at least the samples that the blend draws from it."""
+
+    def __init__(self, datasets: Sequence[Dataset], index: BlendIndex):
+        for number, (dataset, drawn) in enumerate(zip(datasets, index.drawn, strict=True)):
+            if len(dataset) < drawn:
+                raise ValueError(f"the blend draws {drawn} samples from dataset {number}, which holds {len(dataset)}")
+        self.datasets, self.index = tuple(datasets), index
+        parts = [str(index.size), *map(float.hex, map(float, index.weights)), *(dataset.digest for dataset in datasets)]
+        self.digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.index.size
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
+        dataset, position = self._locate(index)
+        return dataset[position]
+
+    def sample(self, index: int) -> Sample:
+        dataset, position = self._locate(index)
+        return dataset.sample(position)
+
+    def _locate(self, index: int) -> tuple[Dataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return self.datasets[int(self.index.dataset_index[index])], int(self.index.dataset_sample_index[index])
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

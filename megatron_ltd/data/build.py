@@ -1,0 +1,153 @@
+"""Training, validation and test sets of a run, from --data-path and --split, from a path for each, or made up."""
+
+import hashlib
+from typing import NamedTuple
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.data.blend import (
+    SURPLUS,
+    BlendedDataset,
+    BlendIndex,
+    BlendSource,
+    dataset_sizes,
+    normalize,
+    parse_blend,
+)
+from megatron_ltd.data.gpt_dataset import GPTDataset
+from megatron_ltd.data.gpt_index import SPLITS, split_bounds, split_range
+from megatron_ltd.data.indexed import IndexedCorpus
+from megatron_ltd.data.mock_dataset import MockDataset
+from megatron_ltd.data.sample import Dataset, GPTSampleForm
+from megatron_ltd.data.tokenizer import Tokenizer
+from megatron_ltd.errors import ConfigError, DataError
+
+_VOCABULARY_SPANS = 64
+
+
+class Datasets(NamedTuple):
+    """The sets of a run; None where none was asked for or no data is set aside."""
+
+    train: Dataset
+    valid: Dataset | None
+    test: Dataset | None
+
+
+def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, valid_samples: int,
+                   test_samples: int) -> Datasets:
+    """Builds what the settings ask for.
+
+    Args:
+        train_samples, valid_samples, test_samples: samples that the run will read of each; 0: not needed.
+
+    Raises:
+        ConfigError: no source of data, or two that contradict each other.
+        DataError: a corpus is missing, damaged, of another vocabulary, or too small.
+    """
+    if train_samples < 1:
+        raise ConfigError(f"A run of {train_samples} training samples reads nothing; set --train-iters, "
+                          "--train-samples or --train-tokens.")
+    form = GPTSampleForm.from_config(config.data, config.model.seq_length, tokenizer.vocab_size, tokenizer.eod)
+    samples = (train_samples, valid_samples, test_samples)
+    datasets: list[Dataset | None]
+    if config.data.mock_data:
+        datasets = [MockDataset(split, count, config.training.seed, form) if count else None
+                    for split, count in enumerate(samples)]
+    else:
+        builder = _Builder(config, form)
+        datasets = [builder.blend(name, *source, count) if count and source is not None else None
+                    for name, source, count in zip(SPLITS, _sources(config), samples, strict=True)]
+    train, valid, test = datasets
+    if train is None:
+        raise ConfigError("No training data: give --train-data-path, or --data-path and a --split whose first share is "
+                          "above 0.")
+    return Datasets(train, valid, test)
+
+
+def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
+    """SHA-256 that is equal on all processes if and only if they would read the same samples."""
+    parts = [tokenizer.digest, *(dataset.digest if dataset is not None else "none" for dataset in datasets)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+Bounds = tuple[float, float]
+
+
+def _sources(config: RunConfig) -> list[tuple[BlendSource, Bounds] | None]:
+    """Corpora and the share of each of them, for training, validation and test."""
+    data = config.data
+    flags = {f"--{name}-data-path": getattr(data, f"{name}_data_path") for name in SPLITS}
+    given = [flag for flag, values in flags.items() if values is not None]
+    if data.data_path is not None and given:
+        raise ConfigError(f"--data-path and {given[0]} are both given. Use --data-path with --split, or one path for "
+                          "each of training, validation and test.")
+    if data.data_path is not None:
+        source = parse_blend("--data-path", data.data_path)
+        return [(source, bounds) if bounds is not None else None for bounds in split_bounds(data.split)]
+    if not given:
+        raise ConfigError("No data: give --data-path, --train-data-path, or --mock-data.")
+    sources: list[tuple[BlendSource, Bounds] | None] = []
+    for flag, values in flags.items():
+        if values is None:
+            sources.append(None)
+            continue
+        source = parse_blend(flag, values)
+        if len(source.prefixes) == 1:
+            source = BlendSource(source.prefixes, None)  # a weight means nothing for one corpus
+        sources.append((source, (0.0, 1.0)))
+    return sources
+
+
+class _Builder:
+    """Builds datasets and opens each corpus once."""
+
+    def __init__(self, config: RunConfig, form: GPTSampleForm):
+        self.config, self.form = config, form
+        self.corpora: dict[str, IndexedCorpus] = {}
+
+    def blend(self, split: str, source: BlendSource, bounds: Bounds, num_samples: int) -> Dataset:
+        """One dataset from all corpora of a split."""
+        prefixes, cache = source.prefixes, self.config.data.data_cache_path
+        if source.weights is None and len(prefixes) == 1:
+            return self.part(split, prefixes[0], bounds, num_samples)
+        if source.weights is None:
+            datasets = [self.part(split, prefix, bounds, None) for prefix in prefixes]
+            lengths = [len(dataset) for dataset in datasets]
+            if sum(lengths) < num_samples:
+                raise DataError(
+                    f"{split}: the run reads {num_samples} samples, and one epoch of {', '.join(prefixes)} holds "
+                    f"{sum(lengths)}. Give weights (WEIGHT PREFIX pairs), with which corpora are repeated, or ask for "
+                    "fewer samples.")
+            return BlendedDataset(datasets, BlendIndex(lengths, num_samples, cache))
+        weights = normalize(source.weights)
+        index = BlendIndex(weights, sum(dataset_sizes(num_samples, weights)), cache)
+        datasets = []
+        sizes = dataset_sizes(num_samples, weights, SURPLUS)
+        for prefix, size, drawn in zip(prefixes, sizes, index.drawn, strict=True):
+            dataset = self.part(split, prefix, bounds, size)
+            if len(dataset) < drawn:  # many small weights: the blend draws more than the share and its surplus
+                dataset = self.part(split, prefix, bounds, drawn)
+            datasets.append(dataset)
+        return BlendedDataset(datasets, index)
+
+    def part(self, split: str, prefix: str, bounds: Bounds, num_samples: int | None) -> GPTDataset:
+        """One split of one corpus."""
+        corpus = self.corpus(prefix)
+        sequences = split_range(bounds, len(corpus))
+        if not sequences:
+            raise DataError(
+                f"The {split} set is empty: --split = {self.config.data.split} gives it sequences [{sequences.start}, "
+                f"{sequences.stop}) of the {len(corpus)} in {prefix}. Give it a larger share, a corpus of more "
+                "documents, or --train-data-path and --valid-data-path; --eval-iters 0 runs without validation.")
+        return GPTDataset(corpus, sequences, num_samples, self.config.training.seed, self.form,
+                          self.config.data.data_cache_path)
+
+    def corpus(self, prefix: str) -> IndexedCorpus:
+        if prefix not in self.corpora:
+            corpus = IndexedCorpus(prefix)
+            smallest, largest = corpus.token_id_range(spans=_VOCABULARY_SPANS)
+            if smallest < 0 or largest >= self.form.vocab_size:
+                raise DataError(
+                    f"Corpus {prefix} holds token ids from {smallest} to {largest}, and the tokenizer has ids in "
+                    f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")
+            self.corpora[prefix] = corpus
+        return self.corpora[prefix]

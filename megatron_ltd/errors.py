@@ -1,0 +1,43 @@
+"""Errors a user can cause and repair, and the exit codes by which a scheduler tells them apart.
+
+A message names the setting or file and its value, the constraint, and the remedy. Everything else that is
+raised in this package is a bug in it.
+"""
+
+
+class UserError(Exception):
+    """A problem in what the user gave us; printed as one message without a traceback."""
+
+    exit_code = 70
+
+
+class ConfigError(UserError):
+    """Settings that contradict each other, the mesh, or the machine."""
+
+    exit_code = 20
+
+
+class DataError(UserError):
+    """A corpus, tokenizer or task file that is missing, damaged, or does not fit the run."""
+
+    exit_code = 21
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, incompatible, or cannot be written."""
+
+    exit_code = 22
+
+
+class DivergenceError(UserError):
+    """A loss, gradient or loss scale from which training cannot continue."""
+
+    exit_code = 30
+
+
+EXIT_COMPLETE = 0
+EXIT_ON_SIGNAL = 10
+"""Stopped by a signal after saving; the same command continues the run."""
+EXIT_ON_INTERVAL = 11
+"""`--exit-interval` or `--exit-duration-in-mins` reached after saving; the same command continues the run."""
+EXIT_INTERNAL = 70

@@ -1,0 +1,101 @@
+"""Results of an evaluation as JSON and as a Markdown table."""
+
+import json
+import math
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import megatron_ltd
+from megatron_ltd.errors import DataError
+from megatron_ltd.eval.results import Metric, TaskResult
+from megatron_ltd.eval.task_files import sha256_of
+
+
+def task_record(path: Path, result: TaskResult) -> dict[str, Any]:
+    """One task's part of the results file; a number that is not finite becomes null, as JSON has no word for it."""
+    return {
+        "metrics": {
+            name: {"value": _finite(metric.value), "stderr": _finite(metric.stderr)}
+            for name, metric in result.metrics.items()
+        },
+        "n": result.n,
+        "unit": result.unit,
+        "truncated": result.truncated,
+        "counts": result.counts,
+        "protocol": result.protocol,
+        "file": str(path),
+        "sha256": sha256_of(path),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def software_versions() -> dict[str, str]:
+    """What computed the numbers."""
+    return {
+        "megatron_ltd": megatron_ltd.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "tokenizers": version("tokenizers"),
+    }
+
+
+def check_writable(path: Path) -> None:
+    """Find out before hours of scoring that the results cannot be written.
+
+    Raises:
+        DataError: the folder is missing or read-only, or the path is a folder.
+    """
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DataError(f"--output = {path} cannot be written: it must be a file in an existing, writable folder.")
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write through a temporary name, so that a reader never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def markdown_table(results: dict[str, TaskResult]) -> str:
+    """One row for each metric of each task."""
+    head = ["task", "metric", "value", "stderr", "n", "truncated"]
+    rows = [
+        [task, metric, _number(value.value), _error(value), f"{result.n} {result.unit}", str(result.truncated)]
+        for task, result in results.items()
+        for metric, value in result.metrics.items()
+    ]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    # Text stands left, numbers right.
+    lines = [_row(head, widths), "|" + "|".join(_rule(width, column) for column, width in enumerate(widths)) + "|"]
+    return "\n".join(lines + [_row(row, widths) for row in rows])
+
+
+def _row(cells: list[str], widths: list[int]) -> str:
+    padded = [
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "| " + " | ".join(padded) + " |"
+
+
+def _rule(width: int, column: int) -> str:
+    return "-" * (width + 2) if column < 2 else "-" * (width + 1) + ":"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
+
+
+def _error(metric: Metric) -> str:
+    return "-" if metric.stderr is None else _number(metric.stderr)

@@ -1,0 +1,87 @@
+"""Settings that are given but change nothing, because of another setting: said once, since silence would mislead.
+
+They are no errors, so that one command runs on several layouts, and with and without token dropping.
+"""
+
+from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
+
+
+def idle_settings(config: RunConfig) -> list[str]:
+    """One sentence for each setting that differs from its default and has no effect."""
+    return [*_idle_layout(config), *_idle_token_drop(config.token_drop), *_idle_model(config.model),
+            *_idle_training(config.training), *_idle_optimizer(config.optimizer), *_idle_checkpoint(config)]
+
+
+def _idle_layout(config: RunConfig) -> list[str]:
+    parallel = config.parallel
+    idle = []
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+        idle.append("--sequence-parallel has no effect with --tensor-model-parallel-size = 1")
+    if parallel.pipeline_model_parallel_size == 1:
+        given = {"--pipeline-schedule": parallel.pipeline_schedule != "1f1b",
+                 "--pipeline-split": parallel.pipeline_split != "uniform",
+                 "--num-layers-per-virtual-pipeline-stage": parallel.num_layers_per_virtual_pipeline_stage is not None}
+        idle += [f"{flag} has no effect with --pipeline-model-parallel-size = 1" for flag in given if given[flag]]
+    if parallel.recompute_activations and parallel.recompute_granularity == "full":
+        idle.append("--recompute-activations has no effect with --recompute-granularity = full, which recomputes more")
+    return idle
+
+
+def _idle_token_drop(token_drop: TokenDropConfig) -> list[str]:
+    default = TokenDropConfig()
+    if token_drop.policy != "none":
+        if token_drop.random_ltd_steps is None and \
+                token_drop.random_ltd_length_step != default.random_ltd_length_step:
+            return ["--random-ltd-length-step has no effect without --random-ltd-steps: the kept length does not grow"]
+        return []
+    fields = ("random_ltd_start_length", "random_ltd_steps", "random_ltd_length_step", "random_ltd_layers",
+              "random_ltd_strata")
+    return [f"--{field.replace('_', '-')} has no effect without --random-ltd: no token is dropped"
+            for field in fields if getattr(token_drop, field) != getattr(default, field)]
+
+
+def _idle_model(model: ModelConfig) -> list[str]:
+    idle = []
+    if model.group_query_attention and model.num_query_groups is None:
+        idle.append("--group-query-attention has no effect without --num-query-groups")
+    if model.position_embedding_type != "rope":
+        idle += [f"{flag} has no effect with --position-embedding-type = {model.position_embedding_type}"
+                 for flag, given in (("--rotary-base", model.rotary_base != ModelConfig().rotary_base),
+                                     ("--rotary-percent", model.rotary_percent != 1.0)) if given]
+    if model.add_qkv_bias and not model.disable_bias_linear:
+        idle.append("--add-qkv-bias has no effect without --disable-bias-linear: the projection has biases already")
+    return idle
+
+
+def _idle_training(training: TrainingConfig) -> list[str]:
+    if training.fp16:
+        return []
+    default = TrainingConfig()
+    fields = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+    return [f"--{field.replace('_', '-')} has no effect without --fp16"
+            for field in fields if getattr(training, field) != getattr(default, field)]
+
+
+def _idle_optimizer(optimizer: OptimizerConfig) -> list[str]:
+    default = OptimizerConfig()
+    idle = []
+    if optimizer.lr_decay_style != "WSD":
+        fields = ("lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples")
+        idle += [f"--{field.replace('_', '-')} has no effect without --lr-decay-style WSD"
+                 for field in fields if getattr(optimizer, field) != getattr(default, field)]
+    if optimizer.optimizer == "sgd":
+        idle += [f"--{field.replace('_', '-')} has no effect with --optimizer = sgd"
+                 for field in ("adam_beta1", "adam_beta2", "adam_eps")
+                 if getattr(optimizer, field) != getattr(default, field)]
+    return idle
+
+
+def _idle_checkpoint(config: RunConfig) -> list[str]:
+    checkpoint = config.checkpoint
+    idle = []
+    if checkpoint.save is None:
+        idle += [f"{flag} has no effect without --save" for flag, given in
+                 (("--async-save", checkpoint.async_save), ("--no-save-optim", checkpoint.no_save_optim)) if given]
+    if checkpoint.load is None and checkpoint.no_load_optim:
+        idle.append("--no-load-optim has no effect without --load")
+    return idle

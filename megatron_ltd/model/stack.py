@@ -1,0 +1,104 @@
+"""The layers of a stage around the residual stream, with token dropping.
+
+    full layer       stream = stream + block(stream)
+    dropped layer    stream[rows] += block(stream[rows])        rows: the kept tokens of this layer and microbatch
+
+Dropped tokens pass unchanged and are neither seen by the kept ones in that layer nor lost to the next. The stream has
+full length at both ends of the stack, so stages exchange tensors of one shape whatever the kept length is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.attention import TokenFacts
+from megatron_ltd.model.block import Block
+from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.token_drop import stream as residual
+from megatron_ltd.token_drop.sampling import kept_positions, stream_rows
+
+
+@dataclass(frozen=True)
+class TokenDrop:
+    """Which layers drop tokens, and how.
+
+    Args:
+        layers: global ids of the dropped layers.
+        seed: of the selection.
+        strata: see `kept_positions`.
+    """
+
+    layers: frozenset[int] = frozenset()
+    seed: int = 0
+    strata: int = 1
+
+
+class Stack(nn.Module):
+    """Consecutive layers of the model.
+
+    `kept_tokens` is set between steps: how many tokens of each sample a dropped layer keeps.
+
+    Args:
+        layers: global ids of the layers this stack holds.
+        recompute: "none", "selective" (the attention core) or "full" (each layer).
+
+    Shapes:
+        stream [s/t or s, b, h] -> the same
+    """
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel, layers: range, drop: TokenDrop, recompute: str):
+        super().__init__()
+        self.tp = tp
+        self.drop = drop
+        self.kept_tokens = config.seq_length
+        self.recompute_layers = recompute == "full"
+        self.blocks = nn.ModuleDict(
+            {str(layer): Block(config, tp, recompute_attention=recompute == "selective") for layer in layers})
+        self.dropped = [layer for layer in layers if layer in drop.layers]
+
+    def forward(self, stream: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
+        kept = self._select(facts)
+        shape, rows_of_stream = stream.shape, None
+        for name, block in self.blocks.items():
+            layer = int(name)
+            if layer in kept:
+                if rows_of_stream is None:
+                    rows_of_stream = residual.own(stream.flatten(0, 1))
+                rows_of_stream = self._dropped_layer(rows_of_stream, block, kept[layer], facts, layer)
+            else:
+                if rows_of_stream is not None:
+                    stream, rows_of_stream = residual.release(rows_of_stream).view(shape), None
+                stream = stream + self._run(block, stream, facts.for_layer(layer))
+        return stream if rows_of_stream is None else residual.release(rows_of_stream).view(shape)
+
+    def _select(self, facts: SampleFacts) -> dict[int, torch.Tensor]:
+        """Kept positions [b, k] of each dropped layer; empty when nothing is dropped."""
+        if not self.training or not self.dropped or self.kept_tokens >= facts.sequence_tokens:
+            return {}
+        layers = torch.tensor(self.dropped, device=facts.sample_ids.device)
+        kept = kept_positions(self.drop.seed, facts.sample_ids, layers, sequence_tokens=facts.sequence_tokens,
+                              kept_tokens=self.kept_tokens, strata=self.drop.strata)
+        return dict(zip(self.dropped, kept, strict=True))
+
+    def _dropped_layer(self, rows_of_stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,
+                       layer: int) -> torch.Tensor:
+        # The selection is stratified over the slices of the sequence, so every process holds an equal share of the
+        # kept tokens, and takes them before the region gathers.
+        first_position, _ = self.tp.sequence_span(facts.sequence_tokens)
+        first, count = self.tp.sequence_span(self.kept_tokens)
+        rows = stream_rows(kept[:, first:first + count] - first_position)
+        rows_of_stream, taken = residual.take(rows_of_stream, rows)
+        taken = taken.unflatten(0, (count, kept.shape[0]))  # [k/t or k, b, h]
+        update = self._run(block, taken, facts.for_layer(layer, kept))
+        return residual.add(rows_of_stream, rows, update.flatten(0, 1))
+
+    def _run(self, block: Callable[[torch.Tensor, TokenFacts], torch.Tensor], x: torch.Tensor,
+             facts: TokenFacts) -> torch.Tensor:
+        if self.recompute_layers and self.training:
+            return checkpoint(block, x, facts, use_reentrant=False, preserve_rng_state=False)
+        return block(x, facts)

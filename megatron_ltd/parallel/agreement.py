@@ -1,0 +1,44 @@
+"""Ranks compare notes before they act, in JSON rather than in pickled objects."""
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def gather_json(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The values of all ranks, in order of rank; a value is anything JSON can hold.
+
+    Args:
+        group: a group that can exchange CPU tensors; None is all ranks.
+    """
+    data = json.dumps(value, allow_nan=False).encode()
+    world = dist.get_world_size(group) if dist.is_initialized() else 1
+    if world == 1:
+        return [json.loads(data)]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64), group=group)
+    longest = max(int(size) for size in sizes)
+    mine = torch.zeros(longest, dtype=torch.uint8)
+    mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world)]
+    dist.all_gather(buffers, mine, group=group)
+    return [json.loads(buffer[: int(size)].numpy().tobytes()) for buffer, size in zip(buffers, sizes, strict=True)]
+
+
+def disagreements(values: list[dict[str, Any]]) -> list[str]:
+    """What the ranks' flat dictionaries differ in, one line per key, ranks with equal values together."""
+    lines = []
+    for key in sorted(set().union(*values)):
+        ranks_of: dict[str, list[int]] = {}
+        for rank, value in enumerate(values):
+            ranks_of.setdefault(json.dumps(value.get(key)), []).append(rank)
+        if len(ranks_of) > 1:
+            sides = "; ".join(f"{text} on rank {_ranks(ranks)}" for text, ranks in ranks_of.items())
+            lines.append(f"{key}: {sides}")
+    return lines
+
+
+def _ranks(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} and {len(ranks) - 1} others"

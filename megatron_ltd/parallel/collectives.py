@@ -1,0 +1,136 @@
+"""Tensor-parallel communication: raw collectives, and the conjugate pairs that autograd needs.
+
+A tensor-parallel region lies between `enter` and `exit` (f and g of https://arxiv.org/abs/1909.08053, section 3):
+
+    without sequence parallelism       enter: identity    backward all-reduce        exit: all-reduce      backward identity
+    with (https://arxiv.org/abs/2205.05198, section 4.2)
+                                       enter: all-gather  backward reduce-scatter    exit: reduce-scatter  backward all-gather
+
+Sequence dims come first, so that a slice of the sequence is contiguous. A group of one does nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+# Renamed in torch 2.12; the old names warn at every call there.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def all_reduce(x: torch.Tensor, group: dist.ProcessGroup, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+    """The reduction over the group, in a new tensor."""
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x, op=op, group=group)
+    return x
+
+
+def all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The ranks' tensors one after the other. Shapes: [s/t, ...] -> [s, ...]"""
+    out = x.new_empty((x.shape[0] * group.size(), *x.shape[1:]))
+    _all_gather(out, x.contiguous(), group=group)
+    return out
+
+
+def reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """This rank's slice of the sum. Shapes: [s, ...] -> [s/t, ...]"""
+    out = x.new_empty((x.shape[0] // group.size(), *x.shape[1:]))
+    _reduce_scatter(out, x.contiguous(), group=group)
+    return out
+
+
+class _CopyThenReduceGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return all_reduce(grad, ctx.group), None
+
+
+class _ReduceThenCopyGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        return all_reduce(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad, None
+
+
+class _GatherThenScatterGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return all_gather(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return reduce_scatter(grad, ctx.group), None
+
+
+class _ScatterThenGatherGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return reduce_scatter(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return all_gather(grad, ctx.group), None
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """The tensor-parallel axis, as layers see it.
+
+    Args:
+        mesh: one-dimensional device mesh of the ranks that share a layer.
+        sequence_parallel: outside the regions, each rank holds a slice of the sequence.
+    """
+
+    mesh: DeviceMesh
+    sequence_parallel: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.mesh.size()
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        return self.mesh.get_group()
+
+    @property
+    def _slices_sequence(self) -> bool:
+        return self.sequence_parallel and self.size > 1
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """Into a tensor-parallel region. Shapes: [s, ...], or [s/t, ...] with sequence parallelism -> [s, ...]"""
+        if self.size == 1:
+            return x
+        function = _GatherThenScatterGradient if self.sequence_parallel else _CopyThenReduceGradient
+        return function.apply(x, self.group)
+
+    def exit(self, x: torch.Tensor) -> torch.Tensor:
+        """Out of a region with the sum of the ranks' parts. Shapes: [s, ...] -> [s, ...], or [s/t, ...]"""
+        if self.size == 1:
+            return x
+        function = _ScatterThenGatherGradient if self.sequence_parallel else _ReduceThenCopyGradient
+        return function.apply(x, self.group)
+
+    def sequence_span(self, sequence_tokens: int) -> tuple[int, int]:
+        """First position, and number of positions, that this process holds between regions."""
+        if not self._slices_sequence:
+            return 0, sequence_tokens
+        share = sequence_tokens // self.size
+        return self.mesh.get_local_rank() * share, share
+
+    def shard_span(self, count: int) -> tuple[int, int]:
+        """First item, and number of items, of `count` items (rows, heads) that are sharded over the axis."""
+        share = count // self.size
+        return self.mesh.get_local_rank() * share, share

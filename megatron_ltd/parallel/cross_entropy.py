@@ -1,0 +1,165 @@
+"""The head's projection and the cross-entropy, in one function over chunks of tokens.
+
+The logits of a whole microbatch are often the largest tensor of the last stage. Here a chunk of tokens is projected,
+turned into its loss and into its gradient, and forgotten, so that full logits never exist, neither gathered over the
+tensor-parallel axis nor on one rank, neither forward nor backward:
+
+    l = x W^T          loss = sum_i m_i (logsumexp(l_i) - l_i[y_i])          dl = m (softmax(l) - onehot(y))
+    dx = dl W          dW = dl^T x                                           formed in the forward pass
+
+The vocabulary, the rows of W, is sharded; per chunk the ranks exchange one maximum and one sum of two numbers for
+each token (vocab-parallel cross-entropy of https://arxiv.org/abs/1909.08053, section 3).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from megatron_ltd.parallel.collectives import TensorParallel, all_reduce
+
+_CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Logits of a chunk: on CPU they stay in cache, on a GPU they keep the matrix units busy."""
+
+
+@dataclass(frozen=True)
+class VocabShard:
+    """The rows of a vocabulary-sharded table that this process holds.
+
+    Args:
+        first: global id of the first local row.
+        valid: local rows that are tokens; the rest is padding and takes no part in the softmax.
+        tp: the axis over which the table is sharded.
+    """
+
+    first: int
+    valid: int
+    tp: TensorParallel
+
+    @classmethod
+    def of(cls, rows: int, vocab_size: int, tp: TensorParallel) -> "VocabShard":
+        first, count = tp.shard_span(rows)
+        return cls(first, max(0, min(count, vocab_size - first)), tp)
+
+    def reduce(self, x: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+        return x if self.tp.size == 1 else all_reduce(x, self.tp.group, op)
+
+    def chunk_tokens(self, device: torch.device) -> int:
+        return max(16, _CHUNK_LOGITS.get(device.type, 1 << 24) // max(1, self.valid))
+
+    def local_row(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Local row of each id, 0 where another rank holds it, and whether this rank holds it."""
+        row = ids - self.first
+        here = (row >= 0) & (row < self.valid)
+        return torch.where(here, row, 0), here
+
+
+def _row_maximum(logits: torch.Tensor, shard: VocabShard) -> torch.Tensor:
+    """Largest logit of each token over all ranks. Shapes: [c, v/t] -> [c, 1]"""
+    if shard.valid == 0:
+        largest = logits.new_full((logits.shape[0], 1), float("-inf"))
+    else:
+        largest = logits.amax(dim=1, keepdim=True)
+    return shard.reduce(largest, dist.ReduceOp.MAX)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
+                shard: VocabShard) -> torch.Tensor:
+        table = weight.narrow(0, 0, shard.valid)
+        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden) if needs_gradient else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradient else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        step = shard.chunk_tokens(hidden.device)
+        for start in range(0, hidden.shape[0], step):
+            chunk = slice(start, start + step)
+            x, mask = hidden[chunk], loss_mask[chunk, None]
+            logits = (x @ table.t()).float()  # [c, v/t]
+            row, here = shard.local_row(labels[chunk])
+            row, here = row[:, None], here[:, None]
+            logits -= _row_maximum(logits, shard)
+            target = logits.gather(1, row).where(here, 0.0) if shard.valid else torch.zeros_like(mask)
+            exponentials = logits.exp_()
+            sums = shard.reduce(torch.cat((exponentials.sum(dim=1, keepdim=True), target), dim=1))  # [c, 2]
+            denominator, target = sums[:, :1], sums[:, 1:]
+            total += ((denominator.log() - target) * mask).sum()
+            if grad_hidden is not None and grad_weight is not None:
+                gradient = exponentials.mul_(mask / denominator)
+                if shard.valid:
+                    gradient.scatter_add_(1, row, -(mask * here))
+                gradient = gradient.to(hidden.dtype)
+                torch.mm(gradient, table, out=grad_hidden[chunk])
+                _accumulate_outer(grad_weight.narrow(0, 0, shard.valid), gradient, x)
+        if needs_gradient:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        # The gradients were formed without the loss scale, so that half precision neither overflows nor vanishes
+        # there; the scale is applied in fp32.
+        scaled = grad_hidden.mul_(grad) if grad_hidden.dtype == torch.float32 else \
+            (grad_hidden.float() * grad).to(grad_hidden.dtype)
+        return scaled, grad_weight.mul_(grad).to(ctx.weight_dtype), None, None, None
+
+
+def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:
+    """total += gradient^T x in fp32. Shapes: total [v/t, h], gradient [c, v/t], x [c, h]"""
+    if gradient.dtype == torch.float32:
+        total.addmm_(gradient.t(), x)
+    else:
+        total += gradient.t() @ x
+
+
+def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
+              shard: VocabShard) -> torch.Tensor:
+    """Sum of the masked cross-entropy over tokens.
+
+    The gradient of `hidden` is this rank's part; the caller's `TensorParallel.enter` adds the parts up.
+
+    Args:
+        hidden: after `TensorParallel.enter`, the same on all ranks.
+        weight: local rows of the output embedding.
+        labels: global token ids, all below the vocabulary size.
+        loss_mask: fp32 weight of each token.
+
+    Shapes:
+        hidden [n, h], weight [v/t, h], labels [n], loss_mask [n] -> scalar fp32
+    """
+    return _HeadLoss.apply(hidden, weight, labels, loss_mask, shard)
+
+
+@torch.no_grad()
+def token_log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor,
+                            shard: VocabShard) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each label, and whether it is the most probable token (the lowest id among equals).
+
+    Shapes:
+        hidden [n, h], weight [v/t, h], labels [n] -> [n] fp32, [n] bool
+    """
+    table = weight.narrow(0, 0, shard.valid)
+    log_probabilities, greedy = [], []
+    step = shard.chunk_tokens(hidden.device)
+    for start in range(0, hidden.shape[0], step):
+        chunk = slice(start, start + step)
+        logits = (hidden[chunk] @ table.t()).float()
+        row, here = shard.local_row(labels[chunk])
+        largest = _row_maximum(logits, shard)
+        nowhere = torch.full_like(row, torch.iinfo(row.dtype).max)
+        if shard.valid:
+            best = torch.where(logits.amax(dim=1) == largest[:, 0], logits.argmax(dim=1) + shard.first, nowhere)
+            target = (logits.gather(1, row[:, None])[:, 0] - largest[:, 0]).where(here, 0.0)
+        else:
+            best, target = nowhere, torch.zeros_like(largest[:, 0])
+        exponential_sum = (logits - largest).exp_().sum(dim=1)
+        sums = shard.reduce(torch.stack((exponential_sum, target), dim=1))
+        log_probabilities.append(sums[:, 1] - sums[:, 0].log())
+        greedy.append(shard.reduce(best, dist.ReduceOp.MIN) == labels[chunk])
+    return torch.cat(log_probabilities), torch.cat(greedy)

@@ -1,0 +1,57 @@
+"""Gradient sums that neither autograd nor FSDP2 takes: tied copies, and what sequence parallelism splits."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor, Replicate
+
+from megatron_ltd.parallel.collectives import TensorParallel
+
+
+def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """The part of the gradient that this process holds."""
+    gradient = parameter.grad
+    assert gradient is not None
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def missing_gradients(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+    """Names of parameters that a backward pass left without a gradient. There must be none: an engine that loses
+    gradients without an error is how a run goes wrong silently."""
+    return [name for name, parameter in named_parameters if parameter.grad is None]
+
+
+def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, group: dist.ProcessGroup | None) -> None:
+    """Give the two copies of a tied embedding the sum of their gradients.
+
+    Equal copies with equal gradients and optimizer state stay equal.
+
+    Args:
+        embedding, head: the copies this process holds.
+        group: joins the processes that hold one copy each; unused where one process holds both.
+    """
+    if embedding is not None and head is not None:
+        total = local_gradient(embedding) + local_gradient(head)
+        local_gradient(embedding).copy_(total)
+        local_gradient(head).copy_(total)
+    elif embedding is not None or head is not None:
+        parameter = embedding if embedding is not None else head
+        assert parameter is not None
+        dist.all_reduce(local_gradient(parameter), group=group)
+
+
+def reduce_replicated(parameters: Iterable[nn.Parameter], tp: TensorParallel) -> None:
+    """With sequence parallelism, each tensor-parallel rank has the gradient of norms, row-parallel biases and position
+    embeddings only for its slice of the sequence: add the slices up, in one flat all-reduce."""
+    if not tp.sequence_parallel or tp.size == 1:
+        return
+    gradients = [local_gradient(p) for p in parameters
+                 if isinstance(p, DTensor) and isinstance(p.placements[-1], Replicate)]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat, group=tp.group)
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))

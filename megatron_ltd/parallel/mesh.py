@@ -1,0 +1,94 @@
+"""The rank grid: every process has a coordinate on the axes pipeline, data and tensor.
+
+    rank = (pp_rank * dp + dp_rank) * tp + tp_rank
+
+Tensor-parallel ranks are neighbours, since they talk most (https://arxiv.org/abs/2104.04473, section 3.2). The data
+axis is two axes of which one has size 1: parameters are either replicated over it or sharded over it, and the same
+engine does both.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This process's place among all, and the groups it talks in.
+
+    `world` is the device mesh over `AXES`; `embedding` joins the first and the last stage of a pipeline, which hold
+    the two copies of a tied embedding.
+    """
+
+    world: DeviceMesh
+    embedding: dist.ProcessGroup | None
+
+    @property
+    def tp(self) -> DeviceMesh:
+        return self.world["tp"]
+
+    @property
+    def data(self) -> DeviceMesh:
+        """The two data-parallel axes, as the sharding engine takes them."""
+        return self.world["dp_replicate", "dp_shard"]
+
+    @property
+    def pp_size(self) -> int:
+        return self.world.size(0)
+
+    @property
+    def dp_size(self) -> int:
+        return self.world.size(1) * self.world.size(2)
+
+    @property
+    def tp_size(self) -> int:
+        return self.world.size(3)
+
+    @property
+    def pp_rank(self) -> int:
+        return self.world.get_local_rank("pp")
+
+    @property
+    def dp_rank(self) -> int:
+        return self.world.get_local_rank("dp_replicate") + self.world.get_local_rank("dp_shard")
+
+    @property
+    def tp_rank(self) -> int:
+        return self.world.get_local_rank("tp")
+
+    @property
+    def pp_group(self) -> dist.ProcessGroup:
+        return self.world["pp"].get_group()
+
+    @property
+    def tp_group(self) -> dist.ProcessGroup:
+        return self.world["tp"].get_group()
+
+
+def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters: bool, timeout: timedelta) -> Mesh:
+    """The mesh over all ranks of the default process group.
+
+    Args:
+        device_type: "cuda" or "cpu".
+        pp, dp, tp: sizes of the axes; their product is the world size.
+        shard_parameters: data-parallel ranks shard the parameters rather than hold copies.
+        timeout: of every collective; a group made without one would ignore the default group's.
+    """
+    replicate, shard = (1, dp) if shard_parameters else (dp, 1)
+    world = init_device_mesh(device_type, (pp, replicate, shard, tp), mesh_dim_names=AXES)
+    for axis in AXES:
+        _set_pg_timeout(timeout, world[axis].get_group())
+    embedding = None
+    if pp > 1:
+        # Every rank takes part in making every group, in the same order.
+        for peer in range(dp * tp):
+            ranks = [peer, (pp - 1) * dp * tp + peer]
+            group = dist.new_group(ranks, timeout=timeout)
+            if dist.get_rank() in ranks:
+                embedding = group
+    return Mesh(world, embedding)

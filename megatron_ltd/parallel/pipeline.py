@@ -1,0 +1,149 @@
+"""The pipeline: torch's schedules over the stages of this process, and a forward-only pass for evaluation.
+
+Stages exchange the residual stream, which has one shape whatever the kept length is. What a microbatch's samples are
+(ids, labels, masks) does not travel: every process reads its own copy and hands it to each of its stages.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import (
+    Schedule1F1B,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+
+from megatron_ltd.parallel.partition import stages_of_rank
+
+_SCHEDULES: dict[str, Any] = {
+    "1f1b": Schedule1F1B,
+    "interleaved": ScheduleInterleaved1F1B,
+    "interleaved-zero-bubble": ScheduleInterleavedZeroBubble,
+    "zbv": ScheduleZBVZeroBubble,
+}
+ZERO_BUBBLE = ("interleaved-zero-bubble", "zbv")
+"""Schedules that split the backward pass into one for inputs and one for weights."""
+
+
+class _FullBackwardStage(PipelineStage):
+    """Takes the whole backward pass where a zero-bubble schedule asks for the inputs' half, and nothing later.
+
+    Splitting the pass loses gradients without an error when parameters are freed after the forward pass, recomputes
+    once per weight under activation recomputation, and cannot run a compiled layer's fused backward. The placement of
+    the stages, and with it most of the schedule's gain, stays.
+    """
+
+    def backward_one_chunk(self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True,
+                           last_backward: bool = False) -> None:
+        super().backward_one_chunk(bwd_chunk_id, loss=loss, full_backward=True, last_backward=last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        return
+
+
+class Pipeline:
+    """The stages of this process and the schedule that runs them.
+
+    Args:
+        modules: this process's stages in order of depth; called as `module(x, **facts)`.
+        schedule: a name of --pipeline-schedule.
+        group: the pipeline's process group.
+        hidden_shape: of what stages exchange, [s/t or s, b, h].
+        token_shape: of the first stage's input, [b, s].
+        dtype: of what stages exchange.
+        full_backward: do not split the backward pass, whatever the schedule.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], *, schedule: str, group: dist.ProcessGroup, device: torch.device,
+                 hidden_shape: tuple[int, ...], token_shape: tuple[int, int], dtype: torch.dtype, full_backward: bool):
+        self.modules, self.schedule, self.group, self.device = list(modules), schedule, group, device
+        self.hidden_shape, self.token_shape, self.dtype = hidden_shape, token_shape, dtype
+        self.size, self.rank = group.size(), dist.get_rank(group)
+        self.stages = len(self.modules) * self.size
+        self.local = stages_of_rank(schedule, self.rank, self.size, len(self.modules))
+        split = schedule in ZERO_BUBBLE and not full_backward
+        kind = PipelineStage if split else _FullBackwardStage
+        self._engine_stages = [self._engine_stage(kind, stage, module)
+                               for stage, module in zip(self.local, self.modules, strict=True)]
+        self._schedules: dict[int, Any] = {}
+        self._loss_factor = 1.0
+
+    @property
+    def has_first(self) -> bool:
+        return 0 in self.local
+
+    @property
+    def has_last(self) -> bool:
+        return self.stages - 1 in self.local
+
+    def train_step(self, tokens: torch.Tensor, facts: Mapping[str, torch.Tensor], *, microbatches: int,
+                   loss_factor: float) -> torch.Tensor:
+        """Forward and backward over all microbatches; gradients are left on the parameters.
+
+        Args:
+            tokens: [m b, s], the microbatches one after the other.
+            facts: what each microbatch's stages are given, cut along dim 0 like the tokens.
+            loss_factor: what a microbatch's loss is multiplied with before the backward pass.
+
+        Returns:
+            the sum of the microbatches' losses, before the factor; zero where the last stage lives elsewhere.
+        """
+        self._loss_factor = loss_factor
+        if microbatches not in self._schedules:
+            self._schedules[microbatches] = self._build_schedule(microbatches)
+        losses: list[torch.Tensor] = []
+        self._schedules[microbatches].step(*((tokens,) if self.has_first else ()), losses=losses, return_outputs=False,
+                                           target=tokens if self.has_last else None, **facts)
+        if not losses:
+            return torch.zeros((), device=self.device)
+        return torch.stack([loss.detach() for loss in losses]).sum() / loss_factor
+
+    @torch.no_grad()
+    def forward(self, tokens: torch.Tensor, facts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Run one microbatch through all stages without gradients.
+
+        Returns:
+            what the last stage returns, on the process that holds it; None elsewhere.
+        """
+        slices = self.token_shape[1] // self.hidden_shape[0]
+        shape = (tokens.shape[1] // slices, tokens.shape[0], self.hidden_shape[2])
+        x: torch.Tensor | None = None
+        for stage in range(self.stages):
+            if stage not in self.local:
+                continue
+            if stage == 0:
+                x = tokens
+            elif stage - 1 not in self.local:
+                x = torch.empty(shape, dtype=self.dtype, device=self.device)
+                dist.recv(x, group=self.group, group_src=self._owner(stage - 1))
+            x = self.modules[self.local.index(stage)](x, **facts)
+            if stage + 1 < self.stages and stage + 1 not in self.local:
+                dist.send(x.contiguous(), group=self.group, group_dst=self._owner(stage + 1))
+        return x if self.has_last else None
+
+    def last_stage_rank(self) -> int:
+        """Rank in the group of the process that holds the last stage."""
+        return self._owner(self.stages - 1)
+
+    def _owner(self, stage: int) -> int:
+        return next(rank for rank in range(self.size)
+                    if stage in stages_of_rank(self.schedule, rank, self.size, len(self.modules)))
+
+    def _engine_stage(self, kind: type[PipelineStage], stage: int, module: nn.Module) -> PipelineStage:
+        # Shapes given in advance spare the engine two extra passes to find them out.
+        hidden = torch.empty(self.hidden_shape, dtype=self.dtype, device="meta", requires_grad=True)
+        tokens = torch.empty(self.token_shape, dtype=torch.int64, device="meta")
+        loss = torch.empty((), dtype=torch.float32, device="meta", requires_grad=True)
+        return kind(module, stage, self.stages, self.device, input_args=tokens if stage == 0 else hidden,
+                    output_args=loss if stage == self.stages - 1 else hidden, group=self.group)
+
+    def _build_schedule(self, microbatches: int) -> Any:
+        single = self.schedule == "1f1b"
+        return _SCHEDULES[self.schedule](
+            self._engine_stages[0] if single else self._engine_stages, n_microbatches=microbatches,
+            loss_fn=lambda loss, target: loss * self._loss_factor, scale_grads=False)

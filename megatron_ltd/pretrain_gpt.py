@@ -1,0 +1,139 @@
+"""Pretrain GPT: `torchrun ... -m megatron_ltd.pretrain_gpt --num-layers ... --data-path ...`.
+
+Everything that is a GPT run, in order: settings, checks, process group, data, model, checkpoint, loop, exit code.
+"""
+
+import sys
+import traceback
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from megatron_ltd.checkpoint.agreement import checkpoint_group
+from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
+from megatron_ltd.cli import parse_run_config
+from megatron_ltd.config import RunConfig
+from megatron_ltd.config_checks import check
+from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
+from megatron_ltd.data.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
+from megatron_ltd.derived import global_batch_size, total_samples
+from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, DataError, UserError
+from megatron_ltd.log import Console
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.parallel.agreement import gather_json
+from megatron_ltd.train import launch
+from megatron_ltd.train.launch import Launch, Runtime
+from megatron_ltd.train.log_writers import Metrics
+from megatron_ltd.train.resume import restore, with_checkpoint_model
+from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.stopping import write_exit_record
+from megatron_ltd.train.trainer import Trainer
+
+
+def read_tokenizer(config: RunConfig) -> Tokenizer:
+    """The run's tokenizer; for --mock-data without one, plain numbers below --vocab-size."""
+    if config.data.mock_data and config.data.tokenizer_type is None:
+        assert config.model.vocab_size is not None
+        return NullTokenizer(config.model.vocab_size - 1)
+    return build_tokenizer(config.data, config.model.vocab_size)
+
+
+def with_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """The model's vocabulary is the tokenizer's, unless a larger one was asked for."""
+    vocab_size = max(config.model.vocab_size or 0, tokenizer.vocab_size)
+    return replace(config, model=replace(config.model, vocab_size=vocab_size))
+
+
+def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> Datasets:
+    """The run's samples, after all processes have seen that they read the same ones.
+
+    Raises:
+        DataError: on every process, if one of them cannot read its data or reads other data.
+    """
+    dp = runtime.mesh.dp_size
+    valid_samples = config.logging.eval_iters * global_batch_size(config, dp)
+    problem, digest, datasets = None, None, None
+    try:
+        datasets = build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, 0)
+        digest = datasets_digest(tokenizer, datasets)
+    except UserError as error:
+        problem = str(error)
+    answers = gather_json([problem, digest])
+    problems = {found for found, _ in answers if found is not None}
+    if problems:
+        raise DataError("\n".join(sorted(problems)))
+    if len({found for _, found in answers}) > 1:
+        raise DataError("The processes read different corpora or tokenizers under the same names; copy the same files to "
+                        "every machine")
+    assert datasets is not None
+    return datasets
+
+
+def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
+    """The run on this process; returns its exit code.
+
+    Raises:
+        UserError: what the user can repair.
+    """
+    if config.training.deterministic_mode:
+        torch.use_deterministic_algorithms(True)
+    runtime = launch.start(config, place)
+    console = Console(place.rank == 0)
+    group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
+    if config.checkpoint.save is not None:
+        probe_writable(Path(config.checkpoint.save), group)
+    datasets = read_datasets(config, tokenizer, runtime)
+    model = build_model(config, runtime.mesh, runtime.device)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
+    state = restore(config, model, optimizer, group, console)
+    writer = None
+    if config.checkpoint.save is not None:
+        writer = CheckpointWriter(Path(config.checkpoint.save), group, config.checkpoint.async_save,
+                                  config.checkpoint.save_retain_interval, console)
+    metrics = Metrics(config.logging, config.to_dict(), console, state.consumed.steps)
+    mesh = runtime.mesh
+    console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
+                 f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
+                 f"{optimizer.description}, configuration {config.digest()[:12]}")
+    code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer).run()
+    if place.rank == 0:
+        reasons = {EXIT_COMPLETE: "complete", 10: "stopped by a signal", 11: "interval or duration reached"}
+        write_exit_record(config.checkpoint.save, code, state.consumed.steps, reasons[code])
+    return code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run and return the exit code; what a user can repair is printed as one message."""
+    console = Console()
+    save = None
+    try:
+        place = Launch.from_environment()
+        console = Console(place.rank == 0)
+        config, notes = parse_run_config(sys.argv[1:] if arguments is None else arguments)
+        save = config.checkpoint.save
+        for note in notes:
+            console.line(note)
+        config = with_checkpoint_model(config)
+        check(config, place.world_size)
+        tokenizer = read_tokenizer(config)
+        config = with_vocabulary(config, tokenizer)
+        check(config, place.world_size)
+        return train(config, tokenizer, place)
+    except UserError as error:
+        console.error(f"{type(error).__name__}: {error}")
+        if console.speaks:
+            write_exit_record(save, error.exit_code, -1, str(error))
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        if console.speaks:
+            write_exit_record(save, EXIT_INTERNAL, -1, repr(error))
+        return EXIT_INTERNAL
+    finally:
+        launch.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What a run has consumed, in the three units that token dropping tells apart.
+
+    raw tokens      samples x sequence length: what was read
+    layer tokens    the mean over layers of the tokens a layer processed (https://arxiv.org/abs/2211.11586, section 3.4)
+    FLOPs           what was computed; attention's quadratic term, embedding and head included (`model.flops`)
+
+Layer tokens are kept as an integer, the sum over layers, so that no rounding accumulates over a run.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """Counters of a run; all of them are saved in its checkpoints."""
+
+    steps: int = 0
+    samples: int = 0
+    tokens: int = 0
+    layer_token_sum: int = 0
+    """Tokens processed, summed over layers; divide by the number of layers for layer tokens."""
+    flops: int = 0
+    full_flops: int = 0
+    """FLOPs of the same samples without dropping."""
+
+    def after_step(self, *, samples: int, sequence_tokens: int, kept_tokens: int, layers: int, dropped_layers: int,
+                   sample_flops: int, full_sample_flops: int) -> "Consumed":
+        """The counters after one more step of `samples` samples."""
+        processed = sequence_tokens * (layers - dropped_layers) + min(kept_tokens, sequence_tokens) * dropped_layers
+        return Consumed(
+            steps=self.steps + 1,
+            samples=self.samples + samples,
+            tokens=self.tokens + samples * sequence_tokens,
+            layer_token_sum=self.layer_token_sum + samples * processed,
+            flops=self.flops + samples * sample_flops,
+            full_flops=self.full_flops + samples * full_sample_flops,
+        )
+
+    def layer_tokens(self, layers: int) -> int:
+        return self.layer_token_sum // layers
+
+    @property
+    def saving(self) -> float:
+        """Share of the FLOPs that dropping has saved so far."""
+        return 0.0 if self.full_flops == 0 else 1.0 - self.flops / self.full_flops

@@ -1,0 +1,102 @@
+"""The residual stream, updated in place.
+
+A dropped layer reads the kept rows of the stream, and adds to them what the layer computes:
+
+    stream[rows] += block(stream[rows])
+
+Neither the forward nor the backward pass touches the other rows, and nothing of full length is saved:
+
+    forward    own -> take, add -> take, add -> ... -> release          one copy for a whole run of dropped layers
+    backward   own <- take, add <- take, add <- ... <- release          one copy
+
+`own` copies the stream so that it may be overwritten; `release` copies the incoming gradient so that *it* may be
+overwritten. Between the two, the full-length stream and its gradient have no other reader, which is what makes the
+in-place arithmetic of `take` and `add` safe. Each function returns the exact derivative of what it computes.
+
+The stream is flattened to rows, [s * b, h]; rows are distinct.
+"""
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+class _Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stream: torch.Tensor) -> torch.Tensor:
+        return stream.clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stream: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(rows)
+        # Declared dirty though unchanged: the stream leaves as the same tensor, not as a view that `_Add` could not
+        # write to, and its gradient returns through this node.
+        ctx.mark_dirty(stream)
+        return stream, stream.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_stream: torch.Tensor, grad_taken: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return grad_stream.index_add_(0, rows, grad_taken), None
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.mark_dirty(stream)
+        return stream.index_add_(0, rows, update)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+        (rows,) = ctx.saved_tensors
+        return grad, None, grad.index_select(0, rows)
+
+
+class _Release(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stream: torch.Tensor) -> torch.Tensor:
+        return stream.view_as(stream)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad.clone(memory_format=torch.contiguous_format)
+
+
+def own(stream: torch.Tensor) -> torch.Tensor:
+    """A copy of the stream that `take` and `add` may overwrite. Shapes: [s * b, h] -> the same."""
+    return _Own.apply(stream)
+
+
+def take(stream: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stream, to be used in place of the argument from here on, and a copy of its `rows`.
+
+    Shapes:
+        stream [s * b, h], rows [k * b] -> [s * b, h], [k * b, h]
+    """
+    return _Take.apply(stream, rows)
+
+
+def add(stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """`stream[rows] += update` in place; use the result in place of the argument.
+
+    Shapes:
+        stream [s * b, h], rows [k * b], update [k * b, h] -> [s * b, h]
+    """
+    return _Add.apply(stream, rows, update)
+
+
+def release(stream: torch.Tensor) -> torch.Tensor:
+    """The end of a run of dropped layers: from here on the stream is not overwritten. Shapes: unchanged."""
+    return _Release.apply(stream)

@@ -1,0 +1,125 @@
+"""From the environment that torchrun sets to a process group and a device. Nothing else reads the environment."""
+
+import os
+import platform
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import megatron_ltd
+from megatron_ltd.config import RunConfig
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.parallel.agreement import disagreements, gather_json
+from megatron_ltd.parallel.mesh import Mesh, build_mesh
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among all that were started together.
+
+    `init_method` is where they meet; None for a single process that was started without a launcher.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    init_method: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> "Launch":
+        """As torchrun says; a single process without it.
+
+        Raises:
+            ConfigError: the variables are incomplete or no numbers.
+        """
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+            return cls()
+        try:
+            rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+        except (KeyError, ValueError) as error:
+            found = ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in names)
+            raise ConfigError(f"{found}: a launcher must set all three to numbers; start with torchrun") from error
+        return cls(rank, local_rank, world_size, "env://")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The running process: its place, its device, its mesh."""
+
+    launch: Launch
+    device: torch.device
+    mesh: Mesh
+
+
+def choose_device(config: RunConfig, launch: Launch) -> torch.device:
+    """The GPU of this process where there are any, else the CPU.
+
+    Raises:
+        ConfigError: nccl without a GPU, or more processes on this machine than GPUs.
+    """
+    backend = config.parallel.distributed_backend
+    if not torch.cuda.is_available():
+        if backend == "nccl":
+            raise ConfigError("--distributed-backend = nccl needs GPUs and torch sees none; use gloo or auto")
+        return torch.device("cpu")
+    if backend == "gloo":
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise ConfigError(f"LOCAL_RANK = {launch.local_rank}: this machine has {torch.cuda.device_count()} GPUs; start at "
+                          "most one process for each (--nproc-per-node)")
+    return torch.device("cuda", launch.local_rank)
+
+
+def start(config: RunConfig, launch: Launch) -> Runtime:
+    """Join the process group, agree on the configuration, and build the mesh.
+
+    Raises:
+        ConfigError: the processes were started with different settings or versions.
+    """
+    device = choose_device(config, launch)
+    timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if launch.init_method is None:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, init_method=launch.init_method, rank=launch.rank,
+                                world_size=launch.world_size, timeout=timeout)
+    agree_on_configuration(config)
+    pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
+    mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,
+                      shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout)
+    return Runtime(launch, device, mesh)
+
+
+def agree_on_configuration(config: RunConfig) -> None:
+    """All processes must run the same thing; gloo would add up tensors that do not belong together without a word.
+
+    Raises:
+        ConfigError: on every process, naming the settings that differ and the ranks.
+    """
+    facts: dict[str, Any] = {
+        f"--{key.replace('_', '-')}": value for section in config.to_dict().values() for key, value in section.items()}
+    facts |= {"version of megatron_ltd": megatron_ltd.__version__, "version of torch": torch.__version__,
+              "version of Python": platform.python_version()}
+    differing = disagreements(gather_json(facts))
+    if differing:
+        raise ConfigError("The processes were started with different settings; start all of them with the same:\n  "
+                          + "\n  ".join(differing))
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def describe_host() -> str:
+    """Where this process runs, for the log."""
+    return f"{socket.gethostname()} (Python {platform.python_version()}, torch {torch.__version__})"

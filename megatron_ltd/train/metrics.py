@@ -1,0 +1,102 @@
+"""What a run tells about itself, in numbers and as a line.
+
+    tokens_per_second     raw tokens of the global batch / seconds of the step
+    model_flops           forward and backward FLOPs of the step, after dropping (`megatron_ltd.model.flops`)
+    tflops_per_device     model_flops / seconds / devices / 1e12
+    mfu                   tflops_per_device / peak TFLOP/s of a device, where that is known
+    theoretical_saving    share of the step's FLOPs that dropping left out
+    cumulative_saving     the same for the run so far
+
+The loss is that of the logged step, not a mean since the last line, so that a resumed run logs the same numbers.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from megatron_ltd.token_drop.accounting import Consumed
+
+# Dense bf16 peaks from the vendors' data sheets.
+_PEAK_TFLOPS = {"A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "V100": 125.0}
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Dense bf16 peak of a GPU by its name, in TFLOP/s; None for others."""
+    return next((peak for name, peak in _PEAK_TFLOPS.items() if name in device_name), None)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What is known after a step."""
+
+    consumed: Consumed
+    total_steps: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    global_batch_size: int
+    kept_length: int
+    loss_scale: float
+    skipped: bool
+    step_seconds: float
+    sequence_tokens: int
+    layers: int
+    devices: int
+    step_flops: int
+    full_step_flops: int
+    peak_tflops: float | None
+
+    def fields(self) -> dict[str, Any]:
+        """One line of the metrics file."""
+        seconds = max(self.step_seconds, 1e-9)
+        tflops = self.step_flops / seconds / self.devices / 1e12
+        return {
+            "step": self.consumed.steps,
+            "consumed_samples": self.consumed.samples,
+            "consumed_tokens": self.consumed.tokens,
+            "consumed_layer_tokens": self.consumed.layer_tokens(self.layers),
+            "lm_loss": self.loss,
+            "grad_norm": self.gradient_norm,
+            "learning_rate": self.learning_rate,
+            "global_batch_size": self.global_batch_size,
+            "kept_length": self.kept_length,
+            "step_seconds": self.step_seconds,
+            "tokens_per_second": self.global_batch_size * self.sequence_tokens / seconds,
+            "model_flops": self.step_flops,
+            "tflops_per_device": tflops,
+            "mfu": tflops / self.peak_tflops if self.peak_tflops else None,
+            "theoretical_saving": 1.0 - self.step_flops / self.full_step_flops,
+            "cumulative_saving": self.consumed.saving,
+            "loss_scale": self.loss_scale,
+            "skipped": self.skipped,
+        }
+
+    def line(self) -> str:
+        """Megatron-LM's line, and what token dropping adds to it."""
+        f = self.fields()
+        mfu = "" if f["mfu"] is None else f" MFU: {100 * f['mfu']:.1f}% |"
+        return (
+            f" [{datetime.now():%Y-%m-%d %H:%M:%S}] iteration {self.consumed.steps:8d}/{self.total_steps:8d} |"
+            f" consumed samples: {self.consumed.samples:12d} |"
+            f" elapsed time per iteration (ms): {1000 * self.step_seconds:.1f} |"
+            f" throughput per GPU (TFLOP/s/GPU): {f['tflops_per_device']:.3g} |"
+            f" learning rate: {self.learning_rate:.6E} | global batch size: {self.global_batch_size:5d} |"
+            f" lm loss: {self.loss:.6E} | loss scale: {self.loss_scale:.1f} | grad norm: {self.gradient_norm:.3f} |"
+            f" number of skipped iterations: {int(self.skipped):3d} |"
+            f" number of nan iterations: {int(not math.isfinite(self.loss)):3d} |"
+            f" kept length: {self.kept_length:5d}/{self.sequence_tokens:5d} |"
+            f" consumed tokens: {self.consumed.tokens:12d} |"
+            f" layer tokens: {self.consumed.layer_tokens(self.layers):12d} |"
+            f" tokens/s: {f['tokens_per_second']:.0f} |{mfu}"
+            f" saving: {100 * f['theoretical_saving']:.1f}% (run {100 * self.consumed.saving:.1f}%) |")
+
+
+def validation_fields(step: int, loss: float) -> dict[str, Any]:
+    return {"step": step, "validation_loss": loss, "validation_ppl": math.exp(min(loss, 700.0))}
+
+
+def validation_line(step: int, loss: float) -> str:
+    """Megatron-LM's line."""
+    return (f" validation loss at iteration {step} | lm loss value: {loss:.6E} |"
+            f" lm loss PPL: {math.exp(min(loss, 700.0)):.6E} |")

@@ -1,0 +1,129 @@
+"""The model on this process: its stages, sharded, compiled if asked for, and the pipeline that runs them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.derived import dropped_layers, parse_pipeline_split, virtual_chunks
+from megatron_ltd.model.gpt import GPT, StageSpan
+from megatron_ltd.model.init import global_name, materialize
+from megatron_ltd.model.stack import TokenDrop
+from megatron_ltd.parallel import data_parallel
+from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.parallel.gradients import reduce_replicated, reduce_tied
+from megatron_ltd.parallel.mesh import Mesh
+from megatron_ltd.parallel.partition import stage_spans, stages_of_rank, uniform_split
+from megatron_ltd.parallel.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class NamedParameter:
+    """A parameter of this process.
+
+    `name` is unique here; `global_name` is what every layout calls it; `is_copy` marks the second holder of a tied
+    embedding, which the norm and checkpoints leave out.
+    """
+
+    name: str
+    global_name: str
+    parameter: nn.Parameter
+    is_copy: bool
+
+
+class Model:
+    """The stages of this process and what has to happen to their gradients.
+
+    The parameters are listed once, when they are built: while a forward pass has gathered them, `Module.parameters()`
+    would give the gathered ones.
+    """
+
+    def __init__(self, stages: list[GPT], pipeline: Pipeline, mesh: Mesh, tp: TensorParallel):
+        self.stages, self.pipeline, self.mesh, self.tp = stages, pipeline, mesh, tp
+        self.parameters = list(self._named_parameters())
+
+    def _named_parameters(self) -> Iterator[NamedParameter]:
+        for stage in self.stages:
+            for name, parameter in stage.named_parameters():
+                known_as = global_name(name, stage.config)
+                yield NamedParameter(name, known_as, parameter, known_as != name and name == "head.weight")
+
+    def train_mode(self, kept_tokens: int) -> None:
+        """Ready for a training step in which dropped layers keep so many tokens of a sample."""
+        for stage in self.stages:
+            stage.train()
+            stage.stack.kept_tokens = kept_tokens
+
+    def eval_mode(self) -> None:
+        for stage in self.stages:
+            stage.eval()
+
+    def after_evaluation(self) -> None:
+        data_parallel.reshard(self.stages)
+
+    def finish_gradients(self) -> None:
+        """The sums that are left to take once every stage has run its backward passes.
+
+        Raises:
+            RuntimeError: the engine left a parameter without a gradient.
+        """
+        missing = [p.name for p in self.parameters if p.parameter.grad is None]
+        if missing:
+            raise RuntimeError(f"no gradient for {', '.join(missing[:5])} and {len(missing)} parameters in all; "
+                               "the step is not applied")
+        if self.pipeline.stages > 1:
+            reduce_tied(self._tied("embedding.word.weight"), self._tied("head.weight"), self.mesh.embedding)
+        reduce_replicated((p.parameter for p in self.parameters), self.tp)
+
+    def _tied(self, name: str) -> nn.Parameter | None:
+        if not self.stages[0].config.tied:
+            return None
+        return next((p.parameter for p in self.parameters if p.name == name), None)
+
+
+def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bool = True) -> Model:
+    """Build the stages of this process.
+
+    Args:
+        draw: fill the parameters with their initial values; without it, for a checkpoint to fill.
+    """
+    parallel = config.parallel
+    tp = TensorParallel(mesh.tp, parallel.sequence_parallel)
+    chunks = virtual_chunks(config)
+    count = mesh.pp_size * chunks
+    split = parse_pipeline_split(parallel.pipeline_split)
+    spans = stage_spans(list(split) if split is not None else uniform_split(config.model.num_layers, count))
+    schedule = parallel.pipeline_schedule if mesh.pp_size > 1 else "1f1b"
+    stages = [_build_stage(config, tp, StageSpan(*spans[stage], config.model.num_layers), mesh, device, draw)
+              for stage in stages_of_rank(schedule, mesh.pp_rank, mesh.pp_size, chunks)]
+    samples, length = config.training.micro_batch_size, config.model.seq_length
+    _, slice_length = tp.sequence_span(length)
+    recomputes_or_compiles = parallel.recompute != "none" or config.training.compile
+    pipeline = Pipeline(
+        stages, schedule=schedule, group=mesh.pp_group, device=device,
+        hidden_shape=(slice_length, samples, config.model.hidden_size), token_shape=(samples, length),
+        dtype=data_parallel.compute_dtype(config.training.precision),
+        full_backward=recomputes_or_compiles or parallel.sharding == "optim_grads_params")
+    return Model(stages, pipeline, mesh, tp)
+
+
+def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: Mesh, device: torch.device,
+                 draw: bool) -> GPT:
+    """One stage, its layers allocated and sharded one by one, so that memory never holds an unsharded model."""
+    training = config.training
+    drop = TokenDrop(frozenset(dropped_layers(config)), training.seed, config.token_drop.random_ltd_strata)
+    stage = GPT(config.model, tp, span, drop=drop, seed=training.seed, recompute=config.parallel.recompute)
+    reshard_after_forward = config.parallel.sharding == "optim_grads_params"
+
+    def allocate_and_shard(module: nn.Module, prefix: str) -> None:
+        materialize(module, config.model, prefix=prefix, seed=training.seed, device=device, draw=draw)
+        data_parallel.shard(module, mesh, precision=training.precision, reshard_after_forward=reshard_after_forward)
+
+    for layer, block in stage.stack.blocks.items():
+        if training.compile:
+            block.forward = torch.compile(block.forward)
+        allocate_and_shard(block, f"stack.blocks.{layer}")
+    allocate_and_shard(stage, "")
+    return stage

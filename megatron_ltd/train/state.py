@@ -1,0 +1,101 @@
+"""All that a run needs to go on where it stopped: weights, optimizer state, and a few counters.
+
+Data order, dropout, kept tokens and the learning rate are functions of the counters, so nothing else is kept. Names are
+global and shards know their placement, so what one layout saved another one loads.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_ltd.checkpoint import io
+from megatron_ltd.checkpoint.manifest import Manifest
+from megatron_ltd.config import RunConfig
+from megatron_ltd.errors import CheckpointError
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.optim.loss_scale import LossScale
+from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.train.setup import Model
+
+
+@dataclass
+class TrainState:
+    """The counters of a run; `updates` is `consumed.steps` less the steps that overflowed."""
+
+    consumed: Consumed = field(default_factory=Consumed)
+    loss_scale: LossScale = field(default_factory=LossScale)
+    updates: int = 0
+
+    def counters(self) -> dict[str, Any]:
+        return {"consumed": dataclasses.asdict(self.consumed), "loss_scale": dataclasses.asdict(self.loss_scale),
+                "updates": self.updates}
+
+    @classmethod
+    def from_counters(cls, counters: dict[str, Any]) -> "TrainState":
+        """The inverse of `counters`.
+
+        Raises:
+            CheckpointError: they are not what this version writes.
+        """
+        try:
+            return cls(Consumed(**counters["consumed"]), LossScale(**counters["loss_scale"]), counters["updates"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint's counters are not those of this version: {error}") from error
+
+
+def named_tensors(model: Model, optimizer: ShardedOptimizer | None, updates: int) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds, by global name, for saving; without the copies of tied embeddings."""
+    tensors: dict[str, torch.Tensor] = {f"model.{p.global_name}": p.parameter for p in model.parameters
+                                        if not p.is_copy}
+    if optimizer is not None:
+        moments = optimizer.state_tensors(updates)
+        for p in model.parameters:
+            if not p.is_copy:
+                tensors |= {f"optimizer.{m}.{p.global_name}": moments[f"{m}.{p.name}"] for m in optimizer.moments}
+    return tensors
+
+
+def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: dist.ProcessGroup | None) -> Manifest:
+    """Fill weights, and the optimizer's state if given, from a checkpoint, in place.
+
+    Raises:
+        CheckpointError: on all ranks; the checkpoint is damaged or does not fit the model.
+    """
+    updates = 0
+    if optimizer is not None:
+        updates = TrainState.from_counters(io.read_on_all_ranks(path, group).counters).updates
+    targets: dict[str, torch.Tensor] = {}
+    repeated: list[tuple[torch.Tensor, torch.Tensor]] = []
+    moments = optimizer.state_tensors(updates) if optimizer is not None else {}
+    for p in model.parameters:
+        wanted: dict[str, torch.Tensor] = {f"model.{p.global_name}": p.parameter}
+        if optimizer is not None:
+            wanted |= {f"optimizer.{m}.{p.global_name}": moments[f"{m}.{p.name}"] for m in optimizer.moments}
+        for name, tensor in wanted.items():
+            # A V-shaped pipeline holds both copies of a tied embedding in one process; one name is read once.
+            repeated += [(tensor, targets[name])] if name in targets else []
+            targets.setdefault(name, tensor)
+    manifest = io.load(path, targets, group)
+    for copy, original in repeated:
+        with torch.no_grad():
+            copy.copy_(original)
+    return manifest
+
+
+def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> None:
+    """The settings that decide what weights mean must be those the checkpoint was written with.
+
+    Raises:
+        CheckpointError: they differ; names them all.
+    """
+    free = {"hidden_dropout", "attention_dropout", "init_method_std", "seq_length", "max_position_embeddings"}
+    saved, mine = manifest.config["model"], config.to_dict()["model"]
+    lines = [f"--{name.replace('_', '-')}: {saved.get(name)} in the checkpoint, {mine[name]} in this run"
+             for name in mine if name not in free and saved.get(name) != mine[name]]
+    if lines:
+        raise CheckpointError(f"{path} holds another model; use its settings (--use-checkpoint-args):\n  "
+                              + "\n  ".join(lines))

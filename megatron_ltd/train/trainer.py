@@ -1,0 +1,169 @@
+"""The training loop.
+
+    while steps remain:
+        read the step's microbatches, a function of the samples consumed so far
+        choose kept length and learning rate, functions of the counters
+        step; count; log
+        now and then: validate, save
+        stop if the run is over or someone asked
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from megatron_ltd.batch_ramp import BatchRamp
+from megatron_ltd.checkpoint.writer import CheckpointWriter
+from megatron_ltd.config import RunConfig
+from megatron_ltd.data.build import Datasets
+from megatron_ltd.data.loader import Batch, Loader, microbatches
+from megatron_ltd.derived import batch_ramp, dropped_layers, total_steps
+from megatron_ltd.errors import EXIT_COMPLETE, DivergenceError
+from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.optim.lr_schedule import LearningRate
+from megatron_ltd.token_drop.schedule import KeptLength
+from megatron_ltd.train.launch import Runtime
+from megatron_ltd.train.log_writers import Metrics
+from megatron_ltd.train.metrics import StepReport, peak_tflops
+from megatron_ltd.train.setup import Model
+from megatron_ltd.train.state import TrainState, named_tensors
+from megatron_ltd.train.step import StepResult, train_step
+from megatron_ltd.train.stopping import StopWatcher
+from megatron_ltd.train.validate import validation_loss
+
+
+def kept_length(config: RunConfig) -> KeptLength:
+    """The kept length over the run; the whole sequence without a token-drop policy."""
+    full, drop = config.model.seq_length, config.token_drop
+    if drop.policy == "none":
+        return KeptLength(full, full)
+    return KeptLength(drop.random_ltd_start_length, full, drop.random_ltd_steps, drop.random_ltd_length_step)
+
+
+@dataclass
+class Trainer:
+    """One run on this process.
+
+    Args:
+        state: where the run stands; advanced by `run`.
+        writer: saves checkpoints; None without --save.
+    """
+
+    config: RunConfig
+    runtime: Runtime
+    model: Model
+    optimizer: ShardedOptimizer
+    datasets: Datasets
+    state: TrainState
+    metrics: Metrics
+    writer: CheckpointWriter | None
+
+    def __post_init__(self) -> None:
+        dp = self.runtime.mesh.dp_size
+        self.total_steps = total_steps(self.config, dp)
+        self.ramp: BatchRamp = batch_ramp(self.config, dp)
+        self.rate = LearningRate.of_run(self.config, dp)
+        self.kept = kept_length(self.config)
+        self.dropped = dropped_layers(self.config)
+        self.full_flops = sample_flops(self.config.model)
+        self.peak = self.config.logging.peak_tflops
+        if self.peak is None and self.runtime.device.type == "cuda":
+            self.peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
+        self.saved_step = self.state.consumed.steps
+        self.unreported_seconds, self.unreported_steps = 0.0, 0
+
+    def run(self) -> int:
+        """Train to the end or until asked to stop; the exit code says which.
+
+        Raises:
+            DivergenceError: the loss or a gradient is not finite. The step is not applied and nothing is saved.
+            CheckpointError: a checkpoint could not be written.
+            DataError: a sample could not be read.
+        """
+        mesh = self.runtime.mesh
+        with StopWatcher(self.config.training) as watcher, Loader(
+                self.datasets.train, self.config.training.micro_batch_size, mesh.dp_rank, mesh.dp_size,
+                self.config.data.num_workers) as loader:
+            code = EXIT_COMPLETE if self.state.consumed.steps >= self.total_steps else None
+            while code is None:
+                code = self._one_step(loader, watcher)
+            if code == EXIT_COMPLETE:
+                self._validate()
+        if self.writer is not None:
+            if self.saved_step != self.state.consumed.steps:
+                self._save()
+            self.writer.close()
+        self.metrics.close()
+        return code
+
+    def _one_step(self, loader: Loader, watcher: StopWatcher) -> int | None:
+        """Train a step and do what is due after it; the exit code if the run is to stop."""
+        state, scale, settings = self.state, self.state.loss_scale, self.config.training
+        started = time.monotonic()
+        samples = self.ramp.at(state.consumed.samples)
+        rate = self.rate.at(state.consumed.steps, state.consumed.samples, samples)
+        kept = self.kept.at(state.consumed.steps)
+        result = train_step(
+            self.model, self.optimizer, loader.step(state.consumed.samples, samples), self.config, learning_rate=rate,
+            kept_tokens=kept, loss_scale=scale.scale, stop_level=watcher.level(), device=self.runtime.device)
+        self.unreported_seconds += time.monotonic() - started
+        self.unreported_steps += 1
+        state.consumed = state.consumed.after_step(
+            samples=samples, sequence_tokens=self.config.model.seq_length, kept_tokens=kept,
+            layers=self.config.model.num_layers, dropped_layers=len(self.dropped),
+            sample_flops=sample_flops(self.config.model, self.dropped, kept), full_sample_flops=self.full_flops)
+        state.updates += int(result.updated)
+        state.loss_scale = scale.after_step(not result.updated, settings)
+        step = state.consumed.steps
+        diverged = not result.updated and (settings.precision != "fp16" or scale.exhausted(settings))
+        if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
+            self._report(result, rate, samples, kept, scale.scale)
+        if diverged:
+            raise DivergenceError(
+                f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale.scale}: not "
+                f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
+                "lower --lr, a smaller --clip-grad, or --bf16")
+        return self._after_step(step, result, watcher)
+
+    def _after_step(self, step: int, result: StepResult, watcher: StopWatcher) -> int | None:
+        code = watcher.exit_code(step, self.total_steps, result.stop_level)
+        if step % self.config.logging.eval_interval == 0 and code != EXIT_COMPLETE:
+            self._validate()
+        interval = self.config.checkpoint.save_interval
+        if interval is not None and step % interval == 0:
+            self._save()
+        return code
+
+    def _report(self, result: StepResult, rate: float, samples: int, kept: int, scale: float) -> None:
+        model = self.config.model
+        self.metrics.step(StepReport(
+            consumed=self.state.consumed, total_steps=self.total_steps, loss=result.loss,
+            gradient_norm=result.gradient_norm, learning_rate=rate, global_batch_size=samples, kept_length=kept,
+            loss_scale=scale, skipped=not result.updated,
+            step_seconds=self.unreported_seconds / max(1, self.unreported_steps), sequence_tokens=model.seq_length,
+            layers=model.num_layers, devices=self.runtime.launch.world_size,
+            step_flops=samples * sample_flops(model, self.dropped, kept), full_step_flops=samples * self.full_flops,
+            peak_tflops=self.peak))
+        self.unreported_seconds, self.unreported_steps = 0.0, 0
+
+    def _validate(self) -> None:
+        """The loss on the first --eval-iters global batches of the validation set: the same ones every time, so that
+        the curve shows the model and not the draw."""
+        if self.datasets.valid is None or self.config.logging.eval_iters == 0:
+            return
+        mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
+        batches: list[Batch] = []
+        for number in range(self.config.logging.eval_iters):
+            batches += microbatches(self.datasets.valid, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
+        self.metrics.validation(self.state.consumed.steps, validation_loss(self.model, batches, self.runtime.device))
+
+    def _save(self) -> None:
+        if self.writer is None:
+            return
+        optimizer = None if self.config.checkpoint.no_save_optim else self.optimizer
+        step = self.state.consumed.steps
+        self.writer.save(step, named_tensors(self.model, optimizer, self.state.updates), config=self.config.to_dict(),
+                         counters=self.state.counters())
+        self.saved_step = step

@@ -1,0 +1,78 @@
+"""Packaging: `pip install -e .` with plain setuptools, without PyTorch in the build environment.
+
+The two-step installation in requirements/constraints.txt pins PyTorch first; see there.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+PLOT = ["matplotlib>=3.8"]
+LOG = ["tensorboard>=2.16", "wandb>=0.17"]
+
+
+def version() -> str:
+    """`__version__` of the package, read rather than imported: an import would need PyTorch."""
+    source = (ROOT / "megatron_ltd" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise SystemExit("megatron_ltd/__init__.py: expected a line __version__ = \"...\"")
+    return found[1]
+
+
+def long_description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="megatron_ltd",
+    version=version(),
+    description="Distributed pretraining of language models with random layerwise token dropping",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["megatron_ltd", "megatron_ltd.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.11,<3",
+        "numpy>=1.26,<3",
+        "sentencepiece>=0.2",
+        "tokenizers>=0.20",
+        "safetensors>=0.4.5",
+        "zstandard>=0.22",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        # Zero-shot tasks of the language model evaluation harness.
+        "eval": ["lm-eval>=0.4.9"],
+        # A faster tokenizer for byte-level BPE, same token ids.
+        "fast": ["gigatoken>=0.10"],
+        # What --compile needs on GPUs. PyTorch's CUDA builds bring their own; nothing else has to be installed.
+        "gpu": ["triton>=3.0; platform_system == 'Linux'"],
+        "plot": PLOT,
+        "log": LOG,
+        "dev": [
+            *PLOT,
+            "hypothesis>=6.100",
+            "megatron-core==0.16.1",  # reference for sample order, file formats and layers
+            "mypy>=1.11",
+            "pytest>=8.2",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "tensorboard>=2.16",
+            "transformers>=4.45",  # reference for logits and tokenizers
+            "types-tqdm",
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

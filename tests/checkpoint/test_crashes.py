@@ -1,0 +1,191 @@
+"""Whatever stops a save, at whatever moment, a complete checkpoint with the right numbers is left."""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ltd.checkpoint.io import load
+from megatron_ltd.checkpoint.layout import find_checkpoint, read_tracker
+from megatron_ltd.checkpoint.writer import CheckpointWriter
+from megatron_ltd.errors import CheckpointError
+from megatron_ltd.log import Console
+from tests.checkpoint.faults import count_operations, intercepted, killed_at, refused_at
+from tests.checkpoint.layouts import save_plain
+from tests.gloo import launch_ranks
+
+QUIET = Console(speaks=False)
+
+
+def values(mark: float) -> dict[str, torch.Tensor]:
+    return {"model.weight": torch.full((3, 2), mark), "optimizer.exp_avg.weight": torch.full((3, 2), -mark)}
+
+
+def loaded_mark(save_dir: Path) -> float:
+    """Which save one gets by loading; fails if it gets a mixture."""
+    tensors = values(0.0)
+    load(find_checkpoint(save_dir, console=QUIET), tensors, None)
+    mark = tensors["model.weight"][0, 0].item()
+    assert all(torch.equal(tensor, values(mark)[name]) for name, tensor in tensors.items())
+    return mark
+
+
+def new_step(save_dir: Path) -> None:
+    save_plain(save_dir, 2, values(2.0))
+
+
+def same_step(save_dir: Path) -> None:
+    save_plain(save_dir, 1, values(2.0))
+
+
+def with_retention(save_dir: Path) -> None:
+    save_plain(save_dir, 4, values(2.0), retain_interval=100)
+
+
+def in_background(save_dir: Path) -> None:
+    writer = CheckpointWriter(save_dir, None, background=True)
+    writer.save(2, values(2.0), config={}, counters={})
+    writer.close()
+
+
+PREPARATION: dict[str, tuple[int, ...]] = {"new_step": (1,), "same_step": (1,), "with_retention": (1, 2, 3)}
+ACTIONS = {action.__name__: action for action in (new_step, same_step, with_retention)}
+
+
+def prepared(folder: Path, case: str) -> Path:
+    """A folder with earlier checkpoints, all of which hold the mark 1."""
+    for step in PREPARATION[case]:
+        save_plain(folder, step, values(1.0))
+    return folder
+
+
+def kill_everywhere(rank: int, ranks: int, init_method: str, root: Path, case: str) -> tuple[int, list[float]]:
+    """Kill a save before and after each operation; returns the number of points and what was loaded after each."""
+    template = prepared(root / "template", case)
+    action: Callable[[Path], None] = ACTIONS[case]
+    marks, points = [], 0
+    for after in (False, True):
+        n = 1
+        while True:
+            folder = root / f"{after}-{n}"
+            shutil.copytree(template, folder)
+            if not killed_at(n, partial(action, folder), after):
+                break
+            marks.append(loaded_mark(folder))
+            action(folder)  # the next save copes with what is left
+            assert loaded_mark(folder) == 2.0
+            assert not [name for name in os.listdir(folder) if name.startswith((".tmp-iter", ".old-", ".trash-"))]
+            shutil.rmtree(folder)
+            n += 1
+        points += n - 1
+    return points, marks
+
+
+@pytest.mark.parametrize("case", list(ACTIONS))
+def test_a_save_killed_between_any_two_operations_leaves_a_complete_checkpoint(tmp_path: Path, case: str) -> None:
+    [(points, marks)] = launch_ranks(kill_everywhere, 1, tmp_path, case)
+    assert points > 40
+    assert set(marks) == {1.0, 2.0}
+    assert len(marks) == points
+
+
+@pytest.mark.parametrize("case", list(ACTIONS))
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_a_save_refused_at_any_operation_reports_it_and_the_next_one_succeeds(
+    tmp_path: Path, case: str, code: int,
+) -> None:
+    template = prepared(tmp_path / "template", case)
+    action = ACTIONS[case]
+    shutil.copytree(template, tmp_path / "counted")
+    operations = count_operations(lambda: action(tmp_path / "counted"))
+    assert operations > 20
+    silent = 0
+    for n in range(1, operations + 1):
+        folder = tmp_path / str(n)
+        shutil.copytree(template, folder)
+        try:
+            with refused_at(n, code):
+                action(folder)
+            silent += 1
+        except CheckpointError as error:
+            assert os.strerror(code) in str(error)
+        assert loaded_mark(folder) in (1.0, 2.0)
+        action(folder)
+        assert loaded_mark(folder) == 2.0
+    # Only the deletion of a checkpoint that is no longer needed may fail without failing the save.
+    assert (silent > 0) == (case != "new_step")
+
+
+def test_a_failed_save_removes_its_files_and_leaves_the_tracker(tmp_path: Path) -> None:
+    save_plain(tmp_path, 1, values(1.0))
+    before = sorted(os.listdir(tmp_path))
+
+    def no_space(name: str, args: tuple[Any, ...]) -> None:
+        if name == "write":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with intercepted(no_space), pytest.raises(CheckpointError) as caught:
+        save_plain(tmp_path, 2, values(2.0))
+    assert "step 2" in str(caught.value)
+    assert f"No space left on device ({tmp_path}/.tmp-iter_0000002/rank-00000.safetensors)" in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert read_tracker(tmp_path) == 1
+
+
+def test_a_failure_in_the_background_is_raised_by_the_next_call(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, None, background=True)
+    with refused_at(4):
+        writer.save(1, values(1.0), config={}, counters={})
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            writer.wait()
+    writer.save(2, values(2.0), config={}, counters={})
+    assert writer.wait() == tmp_path / "iter_0000002"
+    assert writer.wait() is None
+    writer.close()
+    assert loaded_mark(tmp_path) == 2.0
+
+
+@pytest.mark.parametrize("save", [new_step, same_step, in_background])
+def test_names_appear_only_after_their_contents_are_on_the_device(
+    tmp_path: Path, save: Callable[[Path], None],
+) -> None:
+    """Replay the operations of a save: a power failure may drop whatever was not flushed."""
+    save_plain(tmp_path, 1, values(1.0))
+    unflushed_data: set[str] = set()
+    unflushed_names: dict[str, set[str]] = {}
+    opened: dict[int, str] = {}
+    renames = []
+
+    def on(name: str, args: tuple[Any, ...], result: Any) -> None:
+        if name == "open":
+            opened[result] = os.path.abspath(args[0])
+            if args[1] & os.O_CREAT:
+                unflushed_names.setdefault(os.path.dirname(opened[result]), set()).add(opened[result])
+        elif name == "write":
+            unflushed_data.add(opened[args[0]])
+        elif name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode):
+            unflushed_names.pop(opened[args[0]], None)
+        elif name == "fsync":
+            unflushed_data.discard(opened[args[0]])
+        elif name in ("rename", "replace"):
+            source = os.path.abspath(args[0])
+            renames.append((os.path.basename(args[0]), os.path.basename(args[1])))
+            assert not [path for path in unflushed_data if path.startswith(source)], renames
+            assert not [path for path in unflushed_names if path.startswith(source)], renames
+            unflushed_names.setdefault(os.path.dirname(source), set()).add(str(args[1]))
+
+    with intercepted(lambda name, args: None, on):
+        save(tmp_path)
+    assert not unflushed_data
+    assert not unflushed_names
+    published = [pair for pair in renames if pair[1].startswith("iter_")]
+    assert len(published) == 1
+    tracker = [pair for pair in renames if pair[1] == "latest_checkpointed_iteration.txt"]
+    assert renames.index(tracker[0]) > renames.index(published[0])

@@ -1,0 +1,29 @@
+"""What all tests share: repeatable property tests, and the one way to the public test data."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, max_examples=50, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums in a fixed order, and no competition between the processes of a distributed test."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The public test data; tests that use it are skipped where MEGATRON_LTD_DATA is not set."""
+    folder = os.environ.get("MEGATRON_LTD_DATA")
+    if not folder:
+        pytest.skip("MEGATRON_LTD_DATA is not set")
+    path = Path(folder)
+    assert path.is_dir(), f"MEGATRON_LTD_DATA = {folder} is not a folder"
+    return path

@@ -1,0 +1,26 @@
+"""Small corpora for the tests of the data layer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ltd.data.indexed import IndexedCorpus
+from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
+
+Documents = Sequence[Sequence[int]]
+
+
+def random_documents(seed: int, count: int, longest: int, vocab_size: int, eod: int | None = None) -> list[list[int]]:
+    """Documents of 0 to `longest` tokens, ending with `eod` where one is given."""
+    random = np.random.default_rng(seed)
+    documents = [random.integers(0, vocab_size, size).tolist() for size in random.integers(0, longest + 1, count)]
+    return documents if eod is None else [document + [eod] for document in documents]
+
+
+def write_corpus(prefix: Path, documents: Documents, vocab_size: int | None = None) -> IndexedCorpus:
+    """Each document as one sequence, also the empty ones."""
+    with IndexedCorpusWriter(str(prefix), vocab_size) as writer:
+        for document in documents:
+            writer.add_document(document, [len(document)])
+    return IndexedCorpus(str(prefix))

@@ -1,0 +1,124 @@
+"""Score a checkpoint on zero-shot tasks from local files.
+
+    torchrun --nproc-per-node 4 tools/evaluate_zeroshot.py --load checkpoints --tasks lambada,wikitext \\
+        --task-data tasks --output results.json --tensor-model-parallel-size 2 --pipeline-model-parallel-size
+        2
+
+The model and the tokenizer are those of the checkpoint's manifest; the parallel layout is free, whatever the
+layout of the run, and processes beyond tensor x pipeline share the rows. The numbers depend on neither layout
+nor batch size.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_ltd.config import DataConfig
+from megatron_ltd.data.tokenizer import build_tokenizer
+from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.eval.report import check_writable, markdown_table, software_versions, task_record, write_json
+from megatron_ltd.eval.results import EvalOptions, TaskResult
+from megatron_ltd.eval.scorer import build_scorer
+from megatron_ltd.eval.tasks import TASKS, plan_tasks
+from megatron_ltd.log import Console
+
+TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--load", required=True, metavar="DIR", help="folder of checkpoints")
+    parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
+    parser.add_argument(
+        "--tasks", required=True, metavar="TASK[=FILE],...",
+        help=f"from {', '.join(TASKS)}, separated by commas; a task without FILE has it under --task-data",
+    )
+    parser.add_argument("--task-data", metavar="DIR", help="holds task files, as DIR/lambada/lambada_test.jsonl.gz")
+    parser.add_argument("--output", metavar="FILE", help="write results as JSON, after each task")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N passages, articles or documents")
+    parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows at once (default 8)")
+    parser.add_argument(
+        "--overlapping-eval", type=int, metavar="STRIDE",
+        help="perplexities with overlapping windows that predict STRIDE tokens each; wikitext then reads its file as "
+        "one stream, as Megatron-LM does. Default: windows without overlapping predictions, document by document",
+    )
+    parser.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP")
+    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP")
+    moved = parser.add_argument_group("tokenizer", "in place of what the manifest says, for files that have moved")
+    for name in TOKENIZER_SETTINGS:
+        moved.add_argument(f"--{name.replace('_', '-')}")
+    args = parser.parse_args(argv)
+    for name in ("limit", "micro_batch_size", "overlapping_eval", "tensor_model_parallel_size",
+                 "pipeline_model_parallel_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} = {value} must be at least 1.")
+    return args
+
+
+def tokenizer_settings(recorded: DataConfig, args: argparse.Namespace) -> DataConfig:
+    """The checkpoint's tokenizer settings with those given as flags in their place."""
+    given = {name: getattr(args, name) for name in TOKENIZER_SETTINGS if getattr(args, name) is not None}
+    return dataclasses.replace(recorded, **given)
+
+
+def run(args: argparse.Namespace) -> dict[str, TaskResult]:
+    """Evaluate, print the table, write the results; on several processes the first one speaks."""
+    plan = plan_tasks(args.tasks, None if args.task_data is None else Path(args.task_data))
+    output = None if args.output is None else Path(args.output)
+    if output is not None:
+        check_writable(output)
+    scorer = build_scorer(
+        args.load,
+        step=args.ckpt_step,
+        tensor_parallel=args.tensor_model_parallel_size,
+        pipeline_parallel=args.pipeline_model_parallel_size,
+        micro_batch_size=args.micro_batch_size,
+    )
+    manifest = scorer.manifest
+    vocab_size = manifest.config["model"]["vocab_size"]
+    tokenizer = build_tokenizer(tokenizer_settings(scorer.tokenizer_config, args), vocab_size)
+    speaks = not dist.is_initialized() or dist.get_rank() == 0
+    options = EvalOptions(args.limit, args.overlapping_eval, show_progress=speaks)
+    model = {"load": args.load, "step": manifest.step, **manifest.counters}
+    record: dict[str, Any] = {
+        "model": model,
+        "tokenizer_digest": tokenizer.digest,
+        "options": {"limit": args.limit, "overlapping_eval": args.overlapping_eval},
+        "versions": software_versions(),
+        "tasks": {},
+    }
+    results: dict[str, TaskResult] = {}
+    for item in plan:
+        results[item.name] = item.task.evaluate(item.path, scorer, tokenizer, options)
+        record["tasks"][item.name] = task_record(item.path, results[item.name])
+        if output is not None and speaks:
+            write_json(output, record)
+    console = Console(speaks)
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in model.items() if name != "load")
+    console.line(f"\n{args.load}: {facts}\n\n{markdown_table(results)}")
+    if output is not None:
+        console.line(f"\nwritten to {output}")
+    return results
+
+
+def main(argv: list[str]) -> int:
+    try:
+        run(parse_args(argv))
+    except UserError as error:
+        Console().warn(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

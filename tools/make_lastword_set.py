@@ -1,0 +1,80 @@
+"""Build a last-word-prediction set in LAMBADA's form from held-out documents.
+
+    python tools/make_lastword_set.py --input valid.jsonl.zst --output lastword.jsonl.gz --count 1000
+
+Inputs hold {"text": document} a line (.jsonl, also .gz or .zst). The output holds {"text": passage} a line
+and is scored with `tools/evaluate_zeroshot.py --tasks lambada=lastword.jsonl.gz`. Same inputs, same bytes.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from megatron_ltd.errors import DataError, UserError
+from megatron_ltd.eval.build_lastword import LastWordOptions, build_lastword_set
+from megatron_ltd.eval.report import check_writable
+from megatron_ltd.eval.task_files import read_jsonl_texts
+from megatron_ltd.log import Console
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    defaults = LastWordOptions()
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="documents that no model trains on")
+    parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl or .jsonl.gz file")
+    parser.add_argument("--count", type=int, help="passages to keep at most (default: all)")
+    parser.add_argument("--min-words", type=int, default=defaults.min_words, help="in the context (%(default)s)")
+    parser.add_argument("--max-words", type=int, default=defaults.max_words, help="in the passage (%(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="chooses the passages (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def documents_of(files: list[str]) -> Iterator[str]:
+    for file in tqdm(files, desc="documents", unit="file", disable=len(files) < 2):
+        yield from (line.text for line in read_jsonl_texts(Path(file)))
+
+
+def encode_lines(passages: list[str], packed: bool) -> bytes:
+    """The file's bytes; gzip without a time stamp, so that the same passages are the same file."""
+    data = "".join(json.dumps({"text": passage}, ensure_ascii=False) + "\n" for passage in passages).encode()
+    return gzip.compress(data, mtime=0) if packed else data
+
+
+def run(args: argparse.Namespace) -> None:
+    options = LastWordOptions(args.min_words, args.max_words, args.count, args.seed)
+    output = Path(args.output)
+    if not output.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"--output = {output} must end in .jsonl or .jsonl.gz.")
+    check_writable(output)
+    passages = build_lastword_set(documents_of(args.input), options)
+    if not passages:
+        raise DataError(
+            f"--input = {' '.join(args.input)}: no passage of {options.min_words} to {options.max_words} words ends in "
+            "a word said before. Give more text, or a smaller --min-words."
+        )
+    partial = output.with_name(output.name + ".partial")
+    partial.write_bytes(encode_lines(passages, output.suffix == ".gz"))
+    partial.replace(output)
+    words = sum(len(passage.split()) for passage in passages) / len(passages)
+    Console().line(f"{output}: {len(passages)} passages, {words:.0f} words on average")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        run(parse_args(argv))
+    except UserError as error:
+        Console().warn(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""Trains a tokenizer on the text of a corpus; the same input gives the same files.
+
+    python tools/train_tokenizer.py --input 'data/*.jsonl.zst' --output tokenizer --type bpe --vocab-size 8192
+
+`bpe` is GPT-2's byte-level BPE: tokenizer.json (--tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR),
+and vocab.json with merges.txt (GPT2BPETokenizer --vocab-file --merge-file), which give the same ids.
+`sentencepiece` is BPE with byte fallback as in Llama: tokenizer.model (SentencePieceTokenizer
+--tokenizer-model DIR/tokenizer.model).
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from megatron_ltd.data.documents import documents
+from megatron_ltd.data.text_input import TextInput, expand_inputs
+from megatron_ltd.errors import ConfigError, DataError, UserError
+
+EOD = "<|endoftext|>"
+BYTES = 256
+SENTENCE_BYTES = 4000  # SentencePiece leaves out longer sentences
+
+
+def texts(paths: list[str], key: str) -> Iterator[str]:
+    """The documents of all files."""
+    for path in paths:
+        for block in TextInput(path).blocks():
+            yield from documents(block, (key,))[0]
+
+
+def sentences(paths: list[str], key: str) -> Iterator[str]:
+    """Lines of the documents, cut where they are too long for SentencePiece."""
+    for text in texts(paths, key):
+        for line in text.split("\n"):
+            while len(line.encode()) > SENTENCE_BYTES:
+                cut = line.rfind(" ", 1, SENTENCE_BYTES // 4)  # a character has at most 4 bytes
+                cut = cut if cut > 0 else SENTENCE_BYTES // 4
+                yield line[:cut]
+                line = line[cut:]
+            if line:
+                yield line
+
+
+def train_bpe(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
+    """Files of a byte-level BPE tokenizer, by name."""
+    if vocab_size <= BYTES:
+        raise ConfigError(f"--vocab-size = {vocab_size}: byte-level BPE has {BYTES} bytes and {EOD} to "
+                          f"begin with, so at least {BYTES + 1}.")
+    engine = tokenizers.Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOD], show_progress=sys.stderr.isatty(),
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    engine.train_from_iterator(texts(paths, key), trainer)
+    if engine.get_vocab_size() < vocab_size:
+        raise DataError(f"The input yields only {engine.get_vocab_size()} tokens, --vocab-size = "
+                        f"{vocab_size} were asked for. Give more text or a smaller --vocab-size.")
+    model = json.loads(engine.to_str())["model"]
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    return {"tokenizer.json": engine.to_str(pretty=True).encode(),
+            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False).encode(),
+            "merges.txt": ("\n".join(merges) + "\n").encode()}
+
+
+def train_sentencepiece(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
+    """Files of a SentencePiece tokenizer, by name."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences(paths, key), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True, character_coverage=0.99995, input_sentence_size=0,
+            max_sentence_length=SENTENCE_BYTES + 8, num_threads=1, minloglevel=1)
+    except RuntimeError as error:
+        raise DataError(f"SentencePiece cannot train --vocab-size = {vocab_size} on this input: {error}. It "
+                        "needs at least 259 tokens and one for each character, and enough text.") from error
+    return {"tokenizer.model": model.getvalue()}
+
+
+def write(folder: str, files: dict[str, bytes]) -> None:
+    """Writes each file under a temporary name, then gives all of them their names."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name, data in files.items():
+            with open(os.path.join(folder, f"{name}.partial"), "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name in files:
+            os.replace(os.path.join(folder, f"{name}.partial"), os.path.join(folder, name))
+    except OSError as error:
+        raise DataError(f"--output = {folder} cannot be written: {error}.") from error
+
+
+def run(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, .jsonl or .txt")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tokenizer")
+    parser.add_argument("--type", choices=["bpe", "sentencepiece"], default="bpe", help="kind of tokenizer")
+    parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones included")
+    parser.add_argument("--json-key", default="text", metavar="KEY", help="key that holds text")
+    options = parser.parse_args(arguments)
+    train = train_bpe if options.type == "bpe" else train_sentencepiece
+    files = train(expand_inputs(options.input), options.json_key, options.vocab_size)
+    write(options.output, files)
+    print(f"Wrote {', '.join(os.path.join(options.output, name) for name in files)}: {options.vocab_size} tokens.")
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
