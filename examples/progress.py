@@ -1,7 +1,8 @@
 """Show a training run that writes Megatron's log lines to standard input as one progress bar.
 
 On a terminal the `iteration N/ M | ...` lines drive the bar and everything else is printed above it; elsewhere
-every line is passed on as it is, so that a log file stays a log file.
+every line is passed on as it is, so that a log file stays a log file. torchrun calls every exit code but 0 a
+failure; its report on a run that saved and stopped as asked (codes 10 and 11) is left out.
 
     torchrun ... -m megatron_ltd.pretrain_gpt ... 2>&1 | python examples/progress.py
 """
@@ -9,38 +10,51 @@ every line is passed on as it is, so that a log file stays a log file.
 import re
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
 ITERATION = re.compile(r"iteration\s+(\d+)/\s*(\d+)")
+LAUNCHER = re.compile(r"torch/distributed/elastic/.*(closing signal|failed \(exitcode: (?P<code>\d+)\))")
+STOPPED_AS_ASKED = {"10", "11"}
 SHOWN = {"lm loss": "loss", "kept length": "kept", "grad norm": "norm"}
+
+
+def without_false_alarms(lines: Iterable[str]) -> Iterator[str]:
+    """The lines up to torchrun's report on a stop that was asked for; the rest is read and dropped."""
+    stopped = False
+    for line in lines:
+        launcher = LAUNCHER.search(line)
+        stopped = stopped or (launcher is not None and launcher["code"] in STOPPED_AS_ASKED)
+        if not stopped and (launcher is None or launcher["code"] is not None):
+            yield line
 
 
 def shown_fields(line: str) -> dict[str, str]:
     """The few fields of a log line that fit beside the bar."""
     fields = dict(part.strip().split(":", 1) for part in line.split("|") if ":" in part)
-    return {SHOWN[name]: _short(value) for name, value in fields.items() if name in SHOWN}
+    return {SHOWN[name]: short(value.strip()) for name, value in fields.items() if name in SHOWN}
 
 
-def _short(value: str) -> str:
-    text = value.strip().split()[0] if value.strip() else ""
-    return f"{float(text):.3f}" if "E" in text else text
+def short(value: str) -> str:
+    return f"{float(value):.3f}" if "E" in value else value
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the run; what it says while it saves is still shown
+    lines = without_false_alarms(sys.stdin)
     if not sys.stderr.isatty():
-        for line in sys.stdin:
+        for line in lines:
             print(line, end="", flush=True)
         return
-    with tqdm(unit="step", dynamic_ncols=True, disable=None) as bar:
-        for line in sys.stdin:
+    with tqdm(unit="step") as bar:
+        for line in lines:
             found = ITERATION.search(line)
             if found is None:
                 bar.write(line.rstrip())
                 continue
             if bar.n == 0:
-                bar.initial = int(found[1]) - 1  # a resumed run starts in the middle
+                bar.initial = bar.n = int(found[1]) - 1  # a resumed run starts in the middle
             bar.total = int(found[2])
             bar.set_postfix(shown_fields(line), refresh=False)
             bar.update(int(found[1]) - bar.n)

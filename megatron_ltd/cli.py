@@ -9,8 +9,8 @@ import textwrap
 from typing import Any
 
 from megatron_ltd.config import RunConfig
+from megatron_ltd.config_checks import config_error
 from megatron_ltd.config_file import read_config_file
-from megatron_ltd.errors import ConfigError
 from megatron_ltd.flag_reference import Flag, all_flags, section_classes
 from megatron_ltd.foreign_flags import foreign_answer, nearest
 from megatron_ltd.idle_settings import idle_settings
@@ -44,13 +44,6 @@ def parse_run_config(argv: list[str]) -> tuple[RunConfig, list[str]]:
         raise config_error(problems)
     config = _assemble(settings)
     return config, notes + idle_settings(config)
-
-
-def config_error(problems: list[str]) -> ConfigError:
-    """One error that lists every problem."""
-    if len(problems) == 1:
-        return ConfigError(problems[0])
-    return ConfigError(f"{len(problems)} problems in the settings:\n" + "\n".join(f"  - {text}" for text in problems))
 
 
 def help_text() -> str:

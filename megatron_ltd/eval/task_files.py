@@ -101,10 +101,14 @@ def read_jsonl_texts(path: Path, limit: int | None = None) -> list[TextLine]:
 def _text_of(line: str, place: str) -> str:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f'{place} is not JSON: {error}. A line must be an object {{"text": ...}}.') from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise DataError(f'{place} has no string "text". A line must be an object {{"text": ...}}.')
+    try:
+        record["text"].encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: text holds half a surrogate pair: {error}. Mend or remove the line.") from error
     return record["text"]
 
 

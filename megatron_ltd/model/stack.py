@@ -63,18 +63,16 @@ class Stack(nn.Module):
 
     def forward(self, stream: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
         kept = self._select(facts)
-        shape, rows_of_stream = stream.shape, None
+        owned = False
         for name, block in self.blocks.items():
             layer = int(name)
             if layer in kept:
-                if rows_of_stream is None:
-                    rows_of_stream = residual.own(stream.flatten(0, 1))
-                rows_of_stream = self._dropped_layer(rows_of_stream, block, kept[layer], facts, layer)
+                stream, owned = stream if owned else residual.own(stream), True
+                stream = self._dropped_layer(stream, block, kept[layer], facts, layer)
             else:
-                if rows_of_stream is not None:
-                    stream, rows_of_stream = residual.release(rows_of_stream).view(shape), None
+                stream, owned = residual.release(stream) if owned else stream, False
                 stream = stream + self._run(block, stream, facts.for_layer(layer))
-        return stream if rows_of_stream is None else residual.release(rows_of_stream).view(shape)
+        return residual.release(stream) if owned else stream
 
     def _select(self, facts: SampleFacts) -> dict[int, torch.Tensor]:
         """Kept positions [b, k] of each dropped layer; empty when nothing is dropped."""
@@ -85,17 +83,17 @@ class Stack(nn.Module):
                               kept_tokens=self.kept_tokens, strata=self.drop.strata)
         return dict(zip(self.dropped, kept, strict=True))
 
-    def _dropped_layer(self, rows_of_stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,
+    def _dropped_layer(self, stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,
                        layer: int) -> torch.Tensor:
         # The selection is stratified over the slices of the sequence, so every process holds an equal share of the
         # kept tokens, and takes them before the region gathers.
         first_position, _ = self.tp.sequence_span(facts.sequence_tokens)
         first, count = self.tp.sequence_span(self.kept_tokens)
         rows = stream_rows(kept[:, first:first + count] - first_position)
-        rows_of_stream, taken = residual.take(rows_of_stream, rows)
+        stream, taken = residual.take(stream, rows)
         taken = taken.unflatten(0, (count, kept.shape[0]))  # [k/t or k, b, h]
         update = self._run(block, taken, facts.for_layer(layer, kept))
-        return residual.add(rows_of_stream, rows, update.flatten(0, 1))
+        return residual.add(stream, rows, update.flatten(0, 1))
 
     def _run(self, block: Callable[[torch.Tensor, TokenFacts], torch.Tensor], x: torch.Tensor,
              facts: TokenFacts) -> torch.Tensor:

@@ -104,10 +104,9 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         # The gradients were formed without the loss scale, so that half precision neither overflows nor vanishes
-        # there; the scale is applied in fp32.
-        scaled = grad_hidden.mul_(grad) if grad_hidden.dtype == torch.float32 else \
-            (grad_hidden.float() * grad).to(grad_hidden.dtype)
-        return scaled, grad_weight.mul_(grad).to(ctx.weight_dtype), None, None, None
+        # there. What was saved is not overwritten: a split backward pass comes through here twice.
+        factor = grad.float()
+        return (grad_hidden * factor).to(grad_hidden.dtype), (grad_weight * factor).to(ctx.weight_dtype), None, None, None
 
 
 def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:

@@ -13,13 +13,18 @@ Neither the forward nor the backward pass touches the other rows, and nothing of
 overwritten. Between the two, the full-length stream and its gradient have no other reader, which is what makes the
 in-place arithmetic of `take` and `add` safe. Each function returns the exact derivative of what it computes.
 
-The stream is flattened to rows, [s * b, h]; rows are distinct.
+The stream is [s, b, h]; row r is position r // b of sample r % b. Rows are distinct.
 """
 
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+
+def _rows(stream: torch.Tensor) -> torch.Tensor:
+    """The stream's memory, a row for each token. Shapes: [s, b, h] -> [s * b, h]"""
+    return stream.view(-1, stream.shape[-1])
 
 
 class _Own(torch.autograd.Function):
@@ -40,13 +45,14 @@ class _Take(torch.autograd.Function):
         # Declared dirty though unchanged: the stream leaves as the same tensor, not as a view that `_Add` could not
         # write to, and its gradient returns through this node.
         ctx.mark_dirty(stream)
-        return stream, stream.index_select(0, rows)
+        return stream, _rows(stream).index_select(0, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_stream: torch.Tensor, grad_taken: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
-        return grad_stream.index_add_(0, rows, grad_taken), None
+        _rows(grad_stream).index_add_(0, rows, grad_taken)
+        return grad_stream, None
 
 
 class _Add(torch.autograd.Function):
@@ -54,19 +60,21 @@ class _Add(torch.autograd.Function):
     def forward(ctx: Any, stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows)
         ctx.mark_dirty(stream)
-        return stream.index_add_(0, rows, update)
+        _rows(stream).index_add_(0, rows, update)
+        return stream
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
         (rows,) = ctx.saved_tensors
-        return grad, None, grad.index_select(0, rows)
+        return grad, None, _rows(grad).index_select(0, rows)
 
 
 class _Release(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stream: torch.Tensor) -> torch.Tensor:
-        return stream.view_as(stream)
+        ctx.mark_dirty(stream)  # so that it leaves as itself: the pipeline engine cannot detach a view
+        return stream
 
     @staticmethod
     @once_differentiable
@@ -75,7 +83,7 @@ class _Release(torch.autograd.Function):
 
 
 def own(stream: torch.Tensor) -> torch.Tensor:
-    """A copy of the stream that `take` and `add` may overwrite. Shapes: [s * b, h] -> the same."""
+    """A copy of the stream that `take` and `add` may overwrite. Shapes: [s, b, h] -> the same."""
     return _Own.apply(stream)
 
 
@@ -83,7 +91,7 @@ def take(stream: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.
     """The stream, to be used in place of the argument from here on, and a copy of its `rows`.
 
     Shapes:
-        stream [s * b, h], rows [k * b] -> [s * b, h], [k * b, h]
+        stream [s, b, h], rows [k * b] -> [s, b, h], [k * b, h]
     """
     return _Take.apply(stream, rows)
 
@@ -92,7 +100,7 @@ def add(stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch
     """`stream[rows] += update` in place; use the result in place of the argument.
 
     Shapes:
-        stream [s * b, h], rows [k * b], update [k * b, h] -> [s * b, h]
+        stream [s, b, h], rows [k * b], update [k * b, h] -> [s, b, h]
     """
     return _Add.apply(stream, rows, update)
 

@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -37,8 +38,7 @@ def test_the_index_is_the_recorded_one_of_megatron_core(arguments: tuple[int | N
     assert digest(index.arrays) == GOLDEN[arguments]
 
 
-def test_the_index_equals_megatron_cores_in_many_configurations(tmp_path: Path) -> None:
-    oracle = pytest.importorskip("tests.data.megatron_oracle", exc_type=ImportError)
+def test_the_index_equals_megatron_cores_in_many_configurations(oracle: ModuleType, tmp_path: Path) -> None:
     random = np.random.default_rng(20)
     kinds = set()
     for trial in range(120):

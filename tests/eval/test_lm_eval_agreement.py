@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 from megatron_ltd.eval import lambada, wikitext
 from megatron_ltd.eval.results import EvalOptions
 from megatron_ltd.eval.task_files import read_jsonl_texts, read_text
-from tests.eval.gpt2_scorer import EOD, Gpt2Scorer, gpt2_tokenizer, tiny_gpt2
+from tests.eval.gpt2_scorer import Gpt2Scorer, gpt2_tokenizer, tiny_gpt2
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 PASSAGES = 6

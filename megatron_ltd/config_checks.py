@@ -1,0 +1,215 @@
+"""Everything that is wrong with the settings of a run, at once, before any process group exists.
+
+    violations = values, then what they mean together: layout, model, token dropping, run length, learning rate, data,
+                 checkpoints
+
+A message names the setting and its value, the constraint, and the remedy. Plain arithmetic: no torch, no files. With
+`--use-checkpoint-args` the model's settings must have been taken from the checkpoint before; a vocabulary that only
+the tokenizer knows is checked once it is set.
+"""
+
+from collections.abc import Iterator
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.derived import data_parallel_size, dropped_layers, parse_layer_list, total_steps
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.layout_checks import layout_violations
+from megatron_ltd.learning_rate_checks import learning_rate_violations
+from megatron_ltd.value_checks import value_violations
+
+
+def check(config: RunConfig, world_size: int) -> None:
+    """Refuse settings that cannot run.
+
+    Args:
+        world_size: processes of the launch.
+
+    Raises:
+        ConfigError: with every violation.
+    """
+    problems = violations(config, world_size)
+    if problems:
+        raise config_error(problems)
+
+
+def config_error(problems: list[str]) -> ConfigError:
+    """One error that lists every problem."""
+    if len(problems) == 1:
+        return ConfigError(problems[0])
+    return ConfigError(f"{len(problems)} problems in the settings:\n" + "\n".join(f"  - {text}" for text in problems))
+
+
+def violations(config: RunConfig, world_size: int) -> list[str]:
+    """One message for each thing that is wrong; empty for settings that can run."""
+    problems = list(value_violations(config))
+    sound = not problems  # the arithmetic below needs sizes that are positive
+    problems += _budget(config)
+    problems += _precision(config)
+    problems += _data(config)
+    problems += _checkpoint(config)
+    if sound:
+        problems += _model(config)
+        problems += _token_drop(config)
+        layout = list(layout_violations(config, world_size))
+        problems += layout
+        problems += learning_rate_violations(config, None if layout or _budget(config) else world_size)
+        if not layout and not _budget(config):
+            problems += _length(config, world_size)
+    return problems
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    heads = model.num_attention_heads
+    if model.kv_channels is None and model.hidden_size % heads:
+        yield (f"--hidden-size = {model.hidden_size}: not divisible by --num-attention-heads = {heads}; choose "
+               f"{(model.hidden_size // heads + 1) * heads}, or set the size of a head with --kv-channels")
+    elif model.position_embedding_type == "rope" and model.head_dim % 2:
+        yield (f"--position-embedding-type = rope: heads of {model.head_dim} channels, but rotation takes them in pairs; "
+               "choose an even --kv-channels, or sizes with an even --hidden-size / --num-attention-heads")
+    elif model.position_embedding_type == "rope" and int(model.head_dim * model.rotary_percent) < 2:
+        yield (f"--rotary-percent = {model.rotary_percent}: less than two of {model.head_dim} channels of a head; "
+               f"choose at least {2 / model.head_dim}")
+    if model.num_query_groups is not None and not model.group_query_attention:
+        yield (f"--num-query-groups = {model.num_query_groups}: only used with --group-query-attention; add that, or "
+               "leave it out")
+    elif heads % model.query_groups:
+        yield (f"--num-query-groups = {model.query_groups}: does not divide --num-attention-heads = {heads}; "
+               "choose a divisor")
+    if model.ffn < 1:
+        yield (f"--hidden-size = {model.hidden_size}: too small for the default width of a SwiGLU MLP; "
+               "give --ffn-hidden-size")
+    if model.swiglu and model.openai_gelu:
+        yield "--openai-gelu is given with --swiglu = on: the MLP has one activation; leave one of them out"
+    if model.seq_length > model.max_positions:
+        yield (f"--seq-length = {model.seq_length}: more than --max-position-embeddings = {model.max_positions}; "
+               "raise that, or leave it out")
+
+
+def _token_drop(config: RunConfig) -> Iterator[str]:
+    drop, seq, tp = config.token_drop, config.model.seq_length, config.parallel.tensor_model_parallel_size
+    if drop.policy == "none":
+        return
+    start, strata = drop.random_ltd_start_length, drop.random_ltd_strata
+    if start > seq:
+        yield (f"--random-ltd-start-length = {start}: more than --seq-length = {seq}; choose at most {seq}")
+    sizes = {"--seq-length": seq, "--random-ltd-start-length": start}
+    if drop.random_ltd_steps is not None:
+        sizes["--random-ltd-length-step"] = drop.random_ltd_length_step
+    for flag, size in sizes.items():
+        if size % strata:
+            yield (f"{flag} = {size}: not a multiple of --random-ltd-strata = {strata}; choose "
+                   f"{(size // strata + 1) * strata}, or fewer strata")
+    if config.parallel.sequence_parallel and strata % tp:
+        yield (f"--random-ltd-strata = {strata}: with --sequence-parallel it must be a multiple of "
+               f"--tensor-model-parallel-size = {tp}; use --random-ltd-strata {(strata // tp + 1) * tp}")
+    yield from _layer_list(config)
+
+
+def _layer_list(config: RunConfig) -> Iterator[str]:
+    text, layers = config.token_drop.random_ltd_layers, config.model.num_layers
+    if text is None:
+        if not dropped_layers(config):
+            yield (f"--num-layers = {layers}: no layer drops tokens, since by default the first and the last do not; "
+                   "give --random-ltd-layers, or leave --random-ltd out")
+        return
+    try:
+        listed = parse_layer_list(text)
+    except ConfigError as error:
+        yield str(error)
+        return
+    outside = sorted({layer for layer in listed if layer >= layers})
+    if outside:
+        yield (f"--random-ltd-layers = {text}: layer {outside[0]} does not exist, --num-layers = {layers} are counted "
+               f"from 0; name layers up to {layers - 1}")
+    doubled = sorted({layer for layer in listed if listed.count(layer) > 1})
+    if doubled:
+        yield f"--random-ltd-layers = {text}: layer {doubled[0]} is listed twice; list every layer once"
+
+
+def _budget(config: RunConfig) -> list[str]:
+    training = config.training
+    budgets = {"--train-iters": training.train_iters, "--train-samples": training.train_samples,
+               "--train-tokens": training.train_tokens}
+    given = [f"{flag} = {value}" for flag, value in budgets.items() if value is not None]
+    if len(given) == 1:
+        return []
+    found = " and ".join(given) + " are given" if given else "no training budget is given"
+    return [f"{found}: the length of the run needs exactly one of {', '.join(budgets)}; "
+            f"{'keep one' if given else 'add one'}"]
+
+
+def _length(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Whether the budget is enough for one step."""
+    if total_steps(config, data_parallel_size(config, world_size)) < 1:
+        training = config.training
+        samples = training.train_samples is not None
+        given = f"--train-samples = {training.train_samples}" if samples else f"--train-tokens = {training.train_tokens}"
+        yield f"{given}: less than one global batch; give more, or lower --global-batch-size"
+
+
+def _precision(config: RunConfig) -> Iterator[str]:
+    training = config.training
+    if training.bf16 and training.fp16:
+        yield "--fp16 is given with --bf16 = on: a run computes in one precision; leave one of them out"
+    if training.fp16 and training.min_loss_scale > training.initial_loss_scale:
+        yield (f"--min-loss-scale = {training.min_loss_scale:g}: more than --initial-loss-scale = "
+               f"{training.initial_loss_scale:g}; choose at most that")
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    split = {"--train-data-path": data.train_data_path, "--valid-data-path": data.valid_data_path,
+             "--test-data-path": data.test_data_path}
+    separate = [flag for flag, value in split.items() if value is not None]
+    sources = (["--mock-data"] if data.mock_data else []) + (["--data-path"] if data.data_path is not None else [])
+    if len(sources) + bool(separate) > 1:
+        yield (f"{' and '.join(sources + separate)} are given: the corpus must come from one of --data-path, separate "
+               "paths for each split, or --mock-data; keep one")
+    elif not sources and not separate:
+        yield "no corpus is given: add --data-path PREFIX, or --mock-data for a throughput run"
+    elif separate and data.train_data_path is None:
+        yield f"{separate[0]} is given without --train-data-path: nothing to train on; add it"
+    yield from _split(data.split)
+    yield from _tokenizer(config)
+
+
+def _split(text: str) -> Iterator[str]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not 1 <= len(shares) <= 3 or not all(0 <= share < float("inf") for share in shares) or shares[0] == 0:
+        yield (f"--split = {text}: must be up to three numbers of at least 0 between commas, the shares of training, "
+               "validation and test, the first above 0; write for example 969,30,1")
+
+
+def _tokenizer(config: RunConfig) -> Iterator[str]:
+    data, kind = config.data, config.data.tokenizer_type
+    needed = {"GPT2BPETokenizer": ("vocab_file", "merge_file"), "SentencePieceTokenizer": ("tokenizer_model",),
+              "HuggingFaceTokenizer": ("tokenizer_model",)}
+    if kind is None and not (data.mock_data and config.model.vocab_size is not None):
+        yield ("--tokenizer-type is required, as the corpus was made with one; name it, or for a corpus of plain numbers "
+               "use --tokenizer-type NullTokenizer --vocab-size N (--mock-data needs only --vocab-size)")
+    for field in needed.get(kind or "", ()):
+        if getattr(data, field) is None:
+            yield f"--tokenizer-type = {kind}: needs --{field.replace('_', '-')}; add its path"
+    if kind == "NullTokenizer" and config.model.vocab_size is None:
+        yield "--tokenizer-type = NullTokenizer: needs --vocab-size; give the number of token ids"
+
+
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    checkpoint = config.checkpoint
+    needs_load = {"--finetune": checkpoint.finetune, "--use-checkpoint-args": checkpoint.use_checkpoint_args,
+                  f"--ckpt-step = {checkpoint.ckpt_step}": checkpoint.ckpt_step is not None}
+    if checkpoint.load is None:
+        yield from (f"{text} is given without --load: there is no checkpoint to take; add --load DIR"
+                    for text, given in needs_load.items() if given)
+    interval, retain = checkpoint.save_interval, checkpoint.save_retain_interval
+    if interval is not None and checkpoint.save is None:
+        yield f"--save-interval = {interval} is given without --save: nothing would be saved; add --save DIR"
+    if retain is not None and (interval is None or (interval > 0 and retain % interval)):
+        yield (f"--save-retain-interval = {retain}: no checkpoint to keep unless it is a multiple of --save-interval = "
+               f"{interval}; choose a multiple")
+    if config.logging.profile and config.logging.metrics_file is None:
+        yield "--profile is given without --metrics-file: the trace is written beside it; add --metrics-file PATH"

@@ -1,0 +1,112 @@
+"""What a single setting may be, whatever the others are."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from megatron_ltd.config import RunConfig
+
+
+class Range(NamedTuple):
+    """Allowed values of one number; the bounds themselves are allowed unless `open_`."""
+
+    low: float
+    high: float | None = None
+    low_open: bool = False
+    high_open: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        if self.high is None:
+            return above
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.low_open else f"at least {self.low:g}"
+        if self.high is None:
+            return low
+        return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
+
+
+_ONE_OR_MORE = Range(1)
+_ZERO_OR_MORE = Range(0)
+_ABOVE_ZERO = Range(0, low_open=True)
+_BELOW_ONE = Range(0, 1, high_open=True)
+
+RANGES: dict[str, dict[str, Range]] = {
+    "model": {
+        **dict.fromkeys(("num_layers", "hidden_size", "num_attention_heads", "seq_length", "ffn_hidden_size",
+                         "kv_channels", "num_query_groups", "max_position_embeddings", "vocab_size",
+                         "make_vocab_size_divisible_by"), _ONE_OR_MORE),
+        "rotary_base": Range(1, low_open=True),
+        "rotary_percent": Range(0, 1, low_open=True),
+        **dict.fromkeys(("norm_epsilon", "init_method_std"), _ABOVE_ZERO),
+        **dict.fromkeys(("hidden_dropout", "attention_dropout"), _BELOW_ONE),
+    },
+    "token_drop": dict.fromkeys(("random_ltd_start_length", "random_ltd_steps", "random_ltd_length_step",
+                                 "random_ltd_strata"), _ONE_OR_MORE),
+    "parallel": {
+        **dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size",
+                         "num_layers_per_virtual_pipeline_stage"), _ONE_OR_MORE),
+        "distributed_timeout_minutes": _ABOVE_ZERO,
+    },
+    "training": {
+        **dict.fromkeys(("micro_batch_size", "global_batch_size", "train_iters", "train_samples", "train_tokens",
+                         "exit_interval", "loss_scale_window", "hysteresis"), _ONE_OR_MORE),
+        **dict.fromkeys(("exit_duration_in_mins", "loss_scale", "initial_loss_scale", "min_loss_scale"), _ABOVE_ZERO),
+        "seed": Range(0, 2**32, high_open=True),
+    },
+    "optimizer": {
+        "lr": _ABOVE_ZERO,
+        **dict.fromkeys(("min_lr", "lr_warmup_iters", "lr_warmup_samples", "lr_warmup_tokens", "lr_warmup_init",
+                         "weight_decay", "clip_grad"), _ZERO_OR_MORE),
+        **dict.fromkeys(("lr_decay_iters", "lr_decay_samples", "lr_decay_tokens", "lr_wsd_decay_iters",
+                         "lr_wsd_decay_samples"), _ONE_OR_MORE),
+        **dict.fromkeys(("lr_warmup_fraction", "adam_beta1", "adam_beta2"), _BELOW_ONE),
+        "adam_eps": _ABOVE_ZERO,
+    },
+    "data": {"num_workers": _ZERO_OR_MORE},
+    "checkpoint": {
+        **dict.fromkeys(("save_interval", "save_retain_interval"), _ONE_OR_MORE),
+        "ckpt_step": _ZERO_OR_MORE,
+    },
+    "logging": {
+        **dict.fromkeys(("log_interval", "eval_interval"), _ONE_OR_MORE),
+        "eval_iters": _ZERO_OR_MORE,
+        "peak_tflops": _ABOVE_ZERO,
+    },
+}
+"""Section -> field -> allowed values; None is allowed wherever it is the default."""
+
+REQUIRED: tuple[tuple[str, str, Any, str], ...] = (
+    ("model", "num_layers", 0, "the number of transformer layers"),
+    ("model", "hidden_size", 0, "the width of the residual stream"),
+    ("model", "num_attention_heads", 0, "the number of query heads"),
+    ("model", "seq_length", 0, "the tokens of one sample"),
+    ("optimizer", "lr", None, "the peak learning rate"),
+)
+"""Section, field, what it holds when it was not given, and what it is."""
+
+
+def value_violations(config: RunConfig) -> Iterator[str]:
+    """Settings that are missing, or outside the range of what they mean."""
+    missing = set()
+    for section, field, unset, meaning in REQUIRED:
+        if getattr(getattr(config, section), field) == unset:
+            missing.add((section, field))
+            yield f"{flag_name(field)} is required: give {meaning}"
+    for section, ranges in RANGES.items():
+        for field, allowed in ranges.items():
+            value = getattr(getattr(config, section), field)
+            if value is not None and (section, field) not in missing and not allowed.holds(value):
+                yield f"{flag_name(field)} = {value}: must be {allowed}; give such a number{_or_leave_out(config, section, field)}"
+
+
+def _or_leave_out(config: RunConfig, section: str, field: str) -> str:
+    default = getattr(type(getattr(config, section))(), field)
+    if (section, field) in {(required[0], required[1]) for required in REQUIRED}:
+        return ""
+    return ", or leave the flag out" + (f" for {default}" if default is not None else "")
+
+
+def flag_name(field: str) -> str:
+    return "--" + field.replace("_", "-")
