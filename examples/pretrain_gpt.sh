@@ -32,12 +32,6 @@ MASTER_PORT=${MASTER_PORT:-29500}
 is_count() { [[ $1 =~ ^[0-9]+$ ]]; }
 
 check_inputs() {
-    "$PYTHON" -c 'import torch, megatron_ltd' 2>/dev/null ||
-        fail "PYTHON = $PYTHON cannot import torch and megatron_ltd; activate their environment or set PYTHON to its python."
-    if [[ -z ${GPUS_PER_NODE:-} ]]; then
-        GPUS_PER_NODE=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)')
-    fi
-    is_count "$GPUS_PER_NODE" && ((GPUS_PER_NODE > 0)) || fail "GPUS_PER_NODE = $GPUS_PER_NODE must be a positive number."
     is_count "$NNODES" && ((NNODES > 0)) || fail "NNODES = $NNODES must be a positive number."
     is_count "$NODE_RANK" && ((NODE_RANK < NNODES)) ||
         fail "NODE_RANK = $NODE_RANK must be between 0 and NNODES - 1 = $((NNODES - 1))."
@@ -52,6 +46,11 @@ check_inputs() {
     if [[ -z ${CONFIG:-} && $# -eq 0 ]]; then
         fail "nothing to train: set CONFIG to a file such as examples/configs/gpt_125m.toml, or give flags; see --help."
     fi
+    local gpus
+    gpus=$("$PYTHON" -c 'import megatron_ltd, torch; print(torch.cuda.device_count())' 2>/dev/null) ||
+        fail "PYTHON = $PYTHON cannot import torch and megatron_ltd; activate their environment or set PYTHON to its python."
+    GPUS_PER_NODE=${GPUS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+    is_count "$GPUS_PER_NODE" && ((GPUS_PER_NODE > 0)) || fail "GPUS_PER_NODE = $GPUS_PER_NODE must be a positive number."
 }
 
 save_folder() {

@@ -119,7 +119,7 @@ def _value_problem(flag: Flag, name: str, words: list[str], error: str) -> str:
 
 
 def _answer_foreign(name: str, words: list[str], known: list[str], problems: list[str], notes: list[str]) -> None:
-    answer = foreign_answer(name, words)
+    answer = foreign_answer(name, words, known)
     if answer is not None and answer.harmless:
         if answer.text not in notes:
             notes.append(answer.text)

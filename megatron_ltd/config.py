@@ -62,10 +62,12 @@ class ModelConfig:
     make_vocab_size_divisible_by: int = 128
     """The embedding has rows for the vocabulary rounded up to a multiple of this. Unlike in Megatron-LM the
     rounding does not depend on the tensor-parallel size, and the extra rows take no part in the loss."""
-    hidden_dropout: float = 0.1
-    """Dropout on the embeddings and on what attention and MLP add to the residual stream."""
-    attention_dropout: float = 0.1
-    """Dropout on attention probabilities."""
+    hidden_dropout: float = 0.0
+    """Dropout on the embeddings and on what attention and MLP add to the residual stream. Megatron-LM's default is 0.1;
+    pretraining today uses none."""
+    attention_dropout: float = 0.0
+    """Dropout on attention probabilities; above 0 it rules out the fused attention kernels. Megatron-LM's default is
+    0.1."""
     init_method_std: float = 0.02
     """Standard deviation of the initial weights; projections into the residual stream use std / sqrt(2 x layers)."""
 

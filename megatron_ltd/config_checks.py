@@ -65,7 +65,7 @@ def _model(config: RunConfig) -> Iterator[str]:
         yield (f"--hidden-size = {model.hidden_size}: not divisible by --num-attention-heads = {heads}; choose "
                f"{(model.hidden_size // heads + 1) * heads}, or set the size of a head with --kv-channels")
     elif model.position_embedding_type == "rope" and model.head_dim % 2:
-        yield (f"--position-embedding-type = rope: heads of {model.head_dim} channels, but rotation takes them in pairs; "
+        yield (f"--position-embedding-type = rope: heads of {model.head_dim} channels, but rotation takes pairs; "
                "choose an even --kv-channels, or sizes with an even --hidden-size / --num-attention-heads")
     elif model.position_embedding_type == "rope" and int(model.head_dim * model.rotary_percent) < 2:
         yield (f"--rotary-percent = {model.rotary_percent}: less than two of {model.head_dim} channels of a head; "
@@ -143,8 +143,9 @@ def _length(config: RunConfig, world_size: int) -> Iterator[str]:
     """Whether the budget is enough for one step."""
     if total_steps(config, data_parallel_size(config, world_size)) < 1:
         training = config.training
-        samples = training.train_samples is not None
-        given = f"--train-samples = {training.train_samples}" if samples else f"--train-tokens = {training.train_tokens}"
+        given = f"--train-samples = {training.train_samples}"
+        if training.train_tokens is not None:
+            given = f"--train-tokens = {training.train_tokens}"
         yield f"{given}: less than one global batch; give more, or lower --global-batch-size"
 
 
@@ -189,7 +190,7 @@ def _tokenizer(config: RunConfig) -> Iterator[str]:
     needed = {"GPT2BPETokenizer": ("vocab_file", "merge_file"), "SentencePieceTokenizer": ("tokenizer_model",),
               "HuggingFaceTokenizer": ("tokenizer_model",)}
     if kind is None and not (data.mock_data and config.model.vocab_size is not None):
-        yield ("--tokenizer-type is required, as the corpus was made with one; name it, or for a corpus of plain numbers "
+        yield ("--tokenizer-type is required, as the corpus was made with one; name it, or for a corpus of numbers "
                "use --tokenizer-type NullTokenizer --vocab-size N (--mock-data needs only --vocab-size)")
     for field in needed.get(kind or "", ()):
         if getattr(data, field) is None:

@@ -6,13 +6,12 @@
     tensor_model_parallel_size = 4
 """
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from megatron_ltd.flag_reference import Flag, all_flags, section_classes
-from megatron_ltd.foreign_flags import foreign_answer
+from megatron_ltd.foreign_flags import foreign_answer, nearest
 
 
 def read_config_file(path: str) -> tuple[dict[Flag, Any], list[str]]:
@@ -37,7 +36,7 @@ def _settings(path: str, content: dict[str, Any]) -> tuple[dict[Flag, Any], list
         where = f"{path}: [{section}] {key}" if section else f"{path}: {key}"
         flag = flags.get(key)
         if section is not None and section not in section_classes():
-            problems.append(f"{path}: [{section}] is no section; nearest: {_nearest(section, section_classes())}")
+            problems.append(f"{path}: [{section}] is no section; nearest: {nearest(section, section_classes())}")
         elif flag is None:
             problems.append(f"{where}: {_unknown(key, flags)}")
         elif section not in (None, flag.section):
@@ -66,11 +65,7 @@ def _entries(content: dict[str, Any]) -> list[tuple[str | None, str, Any]]:
 
 
 def _unknown(key: str, known: dict[str, Flag]) -> str:
-    answer = foreign_answer("--" + key.replace("_", "-"), ())
+    answer = foreign_answer("--" + key.replace("_", "-"), (), known)
     if answer is not None:
         return answer.text
-    return f"no setting has this name; nearest: {_nearest(key, known)}"
-
-
-def _nearest(name: str, known: dict[str, Any]) -> str:
-    return difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.0)[0]
+    return f"no setting has this name; nearest: {nearest(key, known)}"

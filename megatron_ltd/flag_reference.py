@@ -14,7 +14,7 @@ from typing import Any
 from megatron_ltd import config as config_module
 from megatron_ltd.config import RunConfig
 
-_INTEGER = re.compile(r"[+-]?[0-9]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -96,9 +96,9 @@ class Flag:
 
     def _one(self, word: str) -> Any:
         if self.kind is int:
-            if not _INTEGER.fullmatch(word) or len(word) > 19:
+            if not _INTEGER.fullmatch(word):
                 raise ValueError(f"{word!r} is not a whole number; write it in digits, such as 1000")
-            return int(word)
+            return self._bounded(int(word))
         if self.kind is float:
             try:
                 return self._finite(float(word))
@@ -107,16 +107,23 @@ class Flag:
         return self._chosen(word)
 
     def _one_typed(self, value: Any) -> Any:
-        accepted = (int, float) if self.kind is float else self.kind
+        accepted: Any = (int, float) if self.kind is float else self.kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
             raise ValueError(f"must be {_NAMES[self.kind]}, not {value!r}")
         if self.kind is float:
             return self._finite(float(value))
+        if self.kind is int:
+            return self._bounded(value)
         return self._chosen(value) if self.kind is str else value
+
+    def _bounded(self, value: int) -> int:
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{value} does not fit into 64 bits; write a smaller number")
+        return value
 
     def _finite(self, value: float) -> float:
         if not math.isfinite(value):
-            raise ValueError(f"{value} is not a finite number")
+            raise ValueError(f"{value} is not a finite number; write it as 0.1 or 1e-4")
         return value
 
     def _chosen(self, value: str) -> str:

@@ -17,12 +17,13 @@ class Answer:
     harmless: bool
 
 
-def foreign_answer(name: str, words: Sequence[str]) -> Answer | None:
+def foreign_answer(name: str, words: Sequence[str], known: Iterable[str]) -> Answer | None:
     """The answer to a flag of Megatron-LM or Megatron-DeepSpeed; None for a name they do not have either.
 
     Args:
         name: with its dashes.
         words: the values that follow it.
+        known: this project's flags.
     """
     given = " ".join((name, *words))
     if name in NO_EFFECT:
@@ -35,7 +36,8 @@ def foreign_answer(name: str, words: Sequence[str]) -> Answer | None:
         if name.startswith(beginning):
             return Answer(f"{given}: not supported: {advice}", harmless=False)
     if name in OTHER_FLAGS:
-        return Answer(f"{given}: Megatron has this flag, this project does not; leave it out", harmless=False)
+        return Answer(f"{given}: not supported: Megatron has this flag, this project does not; leave it out "
+                      f"(nearest here: {nearest(name, known)})", harmless=False)
     return None
 
 

@@ -19,7 +19,6 @@ def _idle_layout(config: RunConfig) -> list[str]:
         idle.append("--sequence-parallel has no effect with --tensor-model-parallel-size = 1")
     if parallel.pipeline_model_parallel_size == 1:
         given = {"--pipeline-schedule": parallel.pipeline_schedule != "1f1b",
-                 "--pipeline-split": parallel.pipeline_split != "uniform",
                  "--num-layers-per-virtual-pipeline-stage": parallel.num_layers_per_virtual_pipeline_stage is not None}
         idle += [f"{flag} has no effect with --pipeline-model-parallel-size = 1" for flag in given if given[flag]]
     if parallel.recompute_activations and parallel.recompute_granularity == "full":

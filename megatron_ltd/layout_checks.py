@@ -13,6 +13,7 @@ from megatron_ltd.derived import (
 )
 from megatron_ltd.errors import ConfigError
 
+MOST_INCREMENTS = 100_000
 INTERLEAVED = ("interleaved", "interleaved-zero-bubble")
 
 
@@ -66,6 +67,7 @@ def _pipeline(config: RunConfig) -> Iterator[str]:
         yield str(error)
         return
     if pp == 1:
+        yield from _stages(config, split)
         return
     if schedule not in INTERLEAVED and per_chunk is not None:
         chunks = "exactly two chunks" if schedule == "zbv" else "one chunk"
@@ -76,6 +78,10 @@ def _pipeline(config: RunConfig) -> Iterator[str]:
         yield (f"--pipeline-schedule = {schedule} needs --num-layers-per-virtual-pipeline-stage, a divisor of "
                f"--num-layers / --pipeline-model-parallel-size = {layers} / {pp}; for one chunk a process "
                "use --pipeline-schedule 1f1b")
+        return
+    if schedule in INTERLEAVED and per_chunk is None and split is not None and len(split) % pp:
+        yield (f"--pipeline-split = {parallel.pipeline_split}: {len(split)} stages, not a multiple of "
+               f"--pipeline-model-parallel-size = {pp}; give {_multiples(len(split), pp)} numbers")
         return
     if schedule in INTERLEAVED and per_chunk is not None and layers % (pp * per_chunk):
         yield (f"--num-layers = {layers}: not divisible by --pipeline-model-parallel-size = {pp} x "
@@ -121,6 +127,9 @@ def _batch(config: RunConfig, world_size: int) -> Iterator[str]:
         yield f"{text}: START and INCREMENT must be at least 1, and SAMPLES at least 0; give such numbers"
     elif start > full:
         yield f"{text}: START is more than --global-batch-size = {full}; begin with at most {full}"
+    elif (full - start) // increment > MOST_INCREMENTS:
+        yield (f"{text}: {(full - start) // increment} increments up to --global-batch-size = {full}, at most "
+               f"{MOST_INCREMENTS} are possible; choose a larger INCREMENT")
     elif (full - start) % increment:
         yield (f"{text}: {increment} samples do not divide the way from {start} to --global-batch-size = {full}; "
                f"choose an increment that divides {full - start}")

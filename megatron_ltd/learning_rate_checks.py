@@ -47,8 +47,8 @@ def _units(config: RunConfig) -> Iterator[str]:
         if len(given) > 1:
             yield f"{_flags(name, given)}: one length in two units; keep one of them"
     if optimizer.lr_warmup_fraction is not None and spans["lr-warmup"]:
-        yield (f"--lr-warmup-fraction = {optimizer.lr_warmup_fraction}: given with {_flags('lr-warmup', spans['lr-warmup'])}; "
-               "keep one of them")
+        yield (f"--lr-warmup-fraction = {optimizer.lr_warmup_fraction}: given with "
+               f"{_flags('lr-warmup', spans['lr-warmup'])}; keep one of them")
     if optimizer.lr_decay_style == "WSD" and not spans["lr-wsd-decay"]:
         yield ("--lr-decay-style = WSD: needs the length of the final decay; "
                "give --lr-wsd-decay-iters or --lr-wsd-decay-samples")
@@ -56,17 +56,17 @@ def _units(config: RunConfig) -> Iterator[str]:
     foreign = [_flags(name, {origin: length}) for name, given in spans.items() for origin, length in given.items()
                if not convertible(origin, unit)]
     if foreign and all(len(given) <= 1 for given in spans.values()):
-        yield (f"{' and '.join(foreign)}: the learning rate is counted in {unit} here, and steps have no fixed number of "
-               "samples; give all its lengths in steps (-iters), or all in samples or tokens")
+        yield (f"{' and '.join(foreign)}: the learning rate is counted in {unit} here, and steps have no fixed "
+               "number of samples; give all its lengths in steps (-iters), or all in samples or tokens")
 
 
 def _lengths(config: RunConfig, dp: int) -> Iterator[str]:
     spans = learning_rate_spans(config, dp)
     style = config.optimizer.lr_decay_style
     if style != "constant" and spans.warmup >= spans.decay:
-        given = given_warmup(config.optimizer)
-        yield (f"{_flags('lr-warmup', given)}: warm-up is not shorter than the {spans.decay:g} {spans.unit} after which "
-               f"the minimum is reached; shorten it, or lengthen --lr-decay-{FLAG_SUFFIX[spans.unit]}")
+        yield (f"{_flags('lr-warmup', given_warmup(config.optimizer))}: warm-up is not shorter than the "
+               f"{spans.decay:g} {spans.unit} after which the minimum is reached; shorten it, or lengthen "
+               f"--lr-decay-{FLAG_SUFFIX[spans.unit]}")
     if style == "WSD" and spans.final_decay is not None and spans.final_decay > spans.decay:
         yield (f"{_flags('lr-wsd-decay', given_final_decay(config.optimizer))}: longer than the {spans.decay:g} "
                f"{spans.unit} after which the minimum is reached; shorten it")

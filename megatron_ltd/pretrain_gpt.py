@@ -65,8 +65,8 @@ def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> 
     if problems:
         raise DataError("\n".join(sorted(problems)))
     if len({found for _, found in answers}) > 1:
-        raise DataError("The processes read different corpora or tokenizers under the same names; copy the same files to "
-                        "every machine")
+        raise DataError("The processes read different corpora or tokenizers under the same names; copy the same files "
+                        "to every machine")
     assert datasets is not None
     return datasets
 

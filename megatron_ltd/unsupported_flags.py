@@ -36,7 +36,7 @@ UNSUPPORTED: dict[str, str] = {
     "--apply-layernorm-1p": "norm weights are stored as they are, not as weight - 1; leave it out",
     "--layernorm-epsilon": "use --norm-epsilon",
     "--apply-residual-connection-post-layernorm": "normalisation is before each part of a layer; leave it out",
-    "--apply-query-key-layer-scaling": "scores are not scaled by the layer's number; leave it out, with --bf16 for range",
+    "--apply-query-key-layer-scaling": "scores are not scaled by the layer's number; leave it out",
     "--fp32-residual-connection": "leave it out",
     "--qk-layernorm": "queries and keys are not normalised; leave it out",
     "--qk-l2-norm": "queries and keys are not normalised; leave it out",
@@ -49,7 +49,7 @@ UNSUPPORTED: dict[str, str] = {
     # batch, schedule, optimizer
     "--batch-size": "use --micro-batch-size",
     "--step-batch-size-schedule": "use --rampup-batch-size START INCREMENT SAMPLES",
-    "--decrease-batch-size-if-needed": "choose a --global-batch-size that --micro-batch-size x data-parallel size divides",
+    "--decrease-batch-size-if-needed": "choose a --global-batch-size that --micro-batch-size x processes divides",
     "--warmup": "use --lr-warmup-fraction",
     "--use-checkpoint-opt_param-scheduler": "give the learning-rate flags of the checkpointed run again",
     "--start-weight-decay": _DECAY,
@@ -81,7 +81,7 @@ UNSUPPORTED: dict[str, str] = {
     "--num-experts": _EXPERTS,
     "--num-virtual-stages-per-pipeline-rank": "use --pipeline-schedule interleaved "
                                               "--num-layers-per-virtual-pipeline-stage N",
-    "--microbatch-group-size-per-virtual-pipeline-stage": "the interleaved schedule chooses its own groups; leave it out",
+    "--microbatch-group-size-per-virtual-pipeline-stage": "the schedule chooses its own groups; leave it out",
     "--decoder-first-pipeline-num-layers": _SPLIT,
     "--decoder-last-pipeline-num-layers": _SPLIT,
     "--pipeline-model-parallel-layout": _SPLIT,
@@ -134,8 +134,8 @@ UNSUPPORTED: dict[str, str] = {
     "--bert-no-binary-head": _BERT,
     "--mask-prob": _BERT,
     "--short-seq-prob": _BERT,
-    "--layer-token-lr": "a learning rate by layer tokens is not available yet in this version; use --lr-decay-tokens and "
-                        "--lr-warmup-tokens, which count raw tokens",
+    "--layer-token-lr": "a learning rate by layer tokens is not available yet in this version; use --lr-decay-tokens "
+                        "and --lr-warmup-tokens, which count raw tokens",
 }
 """Flag -> what to do instead."""
 

@@ -98,7 +98,8 @@ def value_violations(config: RunConfig) -> Iterator[str]:
         for field, allowed in ranges.items():
             value = getattr(getattr(config, section), field)
             if value is not None and (section, field) not in missing and not allowed.holds(value):
-                yield f"{flag_name(field)} = {value}: must be {allowed}; give such a number{_or_leave_out(config, section, field)}"
+                yield (f"{flag_name(field)} = {value}: must be {allowed}; give such a number"
+                       f"{_or_leave_out(config, section, field)}")
 
 
 def _or_leave_out(config: RunConfig, section: str, field: str) -> str:

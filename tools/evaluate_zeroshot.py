@@ -15,16 +15,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.tokenizer import build_tokenizer
-from megatron_ltd.errors import ConfigError, UserError
-from megatron_ltd.eval.report import check_writable, markdown_table, software_versions, task_record, write_json
+from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.eval.report import (
+    check_writable,
+    markdown_table,
+    model_record,
+    software_versions,
+    task_record,
+    write_json,
+)
+from megatron_ltd.eval.requests import CheckpointScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
 from megatron_ltd.eval.scorer import build_scorer
-from megatron_ltd.eval.tasks import TASKS, plan_tasks
+from megatron_ltd.eval.tasks import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
+from megatron_ltd.parallel.agreement import disagreements, gather_json
+from megatron_ltd.train import launch
+from megatron_ltd.train.launch import Launch
 
 TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
 
@@ -69,12 +80,40 @@ def tokenizer_settings(recorded: DataConfig, args: argparse.Namespace) -> DataCo
     return dataclasses.replace(recorded, **given)
 
 
-def run(args: argparse.Namespace) -> dict[str, TaskResult]:
-    """Evaluate, print the table, write the results; on several processes the first one speaks."""
-    plan = plan_tasks(args.tasks, None if args.task_data is None else Path(args.task_data))
+def agree_on_inputs(problem: str | None, digests: dict[str, str]) -> None:
+    """Rows are split over processes, so all of them must have read the same files.
+
+    Args:
+        problem: what this process could not read.
+        digests: of what it has read.
+
+    Raises:
+        DataError: on every process.
+    """
+    answers = gather_json({"problem": problem, "digests": digests})
+    problems = {answer["problem"] for answer in answers} - {None}
+    if problems:
+        raise DataError("\n".join(sorted(problems)))
+    differing = disagreements([answer["digests"] for answer in answers])
+    if differing:
+        raise DataError("The processes read different files under the same names; copy the same ones to every machine:"
+                        "\n  " + "\n  ".join(differing))
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Find the files, load the model, see that all processes read the same, and score."""
     output = None if args.output is None else Path(args.output)
-    if output is not None:
-        check_writable(output)
+    plan: list[TaskRun] = []
+    tokenizer: Tokenizer | None = None
+    problem = None
+    try:
+        plan = plan_tasks(args.tasks, None if args.task_data is None else Path(args.task_data))
+        if output is not None and console.speaks:
+            check_writable(output)
+    except UserError as error:
+        if console.speaks:
+            raise  # before a model is loaded; the others have no way yet to tell it to the one that speaks
+        problem = str(error)
     scorer = build_scorer(
         args.load,
         step=args.ckpt_step,
@@ -82,41 +121,55 @@ def run(args: argparse.Namespace) -> dict[str, TaskResult]:
         pipeline_parallel=args.pipeline_model_parallel_size,
         micro_batch_size=args.micro_batch_size,
     )
-    manifest = scorer.manifest
-    vocab_size = manifest.config["model"]["vocab_size"]
-    tokenizer = build_tokenizer(tokenizer_settings(scorer.tokenizer_config, args), vocab_size)
-    speaks = not dist.is_initialized() or dist.get_rank() == 0
-    options = EvalOptions(args.limit, args.overlapping_eval, show_progress=speaks)
-    model = {"load": args.load, "step": manifest.step, **manifest.counters}
+    try:
+        vocab_size = scorer.manifest.config["model"]["vocab_size"]
+        tokenizer = build_tokenizer(tokenizer_settings(scorer.tokenizer_config, args), vocab_size)
+    except UserError as error:
+        problem = problem or str(error)
+    digests = {item.name: item.sha256 for item in plan}
+    agree_on_inputs(problem, digests | ({} if tokenizer is None else {"tokenizer": tokenizer.digest}))
+    assert tokenizer is not None
+    options = EvalOptions(args.limit, args.overlapping_eval, show_progress=console.speaks)
+    score(args.load, plan, scorer, tokenizer, options, output, console)
+
+
+def score(
+    load: str, plan: list[TaskRun], scorer: CheckpointScorer, tokenizer: Tokenizer, options: EvalOptions,
+    output: Path | None, console: Console,
+) -> None:
+    """Every task in turn; what is scored is written before the next one starts."""
     record: dict[str, Any] = {
-        "model": model,
+        "model": model_record(load, scorer.manifest),
         "tokenizer_digest": tokenizer.digest,
-        "options": {"limit": args.limit, "overlapping_eval": args.overlapping_eval},
+        "options": {"limit": options.limit, "overlapping_eval": options.stride},
         "versions": software_versions(),
         "tasks": {},
     }
     results: dict[str, TaskResult] = {}
     for item in plan:
         results[item.name] = item.task.evaluate(item.path, scorer, tokenizer, options)
-        record["tasks"][item.name] = task_record(item.path, results[item.name])
-        if output is not None and speaks:
+        record["tasks"][item.name] = task_record(item.path, item.sha256, results[item.name])
+        if output is not None and console.speaks:
             write_json(output, record)
-    console = Console(speaks)
-    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in model.items() if name != "load")
-    console.line(f"\n{args.load}: {facts}\n\n{markdown_table(results)}")
+    model = record["model"]
+    console.line(
+        f"\n{model['load']}, step {model['step']:,}: trained on {model['consumed_tokens']:,} tokens, "
+        f"{model['consumed_layer_tokens']:,} layer tokens\n\n{markdown_table(results)}"
+    )
     if output is not None:
         console.line(f"\nwritten to {output}")
-    return results
 
 
 def main(argv: list[str]) -> int:
+    console = Console()
     try:
-        run(parse_args(argv))
+        console = Console(Launch.from_environment().rank == 0)
+        run(parse_args(argv), console)
     except UserError as error:
-        Console().warn(f"{type(error).__name__}: {error}")
+        console.error(f"{type(error).__name__}: {error}")
         return error.exit_code
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    finally:
+        launch.stop()
     return 0
 
 

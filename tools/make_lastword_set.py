@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
 from megatron_ltd.errors import DataError, UserError
 from megatron_ltd.eval.build_lastword import LastWordOptions, build_lastword_set
 from megatron_ltd.eval.report import check_writable
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> int:
     try:
         run(parse_args(argv))
     except UserError as error:
-        Console().warn(f"{type(error).__name__}: {error}")
+        Console().error(f"{type(error).__name__}: {error}")
         return error.exit_code
     return 0
 

@@ -48,9 +48,9 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     try:
         os.mkdir(folder)
-    except FileExistsError:
+    except FileExistsError as error:
         if not folder.is_dir():
-            raise
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
     fsync_folder(folder.parent)
 
 

@@ -12,12 +12,27 @@ import numpy as np
 import torch
 
 import megatron_ltd
+from megatron_ltd.checkpoint.manifest import Manifest
+from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval.results import Metric, TaskResult
-from megatron_ltd.eval.task_files import sha256_of
+from megatron_ltd.train.state import TrainState
 
 
-def task_record(path: Path, result: TaskResult) -> dict[str, Any]:
+def model_record(load: str, manifest: Manifest) -> dict[str, Any]:
+    """Which model was scored, and on how much it was trained."""
+    consumed = TrainState.from_counters(manifest.counters).consumed
+    layers = RunConfig.from_dict(manifest.config).model.num_layers
+    return {
+        "load": load,
+        "step": manifest.step,
+        "consumed_samples": consumed.samples,
+        "consumed_tokens": consumed.tokens,
+        "consumed_layer_tokens": consumed.layer_tokens(layers),
+    }
+
+
+def task_record(path: Path, sha256: str, result: TaskResult) -> dict[str, Any]:
     """One task's part of the results file; a number that is not finite becomes null, as JSON has no word for it."""
     return {
         "metrics": {
@@ -30,7 +45,7 @@ def task_record(path: Path, result: TaskResult) -> dict[str, Any]:
         "counts": result.counts,
         "protocol": result.protocol,
         "file": str(path),
-        "sha256": sha256_of(path),
+        "sha256": sha256,
     }
 
 

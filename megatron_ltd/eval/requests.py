@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from megatron_ltd.checkpoint.manifest import Manifest
+from megatron_ltd.config import DataConfig
 from megatron_ltd.errors import DivergenceError
 
 SLAB_ROWS = 256
@@ -57,6 +59,18 @@ class TokenScorer(Protocol):
 
     def score(self, rows: list[ScoreRow]) -> list[ScoredRow]:
         """Answers in the order of the rows; on several processes all call it with the same rows."""
+
+
+class CheckpointScorer(TokenScorer, Protocol):
+    """A scorer whose model was built from a checkpoint's manifest."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was loaded."""
+
+    @property
+    def tokenizer_config(self) -> DataConfig:
+        """The tokenizer settings of the run that wrote it."""
 
 
 def score_rows(scorer: TokenScorer, rows: list[ScoreRow], label: str, show_progress: bool) -> list[ScoredRow]:

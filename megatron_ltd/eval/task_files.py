@@ -1,17 +1,11 @@
 """Finding, reading and identifying task files: plain, .gz or .zst, never downloaded."""
 
-import gzip
 import hashlib
-import io
 import json
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
+from megatron_ltd.data.text_input import TextInput
 from megatron_ltd.errors import DataError
 
 PACKED_SUFFIXES = ("", ".gz", ".zst")
@@ -51,32 +45,17 @@ def plain_suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
 
 
-@contextmanager
-def open_text(path: Path) -> Iterator[io.TextIOBase]:
-    """The file as UTF-8 text, unpacked.
+def read_text(path: Path) -> str:
+    """The whole file, unpacked.
 
     Raises:
-        DataError: missing, not readable, damaged, or not UTF-8; also while reading within the context.
+        DataError: it is missing, damaged, or not UTF-8.
     """
+    data = b"".join(block.data for block in TextInput(_existing(path)).blocks())
     try:
-        with path.open("rb") as packed:
-            if path.suffix == ".gz":
-                yield io.TextIOWrapper(gzip.GzipFile(fileobj=packed), encoding="utf-8")
-            elif path.suffix == ".zst":
-                unpacked = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
-                yield io.TextIOWrapper(io.BufferedReader(unpacked), encoding="utf-8")
-            else:
-                yield io.TextIOWrapper(packed, encoding="utf-8")
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Check the path, or fetch the file again.") from error
+        return data.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}. Convert it to UTF-8.") from error
-
-
-def read_text(path: Path) -> str:
-    """The whole file."""
-    with open_text(path) as lines:
-        return lines.read()
 
 
 def read_jsonl_texts(path: Path, limit: int | None = None) -> list[TextLine]:
@@ -86,10 +65,10 @@ def read_jsonl_texts(path: Path, limit: int | None = None) -> list[TextLine]:
         DataError: a line is no JSON object with a string `text`, or there is no line at all.
     """
     found: list[TextLine] = []
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
+    for block in TextInput(_existing(path)).blocks():
+        for number, line in enumerate(block.lines(), start=block.first_line):
             if limit is not None and len(found) == limit:
-                break
+                return found
             if line.strip():
                 place = f"{path}:{number}"
                 found.append(TextLine(_text_of(line, place), place))
@@ -98,7 +77,13 @@ def read_jsonl_texts(path: Path, limit: int | None = None) -> list[TextLine]:
     return found
 
 
-def _text_of(line: str, place: str) -> str:
+def _existing(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"There is no file {path}. Check the path.")
+    return str(path)
+
+
+def _text_of(line: bytes, place: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.eval import lambada, perplexity, wikitext
 from megatron_ltd.eval.requests import TokenScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
-from megatron_ltd.eval.task_files import find_task_file
+from megatron_ltd.eval.task_files import find_task_file, sha256_of
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class TaskRun:
-    """A task with its file, under the name its result will have."""
+    """A task with its file and that file's SHA-256, under the name its result will have."""
 
     name: str
     task: Task
     path: Path
+    sha256: str
 
 
 def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
@@ -61,7 +62,7 @@ def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
         if name not in TASKS:
             raise ConfigError(f"--tasks: there is no task {name!r}. Choose from {', '.join(TASKS)}.")
         path = _path_of(item, folder)
-        runs.append(TaskRun(name if times[name] == 1 else f"{name}:{path.name}", TASKS[name], path))
+        runs.append(TaskRun(name if times[name] == 1 else f"{name}:{path.name}", TASKS[name], path, sha256_of(path)))
     repeated = [name for name, count in Counter(run.name for run in runs).items() if count > 1]
     if repeated:
         raise ConfigError(f"--tasks lists {', '.join(repeated)} more than once. Keep one, or rename one of the files.")

@@ -57,7 +57,7 @@ class LearningRate:
         """The rate of a step that takes progress from `before` to `after`, in the unit of the spans."""
         assert self.optimizer.lr is not None, "config_checks requires --lr"
         peak, warmup = self.optimizer.lr, self.spans.warmup
-        if before < warmup:
+        if 0 < warmup and before <= warmup:
             return self.optimizer.lr_warmup_init + (peak - self.optimizer.lr_warmup_init) * min(1.0, after / warmup)
         if self.optimizer.lr_decay_style == "constant":
             return peak

@@ -2,9 +2,13 @@
 
 A tensor-parallel region lies between `enter` and `exit` (f and g of https://arxiv.org/abs/1909.08053, section 3):
 
-    without sequence parallelism       enter: identity    backward all-reduce        exit: all-reduce      backward identity
+                                         forward           backward
+    without sequence parallelism
+        enter                            identity          all-reduce
+        exit                             all-reduce        identity
     with (https://arxiv.org/abs/2205.05198, section 4.2)
-                                       enter: all-gather  backward reduce-scatter    exit: reduce-scatter  backward all-gather
+        enter                            all-gather        reduce-scatter
+        exit                             reduce-scatter    all-gather
 
 Sequence dims come first, so that a slice of the sequence is contiguous. A group of one does nothing.
 """

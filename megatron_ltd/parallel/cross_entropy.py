@@ -30,24 +30,27 @@ class VocabShard:
 
     Args:
         first: global id of the first local row.
+        rows: local rows, the same on every rank.
         valid: local rows that are tokens; the rest is padding and takes no part in the softmax.
         tp: the axis over which the table is sharded.
     """
 
     first: int
+    rows: int
     valid: int
     tp: TensorParallel
 
     @classmethod
     def of(cls, rows: int, vocab_size: int, tp: TensorParallel) -> "VocabShard":
         first, count = tp.shard_span(rows)
-        return cls(first, max(0, min(count, vocab_size - first)), tp)
+        return cls(first, count, max(0, min(count, vocab_size - first)), tp)
 
     def reduce(self, x: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
         return x if self.tp.size == 1 else all_reduce(x, self.tp.group, op)
 
     def chunk_tokens(self, device: torch.device) -> int:
-        return max(16, _CHUNK_LOGITS.get(device.type, 1 << 24) // max(1, self.valid))
+        """Tokens of one chunk: the same on every rank, since the ranks reduce chunk by chunk."""
+        return max(16, _CHUNK_LOGITS.get(device.type, 1 << 24) // self.rows)
 
     def local_row(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Local row of each id, 0 where another rank holds it, and whether this rank holds it."""
@@ -106,7 +109,8 @@ class _HeadLoss(torch.autograd.Function):
         # The gradients were formed without the loss scale, so that half precision neither overflows nor vanishes
         # there. What was saved is not overwritten: a split backward pass comes through here twice.
         factor = grad.float()
-        return (grad_hidden * factor).to(grad_hidden.dtype), (grad_weight * factor).to(ctx.weight_dtype), None, None, None
+        grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
+        return (grad_hidden * factor).to(grad_hidden.dtype), grad_weight, None, None, None
 
 
 def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:

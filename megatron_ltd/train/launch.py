@@ -70,8 +70,8 @@ def choose_device(config: RunConfig, launch: Launch) -> torch.device:
     if backend == "gloo":
         return torch.device("cpu")
     if launch.local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"LOCAL_RANK = {launch.local_rank}: this machine has {torch.cuda.device_count()} GPUs; start at "
-                          "most one process for each (--nproc-per-node)")
+        raise ConfigError(f"LOCAL_RANK = {launch.local_rank}: this machine has {torch.cuda.device_count()} GPUs; start "
+                          "at most one process for each (--nproc-per-node)")
     return torch.device("cuda", launch.local_rank)
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron_ltd.checkpoint.io import agree_on_checkpoint
 from megatron_ltd.checkpoint.layout import find_checkpoint, holds_nothing
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
@@ -16,6 +16,19 @@ from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.train import state
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState
+
+
+def saved_config(manifest: Manifest, path: Path) -> RunConfig:
+    """The settings of the run that wrote a checkpoint.
+
+    Raises:
+        CheckpointError: they are not those of this version.
+    """
+    try:
+        return RunConfig.from_dict(manifest.config)
+    except TypeError as error:
+        raise CheckpointError(f"{path} was written by another version of megatron_ltd "
+                              f"({manifest.versions.get('megatron_ltd')}): {error}") from error
 
 
 def with_checkpoint_model(config: RunConfig) -> RunConfig:
@@ -30,7 +43,7 @@ def with_checkpoint_model(config: RunConfig) -> RunConfig:
     if config.checkpoint.load is None:
         raise CheckpointError("--use-checkpoint-args takes the model's settings from a checkpoint; name it with --load")
     path = find_checkpoint(Path(config.checkpoint.load), config.checkpoint.ckpt_step, Console(False))
-    saved = RunConfig.from_dict(read_manifest(path).config).model
+    saved = saved_config(read_manifest(path), path).model
     return replace(config, model=replace(saved, hidden_dropout=config.model.hidden_dropout,
                                          attention_dropout=config.model.attention_dropout))
 
@@ -68,13 +81,9 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     _note_changes(config, manifest, console)
     if settings.no_load_optim:
         restored.updates = 0
-    if config.training.precision != manifest_precision(manifest):
+    if config.training.precision != saved_config(manifest, path).training.precision:
         restored.loss_scale = fresh.loss_scale
     return restored
-
-
-def manifest_precision(manifest: Manifest) -> str:
-    return RunConfig.from_dict(manifest.config).training.precision
 
 
 def _note_changes(config: RunConfig, manifest: Manifest, console: Console) -> None:
@@ -86,8 +95,3 @@ def _note_changes(config: RunConfig, manifest: Manifest, console: Console) -> No
             before = saved.get(section, {}).get(name)
             if before != value:
                 console.line(f"continuing with --{name.replace('_', '-')} = {value}; it was {before}")
-
-
-def model_settings(manifest: Manifest) -> ModelConfig:
-    """The model a checkpoint holds."""
-    return RunConfig.from_dict(manifest.config).model

@@ -19,13 +19,14 @@ from megatron_ltd.errors import CheckpointError
 from tests.checkpoint.layouts import CONFIG, COUNTERS, PARAMETERS, differing, plain, save_plain, sharded
 from tests.gloo import run_ranks
 
-LAYOUTS = {1: [(1, 1)], 2: [(1, 2), (2, 1)], 3: [(3, 1), (1, 3)], 4: [(2, 2), (4, 1), (1, 4), (2, 1, 2), (2, 2, 1)]}
+LAYOUTS: dict[int, list[tuple[int, ...]]] = {
+    1: [(1, 1)], 2: [(1, 2), (2, 1)], 3: [(3, 1), (1, 3)], 4: [(2, 2), (4, 1), (1, 4), (2, 1, 2), (2, 2, 1)]}
 """ranks -> (dp, tp) or (replicas, dp, tp)"""
 
 
-def save_layout(rank: int, ranks: int, save_dir: Path, layout: tuple[int, ...]) -> None:
+def save_layout(rank: int, ranks: int, save_dir: Path, layout: tuple[int, ...], fsdp: bool = True) -> None:
     writer = CheckpointWriter(save_dir, dist.group.WORLD)
-    writer.save(20, sharded(layout), config=CONFIG, counters=COUNTERS)
+    writer.save(20, sharded(layout, fsdp=fsdp), config=CONFIG, counters=COUNTERS)
     writer.close()
 
 
@@ -58,14 +59,18 @@ def test_one_process_saves_what_four_ranks_load(tmp_path: Path) -> None:
         assert not any(wrong.values())
 
 
-def test_each_number_is_saved_once(tmp_path: Path) -> None:
-    run_ranks(save_layout, 4, tmp_path, (2, 1, 2))
+@pytest.mark.parametrize(("layout", "fsdp"), [((2, 1, 2), True), ((2, 2), False)])
+def test_each_number_is_saved_once(tmp_path: Path, layout: tuple[int, ...], fsdp: bool) -> None:
+    run_ranks(save_layout, 4, tmp_path, layout, fsdp)
     manifest = read_manifest(tmp_path / "iter_0000020")
     stored = {name: 0 for name in manifest.tensors}
     for file in manifest.files:
         with safe_open(tmp_path / "iter_0000020" / file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (no dictionary)
                 stored[name] += opened.get_tensor(name).numel()
+    tensors = plain(fill=False)
+    load(tmp_path / "iter_0000020", tensors, None)
+    assert differing(tensors) == []
     assert stored == {f"model.{name}": torch.Size(shape).numel() for name, (shape, _, _) in PARAMETERS.items()}
 
 

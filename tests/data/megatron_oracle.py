@@ -13,13 +13,13 @@ from megatron.core.datasets.utils import Split, get_blend_from_list
 SPLITS = (Split.train, Split.valid, Split.test)
 
 
-def gpt_config(seed: int, seq_length: int, cache: Path, **settings: Any) -> GPTDatasetConfig:
+def gpt_config(seed: int, seq_length: int, cache: Path | None, **settings: Any) -> GPTDatasetConfig:
     """A configuration; the blend in it is for datasets that are built without one."""
     tokenizer = SimpleNamespace(vocab_size=50257, eod=3, eos=3, pad=-1, unique_identifiers={"tokenizer": "test"})
     settings = {"blend": (["unused"], None), "split": "1,0,0", "reset_position_ids": False, "eod_mask_loss": False,
                 "reset_attention_mask": False, "create_attention_mask": False, **settings}
-    return GPTDatasetConfig(random_seed=seed, sequence_length=seq_length, path_to_cache=str(cache), tokenizer=tokenizer,
-                            **settings)
+    return GPTDatasetConfig(random_seed=seed, sequence_length=seq_length, path_to_cache=str(cache) if cache else None,
+                            tokenizer=tokenizer, **settings)
 
 
 def gpt_dataset(prefix: Path, sequences: range, num_samples: int | None, config: GPTDatasetConfig) -> GPTDataset:

@@ -1,5 +1,6 @@
 """A tokenizer and a scorer whose answers can be worked out by hand."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,5 +45,5 @@ class UniformScorer:
         return [self._answer(row.tokens[row.first_scored:]) for row in rows]
 
     def _answer(self, targets: list[int]) -> ScoredRow:
-        logprobs = np.full(len(targets), -np.log(self.vocab), dtype=np.float32)
+        logprobs = np.full(len(targets), -math.log(self.vocab), dtype=np.float32)
         return ScoredRow(logprobs, np.array([token in self.knows for token in targets]))

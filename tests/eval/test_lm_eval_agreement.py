@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def harness_model(model: GPT2LMHeadModel, shared_data: Path) -> Any:
     return huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
 
 
-def requests(kind: str, arguments: list[tuple[str, ...]]) -> list[Any]:
+def requests(kind: str, arguments: Sequence[tuple[str, ...]]) -> list[Any]:
     instance = importlib.import_module("lm_eval.api.instance").Instance
     return [instance(request_type=kind, doc={}, arguments=pair, idx=0) for pair in arguments]
 

@@ -52,11 +52,17 @@ def test_overlapping_windows_give_every_later_token_more_context(tmp_path: Path)
     assert result.counts["tokens"] == 12
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_packed_and_plain_files_hold_the_same_documents(tmp_path: Path, suffix: str) -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+PLAIN = jsonl(DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [("", PLAIN), (".gz", gzip.compress(PLAIN)), (".zst", zstandard.ZstdCompressor().compress(PLAIN))],
+    ids=["plain", "gz", "zst"],
+)
+def test_packed_and_plain_files_hold_the_same_documents(tmp_path: Path, suffix: str, data: bytes) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(pack(jsonl(DOCUMENTS)))
+    path.write_bytes(data)
     assert perplexity.read_documents(path, None) == DOCUMENTS[:2]
 
 

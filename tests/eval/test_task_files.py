@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.eval.task_files import find_task_file, plain_suffix, read_jsonl_texts, read_text, sha256_of
@@ -29,10 +30,12 @@ def test_a_malformed_line_after_the_limit_is_not_read(tmp_path: Path) -> None:
     assert [line.text for line in read_jsonl_texts(path, limit=1)] == ["a b"]
 
 
-def test_a_truncated_gzip_file_is_reported_as_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "task.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "a b"}\n' * 1000)[:-20])
-    with pytest.raises(DataError, match=re.escape(f"{path} cannot be read")):
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_truncated_file_is_reported_as_damaged(tmp_path: Path, suffix: str) -> None:
+    pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
+    path = tmp_path / f"task.jsonl{suffix}"
+    path.write_bytes(pack("".join(f'{{"text": "a {n}"}}\n' for n in range(1000)).encode())[:-20])
+    with pytest.raises(DataError, match=re.escape(str(path)) + ".*before its end"):
         read_jsonl_texts(path)
 
 
@@ -40,8 +43,13 @@ def test_a_truncated_gzip_file_is_reported_as_damaged(tmp_path: Path) -> None:
 def test_a_file_that_is_not_packed_as_its_name_says_is_reported(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"task.jsonl{suffix}"
     path.write_text('{"text": "a b"}\n')
-    with pytest.raises(DataError, match=re.escape(f"{path} cannot be read")):
+    with pytest.raises(DataError, match=re.escape(f"{path}, near byte")):
         read_jsonl_texts(path)
+
+
+def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no file"):
+        read_jsonl_texts(tmp_path / "none.jsonl")
 
 
 def test_text_that_is_not_utf8_is_reported(tmp_path: Path) -> None:

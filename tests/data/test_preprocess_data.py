@@ -1,0 +1,264 @@
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+
+from megatron_ltd.config import DataConfig
+from megatron_ltd.data.indexed import IndexedCorpus
+from megatron_ltd.data.preprocess import EncodingPlan, Progress, preprocess
+from megatron_ltd.errors import DataError
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "preprocess_data.py"
+NUMBERS = EncodingPlan(DataConfig(tokenizer_type="NullTokenizer"), 1000, append_eod=True)
+
+
+def run_tool(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+                          check=False)
+
+
+def number_lines(seed: int, count: int) -> list[str]:
+    """Loose JSON with texts of numbers for a NullTokenizer of 1,000 ids; some are empty."""
+    random = np.random.default_rng(seed)
+    return [json.dumps({"id": i, "text": " ".join(map(str, random.integers(0, 1000, random.integers(0, 60))))})
+            for i in range(count)]
+
+
+def write(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def corpus_hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def preprocess_quietly(plan: EncodingPlan, inputs: list[Path], prefix: Path, workers: int = 1) -> IndexedCorpus:
+    preprocess(plan, [str(path) for path in inputs], str(prefix), workers, lambda progress: None)
+    return IndexedCorpus(f"{prefix}_{plan.json_keys[0]}_document")
+
+
+def test_the_tool_writes_the_corpus_that_megatron_core_would(tmp_path: Path, shared_data: Path) -> None:
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    transformers = pytest.importorskip("transformers")
+    folder = shared_data / "tokenizers" / "gpt2"
+    source = shared_data / "train" / "wiki.valid.jsonl.zst"
+    with zstandard.open(source, "rt", encoding="utf-8") as stream:
+        texts = [json.loads(line)["text"] for line in stream]
+    run = run_tool("--input", source, "--output-prefix", tmp_path / "wiki", "--append-eod", "--workers", 2,
+                   "--log-interval", 200, "--tokenizer-type", "GPT2BPETokenizer",
+                   "--vocab-file", folder / "vocab.json", "--merge-file", folder / "merges.txt")
+    assert run.returncode == 0, run.stderr
+    assert "Wrote " in run.stdout and f"{len(texts)} documents" in run.stdout
+    assert "Processed " in run.stderr and "MB/s" in run.stderr and "100% of the input" in run.stderr
+    reference = transformers.GPT2TokenizerFast.from_pretrained(str(folder))
+    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "m.bin"), np.uint16)
+    for ids in reference(texts).input_ids:
+        builder.add_document([*ids, 50256], [len(ids) + 1])
+    builder.finalize(str(tmp_path / "m.idx"))
+    for suffix in ("bin", "idx"):
+        assert (tmp_path / f"wiki_text_document.{suffix}").read_bytes() == (tmp_path / f"m.{suffix}").read_bytes()
+
+
+def test_documents_without_tokens_stay_as_documents_without_sequences(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ['{"text": "5 6"}', '{"text": ""}', '{"text": "  "}', '{"text": "7"}'])
+    corpus = preprocess_quietly(NUMBERS, [path], tmp_path / "out")
+    assert [corpus.read(i).tolist() for i in range(len(corpus))] == [[5, 6, 1000], [7, 1000]]
+    assert corpus.document_indices.tolist() == [0, 1, 1, 1, 2]
+
+
+def test_without_append_eod_documents_are_left_as_they_are(tmp_path: Path) -> None:
+    plan = EncodingPlan(DataConfig(tokenizer_type="NullTokenizer"), 1000)
+    corpus = preprocess_quietly(plan, [write(tmp_path / "in.jsonl", ['{"text": "5 6"}'])], tmp_path / "out")
+    assert corpus.read(0).tolist() == [5, 6]
+
+
+def test_every_key_makes_a_corpus(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ['{"title": "1", "text": "2 3"}', '{"title": "4 5", "text": ""}'])
+    plan = EncodingPlan(DataConfig(tokenizer_type="NullTokenizer"), 1000, ("title", "text"))
+    titles = preprocess_quietly(plan, [path], tmp_path / "out")
+    texts = IndexedCorpus(str(tmp_path / "out_text_document"))
+    assert [titles.read(i).tolist() for i in range(2)] == [[1], [4, 5]]
+    assert texts.read(0).tolist() == [2, 3]
+    assert len(titles.document_indices) == len(texts.document_indices) == 3
+
+
+def test_bytes_do_not_depend_on_workers_files_or_compression(tmp_path: Path) -> None:
+    lines = number_lines(1, 9000)
+    data = "".join(f"{line}\n" for line in lines).encode()
+    assert len(data) > 2 << 20, "more than two blocks"
+    (tmp_path / "all.jsonl").write_bytes(data)
+    write(tmp_path / "part-0.jsonl", lines[:100])
+    write(tmp_path / "part-1.jsonl", lines[100:5000])
+    (tmp_path / "part-2.jsonl").write_bytes("\r\n".join(lines[5000:]).encode())  # and no newline at the end
+    members = gzip.compress(data[:100000]) + gzip.compress(data[100000:]) + bytes(512)
+    (tmp_path / "all.jsonl.gz").write_bytes(members)
+    frames = zstandard.compress(data[:70001]) + zstandard.compress(data[70001:])
+    (tmp_path / "all.jsonl.zst").write_bytes(frames)
+    parts = [tmp_path / f"part-{i}.jsonl" for i in range(3)]
+    found = []
+    for number, (inputs, workers) in enumerate([
+            ([tmp_path / "all.jsonl"], 1), ([tmp_path / "all.jsonl"], 2), ([tmp_path / "all.jsonl"], 3), (parts, 2),
+            ([tmp_path / "all.jsonl.gz"], 1), ([tmp_path / "all.jsonl.zst"], 1)]):
+        preprocess_quietly(NUMBERS, inputs, tmp_path / str(number) / "c", workers)
+        found.append(corpus_hashes(tmp_path / str(number)))
+    assert found == [found[0]] * len(found)
+    assert set(found[0]) == {"c_text_document.bin", "c_text_document.idx"}
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1 2\n3\n\n4", encoding="utf-8")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"5\n6\n"))
+    corpus = preprocess_quietly(NUMBERS, [tmp_path / "a.txt", tmp_path / "b.txt.gz"], tmp_path / "out")
+    assert [corpus.read(i).tolist() for i in range(len(corpus))] == [[1, 2, 3, 4, 1000], [5, 6, 1000]]
+
+
+def test_progress_counts_documents_text_and_input(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    path = write(tmp_path / "in.jsonl", number_lines(2, 9000))
+    preprocess(NUMBERS, [str(path)], str(tmp_path / "out"), 1, seen.append, log_interval=1000)
+    assert [progress.documents for progress in seen] == sorted({progress.documents for progress in seen} | {9000})[
+        :len(seen) - 1] + [9000]
+    assert seen[-1].text_bytes == path.stat().st_size
+    assert seen[-1].share == 1.0 and 0 < seen[0].share < 1
+    assert Progress(300, 6_000_000, 0.25, 2.0).line() == (
+        "Processed 300 documents (150.0 docs/s, 3.00 MB/s), 25% of the input, about 6 s left.")
+
+
+BAD_LINES: list[tuple[str, bytes, str]] = [
+    ("blank", b"", "a blank line"),
+    ("spaces", b"   ", "a blank line"),
+    ("not JSON", b'{"text": "1"', "no JSON object"),
+    ("plain text", b"Once upon a time", "no JSON object.*Once upon a time"),
+    ("byte order mark", b'\xef\xbb\xbf{"text": "1"}', "no JSON object.*BOM"),
+    ("not UTF-8", b'{"text": "\xff1"}', "not UTF-8: invalid start byte at byte 10 of the line"),
+    ("list", b"[1]", "a JSON list, not an object"),
+    ("number", b"3", "a JSON int, not an object"),
+    ("no key", b'{"content": "1"}', "no key 'text'.*--json-keys"),
+    ("null", b'{"text": null}', "NoneType under key 'text'"),
+    ("list of texts", b'{"text": ["1"]}', "list under key 'text'"),
+    ("half a surrogate pair", b'{"text": "\\ud800"}', "half of a surrogate pair"),
+    ("nested deeply", b'{"text": ' + b"[" * 100000, "no JSON object"),
+    ("long number", b'{"text": ' + b"1" * 5000 + b"}", "no JSON object"),
+    ("long line", b'{"text": ' + b"x" * 5000, r"x'\.\.\. Correct"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), [row[1:] for row in BAD_LINES], ids=[row[0] for row in BAD_LINES])
+def test_a_bad_line_is_named_with_file_line_and_byte_and_nothing_is_written(
+        tmp_path: Path, line: bytes, words: str) -> None:
+    good = b'{"text": "1 2"}\n' * 3
+    (tmp_path / "in.jsonl").write_bytes(good + line + b"\n" + good)
+    with pytest.raises(DataError, match=rf"in\.jsonl:4:{len(good)}: .*{words}"):
+        preprocess_quietly(NUMBERS, [tmp_path / "in.jsonl"], tmp_path / "out" / "c")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_bad_line_is_the_one_that_is_named(tmp_path: Path, workers: int) -> None:
+    lines = number_lines(3, 9000)
+    lines[8000], lines[6500] = "later", "earlier"
+    place = sum(len(line) + 1 for line in lines[:6500])
+    with pytest.raises(DataError, match=rf"in\.jsonl:6501:{place}: .*'earlier'"):
+        preprocess_quietly(NUMBERS, [write(tmp_path / "in.jsonl", lines)], tmp_path / "out" / "c", workers)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), [
+    ("in.jsonl.gz", lambda data: data[:-5], "ends at byte .* before its end marker"),
+    ("in.jsonl.zst", lambda data: data[:-5], "ends at byte .* before its end marker"),
+    ("in.jsonl.gz", lambda data: b"{}" + data, "incorrect header"),
+    ("in.jsonl.zst", lambda data: b"{}{}" + data, "near byte .*: "),
+    ("in.jsonl.gz", lambda data: data[:len(data) // 2] + b"\xff" * 9 + data[len(data) // 2 + 9:], "near byte .*: "),
+    ("in.jsonl.zst", lambda data: data[:200] + bytes(x ^ 255 for x in data[200:250]) + data[250:], "near byte .*: "),
+], ids=["gz cut", "zst cut", "no gz", "no zst", "gz overwritten", "zst overwritten"])
+def test_a_damaged_compressed_file_is_named(
+        tmp_path: Path, name: str, damage: Callable[[bytes], bytes], words: str) -> None:
+    data = "".join(f"{line}\n" for line in number_lines(4, 300)).encode()
+    packed = gzip.compress(data) if name.endswith("gz") else zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    (tmp_path / name).write_bytes(damage(packed))
+    with pytest.raises(DataError, match=rf"{name}.*{words}"):
+        preprocess_quietly(NUMBERS, [tmp_path / name], tmp_path / "out" / "c")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_input_without_a_document_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No document in .*empty\.jsonl"):
+        preprocess_quietly(NUMBERS, [write(tmp_path / "empty.jsonl", [])], tmp_path / "out" / "c")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+COMMON: list[Any] = ["--output-prefix", "out/c", "--tokenizer-type", "NullTokenizer", "--vocab-size", 1000]
+
+
+def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        write(tmp_path / f"part-{number}.jsonl", [json.dumps({"text": str(number)})])
+    write(tmp_path / "first.jsonl", [json.dumps({"text": "9"})])
+    run = run_tool("--input", "first.jsonl", "part-*.jsonl", *COMMON, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    corpus = IndexedCorpus(str(tmp_path / "out" / "c_text_document"))
+    assert [corpus.read(i).tolist() for i in range(len(corpus))] == [[9], [0], [1], [2]]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["--input", "bad.jsonl", *COMMON], 21, ["DataError", "bad.jsonl:2:14:", "oops"]),
+    (["--input", "missing*.jsonl", *COMMON], 21, ["DataError", "--input = missing*.jsonl: no such file"]),
+    (["--input", "bad.jsonl", *COMMON, "--split-sentences"], 20, ["ConfigError", "--split-sentences: ", "not supported"]),
+    (["--input", "bad.jsonl", *COMMON, "--partitions=4"], 20, ["--partitions: use --workers"]),
+    (["--input", "bad.jsonl", *COMMON, "--colour"], 20, ["--colour: there is no such flag"]),
+    (["--input", "bad.jsonl", *COMMON, "--workers", 0], 20, ["--workers = 0 must be at least 1"]),
+    (["--input", "bad.jsonl", *COMMON, "--json-keys", "a", "a"], 20, ["a key is given twice"]),
+    (["--input", "bad.jsonl", *COMMON[:4]], 20, ["--vocab-size = None"]),
+    (["--input", "bad.jsonl", *COMMON, "--tokenizer-type", "TikTokenizer"], 2, ["invalid choice: 'TikTokenizer'"]),
+])
+def test_the_tool_ends_with_one_message_and_its_exit_code(
+        tmp_path: Path, arguments: list[Any], code: int, words: list[str]) -> None:
+    write(tmp_path / "bad.jsonl", ['{"text": "1"}', "oops"])
+    run = run_tool(*arguments, cwd=tmp_path)
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    for word in words:
+        assert word in run.stderr
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_no_corpus_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")  # input that never ends
+    run = subprocess.Popen([sys.executable, str(TOOL), "--input", str(tmp_path / "in.jsonl"), "--workers", "2",
+                            "--log-interval", "1", *map(str, COMMON)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "in.jsonl", "w", encoding="utf-8") as stream:
+        lines = "".join(f"{line}\n" for line in number_lines(5, 5000))
+        for _ in range(8):
+            stream.write(lines)
+        stream.flush()
+        assert run.stderr is not None
+        assert "Processed" in run.stderr.readline()
+        workers = children(run.pid)
+        assert len(workers) >= 2
+        run.send_signal(number)
+        run.stderr.read()
+    assert run.wait(timeout=60) != 0
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive the run"
+        time.sleep(0.05)
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == (["c_text_document.bin.partial"] if number == signal.SIGKILL else [])

@@ -1,0 +1,223 @@
+"""Draw the loss and the kept length of runs against the layer tokens they consumed.
+
+    python tools/plot_run.py --metrics dense.jsonl random_ltd.jsonl --labels dense random-LTD --output runs.png
+
+Layer tokens are the work done: the tokens that a layer processed, averaged over layers. At the same number of them
+runs with and without token dropping have cost about the same. The upper panel has the training loss (faint: as
+logged; line: smoothed) and validation losses as points; the lower one the kept length of dropped layers.
+"""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
+import numpy as np
+
+from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.log import Console
+
+TRAINING_FIELDS = ("step", "consumed_layer_tokens", "lm_loss", "kept_length")
+COLOURS = ("#1f6fb4", "#d9632b", "#2a8c5a", "#8a4fae", "#b8860b", "#c23b75", "#4a5a6a", "#17909b")
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One run, by step; a step without a finite loss is NaN and leaves a gap."""
+
+    label: str
+    layer_tokens: np.ndarray
+    loss: np.ndarray
+    kept_tokens: np.ndarray
+    validation_layer_tokens: np.ndarray
+    validation_loss: np.ndarray
+
+
+def read_curves(path: Path, label: str) -> Curves:
+    """The curves of a metrics file; where a step was repeated after a restart, its last record counts.
+
+    Raises:
+        DataError: the file is missing, has a damaged line, or no training record.
+    """
+    training: dict[int, dict[str, Any]] = {}
+    validation: dict[int, dict[str, Any]] = {}
+    for record in read_records(path):
+        if "validation_loss" in record:
+            validation[record["step"]] = record
+        elif "lm_loss" in record:
+            training[record["step"]] = record
+    if not training:
+        raise DataError(f"{path} has no training record. It must be the --metrics-file of a run with a logged step.")
+    steps = sorted(training)
+    layer_tokens = np.array([training[step]["consumed_layer_tokens"] for step in steps], dtype=float)
+    validated = sorted(validation)
+    return Curves(
+        label=label,
+        layer_tokens=layer_tokens,
+        loss=np.array([training[step]["lm_loss"] for step in steps], dtype=float),
+        kept_tokens=np.array([training[step]["kept_length"] for step in steps], dtype=float),
+        # A validation record knows its step only; between logged steps the tokens grow about linearly.
+        validation_layer_tokens=np.interp(validated, [0, *steps], [0.0, *layer_tokens]),
+        validation_loss=np.array([validation[step]["validation_loss"] for step in validated], dtype=float),
+    )
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, without a last line that is still being written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--metrics = {path} cannot be read: {error}. Name a run's --metrics-file.") from error
+    records: list[dict[str, Any]] = []
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        if line.strip():
+            records.append(_record(line, f"{path}:{number}"))
+    return records
+
+
+def _record(line: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place} is not JSON: {error}. Remove the line or name another file.") from error
+    wanted: tuple[str, ...] = ()
+    if isinstance(record, dict):
+        wanted = TRAINING_FIELDS if "lm_loss" in record else ("step",)
+    if not isinstance(record, dict) or not all(_is_number(record.get(name)) for name in wanted):
+        raise DataError(f"{place} is no record of a run: needs the numbers {', '.join(wanted or TRAINING_FIELDS)}.")
+    return record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """The mean of the finite values up to `reach` away on either side; NaN stays NaN."""
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    at = np.arange(len(values))
+    # As far to the left as to the right, so that a falling curve is not lifted at its ends.
+    reach_here = np.minimum(reach, np.minimum(at, at[::-1]))
+    first, after = at - reach_here, at + reach_here + 1
+    return np.where(finite, (sums[after] - sums[first]) / np.maximum(counts[after] - counts[first], 1), math.nan)
+
+
+def loss_limits(curves: list[Curves]) -> tuple[float, float] | None:
+    """A range that shows where runs differ: the first steps of a long run may leave it at the top."""
+    seen = [curve.loss[len(curve.loss) // 50 if len(curve.loss) >= 200 else 0:] for curve in curves]
+    values = np.concatenate([*seen, *(curve.validation_loss for curve in curves)])
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() == values.max():
+        return None
+    margin = 0.06 * (values.max() - values.min())
+    return float(values.min() - margin), float(values.max() + margin)
+
+
+def draw(curves: list[Curves], title: str | None, output: Path) -> None:
+    """Write the picture."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("Pictures need matplotlib, which is not installed: pip install matplotlib.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
+
+    style = {
+        "font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8b949e",
+        "axes.labelcolor": "#30363d", "xtick.color": "#57606a", "ytick.color": "#57606a", "axes.grid": True,
+        "grid.color": "#e6e9ed", "grid.linewidth": 0.8, "axes.axisbelow": True, "svg.hashsalt": "megatron_ltd",
+    }
+    with pyplot.rc_context(style):
+        figure, (upper, lower) = pyplot.subplots(
+            2, 1, figsize=(8.6, 6.2), sharex=True, height_ratios=(2.6, 1), layout="constrained"
+        )
+        for index, curve in enumerate(curves):
+            _draw_run(upper, lower, curve, COLOURS[index % len(COLOURS)], "-" if index < len(COLOURS) else "--")
+        limits = loss_limits(curves)
+        if limits is not None:
+            upper.set_ylim(limits)
+        upper.set_ylabel("loss (nats per token)")
+        upper.legend(frameon=False, loc="upper right")
+        lower.set_ylabel("kept length")
+        lower.set_ylim(bottom=0, top=1.08 * max(float(curve.kept_tokens.max()) for curve in curves))
+        lower.set_xlim(left=0)
+        lower.set_xlabel("layer tokens (tokens a layer processed, averaged over layers)")
+        lower.xaxis.set_major_formatter(EngFormatter(sep=""))
+        figure.align_ylabels()
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color="#1f2328")
+        figure.savefig(output, dpi=160)
+        pyplot.close(figure)
+
+
+def _draw_run(upper: Any, lower: Any, curve: Curves, colour: str, dash: str) -> None:
+    alone: dict[str, Any] = {"marker": "."} if len(curve.loss) < 4 else {}
+    of_run = f"{curve.label}, " if curve.label else ""
+    reach = len(curve.loss) // 80
+    if reach:
+        upper.plot(curve.layer_tokens, curve.loss, color=colour, alpha=0.28, linewidth=0.9)
+    line = {"color": colour, "linewidth": 1.9, **alone}
+    upper.plot(curve.layer_tokens, smooth(curve.loss, reach), dash, label=f"{of_run}training", **line)
+    if len(curve.validation_loss):
+        upper.plot(
+            curve.validation_layer_tokens, curve.validation_loss, "o", color=colour, markersize=7.5, zorder=3,
+            markeredgecolor="white", markeredgewidth=1.3, label=f"{of_run}validation",
+        )
+    lower.plot(curve.layer_tokens, curve.kept_tokens, dash, drawstyle="steps-pre", **line)
+
+
+def labels_of(files: list[Path], given: list[str] | None) -> list[str]:
+    """Names for the legend: those given, else of the files, with their folders where file names are alike; none for
+    a single run."""
+    if given is not None:
+        if len(given) != len(files):
+            raise ConfigError(f"--labels has {len(given)} names, --metrics {len(files)} files. Give one for each.")
+        return given
+    if len(files) == 1:
+        return [""]
+    names = [path.stem for path in files]
+    return names if len(set(names)) == len(names) else [str(path.parent / path.stem) for path in files]
+
+
+def run(args: argparse.Namespace) -> None:
+    files = [Path(name) for name in args.metrics]
+    output = Path(args.output)
+    if output.suffix not in SUFFIXES or not output.parent.is_dir():
+        raise ConfigError(f"--output = {output} must be a {', '.join(SUFFIXES)} file in an existing folder.")
+    curves = [read_curves(path, label) for path, label in zip(files, labels_of(files, args.labels), strict=True)]
+    try:
+        draw(curves, args.title, output)
+    except OSError as error:
+        raise ConfigError(f"--output = {output} cannot be written: {error}. Choose a writable folder.") from error
+    Console().line(f"{output}: {len(curves)} run{'s' if len(curves) > 1 else ''}")
+
+
+def main(argv: list[str]) -> int:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--metrics", required=True, nargs="+", metavar="FILE", help="a run's --metrics-file, or more")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of the runs (default: of the files)")
+    parser.add_argument("--title", help="over the picture")
+    parser.add_argument("--output", required=True, metavar="FILE", help=".png, .svg or .pdf")
+    try:
+        run(parser.parse_args(argv))
+    except UserError as error:
+        Console().error(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
