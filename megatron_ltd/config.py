@@ -286,7 +286,8 @@ class DataConfig:
     """Random tokens in place of a corpus, for throughput runs."""
     num_workers: int = 0
     """Background processes that read samples; 0 reads in the training process."""
-    tokenizer_type: Literal["GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] | None = None
+    tokenizer_type: Literal["GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer",
+                            "NullTokenizer"] | None = None
     """Kind of tokenizer."""
     tokenizer_model: str | None = None
     """SentencePiece .model file, or Hugging Face tokenizer.json or its folder."""

@@ -127,6 +127,8 @@ class Flag:
         return value
 
     def _chosen(self, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is empty text; give a value, or leave it out")
         if self.choices and value not in self.choices:
             raise ValueError(f"{value!r} is none of the choices: {', '.join(self.choices)}")
         return value

@@ -101,6 +101,8 @@ def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
     if place.rank == 0:
         reasons = {EXIT_COMPLETE: "complete", 10: "stopped by a signal", 11: "interval or duration reached"}
         write_exit_record(config.checkpoint.save, code, state.consumed.steps, reasons[code])
+    # A launcher ends all processes as soon as one leaves with another code than 0; none leaves before all are done.
+    gather_json(code)
     return code
 
 

@@ -58,18 +58,18 @@ class EncodedDocuments:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; text is counted decompressed, the share by input bytes on disk."""
+    """How far a run is; text is counted decompressed, the share by input bytes on disk (None: read from a pipe)."""
 
     documents: int
     text_bytes: int
-    share: float
+    share: float | None
     seconds: float
 
     def line(self) -> str:
-        left = self.seconds * (1 - self.share) / self.share if self.share > 0 else 0.0
+        left = f", {100 * self.share:.0f}% of the input, about {self.seconds / self.share - self.seconds:.0f} s left" \
+            if self.share else ""
         return (f"Processed {self.documents} documents ({self.documents / self.seconds:.1f} docs/s, "
-                f"{self.text_bytes / self.seconds / 1e6:.2f} MB/s), {100 * self.share:.0f}% of the input, "
-                f"about {left:.0f} s left.")
+                f"{self.text_bytes / self.seconds / 1e6:.2f} MB/s){left}.")
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def preprocess(plan: EncodingPlan, inputs: Sequence[str], output_prefix: str, wo
     """
     tokenizer = plan.build_tokenizer()
     files = [TextInput(path) for path in inputs]
-    size_bytes = max(sum(file.size_bytes for file in files), 1)
+    size_bytes = sum(file.size_bytes for file in files) if all(file.size_bytes for file in files) else 0
     started, count, text_bytes = time.monotonic(), 0, 0
 
     def progress() -> Progress:
-        share = sum(file.read_bytes for file in files) / size_bytes
+        share = sum(file.read_bytes for file in files) / size_bytes if size_bytes else None
         return Progress(count, text_bytes, share, max(time.monotonic() - started, 1e-9))
 
     with ExitStack() as stack:

@@ -46,14 +46,14 @@ class Block:
 
 
 def expand_inputs(patterns: Sequence[str]) -> list[str]:
-    """Files named by paths and globs, in the order given and each glob in order of name.
+    """Files and pipes named by paths and globs, in the order given and each glob in order of name.
 
     Raises:
         DataError: a path or glob names no file.
     """
     paths: list[str] = []
     for pattern in patterns:
-        if os.path.isfile(pattern):
+        if os.path.exists(pattern) and not os.path.isdir(pattern):
             paths.append(pattern)
             continue
         found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
@@ -67,7 +67,7 @@ class TextInput:
     """One input file.
 
     Attributes:
-        size_bytes: size on disk.
+        size_bytes: size on disk; 0 for a pipe.
         read_bytes: how much of that has been read.
         whole: a .txt file is one document; everything else is loose JSON, an object a line.
     """

@@ -134,6 +134,7 @@ def test_progress_counts_documents_text_and_input(tmp_path: Path) -> None:
     assert seen[-1].share == 1.0 and 0 < seen[0].share < 1
     assert Progress(300, 6_000_000, 0.25, 2.0).line() == (
         "Processed 300 documents (150.0 docs/s, 3.00 MB/s), 25% of the input, about 6 s left.")
+    assert Progress(300, 6_000_000, None, 2.0).line() == "Processed 300 documents (150.0 docs/s, 3.00 MB/s)."
 
 
 BAD_LINES: list[tuple[str, bytes, str]] = [
@@ -238,19 +239,20 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_leaves_no_corpus_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
     os.mkfifo(tmp_path / "in.jsonl")  # input that never ends
     run = subprocess.Popen([sys.executable, str(TOOL), "--input", str(tmp_path / "in.jsonl"), "--workers", "2",
                             "--log-interval", "1", *map(str, COMMON)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    with open(tmp_path / "in.jsonl", "w", encoding="utf-8") as stream:
+    with open(os.open(tmp_path / "in.jsonl", os.O_RDWR), "w", encoding="utf-8") as stream:
         lines = "".join(f"{line}\n" for line in number_lines(5, 5000))
         for _ in range(8):
             stream.write(lines)
         stream.flush()
         assert run.stderr is not None
-        assert "Processed" in run.stderr.readline()
+        assert "Processed" in (line := run.stderr.readline()), line + run.stderr.read()
         workers = children(run.pid)
         assert len(workers) >= 2
         run.send_signal(number)

@@ -49,7 +49,7 @@ def test_after_warm_up_every_rate_is_megatron_cores(schedule: LearningRate, step
 
 
 @given(schedules(), st.integers(0, 600))
-def test_during_warm_up_a_step_has_the_rate_that_megatron_core_gives_the_next(schedule: LearningRate, step: int) -> None:
+def test_a_step_of_warm_up_has_the_rate_that_megatron_core_gives_the_next(schedule: LearningRate, step: int) -> None:
     if step < schedule.spans.warmup:
         assert schedule.at(step, 0, 1) == pytest.approx(megatron_rate(schedule, step + 1), rel=1e-12)
 
