@@ -41,21 +41,15 @@ def config_error(problems: list[str]) -> ConfigError:
 
 def violations(config: RunConfig, world_size: int) -> list[str]:
     """One message for each thing that is wrong; empty for settings that can run."""
-    problems = list(value_violations(config))
-    sound = not problems  # the arithmetic below needs sizes that are positive
-    problems += _budget(config)
-    problems += _precision(config)
-    problems += _data(config)
-    problems += _checkpoint(config)
-    if sound:
-        problems += _model(config)
-        problems += _token_drop(config)
-        layout = list(layout_violations(config, world_size))
-        problems += layout
-        problems += learning_rate_violations(config, None if layout or _budget(config) else world_size)
-        if not layout and not _budget(config):
-            problems += _length(config, world_size)
-    return problems
+    values, budget = list(value_violations(config)), _budget(config)
+    problems = [*values, *budget, *_precision(config), *_data(config), *_checkpoint(config)]
+    if values:  # the arithmetic below needs sizes that are positive
+        return problems
+    layout = list(layout_violations(config, world_size))
+    problems += [*_model(config), *_token_drop(config), *layout]
+    too_short = [] if layout or budget else list(_length(config, world_size))
+    length_known = not (layout or budget or too_short)
+    return problems + too_short + learning_rate_violations(config, world_size if length_known else None)
 
 
 def _model(config: RunConfig) -> Iterator[str]:
@@ -168,7 +162,7 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield (f"{' and '.join(sources + separate)} are given: the corpus must come from one of --data-path, separate "
                "paths for each split, or --mock-data; keep one")
     elif not sources and not separate:
-        yield "no corpus is given: add --data-path PREFIX, or --mock-data for a throughput run"
+        yield "no corpus is given; add --data-path PREFIX, or --mock-data for a throughput run"
     elif separate and data.train_data_path is None:
         yield f"{separate[0]} is given without --train-data-path: nothing to train on; add it"
     yield from _split(data.split)

@@ -10,6 +10,9 @@ class UserError(Exception):
 
     exit_code = 70
 
+    everywhere = True
+    """Every process raises the same error, so one of them may speak for all."""
+
 
 class ConfigError(UserError):
     """Settings that contradict each other, the mesh, or the machine."""
@@ -40,4 +43,6 @@ EXIT_ON_SIGNAL = 10
 """Stopped by a signal after saving; the same command continues the run."""
 EXIT_ON_INTERVAL = 11
 """`--exit-interval` or `--exit-duration-in-mins` reached after saving; the same command continues the run."""
+EXIT_PEER_LOST = 40
+"""Another process failed or did not answer in time; its own message says why."""
 EXIT_INTERNAL = 70

@@ -64,8 +64,9 @@ NO_EFFECT: dict[str, str] = {
     "--no-mmap-bin-files": "corpora are always memory-mapped",
     "--mmap-warmup": "corpora are always memory-mapped",
     "--no-data-sharding": "every process reads exactly its own samples",
-    "--num-dataset-builder-threads": "indices are built by one process",
-    "--use-pin-memory": "the loader decides by the device",
+    "--num-dataset-builder-threads": "indices are built without threads",
+    "--use-pin-memory": "the loader chooses how batches reach the device",
+    "--calculate-per-token-loss": "the loss is always the mean over the tokens of the global batch",
     "--override-opt_param-scheduler": "the learning rate is always computed from the flags of this run",
     "--no-load-lr-state": "the learning rate is a function of progress; there is no state of it",
     "--no-check-for-nan-in-loss-and-grad": "a loss or gradient norm that is no finite number is always noticed",
@@ -102,7 +103,7 @@ NO_EFFECT: dict[str, str] = {
     "--use-pytorch-profiler": "--profile is torch's profiler",
     "--profile-step-start": "--profile traces steps 10 to 12",
     "--profile-step-end": "--profile traces steps 10 to 12",
-    "--profile-ranks": "--profile traces every rank",
+    "--profile-ranks": "--profile itself decides which processes are traced",
     "--no-one-logger": "nothing is sent to a logging service unless --wandb-project is given",
 }
 """Flag -> why nothing follows from it."""

@@ -4,7 +4,6 @@ Everything that is a GPT run, in order: settings, checks, process group, data, m
 """
 
 import sys
-import traceback
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,25 +18,27 @@ from megatron_ltd.config_checks import check
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
 from megatron_ltd.data.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.derived import global_batch_size, total_samples
-from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, DataError, UserError
+from megatron_ltd.errors import EXIT_COMPLETE, DataError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.train import launch
+from megatron_ltd.train.exits import clear_exit_record, report, write_exit_record
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.log_writers import Metrics
 from megatron_ltd.train.resume import restore, with_checkpoint_model
 from megatron_ltd.train.setup import build_model
-from megatron_ltd.train.stopping import write_exit_record
 from megatron_ltd.train.trainer import Trainer
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:
     """The run's tokenizer; for --mock-data without one, plain numbers below --vocab-size."""
-    if config.data.mock_data and config.data.tokenizer_type is None:
-        assert config.model.vocab_size is not None
-        return NullTokenizer(config.model.vocab_size - 1)
-    return build_tokenizer(config.data, config.model.vocab_size)
+    kind, vocab_size = config.data.tokenizer_type, config.model.vocab_size
+    made_up = config.data.mock_data and kind is None
+    # A NullTokenizer's end of document comes on top of --vocab-size, and is counted in a checkpoint's vocabulary.
+    if vocab_size is not None and (made_up or (kind == "NullTokenizer" and config.checkpoint.use_checkpoint_args)):
+        return NullTokenizer(vocab_size - 1)
+    return build_tokenizer(config.data, vocab_size)
 
 
 def with_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
@@ -84,6 +85,8 @@ def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
     if config.checkpoint.save is not None:
         probe_writable(Path(config.checkpoint.save), group)
+        if place.rank == 0:
+            clear_exit_record(config.checkpoint.save)
     datasets = read_datasets(config, tokenizer, runtime)
     model = build_model(config, runtime.mesh, runtime.device)
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
@@ -108,31 +111,22 @@ def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run and return the exit code; what a user can repair is printed as one message."""
-    console = Console()
-    save = None
+    rank, save = 0, None
     try:
         place = Launch.from_environment()
-        console = Console(place.rank == 0)
+        rank = place.rank
         config, notes = parse_run_config(sys.argv[1:] if arguments is None else arguments)
         save = config.checkpoint.save
         for note in notes:
-            console.line(note)
+            Console(rank == 0).line(note)
         config = with_checkpoint_model(config)
         check(config, place.world_size)
         tokenizer = read_tokenizer(config)
         config = with_vocabulary(config, tokenizer)
         check(config, place.world_size)
         return train(config, tokenizer, place)
-    except UserError as error:
-        console.error(f"{type(error).__name__}: {error}")
-        if console.speaks:
-            write_exit_record(save, error.exit_code, -1, str(error))
-        return error.exit_code
     except Exception as error:
-        traceback.print_exc()
-        if console.speaks:
-            write_exit_record(save, EXIT_INTERNAL, -1, repr(error))
-        return EXIT_INTERNAL
+        return report(error, rank, save)
     finally:
         launch.stop()
 

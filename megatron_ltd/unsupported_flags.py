@@ -59,7 +59,6 @@ UNSUPPORTED: dict[str, str] = {
     "--decoupled-lr": "one --lr holds for all weights",
     "--decoupled-min-lr": "one --min-lr holds for all weights",
     "--head-lr-mult": "one --lr holds for all weights",
-    "--calculate-per-token-loss": "every microbatch has the same weight in the loss; leave it out",
     "--dataloader-type": "samples are read in one shuffled pass after another, as with `single`; leave it out",
     "--iterations-to-skip": "leave it out",
     "--skip-train": "use tools/evaluate_zeroshot.py to score a checkpoint",

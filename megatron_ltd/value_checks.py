@@ -21,10 +21,10 @@ class Range(NamedTuple):
         return above and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.low_open else f"at least {self.low:g}"
+        low = f"above {self.low}" if self.low_open else f"at least {self.low}"
         if self.high is None:
             return low
-        return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
+        return f"{low} and {'below' if self.high_open else 'at most'} {self.high}"
 
 
 _ONE_OR_MORE = Range(1)

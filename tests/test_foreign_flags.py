@@ -20,7 +20,8 @@ num-layers hidden-size ffn-hidden-size num-attention-heads kv-channels group-que
 max-position-embeddings position-embedding-type rotary-base rotary-percent use-rotary-position-embeddings normalization
 norm-epsilon swiglu squared-relu disable-bias-linear add-qkv-bias untie-embeddings-and-output-weights
 make-vocab-size-divisible-by hidden-dropout attention-dropout init-method-std apply-layernorm-1p
-attention-softmax-in-fp32 attention-backend use-flash-attn transformer-impl bert-no-binary-head openai-gelu micro-batch-size global-batch-size
+attention-softmax-in-fp32 attention-backend use-flash-attn transformer-impl bert-no-binary-head openai-gelu
+micro-batch-size global-batch-size
 rampup-batch-size step-batch-size-schedule train-iters train-samples exit-interval exit-duration-in-mins
 exit-signal-handler seed optimizer lr min-lr lr-decay-style lr-wsd-decay-style lr-wsd-decay-iters lr-decay-iters
 lr-decay-samples lr-warmup-iters lr-warmup-samples lr-warmup-fraction lr-warmup-init override-opt_param-scheduler

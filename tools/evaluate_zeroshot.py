@@ -1,8 +1,8 @@
 """Score a checkpoint on zero-shot tasks from local files.
 
     torchrun --nproc-per-node 4 tools/evaluate_zeroshot.py --load checkpoints --tasks lambada,wikitext \\
-        --task-data tasks --output results.json --tensor-model-parallel-size 2 --pipeline-model-parallel-size
-        2
+        --task-data tasks --output results.json \\
+        --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
 
 The model and the tokenizer are those of the checkpoint's manifest; the parallel layout is free, whatever the
 layout of the run, and processes beyond tensor x pipeline share the rows. The numbers depend on neither layout

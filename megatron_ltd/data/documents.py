@@ -23,8 +23,10 @@ def documents(block: Block, json_keys: Sequence[str]) -> list[list[str]]:
             raise _bad_line(block, number, "a blank line")
         try:
             document = json.loads(_decoded(block, number, line))
-        except (ValueError, RecursionError) as error:
-            raise _bad_line(block, number, f"no JSON object: {error or 'nested too deeply'}") from error
+        except json.JSONDecodeError as error:
+            raise _bad_line(block, number, f"no JSON object: {error.msg} at column {error.colno}") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless brackets
+            raise _bad_line(block, number, f"no JSON object that can be read: {error}") from error
         if not isinstance(document, dict):
             raise _bad_line(block, number, f"a JSON {type(document).__name__}, not an object")
         for key, column in zip(json_keys, texts, strict=True):
@@ -59,6 +61,6 @@ def _bad_line(block: Block, number: int, problem: str) -> DataError:
     first_byte = block.first_byte if block.whole else block.first_byte + sum(
         len(earlier) + 1 for earlier in block.lines()[:number])
     excerpt = line[:_EXCERPT_BYTES].decode("utf-8", errors="backslashreplace")
-    dots = "..." if len(line) > _EXCERPT_BYTES else ""
-    return DataError(f"{block.path}:{block.first_line + number}:{first_byte}: {problem}: {excerpt!r}{dots}. Correct or "
+    end = "..." if len(line) > _EXCERPT_BYTES else "."
+    return DataError(f"{block.path}:{block.first_line + number}:{first_byte}: {problem}: {excerpt!r}{end} Correct or "
                      "remove this line (file:line:byte) and run again; nothing was written.")

@@ -10,7 +10,7 @@ from typing import Protocol
 from megatron_ltd.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 
 
 class _Decoder(Protocol):
@@ -81,7 +81,7 @@ class TextInput:
         self.whole = plain.endswith(".txt")
 
     def blocks(self) -> Iterator[Block]:
-        """The file in pieces of about 1 MiB, or one line where that is longer.
+        """The file in pieces of about 256 KiB, or one line where that is longer.
 
         Raises:
             DataError: the file cannot be read or decompressed, or its end is missing.

@@ -1,5 +1,4 @@
-"""Perplexity of any corpus: .jsonl with {"text"} a line (a document each), or .txt (one document), packed or
-not.
+"""Perplexity of any corpus: .jsonl with a document {"text"} a line, or .txt as one document, packed or not.
 
 Each document stands alone, and its first token is predicted from the end-of-document token; the end of a
 document is not predicted. Documents longer than the model are cut into windows that predict every token once.

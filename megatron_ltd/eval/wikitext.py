@@ -1,5 +1,4 @@
-"""WikiText: perplexity of Wikipedia articles (https://arxiv.org/abs/1609.07843), in either of two known
-protocols.
+"""WikiText: perplexity of Wikipedia articles (https://arxiv.org/abs/1609.07843), by one of two protocols.
 
 - By article (default), as lm-evaluation-harness: each article alone, its first token predicted from the
   end-of-document token, rolling windows. Words are those of the original split at white space, without line

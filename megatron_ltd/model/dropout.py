@@ -1,7 +1,7 @@
 """Dropout whose mask is a function of (seed, layer, site, sample, position, channel).
 
-There is no generator, so recomputation, resume and every parallel layout draw the same mask: a rank that holds a
-slice of the sequence, or some of the heads, hashes the global coordinates of what it holds.
+There is no generator, so recomputation, resume and every parallel layout draw the same mask: a slice of the sequence,
+or some of the heads, hashes the global coordinates of what it holds.
 """
 
 import torch

@@ -15,9 +15,10 @@ import math
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.parallel.layers import local_part
 
 _INTO_RESIDUAL_STREAM = ("attention.proj.weight", "mlp.fc2.weight")
 
@@ -63,15 +64,7 @@ def materialize(module: nn.Module, config: ModelConfig, *, prefix: str, seed: in
             if draw:
                 name = ".".join(part for part in (prefix.rstrip("."), owner_name, parameter_name) if part)
                 full = initial_value(global_name(name, config), parameter.shape, config, seed)
-                data.copy_(_slice(full, parameter))
+                data.copy_(local_part(full, parameter))
             value = DTensor.from_local(data, parameter.device_mesh, parameter.placements, run_check=False,
                                        shape=parameter.shape, stride=parameter.stride())
             setattr(owner, parameter_name, nn.Parameter(value))
-
-
-def _slice(full: torch.Tensor, parameter: DTensor) -> torch.Tensor:
-    (placement,) = parameter.placements
-    if not isinstance(placement, Shard):
-        return full
-    mesh = parameter.device_mesh
-    return full.chunk(mesh.size(), dim=placement.dim)[mesh.get_local_rank()]

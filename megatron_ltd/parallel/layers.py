@@ -29,6 +29,15 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
+def local_part(full: torch.Tensor, parameter: DTensor) -> torch.Tensor:
+    """What this process holds of `parameter` when its whole value is `full`."""
+    (placement,) = parameter.placements
+    if not isinstance(placement, Shard):
+        return full
+    mesh = parameter.device_mesh
+    return full.chunk(mesh.size(), dim=placement.dim)[mesh.get_local_rank()]
+
+
 class ColumnParallelLinear(nn.Module):
     """y = x W^T + b with the output features, the rows of W, sharded.
 

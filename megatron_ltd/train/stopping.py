@@ -1,9 +1,7 @@
 """When a run stops before its last step: signals, --exit-interval, --exit-duration-in-mins."""
 
-import json
 import signal
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -55,15 +53,3 @@ class StopWatcher:
             return EXIT_ON_SIGNAL if agreed_level == 2 else EXIT_ON_INTERVAL
         interval = self.config.exit_interval
         return EXIT_ON_INTERVAL if interval is not None and step % interval == 0 else None
-
-
-def write_exit_record(save_dir: str | None, code: int, step: int, reason: str) -> None:
-    """Leave `exit.json` beside the checkpoints: torchrun reports 1 for every code that is not 0."""
-    if save_dir is None:
-        return
-    folder = Path(save_dir)
-    if not folder.is_dir():
-        return
-    temporary = folder / "exit.json.tmp"
-    temporary.write_text(json.dumps({"code": code, "step": step, "reason": reason}) + "\n")
-    temporary.replace(folder / "exit.json")

@@ -19,7 +19,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.loader import Batch, Loader, microbatches
 from megatron_ltd.derived import batch_ramp, dropped_layers, total_steps
-from megatron_ltd.errors import EXIT_COMPLETE, DivergenceError
+from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.lr_schedule import LearningRate
@@ -106,8 +106,8 @@ class Trainer:
         rate = self.rate.at(state.consumed.steps, state.consumed.samples, samples)
         kept = self.kept.at(state.consumed.steps)
         result = train_step(
-            self.model, self.optimizer, loader.step(state.consumed.samples, samples), self.config, learning_rate=rate,
-            kept_tokens=kept, loss_scale=scale.scale, stop_level=watcher.level(), device=self.runtime.device)
+            self.model, self.optimizer, self._read(loader, samples), self.config, learning_rate=rate, kept_tokens=kept,
+            loss_scale=scale.scale, stop_level=watcher.level(), device=self.runtime.device)
         self.unreported_seconds += time.monotonic() - started
         self.unreported_steps += 1
         state.consumed = state.consumed.after_step(
@@ -126,6 +126,13 @@ class Trainer:
                 f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
                 "lower --lr, a smaller --clip-grad, or --bf16")
         return self._after_step(step, result, watcher)
+
+    def _read(self, loader: Loader, samples: int) -> list[Batch]:
+        try:
+            return loader.step(self.state.consumed.samples, samples)
+        except DataError as error:
+            error.everywhere = False  # another process reads other samples, or another disk
+            raise
 
     def _after_step(self, step: int, result: StepResult, watcher: StopWatcher) -> int | None:
         code = watcher.exit_code(step, self.total_steps, result.stop_level)

@@ -1,4 +1,4 @@
-"""Faults at the n-th file-system operation of a save: killed before it, killed after it, or refused by the system."""
+"""Faults at the n-th file-system operation of a save: the process dies, or the system refuses."""
 
 import errno
 import os
@@ -58,32 +58,28 @@ def refused_at(n: int, code: int = errno.ENOSPC) -> Iterator[None]:
         yield
 
 
-def killed_at(n: int, action: Callable[[], object], after: bool) -> bool:
-    """Run an action in a forked process that dies at its n-th operation; whether it got that far."""
+def killed_at(n: int, action: Callable[[], object]) -> bool:
+    """Run an action in a forked process that dies before its n-th operation; whether it got that far."""
     child = os.fork()
     if child == 0:
-        _die_at(n, action, after)
+        _die_at(n, action)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     assert code in (0, KILLED), f"the child ended with {code}"
     return code == KILLED
 
 
-def _die_at(n: int, action: Callable[[], object], after: bool) -> None:
+def _die_at(n: int, action: Callable[[], object]) -> None:
     seen = 0
 
     def count(name: str, args: tuple[Any, ...]) -> None:
         nonlocal seen
         seen += 1
-        if seen == n and not after:
-            os._exit(KILLED)
-
-    def die(name: str, args: tuple[Any, ...], result: Any) -> None:
         if seen == n:
             os._exit(KILLED)
 
     try:
-        with intercepted(count, die):
+        with intercepted(count):
             action()
     except BaseException:
         os._exit(1)

@@ -47,10 +47,12 @@ def test_the_blend_equals_megatron_cores_for_many_weights() -> None:
     random = np.random.default_rng(8)
     for trial in range(150):
         count, size = int(random.integers(1, 12)), int(random.integers(1, 800))
-        kinds = [random.random(count) + 1e-3, random.integers(1, 5, count), np.ones(count), 10.0 ** random.integers(-3, 4, count)]
+        kinds = [random.random(count) + 1e-3, random.integers(1, 5, count), np.ones(count),
+                 10.0 ** random.integers(-3, 4, count)]
         weights = np.asarray(kinds[trial % 4], dtype=np.float64).tolist()
         dataset_index, dataset_sample_index = np.zeros(size, np.int16), np.zeros(size, np.int64)
-        helpers.build_blending_indices(dataset_index, dataset_sample_index, np.array(normalize(weights)), count, size, False)
+        helpers.build_blending_indices(
+            dataset_index, dataset_sample_index, np.array(normalize(weights)), count, size, False)
         ours = build_blend_index(weights, size)
         assert np.array_equal(ours[0], dataset_index) and np.array_equal(ours[1], dataset_sample_index), weights
 
@@ -77,7 +79,8 @@ def test_sizes_have_megatrons_margin() -> None:
         weights = normalize(random.random(int(random.integers(1, 8))).tolist())
         for surplus in (0.0, SURPLUS):
             reference = builder._get_size_per_split_per_dataset(weights, [1000, 7], surplus)
-            assert [list(pair) for pair in zip(*(dataset_sizes(n, weights, surplus) for n in (1000, 7)), strict=True)] == reference
+            ours = [dataset_sizes(samples, weights, surplus) for samples in (1000, 7)]
+            assert [list(sizes) for sizes in zip(*ours, strict=True)] == reference
 
 
 @pytest.mark.parametrize(("values", "prefixes", "weights"), [

@@ -18,7 +18,8 @@ TOKENIZER = NullTokenizer(999)
 
 
 def config(seed: int = 1234, **data: Any) -> RunConfig:
-    return RunConfig(model=ModelConfig(seq_length=SEQ_LENGTH), training=TrainingConfig(seed=seed), data=DataConfig(**data))
+    return RunConfig(model=ModelConfig(seq_length=SEQ_LENGTH), training=TrainingConfig(seed=seed),
+                     data=DataConfig(**data))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,8 @@ def test_sets_that_are_not_asked_for_are_not_built(folder: Path) -> None:
     ({"data_path": ("nowhere",)}, (10, 0, 0), DataError, ["no file nowhere.idx"]),
     ({"data_path": ("c",), "split": "969,30,1"}, (10, 5, 5), DataError,
      ["The test set is empty", "--split = 969,30,1", "[30, 30) of the 30"]),
-    ({"data_path": ("a",), "split": "1000,1,0"}, (10, 5, 0), DataError, ["The valid set is empty", "[80, 80) of the 80"]),
+    ({"data_path": ("a",), "split": "1000,1,0"}, (10, 5, 0), DataError,
+     ["The valid set is empty", "[80, 80) of the 80"]),
     ({"data_path": ("a", "c"), "split": "1"}, (10000, 0, 0), DataError,
      ["train: the run reads 10000 samples", "holds ", "Give weights"]),
 ])

@@ -51,7 +51,8 @@ def test_a_sample_worked_out_by_hand() -> None:
     assert plain["tokens"].tolist() == [7, 3, 8, 9, 3, 3]
     assert plain["labels"].tolist() == [3, 8, 9, 3, 3, 5]
     assert plain["loss_mask"].tolist() == [1, 1, 1, 1, 1, 1]
-    full = GPTSampleForm(6, 10, EOD, eod_mask_loss=True, reset_position_ids=True, reset_attention_mask=True).arrays(text)
+    form = GPTSampleForm(6, 10, EOD, eod_mask_loss=True, reset_position_ids=True, reset_attention_mask=True)
+    full = form.arrays(text)
     assert full["loss_mask"].tolist() == [1, 0, 1, 1, 0, 0]
     assert full["position_ids"].tolist() == [0, 1, 0, 1, 2, 0]
     assert full["document_ids"].tolist() == [0, 0, 1, 1, 1, 2]

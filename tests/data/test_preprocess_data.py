@@ -18,14 +18,17 @@ from megatron_ltd.config import DataConfig
 from megatron_ltd.data.indexed import IndexedCorpus
 from megatron_ltd.data.preprocess import EncodingPlan, Progress, preprocess
 from megatron_ltd.errors import DataError
+from tools import preprocess_data
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "preprocess_data.py"
 NUMBERS = EncodingPlan(DataConfig(tokenizer_type="NullTokenizer"), 1000, append_eod=True)
 
 
-def run_tool(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-                          check=False)
+def run_tool(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The tool as a user runs it, in a folder where nothing points to the package."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], cwd=cwd, env=environment,
+                          capture_output=True, text=True, check=False)
 
 
 def number_lines(seed: int, count: int) -> list[str]:
@@ -58,7 +61,7 @@ def test_the_tool_writes_the_corpus_that_megatron_core_would(tmp_path: Path, sha
         texts = [json.loads(line)["text"] for line in stream]
     run = run_tool("--input", source, "--output-prefix", tmp_path / "wiki", "--append-eod", "--workers", 2,
                    "--log-interval", 200, "--tokenizer-type", "GPT2BPETokenizer",
-                   "--vocab-file", folder / "vocab.json", "--merge-file", folder / "merges.txt")
+                   "--vocab-file", folder / "vocab.json", "--merge-file", folder / "merges.txt", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "Wrote " in run.stdout and f"{len(texts)} documents" in run.stdout
     assert "Processed " in run.stderr and "MB/s" in run.stderr and "100% of the input" in run.stderr
@@ -97,7 +100,7 @@ def test_every_key_makes_a_corpus(tmp_path: Path) -> None:
 def test_bytes_do_not_depend_on_workers_files_or_compression(tmp_path: Path) -> None:
     lines = number_lines(1, 9000)
     data = "".join(f"{line}\n" for line in lines).encode()
-    assert len(data) > 2 << 20, "more than two blocks"
+    assert len(data) > 1 << 20, "several blocks"
     (tmp_path / "all.jsonl").write_bytes(data)
     write(tmp_path / "part-0.jsonl", lines[:100])
     write(tmp_path / "part-1.jsonl", lines[100:5000])
@@ -142,7 +145,7 @@ BAD_LINES: list[tuple[str, bytes, str]] = [
     ("spaces", b"   ", "a blank line"),
     ("not JSON", b'{"text": "1"', "no JSON object"),
     ("plain text", b"Once upon a time", "no JSON object.*Once upon a time"),
-    ("byte order mark", b'\xef\xbb\xbf{"text": "1"}', "no JSON object.*BOM"),
+    ("byte order mark", b'\xef\xbb\xbf{"text": "1"}', "no JSON object.*BOM.*at column 1"),
     ("not UTF-8", b'{"text": "\xff1"}', "not UTF-8: invalid start byte at byte 10 of the line"),
     ("list", b"[1]", "a JSON list, not an object"),
     ("number", b"3", "a JSON int, not an object"),
@@ -187,7 +190,8 @@ def test_the_first_bad_line_is_the_one_that_is_named(tmp_path: Path, workers: in
 def test_a_damaged_compressed_file_is_named(
         tmp_path: Path, name: str, damage: Callable[[bytes], bytes], words: str) -> None:
     data = "".join(f"{line}\n" for line in number_lines(4, 300)).encode()
-    packed = gzip.compress(data) if name.endswith("gz") else zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    zstd = zstandard.ZstdCompressor(write_checksum=True)
+    packed = gzip.compress(data) if name.endswith("gz") else zstd.compress(data)
     (tmp_path / name).write_bytes(damage(packed))
     with pytest.raises(DataError, match=rf"{name}.*{words}"):
         preprocess_quietly(NUMBERS, [tmp_path / name], tmp_path / "out" / "c")
@@ -216,7 +220,7 @@ def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) 
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["--input", "bad.jsonl", *COMMON], 21, ["DataError", "bad.jsonl:2:14:", "oops"]),
     (["--input", "missing*.jsonl", *COMMON], 21, ["DataError", "--input = missing*.jsonl: no such file"]),
-    (["--input", "bad.jsonl", *COMMON, "--split-sentences"], 20, ["ConfigError", "--split-sentences: ", "not supported"]),
+    (["--input", "bad.jsonl", *COMMON, "--split-sentences"], 20, ["ConfigError", "--split-sentences: sentence corpora"]),
     (["--input", "bad.jsonl", *COMMON, "--partitions=4"], 20, ["--partitions: use --workers"]),
     (["--input", "bad.jsonl", *COMMON, "--colour"], 20, ["--colour: there is no such flag"]),
     (["--input", "bad.jsonl", *COMMON, "--workers", 0], 20, ["--workers = 0 must be at least 1"]),
@@ -225,18 +229,24 @@ def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) 
     (["--input", "bad.jsonl", *COMMON, "--tokenizer-type", "TikTokenizer"], 2, ["invalid choice: 'TikTokenizer'"]),
 ])
 def test_the_tool_ends_with_one_message_and_its_exit_code(
-        tmp_path: Path, arguments: list[Any], code: int, words: list[str]) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[Any],
+        code: int, words: list[str]) -> None:
     write(tmp_path / "bad.jsonl", ['{"text": "1"}', "oops"])
-    run = run_tool(*arguments, cwd=tmp_path)
-    assert run.returncode == code, run.stderr
-    assert "Traceback" not in run.stderr
+    monkeypatch.chdir(tmp_path)
+    try:
+        returned: Any = preprocess_data.main(list(map(str, arguments)))
+    except SystemExit as stop:
+        returned = stop.code
+    message = capsys.readouterr().err
+    assert returned == code, message
     for word in words:
-        assert word in run.stderr
+        assert word in message
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 @pytest.mark.timeout(120)
@@ -263,4 +273,4 @@ def test_a_run_that_is_ended_leaves_no_corpus_and_no_process(tmp_path: Path, num
         assert time.monotonic() < deadline, "workers outlive the run"
         time.sleep(0.05)
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == (["c_text_document.bin.partial"] if number == signal.SIGKILL else [])
+    assert left == ([] if number == signal.SIGINT else ["c_text_document.bin.partial"])

@@ -134,7 +134,8 @@ def test_a_null_tokenizer_takes_numbers() -> None:
     assert ours.encode_batch(["1", ""]) == [[1], []]
     assert ours.decode([1, 2]) == "1 2"
     assert (ours.vocab_size, ours.eod, ours.pad) == (101, 100, None)
-    for text, words in [("1 x", "takes numbers"), ("101", r"token id = 101 is outside \[0, 101\)"), ("-1", "token id = -1")]:
+    for text, words in [("1 x", "takes numbers"), ("101", r"token id = 101 is outside \[0, 101\)"),
+                        ("-1", "token id = -1")]:
         with pytest.raises(DataError, match=words):
             ours.encode(text)
 
@@ -146,14 +147,19 @@ def test_a_null_tokenizer_takes_numbers() -> None:
     ({"tokenizer_type": "NullTokenizer"}, 0, ConfigError, "--vocab-size = 0"),
     ({"tokenizer_type": "GPT2BPETokenizer"}, None, ConfigError, "--vocab-file is not given"),
     ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "V"}, None, ConfigError, "--merge-file is not given"),
-    ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "no", "merge_file": "M"}, None, DataError, "--vocab-file: no file"),
-    ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "V", "merge_file": "no"}, None, DataError, "--merge-file: no file"),
-    ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "M", "merge_file": "V"}, None, DataError, "are no vocab.json"),
+    ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "no", "merge_file": "M"}, None, DataError,
+     "--vocab-file: no file"),
+    ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "V", "merge_file": "no"}, None, DataError,
+     "--merge-file: no file"),
+    ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "M", "merge_file": "V"}, None, DataError,
+     "are no vocab.json"),
     ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "V", "merge_file": "M"}, 257, ConfigError,
      "--vocab-size = 257 is less than the 258 ids"),
     ({"tokenizer_type": "SentencePieceTokenizer"}, None, ConfigError, "--tokenizer-model is not given"),
-    ({"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "no"}, None, DataError, "--tokenizer-model: no file"),
-    ({"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "M"}, None, DataError, "is no SentencePiece model"),
+    ({"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "no"}, None, DataError,
+     "--tokenizer-model: no file"),
+    ({"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "M"}, None, DataError,
+     "is no SentencePiece model"),
     ({"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "V"}, None, DataError, "is no tokenizer.json"),
     ({"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "."}, None, DataError, "no file .*tokenizer.json"),
 ])

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.tokenizer import build_tokenizer
+from tools import train_tokenizer
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_tokenizer.py"
 STORY = ["The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
@@ -16,7 +17,8 @@ TEXTS = ["the sea, the sea!", "  wood\n\nchuck 678", "naïve 😀 <x>", ""]
 
 
 def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True,
+                          check=False)
 
 
 @pytest.fixture
@@ -56,7 +58,8 @@ def test_a_trained_sentencepiece_model_keeps_every_text(tmp_path: Path, story: P
 def test_training_twice_gives_the_same_files(tmp_path: Path, story: Path, kind: str) -> None:
     found = []
     for name in ("one", "two"):
-        assert run_tool("--input", story, "--output", tmp_path / name, "--type", kind, "--vocab-size", 310).returncode == 0
+        run = run_tool("--input", story, "--output", tmp_path / name, "--type", kind, "--vocab-size", 310)
+        assert run.returncode == 0, run.stderr
         found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert found[0] == found[1]
 
@@ -79,8 +82,8 @@ def test_long_lines_are_not_left_out_of_training(tmp_path: Path) -> None:
     (["--type", "bpe", "--vocab-size", 300, "--json-key", "body"], 21, "story.jsonl:1:0: no key 'body'"),
 ])
 def test_a_tokenizer_that_cannot_be_trained_is_explained(
-        tmp_path: Path, story: Path, arguments: list[object], code: int, words: str) -> None:
-    run = run_tool("--input", story, "--output", tmp_path / "t", *arguments)
-    assert run.returncode == code, run.stderr
-    assert words in run.stderr and "Traceback" not in run.stderr
+        tmp_path: Path, story: Path, capsys: pytest.CaptureFixture[str], arguments: list[object], code: int,
+        words: str) -> None:
+    assert train_tokenizer.main(["--input", str(story), "--output", str(tmp_path / "t"), *map(str, arguments)]) == code
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "t").exists()

@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval import wikitext
 from megatron_ltd.eval.results import EvalOptions
+from megatron_ltd.eval.task_files import read_text
 from tests.eval.fakes import UniformScorer, WordTokenizer
 from tests.eval.gpt2_scorer import Gpt2Scorer, gpt2_tokenizer, tiny_gpt2
 
@@ -83,7 +84,7 @@ def test_the_stream_protocol_equals_megatrons_definition(tmp_path: Path, shared_
 
 
 def test_words_of_the_stream_are_counted_as_megatron_publishes_them(shared_data: Path) -> None:
-    text = wikitext.read_text(shared_data / "tasks" / "wikitext2" / "wiki.test.tokens.gz")
+    text = read_text(shared_data / "tasks" / "wikitext2" / "wiki.test.tokens.gz")
     # Megatron-LM's README gives 245566 original tokens for WikiText103's test set, one of which is not predicted.
     assert wikitext.megatron_words(text) == 245566 - 1
 

@@ -1,0 +1,127 @@
+"""Our training step as users run it, and the oracle it is held against.
+
+The oracle is the same model with the middle layers run on one contiguous slice of k tokens: one slice after the first
+layer and one concatenation before the last, with no selection, gather or add. No token dropping can cost less.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from benchmarks.parts import StepClock, marked
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.stack import Stack
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.train.launch import Runtime
+from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.step import train_step
+
+_BATCHES = 4
+
+
+def random_batches(config: RunConfig, microbatches: int = 1) -> list[list[dict[str, torch.Tensor]]]:
+    """The microbatches of a few steps, as the loader would give them."""
+    model, samples = config.model, config.training.micro_batch_size
+    assert model.vocab_size is not None
+    generator = torch.Generator().manual_seed(0)
+    steps = []
+    for step in range(_BATCHES):
+        batch = []
+        for number in range(microbatches):
+            text = torch.randint(model.vocab_size, (samples, model.seq_length + 1), generator=generator)
+            first = (step * microbatches + number) * samples
+            batch.append({"tokens": text[:, :-1].contiguous(), "labels": text[:, 1:].contiguous(),
+                          "loss_mask": torch.ones(samples, model.seq_length),
+                          "sample_ids": torch.arange(first, first + samples)})
+        steps.append(batch)
+    return steps
+
+
+class OurModel:
+    """One model and its optimizer, which take dense, dropped and oracle steps in turn."""
+
+    def __init__(self, config: RunConfig, runtime: Runtime, microbatches: int = 1):
+        self.config, self.runtime = config, runtime
+        self.model = build_model(config, runtime.mesh, runtime.device)
+        self.optimizer = ShardedOptimizer([(p.name, p.parameter) for p in self.model.parameters], config.optimizer)
+        self._batches = random_batches(config, microbatches)
+        self._steps = 0
+
+    def step(self, kept_tokens: int) -> float:
+        """One training step; its loss."""
+        batch = self._batches[self._steps % _BATCHES]
+        self._steps += 1
+        result = train_step(self.model, self.optimizer, batch, self.config, learning_rate=1e-4,
+                            kept_tokens=kept_tokens, loss_scale=1.0, stop_level=0, device=self.runtime.device)
+        return result.loss
+
+    def oracle_step(self, kept_tokens: int) -> float:
+        """One training step in which the middle layers see the first `kept_tokens` tokens."""
+        with _oracle_stack(self.model.stages[0].stack, kept_tokens):
+            return self.step(self.config.model.seq_length)
+
+    def timed_parts(self, kept_tokens: int) -> dict[str, float]:
+        """Seconds of each part of one step."""
+        clock = StepClock(self.runtime.device)
+        with _wired(self, clock):
+            clock.mark("start")
+            self.step(kept_tokens)
+            clock.mark("end")
+            return clock.parts()
+
+    def release_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
+
+@contextmanager
+def _oracle_stack(stack: Stack, kept_tokens: int) -> Iterator[None]:
+    first, *middle, last = stack.blocks.values()
+
+    def forward(stream: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
+        full = facts.for_layer(0)
+        stream = stream + first(stream, full)
+        kept = stream[:kept_tokens]
+        for block in middle:
+            kept = kept + block(kept, full)
+        stream = torch.cat((kept, stream[kept_tokens:]))
+        return stream + last(stream, full)
+
+    with _replaced(stack, "forward", forward):
+        yield
+
+
+@contextmanager
+def _wired(ours: OurModel, clock: StepClock) -> Iterator[None]:
+    """Marks at the seams of a step."""
+    (stage,) = ours.model.stages
+    assert stage.embedding is not None
+    finish, update = ours.model.finish_gradients, ours.optimizer.step
+
+    def finish_gradients() -> None:
+        clock.mark("gradients")
+        finish()
+
+    def optimizer_step(learning_rate: float) -> None:
+        clock.mark("clipped")
+        update(learning_rate)
+
+    hooks = [stage.embedding.register_forward_hook(lambda module, inputs, out: marked(out, clock, "embedded")),
+             stage.stack.register_forward_hook(lambda module, inputs, out: marked(out, clock, "stacked"))]
+    with _replaced(ours.model, "finish_gradients", finish_gradients), \
+            _replaced(ours.optimizer, "step", optimizer_step):
+        yield
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """A method of one object replaced for a while."""
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

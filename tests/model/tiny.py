@@ -1,0 +1,127 @@
+"""Tiny models with lively weights, and batches for them."""
+
+import hashlib
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.gpt import GPT, StageSpan
+from megatron_ltd.model.init import global_name, materialize
+from megatron_ltd.model.stack import TokenDrop
+from megatron_ltd.parallel.collectives import TensorParallel
+
+SEED = 1234
+
+GPT2_LIKE: dict[str, Any] = {}
+LLAMA_LIKE: dict[str, Any] = {
+    "position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "disable_bias_linear": True,
+    "untie_embeddings_and_output_weights": True, "group_query_attention": True, "num_query_groups": 2,
+    "ffn_hidden_size": 48,
+}
+
+
+def tiny_config(**settings: Any) -> ModelConfig:
+    """Five layers of width 32 with four heads, 24 tokens, an odd vocabulary of 61 in 64 rows."""
+    defaults: dict[str, Any] = {
+        "num_layers": 5, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 24, "vocab_size": 61,
+        "make_vocab_size_divisible_by": 8,
+    }
+    return ModelConfig(**(defaults | settings))
+
+
+def build_gpt(config: ModelConfig, tp: TensorParallel, *, dropped: Collection[int] = (), kept: int | None = None,
+              strata: int = 1, recompute: str = "none", span: tuple[int, int] | None = None) -> GPT:
+    """A model, or the stage of one that holds the layers of `span`, in training mode with lively weights."""
+    first, stop = span if span is not None else (0, config.num_layers)
+    model = GPT(config, tp, StageSpan(first, stop, config.num_layers),
+                drop=TokenDrop(frozenset(dropped), SEED, strata), seed=SEED, recompute=recompute)
+    materialize(model, config, prefix="", seed=SEED, device=torch.device("cpu"), draw=False)
+    load(model, lively_weights(model))
+    model.stack.kept_tokens = config.seq_length if kept is None else kept
+    return model.train()
+
+
+def lively_weights(model: GPT) -> dict[str, torch.Tensor]:
+    """Whole weights by global name, the same on every layout, with which a mistake anywhere shows: norms and biases
+    are not the neutral ones, and attention is far from uniform."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        name = global_name(name, model.config)
+        generator = torch.Generator().manual_seed(int(hashlib.md5(name.encode()).hexdigest()[:8], 16))
+        noise = torch.randn(parameter.shape, generator=generator)
+        weights[name] = 1.0 + 0.2 * noise if name.endswith("norm.weight") else 0.25 * noise
+    return weights
+
+
+@torch.no_grad()
+def load(model: GPT, weights: dict[str, torch.Tensor]) -> None:
+    """Fill the model from whole weights by global name; every name must be used."""
+    unused = set(weights)
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        name = global_name(name, model.config)
+        unused.discard(name)
+        parameter.copy_(distribute_tensor(weights[name], parameter.device_mesh, parameter.placements,
+                                          src_data_rank=None))
+    assert not unused
+
+
+def whole_parameters(model: GPT) -> dict[str, torch.Tensor]:
+    return {global_name(name, model.config): p.detach().full_tensor() for name, p in model.named_parameters()}
+
+
+def whole_gradients(model: GPT) -> dict[str, torch.Tensor]:
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter.grad, DTensor), f"{name} has no gradient"
+        gradients[global_name(name, model.config)] = parameter.grad.full_tensor()
+    return gradients
+
+
+def tiny_batch(config: ModelConfig, samples: int = 3, first_id: int = 40) -> dict[str, torch.Tensor]:
+    """Random tokens and labels, a loss mask with gaps and weights other than one, and global sample indices."""
+    generator = torch.Generator().manual_seed(first_id)
+    shape = (samples, config.seq_length)
+    assert config.vocab_size is not None
+    tokens, labels = (torch.randint(0, config.vocab_size, shape, generator=generator) for _ in range(2))
+    mask = torch.rand(shape, generator=generator)
+    return {"tokens": tokens, "labels": labels, "loss_mask": torch.where(mask < 0.3, 0.0, mask.round(decimals=2)),
+            "sample_ids": torch.arange(first_id, first_id + samples) * 7}
+
+
+def documents(config: ModelConfig, samples: int = 3) -> dict[str, torch.Tensor]:
+    """Document ids of packed samples, each cut elsewhere, and positions that count from the start of each document."""
+    document_ids = torch.zeros(samples, config.seq_length, dtype=torch.int64)
+    position_ids = torch.zeros_like(document_ids)
+    for b in range(samples):
+        starts = [0, 5 + b, 6 + b, 15 - b, config.seq_length]
+        for number, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+            document_ids[b, start:stop] = number
+            position_ids[b, start:stop] = torch.arange(stop - start)
+    return {"document_ids": document_ids, "position_ids": position_ids}
+
+
+def run(model: GPT, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    facts = {name: value for name, value in batch.items() if name != "tokens"}
+    return model(batch["tokens"], **facts)
+
+
+def loss_and_gradients(model: GPT, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = run(model, batch)
+    loss.backward()
+    return loss.detach(), whole_gradients(model)
+
+
+def assert_gradients_close(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor],
+                           tolerance: float = 1e-5) -> None:
+    """Every gradient, to a share of its largest entry."""
+    assert ours.keys() == reference.keys()
+    for name, expected in reference.items():
+        scale = float(expected.abs().max())
+        assert scale > 0.0, f"the reference gradient of {name} is zero, which tests nothing"
+        torch.testing.assert_close(ours[name].double(), expected.double(), rtol=0.0, atol=tolerance * scale,
+                                   msg=lambda text, name=name: f"gradient of {name}: {text}")

@@ -1,0 +1,197 @@
+"""Small training runs on a real corpus: what the command line runs, in gloo ranks of this machine.
+
+The corpus is the text of Python's own documentation as far as it ships with the interpreter, in a byte-level BPE of
+320 ids that is trained on it.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from megatron_ltd import pretrain_gpt
+from megatron_ltd.checkpoint import io as checkpoint_io
+from megatron_ltd.checkpoint.layout import checkpoint_path
+from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
+from megatron_ltd.model import stack
+from megatron_ltd.train.launch import Launch
+from tests.gloo import launch_ranks
+
+VOCABULARY = 320
+EOD = "<|endoftext|>"
+TEXT_CHARACTERS = 150_000
+
+Settings = Mapping[str, Any]
+"""Settings of `megatron_ltd.config` by name of field; None for a flag that is not given."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus on disk, and where its tokenizer is."""
+
+    prefix: str
+    tokenizer: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"data_path": (self.prefix,), "split": "90,10,0", "tokenizer_type": "HuggingFaceTokenizer",
+                "tokenizer_model": self.tokenizer}
+
+
+def documents() -> list[str]:
+    """Some hundred kilobytes of English prose with code in it."""
+    texts: list[str] = []
+    for name in sorted(topics):
+        if sum(map(len, texts)) > TEXT_CHARACTERS:
+            break
+        texts.append(topics[name])
+    return texts
+
+
+def write_corpus(folder: Path) -> Corpus:
+    """Train the tokenizer and write the corpus."""
+    texts = documents()
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[EOD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with IndexedCorpusWriter(str(folder / "corpus"), VOCABULARY) as writer:
+        for text in texts:
+            writer.add_document([*tokenizer.encode(text).ids, tokenizer.token_to_id(EOD)])
+    return Corpus(str(folder / "corpus"), str(folder / "tokenizer.json"))
+
+
+TINY: dict[str, Any] = {
+    "num_layers": 6, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 32,
+    "make_vocab_size_divisible_by": 32,
+    "random_ltd": True, "random_ltd_start_length": 8, "random_ltd_steps": 16, "random_ltd_length_step": 4,
+    "random_ltd_strata": 2,
+    "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 20, "seed": 7,
+    "lr": 3e-3, "lr_warmup_iters": 2, "lr_decay_style": "cosine",
+    "log_interval": 1, "eval_interval": 10, "eval_iters": 1,
+}
+"""GPT-2 in small, with dropping in layers 1 to 4 that ends after step 16."""
+
+
+def words(settings: Settings) -> list[str]:
+    """The command line of the settings."""
+    line: list[str] = []
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        line.append("--" + name.replace("_", "-"))
+        if isinstance(value, tuple):
+            line += [str(item) for item in value]
+        elif value is not True:
+            line.append(str(value))
+    return line
+
+
+@dataclass
+class Ending:
+    """How the command ended on one rank.
+
+    `said` is what it wrote to stderr; `kept` the kept positions of each (layer, sample) that the rank drew.
+    """
+
+    code: int
+    said: str
+    kept: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def recorded_draws() -> Iterator[dict[tuple[int, int], list[int]]]:
+    """The kept positions of each (layer, sample) that this process uses meanwhile. Drawing a set a second time, for
+    another stage or in a backward pass, must give the same one."""
+    original = stack.kept_positions
+    drawn: dict[tuple[int, int], list[int]] = {}
+
+    def draw(seed: int, sample_ids: torch.Tensor, layers: torch.Tensor, **lengths: int) -> torch.Tensor:
+        kept = original(seed, sample_ids, layers, **lengths)
+        for layer, rows in zip(layers.tolist(), kept.tolist(), strict=True):
+            for sample, positions in zip(sample_ids.tolist(), rows, strict=True):
+                assert drawn.setdefault((layer, sample), positions) == positions
+        return kept
+
+    stack.kept_positions = draw
+    try:
+        yield drawn
+    finally:
+        stack.kept_positions = original
+
+
+def pretrain(rank: int, world_size: int, init_method: str, *settings: Settings) -> Ending:
+    """`pretrain_gpt` on one rank.
+
+    Args:
+        settings: those of all ranks, or of each rank its own.
+    """
+    place = Launch(rank, rank, world_size, init_method if world_size > 1 else None)
+    setattr(Launch, "from_environment", classmethod(lambda cls: place))  # noqa: B010 - mypy takes no method for one
+    with contextlib.redirect_stderr(io.StringIO()) as said, recorded_draws() as kept:
+        code = pretrain_gpt.main(words(settings[rank % len(settings)]))
+    return Ending(code, said.getvalue(), kept)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: how each rank ended, and the lines of its metrics file."""
+
+    endings: list[Ending]
+    lines: list[dict[str, Any]]
+
+    @property
+    def codes(self) -> set[int]:
+        return {ending.code for ending in self.endings}
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of training steps."""
+        return [line for line in self.lines if "lm_loss" in line]
+
+    def column(self, name: str) -> list[float]:
+        """One number of every line that has it."""
+        return [line[name] for line in self.lines if name in line]
+
+    @property
+    def kept(self) -> dict[tuple[int, int], list[int]]:
+        """Kept positions of each (layer, sample), whichever ranks drew them; they must all have drawn the same."""
+        merged: dict[tuple[int, int], list[int]] = {}
+        for ending in self.endings:
+            for place, positions in ending.kept.items():
+                assert merged.setdefault(place, positions) == positions, place
+        return merged
+
+
+def run(folder: Path, settings: Settings, world_size: int = 1, *, code: int = 0, timeout: float = 120.0) -> Run:
+    """Run the command on so many ranks, with its metrics file in `folder`; it must end with `code` on all of them."""
+    path = folder / "metrics.jsonl"
+    endings = launch_ranks(pretrain, world_size, {**settings, "metrics_file": str(path)}, timeout=timeout)
+    assert {ending.code for ending in endings} == {code}, "\n".join(ending.said for ending in endings)
+    return Run(endings, read_lines(path))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def saved_tensors(save_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """Weights and moments of a checkpoint, whole, by global name."""
+    path = checkpoint_path(save_dir, step)
+    facts = read_manifest(path).tensors
+    tensors = {name: torch.zeros(entry.shape) for name, entry in facts.items()}
+    checkpoint_io.load(path, tensors, None)
+    return tensors
