@@ -16,8 +16,8 @@ metrics=$run/metrics.jsonl
 log=$run/train.log
 
 vocab_size=4096
-train_iters=300
-stop_at=150
+train_iters=400
+stop_at=200
 export OMP_NUM_THREADS=1 PYTHONPATH="$PWD"
 
 started_at=$SECONDS
@@ -73,13 +73,13 @@ train() {
         -m megatron_ltd.pretrain_gpt
         --num-layers 6 --hidden-size 128 --num-attention-heads 4 --seq-length 256
         --position-embedding-type rope --hidden-dropout 0 --attention-dropout 0
-        --random-ltd --random-ltd-start-length 64 --random-ltd-steps 200 --random-ltd-length-step 16
-        --micro-batch-size 4 --global-batch-size 16 --train-iters "$train_iters" --seed 1234
-        --lr 2e-3 --min-lr 2e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95
+        --random-ltd --random-ltd-start-length 64 --random-ltd-steps 280 --random-ltd-length-step 16
+        --micro-batch-size 4 --global-batch-size 8 --train-iters "$train_iters" --seed 1234
+        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95
         --train-data-path "$run/train_text_document" --valid-data-path "$run/heldout_text_document"
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$run/tokenizer/tokenizer.json"
-        --save "$checkpoints" --load "$checkpoints" --save-interval 75
-        --log-interval 5 --eval-interval 75 --eval-iters 4 --metrics-file "$metrics"
+        --save "$checkpoints" --load "$checkpoints" --save-interval 100
+        --log-interval 5 --eval-interval 100 --eval-iters 8 --metrics-file "$metrics"
         "$@")
     echo "torchrun ${command[*]:3}"
     "${command[@]}" 2>&1 | tee -i -a "$log" | "$venv/bin/python" examples/progress.py || true

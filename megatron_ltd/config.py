@@ -277,7 +277,7 @@ class DataConfig:
     valid_data_path: tuple[str, ...] | None = None
     """As --data-path, for validation only."""
     test_data_path: tuple[str, ...] | None = None
-    """As --data-path, for the test set only."""
+    """As --data-path, for a test set that is evaluated once, after the last step."""
     split: str = "969,30,1"
     """Shares of --data-path for training, validation and test."""
     data_cache_path: str | None = None

@@ -8,8 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
 from megatron_ltd.cli import parse_run_config
@@ -55,9 +53,10 @@ def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> 
     """
     dp = runtime.mesh.dp_size
     valid_samples = config.logging.eval_iters * global_batch_size(config, dp)
+    test_samples = valid_samples if config.data.test_data_path is not None else 0
     problem, digest, datasets = None, None, None
     try:
-        datasets = build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, 0)
+        datasets = build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples)
         digest = datasets_digest(tokenizer, datasets)
     except UserError as error:
         problem = str(error)
@@ -78,8 +77,6 @@ def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
     Raises:
         UserError: what the user can repair.
     """
-    if config.training.deterministic_mode:
-        torch.use_deterministic_algorithms(True)
     runtime = launch.start(config, place)
     console = Console(place.rank == 0)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))

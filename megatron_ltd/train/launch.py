@@ -82,6 +82,9 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
         ConfigError: the processes were started with different settings or versions.
     """
     device = choose_device(config, launch)
+    if config.training.deterministic_mode:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+        torch.use_deterministic_algorithms(True)
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     if device.type == "cuda":
         torch.cuda.set_device(device)

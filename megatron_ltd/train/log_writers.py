@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from megatron_ltd.train.metrics import StepReport, validation_fields, validation_line
+from megatron_ltd.train.metrics import StepReport, held_out_fields, held_out_line
 
 
 class Writer(Protocol):
@@ -120,9 +120,9 @@ class Metrics:
         self.console.line(report.line())
         self._write(report.fields())
 
-    def validation(self, step: int, loss: float) -> None:
-        self.console.line(validation_line(step, loss))
-        self._write(validation_fields(step, loss))
+    def held_out(self, name: str, step: int, loss: float) -> None:
+        self.console.line(held_out_line(name, step, loss))
+        self._write(held_out_fields(name, step, loss))
 
     def close(self) -> None:
         for writer in self._writers:

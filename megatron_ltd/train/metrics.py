@@ -92,11 +92,12 @@ class StepReport:
             f" saving: {100 * f['theoretical_saving']:.1f}% (run {100 * self.consumed.saving:.1f}%) |")
 
 
-def validation_fields(step: int, loss: float) -> dict[str, Any]:
-    return {"step": step, "validation_loss": loss, "validation_ppl": math.exp(min(loss, 700.0))}
+def held_out_fields(name: str, step: int, loss: float) -> dict[str, Any]:
+    """One line of the metrics file for a held-out set, `validation` or `test`."""
+    return {"step": step, f"{name}_loss": loss, f"{name}_ppl": math.exp(min(loss, 700.0))}
 
 
-def validation_line(step: int, loss: float) -> str:
+def held_out_line(name: str, step: int, loss: float) -> str:
     """Megatron-LM's line."""
-    return (f" validation loss at iteration {step} | lm loss value: {loss:.6E} |"
+    return (f" {name} loss at iteration {step} | lm loss value: {loss:.6E} |"
             f" lm loss PPL: {math.exp(min(loss, 700.0)):.6E} |")

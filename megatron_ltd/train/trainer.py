@@ -18,6 +18,7 @@ from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.loader import Batch, Loader, microbatches
+from megatron_ltd.data.sample import Dataset
 from megatron_ltd.derived import batch_ramp, dropped_layers, total_steps
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.model.flops import sample_flops
@@ -27,11 +28,12 @@ from megatron_ltd.token_drop.schedule import KeptLength
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.log_writers import Metrics
 from megatron_ltd.train.metrics import StepReport, peak_tflops
+from megatron_ltd.train.profiling import StepProfiler
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
 from megatron_ltd.train.stopping import StopWatcher
-from megatron_ltd.train.validate import validation_loss
+from megatron_ltd.train.validate import held_out_loss
 
 
 def kept_length(config: RunConfig) -> KeptLength:
@@ -87,10 +89,14 @@ class Trainer:
                 self.datasets.train, self.config.training.micro_batch_size, mesh.dp_rank, mesh.dp_size,
                 self.config.data.num_workers) as loader:
             code = EXIT_COMPLETE if self.state.consumed.steps >= self.total_steps else None
+            profiler = StepProfiler(self.config.logging, self.runtime.launch.rank)
             while code is None:
                 code = self._one_step(loader, watcher)
+                profiler.step()
+            profiler.close()
             if code == EXIT_COMPLETE:
-                self._validate()
+                self._evaluate(self.datasets.valid, "validation")
+                self._evaluate(self.datasets.test, "test")
         if self.writer is not None:
             if self.saved_step != self.state.consumed.steps:
                 self._save()
@@ -137,7 +143,7 @@ class Trainer:
     def _after_step(self, step: int, result: StepResult, watcher: StopWatcher) -> int | None:
         code = watcher.exit_code(step, self.total_steps, result.stop_level)
         if step % self.config.logging.eval_interval == 0 and code != EXIT_COMPLETE:
-            self._validate()
+            self._evaluate(self.datasets.valid, "validation")
         interval = self.config.checkpoint.save_interval
         if interval is not None and step % interval == 0:
             self._save()
@@ -155,16 +161,17 @@ class Trainer:
             peak_tflops=self.peak))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
-    def _validate(self) -> None:
-        """The loss on the first --eval-iters global batches of the validation set: the same ones every time, so that
-        the curve shows the model and not the draw."""
-        if self.datasets.valid is None or self.config.logging.eval_iters == 0:
+    def _evaluate(self, dataset: Dataset | None, name: str) -> None:
+        """The loss on the first --eval-iters global batches of a held-out set: the same ones every time, so that the
+        curve shows the model and not the draw."""
+        if dataset is None or self.config.logging.eval_iters == 0:
             return
         mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
         batches: list[Batch] = []
         for number in range(self.config.logging.eval_iters):
-            batches += microbatches(self.datasets.valid, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
-        self.metrics.validation(self.state.consumed.steps, validation_loss(self.model, batches, self.runtime.device))
+            batches += microbatches(dataset, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
+        loss = held_out_loss(self.model, batches, self.runtime.device)
+        self.metrics.held_out(name, self.state.consumed.steps, loss)
 
     def _save(self) -> None:
         if self.writer is None:

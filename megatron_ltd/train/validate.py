@@ -9,7 +9,7 @@ from megatron_ltd.data.loader import Batch
 from megatron_ltd.train.setup import Model
 
 
-def validation_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> float:
+def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> float:
     """Mean cross-entropy over the microbatches of all data-parallel ranks.
 
     Args:

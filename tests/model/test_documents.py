@@ -1,0 +1,96 @@
+"""Samples that hold several documents: masks between them and positions from the start of each."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ltd.parallel.collectives import TensorParallel
+from tests.model import dense_reference
+from tests.model.tiny import (
+    GPT2_LIKE,
+    LLAMA_LIKE,
+    assert_gradients_close,
+    build_gpt,
+    documents,
+    loss_and_gradients,
+    run,
+    tiny_batch,
+    tiny_config,
+    whole_parameters,
+)
+
+BOTH_KINDS = pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE], ids=["learned", "rotary"])
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize("facts", [(), ("document_ids",), ("position_ids",), ("document_ids", "position_ids")],
+                         ids=["nothing", "documents", "positions", "both"])
+def test_masks_and_positions_are_those_of_a_dense_model(tp: TensorParallel, settings: dict[str, Any],
+                                                        facts: tuple[str, ...]) -> None:
+    config = tiny_config(**settings)
+    batch = tiny_batch(config) | {name: documents(config)[name] for name in facts}
+    model = build_gpt(config, tp)
+    weights = dense_reference.leaves(whole_parameters(model))
+    expected = dense_reference.loss(weights, config, batch)
+    expected.backward()
+    loss, gradients = loss_and_gradients(model, batch)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0.0)
+    assert_gradients_close(gradients, {name: w.grad for name, w in weights.items() if w.grad is not None})
+
+
+@BOTH_KINDS
+def test_packed_documents_score_as_if_each_were_a_sample(tp: TensorParallel, settings: dict[str, Any]) -> None:
+    config = tiny_config(**settings)
+    batch = tiny_batch(config) | documents(config)
+    model = build_gpt(config, tp).eval()
+    with torch.no_grad():
+        packed = run(model, batch)[0]
+        for b, ids in enumerate(batch["document_ids"]):
+            for document in ids.unique():
+                inside = ids == document
+                alone = {name: batch[name][b:b + 1, inside] for name in ("tokens", "labels", "loss_mask")}
+                scores = run(model, alone | {"sample_ids": torch.zeros(1, dtype=torch.int64)})[0, 0]
+                torch.testing.assert_close(packed[b, inside], scores, rtol=1e-5, atol=1e-5)
+
+
+@BOTH_KINDS
+def test_no_token_sees_a_later_one_or_another_document(tp: TensorParallel, settings: dict[str, Any]) -> None:
+    """Derivatives of one token's loss by the embedded tokens, in every dropped and full layer."""
+    config = tiny_config(**settings)
+    batch = tiny_batch(config, samples=1) | documents(config, samples=1)
+    model = build_gpt(config, tp, dropped=[1, 3], kept=16)
+    ids = batch["document_ids"][0]
+    embedded: list[torch.Tensor] = []
+
+    def keep_gradient(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    assert model.embedding is not None
+    model.embedding.register_forward_hook(keep_gradient)
+    seen = 0
+    for token in (0, 4, 5, 10, 17, 23):
+        one = torch.zeros(1, config.seq_length)
+        one[0, token] = 1.0
+        run(model, batch | {"loss_mask": one}).backward()
+        gradient = embedded.pop().grad
+        assert gradient is not None
+        reached = set(gradient[:, 0].abs().sum(1).nonzero()[:, 0].tolist())
+        allowed = {place for place in range(token + 1) if ids[place] == ids[token]}
+        assert token in reached and reached <= allowed
+        seen += len(reached)
+    assert seen > 20, "tokens must see more than themselves for this to test anything"
+
+
+def test_documents_and_positions_are_gathered_with_the_kept_tokens(tp: TensorParallel) -> None:
+    """Two documents whose border falls among dropped tokens: ids 0 and 1 are told apart by the facts of the kept."""
+    config = tiny_config(**LLAMA_LIKE)
+    batch = tiny_batch(config, samples=1)
+    ids = torch.tensor([[0] * 11 + [1] * 13])
+    model = build_gpt(config, tp, dropped=[0, 1, 2, 3, 4], kept=12)
+    apart, _ = loss_and_gradients(model, batch | {"document_ids": ids})
+    together, _ = loss_and_gradients(model, batch | {"document_ids": torch.zeros_like(ids)})
+    plain, _ = loss_and_gradients(model, batch)
+    torch.testing.assert_close(together, plain, rtol=1e-6, atol=0.0)
+    assert abs(float(apart - plain)) > 1e-3 * float(plain)
