@@ -92,6 +92,11 @@ train() {
 }
 
 mkdir -p "$run"
+version=$(cksum <"examples/quickstart.sh")
+if [[ $(cat "$run/version" 2>/dev/null || echo "$version") != "$version" ]]; then
+    fail "$run was made by another version of this script; delete or rename it and start again."
+fi
+echo "$version" >"$run/version"
 
 title "1/8 Environment: $venv"
 install

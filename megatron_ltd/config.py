@@ -285,7 +285,7 @@ class DataConfig:
     mock_data: bool = False
     """Random tokens in place of a corpus, for throughput runs."""
     num_workers: int = 0
-    """Background processes that read samples; 0 reads in the training process."""
+    """Background threads that read the next step's samples; 0 reads them when they are needed."""
     tokenizer_type: Literal["GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer",
                             "NullTokenizer"] | None = None
     """Kind of tokenizer."""

@@ -4,16 +4,15 @@ A failure on one rank is a failure on all of them, with that rank's reason: no r
 gave up, and none continues on a checkpoint that another could not read or write.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from megatron_ltd.checkpoint.durable import reason
 from megatron_ltd.errors import CheckpointError
+from megatron_ltd.parallel import agreement
 
 T = TypeVar("T")
 
@@ -47,22 +46,10 @@ def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     Raises:
         CheckpointError: a rank was lost or did not answer within the group's timeout.
     """
-    data = json.dumps(value, allow_nan=False).encode()
-    world = size_of(group)
-    if world == 1:
-        return [json.loads(data)]
     try:
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
-        dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64), group=group)
-        longest = max(int(size) for size in sizes)
-        mine = torch.zeros(longest, dtype=torch.uint8)
-        mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world)]
-        dist.all_gather(buffers, mine, group=group)
+        return agreement.gather_json(value, group)
     except RuntimeError as error:
         raise CheckpointError(f"lost contact with another rank at a checkpoint: {reason(error)}") from error
-    pairs = zip(buffers, sizes, strict=True)
-    return [json.loads(buffer[: int(size)].numpy().tobytes()) for buffer, size in pairs]
 
 
 def raise_problems(headline: str, problems: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ the true positions, and attention never crosses a document boundary that the dro
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -69,15 +70,20 @@ class SampleFacts:
         return TokenFacts(cos, sin, self._mask(kept), None if first is None or second is None else (first, second),
                           self._attention_keys(layer, places))
 
+    @cached_property
+    def _all_angles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary angles of the whole sequence, computed once for all layers. Shapes: two of [s, b or 1, 1, r / 2]"""
+        channels = int(self.config.head_dim * self.config.rotary_percent) // 2 * 2
+        return rotary_angles(self.positions(), channels, float(self.config.rotary_base))
+
     def _angles(self, kept: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if self.config.position_embedding_type != "rope":
             return None, None
-        if self.position_ids is not None:
-            positions = (self.position_ids if kept is None else self.position_ids.gather(1, kept)).t()
-        else:
-            positions = self.positions() if kept is None else kept.t()
-        channels = int(self.config.head_dim * self.config.rotary_percent) // 2 * 2
-        return rotary_angles(positions, channels, float(self.config.rotary_base))
+        if kept is None:
+            return self._all_angles
+        samples = torch.arange(kept.shape[0], device=kept.device)
+        cos, sin = (table.expand(-1, kept.shape[0], -1, -1)[kept.t(), samples] for table in self._all_angles)
+        return cos, sin  # [k, b, 1, r / 2]
 
     def _mask(self, kept: torch.Tensor | None) -> torch.Tensor | None:
         """Causal within documents. Shapes: [b, 1, k, k]"""

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) 
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["--input", "bad.jsonl", *COMMON], 21, ["DataError", "bad.jsonl:2:14:", "oops"]),
     (["--input", "missing*.jsonl", *COMMON], 21, ["DataError", "--input = missing*.jsonl: no such file"]),
-    (["--input", "bad.jsonl", *COMMON, "--split-sentences"], 20, ["ConfigError", "--split-sentences: sentence corpora"]),
+    (["--input", "bad.jsonl", *COMMON, "--split-sentences"], 20, ["ConfigError", "--split-sentences: sentence"]),
     (["--input", "bad.jsonl", *COMMON, "--partitions=4"], 20, ["--partitions: use --workers"]),
     (["--input", "bad.jsonl", *COMMON, "--colour"], 20, ["--colour: there is no such flag"]),
     (["--input", "bad.jsonl", *COMMON, "--workers", 0], 20, ["--workers = 0 must be at least 1"]),
@@ -249,25 +250,43 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
+@contextmanager
+def running_tool(folder: Path) -> Iterator[tuple[subprocess.Popen[str], TextIO]]:
+    """The tool at work with two workers, and the stream of its input, which does not end by itself."""
+    os.mkfifo(folder / "in.jsonl")
+    command = [sys.executable, str(TOOL), "--input", str(folder / "in.jsonl"), "--workers", "2", "--log-interval", "1"]
+    with (open(os.open(folder / "in.jsonl", os.O_RDWR), "w", encoding="utf-8") as stream,
+          subprocess.Popen([*command, *map(str, COMMON)], cwd=folder, stderr=subprocess.PIPE, text=True) as run):
+        stream.write("".join(f"{line}\n" for line in number_lines(5, 5000)) * 8)
+        stream.flush()
+        assert run.stderr is not None
+        assert "Processed" in (line := run.stderr.readline()), line + run.stderr.read()
+        yield run, stream
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
+    with running_tool(tmp_path) as (run, stream):
+        # Workers, and the helper of multiprocessing that looks after its semaphores, which is not killed.
+        workers = [pid for pid in children(run.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(workers[0], signal.SIGKILL)
+        stream.close()  # the end of the input
+        message = run.stderr.read() if run.stderr is not None else ""
+    assert run.wait(timeout=60) == 21, message
+    assert "DataError: A worker process was killed" in message and "--workers" in message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_leaves_no_corpus_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
-    os.mkfifo(tmp_path / "in.jsonl")  # input that never ends
-    run = subprocess.Popen([sys.executable, str(TOOL), "--input", str(tmp_path / "in.jsonl"), "--workers", "2",
-                            "--log-interval", "1", *map(str, COMMON)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    with open(os.open(tmp_path / "in.jsonl", os.O_RDWR), "w", encoding="utf-8") as stream:
-        lines = "".join(f"{line}\n" for line in number_lines(5, 5000))
-        for _ in range(8):
-            stream.write(lines)
-        stream.flush()
-        assert run.stderr is not None
-        assert "Processed" in (line := run.stderr.readline()), line + run.stderr.read()
+    with running_tool(tmp_path) as (run, _):
         workers = children(run.pid)
         assert len(workers) >= 2
         run.send_signal(number)
-        run.stderr.read()
-    assert run.wait(timeout=60) != 0
+        assert run.wait(timeout=60) != 0
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "workers outlive the run"
