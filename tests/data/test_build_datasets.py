@@ -79,10 +79,11 @@ def test_sets_equal_megatron_cores(oracle: ModuleType, folder: Path, settings: d
 
 def test_a_blend_of_uneven_weights_never_runs_out_of_samples(folder: Path) -> None:
     values = ["0.9", "a"] + ["0.001", "c"] * 100  # megatron-core stops with an IndexError here
-    ours = build_datasets(config(data_path=paths(folder, *values), split="1"), TOKENIZER, 50, 0, 0)
+    share = build_datasets(config(data_path=paths(folder, "a"), split="1"), TOKENIZER, 136, 0, 0).train
+    ours = build_datasets(config(data_path=paths(folder, *values), split="1"), TOKENIZER, 150, 0, 0)
     assert isinstance(ours.train, BlendedDataset)
+    assert ours.train.index.drawn[0] > len(share), "the blend draws more than a dataset built for its share holds"
     assert all(len(ours.train[i]) == SEQ_LENGTH + 1 for i in range(len(ours.train)))
-    assert ours.train.index.drawn[0] > 50
 
 
 def test_samples_and_their_number_do_not_depend_on_the_cache(folder: Path, tmp_path: Path) -> None:

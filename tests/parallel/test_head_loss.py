@@ -1,0 +1,164 @@
+"""Head and cross-entropy in chunks, against `F.cross_entropy` of the full logits in float64."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_ltd.parallel import cross_entropy
+from megatron_ltd.parallel.cross_entropy import VocabShard, head_loss
+from tests.gloo import run_ranks
+from tests.parallel.sharded import noise, tensor_parallel
+
+TOKENS, WIDTH = 70, 12
+CHUNKS = [1, 33 * 64, 1 << 22]
+"""Logits of a chunk: the smallest chunk, one that leaves a remainder, and all at once."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A vocabulary, the rows that hold it, the size of logits, and a loss mask."""
+
+    vocab_size: int
+    rows: int
+    logit_scale: float = 1.0
+    mask: str = "weights"
+
+    def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        weights = noise(TOKENS, seed=3).abs()
+        masks = {"weights": torch.where(weights < 0.4, 0.0, weights), "ones": torch.ones(TOKENS),
+                 "nothing": torch.zeros(TOKENS)}
+        labels = torch.randint(0, self.vocab_size, (TOKENS,), generator=torch.Generator().manual_seed(4))
+        labels[:2] = torch.tensor([0, self.vocab_size - 1])
+        return {"hidden": noise(TOKENS, WIDTH, seed=1).mul(self.logit_scale).to(dtype),
+                "weight": noise(self.rows, WIDTH, seed=2).to(dtype), "labels": labels,
+                "mask": masks[self.mask].float()}
+
+
+CASES = [
+    Case(64, 64), Case(61, 64), Case(17, 32), Case(1, 4), Case(5, 64), Case(61, 64, mask="ones"),
+    Case(61, 64, mask="nothing"), Case(61, 64, logit_scale=1000.0), Case(61, 64, logit_scale=1e-3),
+]
+"""In `Case(17, 32)` the last of four ranks holds only padding, in `Case(5, 64)` the last three."""
+
+
+def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]]:
+    """Loss, gradient of the hidden states and whole gradient of the weight, for each case, at an incoming 2.5."""
+    tp = tensor_parallel(ranks)
+    cross_entropy._CHUNK_LOGITS["cpu"] = chunk
+    results = []
+    for case in CASES:
+        t, shard = case.tensors(), VocabShard.of(case.rows, case.vocab_size, tp)
+        x = t["hidden"].requires_grad_()
+        table = t["weight"][shard.first:shard.first + shard.rows].clone().requires_grad_()
+        loss = head_loss(tp.enter(x), table, t["labels"], t["mask"], shard)
+        (2.5 * loss).backward()
+        assert x.grad is not None and table.grad is not None
+        results.append((loss.detach(), x.grad, table.grad))
+    return results
+
+
+def reference(t: dict[str, torch.Tensor], vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, table = t["hidden"].double().requires_grad_(), t["weight"].double().requires_grad_()
+    losses = F.cross_entropy(x @ table[:vocab_size].T, t["labels"], reduction="none")
+    loss = (losses * t["mask"].double()).sum()
+    (2.5 * loss).backward()
+    assert x.grad is not None and table.grad is not None
+    return loss.detach(), x.grad, table.grad
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_loss_and_gradients_are_those_of_the_full_logits(ranks: int, chunk: int) -> None:
+    results = run_ranks(on_ranks, ranks, chunk)
+    for number, case in enumerate(CASES):
+        loss, grad_hidden, grad_weight = reference(case.tensors(), case.vocab_size)
+        torch.testing.assert_close(
+            torch.cat([of_rank[number][2] for of_rank in results]).double(), grad_weight, rtol=1e-5,
+            atol=2e-6 * float(grad_weight.abs().max()))
+        for of_rank in results:
+            torch.testing.assert_close(of_rank[number][0].double(), loss, rtol=2e-6, atol=1e-6)
+            torch.testing.assert_close(of_rank[number][1].double(), grad_hidden, rtol=1e-5,
+                                       atol=2e-6 * float(grad_hidden.abs().max()))
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements that any tensor has which an operation reads or makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else (result,)
+        tensors = [x for x in (*args, *results) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
+        return result
+
+
+def largest_tensor(rank: int, ranks: int) -> tuple[int, int]:
+    """Forward and backward, on 400 tokens with 640 rows, in chunks of at least 16 tokens."""
+    tp = tensor_parallel(ranks)
+    cross_entropy._CHUNK_LOGITS["cpu"] = 1
+    shard = VocabShard.of(640, 601, tp)
+    x = noise(400, 4, dtype=torch.float32).requires_grad_()
+    table = noise(shard.rows, 4, dtype=torch.float32).requires_grad_()
+    with LargestTensor() as forward:
+        loss = head_loss(tp.enter(x), table, torch.arange(400), torch.ones(400), shard)
+    with LargestTensor() as backward:
+        loss.backward()
+    return forward.elements, backward.elements
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_full_logits_never_exist(ranks: int) -> None:
+    for rank, (forward, backward) in enumerate(run_ranks(largest_tensor, ranks)):
+        tokens_of_rank = min(640 // ranks, 601 - rank * 640 // ranks)
+        assert forward == 16 * tokens_of_rank  # a chunk of logits
+        assert backward == max(400 * 4, 640 // ranks * 4)  # a gradient
+
+
+def half_precision_errors(rank: int, ranks: int) -> dict[str, tuple[float, float]]:
+    """Our largest error and that of plain bfloat16, for the loss and both gradients."""
+    tp = tensor_parallel(ranks)
+    case = Case(61, 64)
+    t, shard = case.tensors(torch.bfloat16), VocabShard.of(64, 61, tp)
+    x, table = t["hidden"].clone().requires_grad_(), t["weight"].clone().requires_grad_()
+    loss = head_loss(x, table, t["labels"], t["mask"], shard)
+    assert loss.dtype is torch.float32
+    (2.5 * loss).backward()
+    plain_x, plain_table = t["hidden"].clone().requires_grad_(), t["weight"].clone().requires_grad_()
+    losses = F.cross_entropy((plain_x @ plain_table[:61].T).float(), t["labels"], reduction="none")
+    plain = (losses * t["mask"]).sum()
+    (2.5 * plain).backward()
+    names, expected = ("loss", "hidden", "weight"), reference(t, 61)
+    ours, theirs = (loss.detach(), x.grad, table.grad), (plain.detach(), plain_x.grad, plain_table.grad)
+    return {name: (float((o.double() - e).abs().max()), float((p.double() - e).abs().max()))  # type: ignore[union-attr]
+            for name, o, p, e in zip(names, ours, theirs, expected, strict=True)}
+
+
+def test_errors_in_half_precision_are_at_most_twice_those_of_plain_torch() -> None:
+    (errors,) = run_ranks(half_precision_errors, 1)
+    assert all(theirs > 0.0 for _, theirs in errors.values())
+    assert {name: both for name, both in errors.items() if both[0] > 2.0 * both[1]} == {}
+
+
+def gradients_in_parts(rank: int, ranks: int) -> list[torch.Tensor]:
+    """As a split backward pass takes them: the inputs' first, the weights' later, from one graph."""
+    tp = tensor_parallel(ranks)
+    t = Case(61, 64).tensors()
+    x, table = t["hidden"].requires_grad_(), t["weight"].requires_grad_()
+    loss = head_loss(x, table, t["labels"], t["mask"], VocabShard.of(64, 61, tp)) * 2.5
+    of_hidden = torch.autograd.grad(loss, x, retain_graph=True)
+    of_weight = torch.autograd.grad(loss, table)
+    return [*of_hidden, *of_weight]
+
+
+def test_the_backward_pass_may_be_split() -> None:
+    (parts,) = run_ranks(gradients_in_parts, 1)
+    for part, expected in zip(parts, reference(Case(61, 64).tensors(), 61)[1:], strict=True):
+        torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=2e-6 * float(expected.abs().max()))

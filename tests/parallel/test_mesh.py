@@ -1,0 +1,52 @@
+"""The rank grid of eight processes, against the documented formula."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_ltd.parallel.mesh import Mesh, build_mesh
+from tests.gloo import run_ranks
+
+TIMEOUT = timedelta(seconds=47)
+
+
+def members(group: dist.ProcessGroup) -> list[int]:
+    return dist.get_process_group_ranks(group)
+
+
+def timeout_of(group: dist.ProcessGroup) -> timedelta:
+    return group._get_backend(torch.device("cpu")).options._timeout
+
+
+def grid(rank: int, world_size: int, pp: int, dp: int, tp: int, shard_parameters: bool) -> dict[str, object]:
+    mesh: Mesh = build_mesh("cpu", pp=pp, dp=dp, tp=tp, shard_parameters=shard_parameters, timeout=TIMEOUT)
+    groups = [mesh.tp_group, mesh.pp_group, *(mesh.world[axis].get_group() for axis in ("dp_replicate", "dp_shard"))]
+    groups += [mesh.embedding] if mesh.embedding is not None else []
+    total = torch.tensor(rank)
+    if mesh.embedding is not None:
+        dist.all_reduce(total, group=mesh.embedding)
+    return {
+        "place": (mesh.pp_rank, mesh.dp_rank, mesh.tp_rank), "sizes": (mesh.pp_size, mesh.dp_size, mesh.tp_size),
+        "tp": members(mesh.tp_group), "pp": members(mesh.pp_group), "data": tuple(mesh.data.mesh.shape),
+        "dp": mesh.data.mesh.flatten().tolist(), "embedding": members(mesh.embedding) if mesh.embedding else None,
+        "embedding sum": int(total), "timeouts": {timeout_of(group) for group in groups},
+    }
+
+
+@pytest.mark.parametrize(("pp", "dp", "tp", "shard"), [(2, 2, 2, False), (2, 2, 2, True), (4, 1, 2, False),
+                                                        (1, 4, 2, True)])
+def test_every_rank_has_its_place(pp: int, dp: int, tp: int, shard: bool) -> None:
+    def rank_at(p: int, d: int, t: int) -> int:
+        return (p * dp + d) * tp + t
+
+    for rank, found in enumerate(run_ranks(grid, pp * dp * tp, pp, dp, tp, shard)):
+        p, d, t = rank // (dp * tp), rank // tp % dp, rank % tp
+        ends = [rank_at(0, d, t), rank_at(pp - 1, d, t)] if pp > 1 and p in (0, pp - 1) else None
+        assert found == {
+            "place": (p, d, t), "sizes": (pp, dp, tp), "tp": [rank_at(p, d, i) for i in range(tp)],
+            "pp": [rank_at(i, d, t) for i in range(pp)], "dp": [rank_at(p, i, t) for i in range(dp)],
+            "data": (1, dp) if shard else (dp, 1), "embedding": ends,
+            "embedding sum": sum(ends) if ends else rank, "timeouts": {TIMEOUT},
+        }

@@ -1,0 +1,122 @@
+"""Every pipeline schedule on toy stages: losses, gradients and evaluation equal those of the serial chain."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from megatron_ltd.parallel.partition import stages_of_rank
+from megatron_ltd.parallel.pipeline import Pipeline
+from tests.gloo import run_ranks
+from tests.parallel.sharded import noise
+
+SAMPLES, LENGTH, WIDTH, MICROBATCHES, ROWS = 2, 4, 6, 5, 11
+FACTOR = 0.125
+
+
+class Toy(nn.Module):
+    """One stage: a table first, a layer everywhere, a weighted sum last; every stage reads the facts."""
+
+    def __init__(self, stage: int, stages: int):
+        super().__init__()
+        self.first, self.last = stage == 0, stage == stages - 1
+        self.weight = nn.Parameter(noise(WIDTH, WIDTH, seed=stage, dtype=torch.float32))
+        self.table = nn.Parameter(noise(ROWS, WIDTH, seed=50, dtype=torch.float32)) if self.first else None
+
+    def forward(self, x: torch.Tensor, *, facts: torch.Tensor) -> torch.Tensor:
+        if self.table is not None:
+            x = self.table[x].transpose(0, 1)
+        x = torch.tanh(x @ self.weight) + facts.t()[..., None]
+        if not self.last:
+            return x
+        return (x.sum(-1) * facts.t()).sum() if self.training else x.transpose(0, 1)
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(0, ROWS, (MICROBATCHES * SAMPLES, LENGTH), generator=torch.Generator().manual_seed(1))
+    return tokens, noise(MICROBATCHES * SAMPLES, LENGTH, seed=60, dtype=torch.float32)
+
+
+def on_ranks(rank: int, ranks: int, schedule: str, chunks: int, full_backward: bool,
+             steps: list[int]) -> dict[str, Any]:
+    group = dist.group.WORLD
+    mine = stages_of_rank(schedule, rank, ranks, chunks)
+    modules = [Toy(stage, ranks * chunks) for stage in mine]
+    pipeline = Pipeline(modules, schedule=schedule, group=group, device=torch.device("cpu"),
+                        hidden_shape=(LENGTH, SAMPLES, WIDTH), token_shape=(SAMPLES, LENGTH), dtype=torch.float32,
+                        full_backward=full_backward)
+    tokens, facts = data()
+    losses = []
+    for microbatches in steps:
+        for module in modules:
+            module.zero_grad()
+        rows = microbatches * SAMPLES
+        losses.append(float(pipeline.train_step(tokens[:rows], {"facts": facts[:rows]}, microbatches=microbatches,
+                                                loss_factor=FACTOR)))
+    gradients = {f"{stage}.{name}": parameter.grad for stage, module in zip(mine, modules, strict=True)
+                 for name, parameter in module.named_parameters()}
+    for module in modules:
+        module.eval()
+    scores = pipeline.forward(tokens[:3], {"facts": facts[:3]})
+    return {"losses": losses, "gradients": gradients, "scores": scores, "has_last": pipeline.has_last,
+            "last": pipeline.last_stage_rank()}
+
+
+def serial(stages: int, rows: int) -> tuple[float, dict[str, torch.Tensor | None]]:
+    """Loss and gradients of a chain of all stages, microbatch by microbatch."""
+    chain = [Toy(stage, stages) for stage in range(stages)]
+    tokens, facts = data()
+    total = torch.zeros(())
+    for first in range(0, rows, SAMPLES):
+        x = tokens[first:first + SAMPLES]
+        for module in chain:
+            x = module(x, facts=facts[first:first + SAMPLES])
+        total = total + x
+    (FACTOR * total).backward()
+    return float(total), {f"{stage}.{name}": parameter.grad for stage, module in enumerate(chain)
+                          for name, parameter in module.named_parameters()}
+
+
+SCHEDULES = pytest.mark.parametrize(("schedule", "ranks", "chunks", "full_backward"), [
+    ("1f1b", 1, 1, False), ("1f1b", 2, 1, False), ("1f1b", 4, 1, False), ("interleaved", 2, 2, False),
+    ("interleaved-zero-bubble", 2, 2, False), ("interleaved-zero-bubble", 2, 2, True), ("zbv", 2, 2, False),
+    ("zbv", 2, 2, True),
+])
+
+
+def check(schedule: str, ranks: int, chunks: int, full_backward: bool, steps: list[int]) -> None:
+    """Steps of so many microbatches each; the gradients of the last one, then a forward pass of 3 samples."""
+    results = run_ranks(on_ranks, ranks, schedule, chunks, full_backward, steps)
+    stages = ranks * chunks
+    losses = [serial(stages, microbatches * SAMPLES)[0] for microbatches in steps]
+    gradients: dict[str, torch.Tensor] = {}
+    for rank, found in enumerate(results):
+        gradients |= found["gradients"]
+        assert found["last"] == (0 if schedule == "zbv" else ranks - 1)
+        assert found["has_last"] == (rank == found["last"])
+        assert (found["scores"] is not None) == found["has_last"]
+        assert found["losses"] == pytest.approx(losses if found["has_last"] else [0.0] * len(steps), rel=1e-5)
+    _, expected = serial(stages, steps[-1] * SAMPLES)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5)
+    tokens, facts = data()
+    x: torch.Tensor = tokens[:3]
+    with torch.no_grad():
+        for stage in range(stages):
+            x = Toy(stage, stages).eval()(x, facts=facts[:3])
+    torch.testing.assert_close(results[results[0]["last"]]["scores"], x, rtol=1e-5, atol=1e-6)
+
+
+@SCHEDULES
+def test_a_pipeline_is_the_serial_chain(schedule: str, ranks: int, chunks: int, full_backward: bool) -> None:
+    check(schedule, ranks, chunks, full_backward, [MICROBATCHES, MICROBATCHES])
+
+
+@SCHEDULES
+def test_the_number_of_microbatches_may_change_from_step_to_step(schedule: str, ranks: int, chunks: int,
+                                                                 full_backward: bool) -> None:
+    """As under a batch-size ramp, and back again."""
+    check(schedule, ranks, chunks, full_backward, [4, MICROBATCHES, 4])

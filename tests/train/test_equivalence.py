@@ -1,0 +1,193 @@
+"""A layout changes where the arithmetic happens and not what it comes to: on a real corpus with random-LTD, every
+layout gives the curve, the kept positions and the final weights of the run on one process.
+
+Tolerances, in fp32: the loss to 1e-5 and the gradient norm to 1e-4, relative and at every step. Final weights to 1e-4
+absolute, a thirtieth of what one step may move a weight: AdamW divides by the root of the mean square, so where the
+gradient is nothing but rounding (a key's bias, which the softmax does not see) it moves by rounding too. Moments, which
+are linear and quadratic in the gradients, to 1e-3 of their tensor's largest.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.gloo import launch_ranks
+from tests.train.runs import TINY, Corpus, Ending, Run, Settings, pretrain, read_lines, run, saved_tensors, write_corpus
+
+STEPS = 20
+
+GPT2 = dict(TINY)
+LLAMA = {**TINY, "position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True,
+         "disable_bias_linear": True, "group_query_attention": True, "num_query_groups": 2,
+         "untie_embeddings_and_output_weights": True,
+         # Embeddings of the default size stay so small for 20 steps that RMSNorm blows rounding up a thousandfold.
+         "init_method_std": 0.1}
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2,
+    "gpt2-untied": {**GPT2, "untie_embeddings_and_output_weights": True},
+    "gpt2-one-stratum": {**GPT2, "random_ltd_strata": 1},
+    "gpt2-dropout": {**GPT2, "hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "llama": LLAMA,
+    "llama-tied-dropout": {**LLAMA, "untie_embeddings_and_output_weights": False, "hidden_dropout": 0.1,
+                           "attention_dropout": 0.1},
+}
+
+TP2 = {"tensor_model_parallel_size": 2}
+SP2 = {**TP2, "sequence_parallel": True}
+PP2 = {"pipeline_model_parallel_size": 2}
+INTERLEAVED = {**PP2, "pipeline_schedule": "interleaved", "num_layers_per_virtual_pipeline_stage": 1}
+ZERO_BUBBLE = {**INTERLEAVED, "pipeline_schedule": "interleaved-zero-bubble"}
+ZBV = {**PP2, "pipeline_schedule": "zbv"}
+ZERO_2 = {"use_distributed_optimizer": True}
+ZERO_3 = {"data_parallel_sharding_strategy": "optim_grads_params"}
+RECOMPUTE = {"recompute_granularity": "full"}
+
+CASES: list[tuple[str, str, int, dict[str, Any]]] = [
+    ("gpt2", "tp2", 2, TP2),
+    ("gpt2", "tp2-sp", 2, SP2),
+    ("gpt2", "pp2-1f1b", 2, PP2),
+    ("gpt2", "pp2-interleaved", 2, INTERLEAVED),
+    ("gpt2", "pp2-interleaved-zero-bubble", 2, ZERO_BUBBLE),
+    ("gpt2", "pp2-zbv", 2, ZBV),
+    ("gpt2", "pp2-uneven-split", 2, {**PP2, "pipeline_split": "2,4"}),
+    ("gpt2", "pp4", 4, {"pipeline_model_parallel_size": 4}),
+    ("gpt2", "dp2", 2, {}),
+    ("gpt2", "dp4-zero3", 4, ZERO_3),
+    ("gpt2", "tp2-pp2", 4, {**TP2, **PP2}),
+    ("gpt2", "tp2-sp-dp2-zero2", 4, {**SP2, **ZERO_2}),
+    ("gpt2", "tp2-pp2-dp2", 8, {**TP2, **PP2}),
+    ("gpt2", "recompute-full", 1, RECOMPUTE),
+    ("gpt2", "recompute-selective-workers", 1, {"recompute_granularity": "selective", "num_workers": 2}),
+    ("gpt2", "micro-batch-1", 1, {"micro_batch_size": 1}),
+    ("gpt2", "micro-batch-4", 1, {"micro_batch_size": 4}),
+    ("gpt2-untied", "tp2-sp-pp2-interleaved", 4, {**SP2, **INTERLEAVED}),
+    ("gpt2-one-stratum", "tp2-dp2", 4, TP2),
+    ("gpt2-dropout", "tp2-sp-recompute-full", 2, {**SP2, **RECOMPUTE}),
+    ("gpt2-dropout", "pp2-zero-bubble-micro-batch-1", 2, {**ZERO_BUBBLE, "micro_batch_size": 1}),
+    ("llama", "tp2-sp", 2, SP2),
+    ("llama", "pp2-zbv-recompute-selective", 2, {**ZBV, "recompute_activations": True}),
+    ("llama-tied-dropout", "tp2-sp-pp2-zbv-dp2-zero3-recompute-workers", 8,
+     {**SP2, **ZBV, **ZERO_3, **RECOMPUTE, "num_workers": 2}),
+]
+
+
+@dataclass
+class Truths:
+    """The corpus, and the run of each model on one process, made when it is first asked for."""
+
+    folder: Path
+    corpus: Corpus
+    runs: dict[str, Run]
+
+    def settings(self, model: str, folder: Path) -> dict[str, Any]:
+        return {**MODELS[model], **self.corpus.settings, "save": str(folder / "checkpoints")}
+
+    def of(self, model: str) -> tuple[Run, dict[str, torch.Tensor]]:
+        folder = self.folder / model
+        if model not in self.runs:
+            folder.mkdir()
+            self.runs[model] = run(folder, self.settings(model, folder))
+        return self.runs[model], saved_tensors(folder / "checkpoints", STEPS)
+
+
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory: pytest.TempPathFactory) -> Truths:
+    folder = tmp_path_factory.mktemp("one-process")
+    return Truths(folder, write_corpus(folder), {})
+
+
+def assert_same_curve(found: list[dict[str, Any]], truth: list[dict[str, Any]]) -> None:
+    """Every line has the truth's numbers: counters exactly, loss, norm and validation loss within tolerance."""
+    assert [line["step"] for line in found] == [line["step"] for line in truth]
+    for line, wanted in zip(found, truth, strict=True):
+        for name in ("lm_loss", "validation_loss"):
+            if name in wanted:
+                assert line[name] == pytest.approx(wanted[name], rel=1e-5, abs=0.0), (name, wanted["step"])
+        if "lm_loss" in wanted:
+            assert line["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4, abs=0.0), wanted["step"]
+            for name in ("consumed_samples", "consumed_tokens", "consumed_layer_tokens", "learning_rate",
+                         "kept_length", "global_batch_size", "model_flops", "theoretical_saving"):
+                assert line[name] == wanted[name], (name, wanted["step"])
+
+
+def assert_same_tensors(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> None:
+    """The checkpoints hold the same tensors, with equal weights and moments up to the tolerance."""
+    assert found.keys() == truth.keys()
+    for name, wanted in truth.items():
+        difference = float((found[name] - wanted).abs().max())
+        assert difference <= (1e-4 if name.startswith("model.") else 1e-3 * float(wanted.abs().max())), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_on_one_process_the_loss_falls_and_every_dropped_layer_keeps_what_the_schedule_says(
+    truths: Truths, model: str,
+) -> None:
+    truth, _ = truths.of(model)
+    losses = truth.column("lm_loss")
+    assert len(losses) == STEPS and losses[-1] < losses[0] - 0.6
+    lengths = [int(length) for length in truth.column("kept_length")]
+    assert lengths == sorted(lengths) and len(set(lengths)) >= 5 and (lengths[0], lengths[-1]) == (8, 32)
+    batch = int(MODELS[model]["global_batch_size"])
+    expected = {(layer, sample): lengths[sample // batch] for layer in (1, 2, 3, 4)
+                for sample in range(STEPS * batch) if lengths[sample // batch] < 32}
+    assert {place: len(positions) for place, positions in truth.kept.items()} == expected
+    assert all(positions == sorted(set(positions)) for positions in truth.kept.values())
+    sets_of_first_step = {tuple(truth.kept[layer, sample]) for layer in (1, 2, 3, 4) for sample in range(batch)}
+    assert len(sets_of_first_step) == 4 * batch  # no layer and no sample shares its set with another
+
+
+@pytest.mark.parametrize(("model", "world_size", "layout"), [(m, n, layout) for m, _, n, layout in CASES],
+                         ids=[f"{model}-{name}" for model, name, _, _ in CASES])
+def test_every_layout_gives_the_curve_the_kept_positions_and_the_weights_of_one_process(
+    truths: Truths, tmp_path: Path, model: str, world_size: int, layout: dict[str, Any],
+) -> None:
+    truth, weights = truths.of(model)
+    found = run(tmp_path, {**truths.settings(model, tmp_path), **layout}, world_size)
+    assert_same_curve(found.lines, truth.lines)
+    assert found.kept == truth.kept
+    assert_same_tensors(saved_tensors(tmp_path / "checkpoints", STEPS), weights)
+
+
+def compiled(rank: int, world_size: int, init_method: str, settings: Settings) -> Ending:
+    """`pretrain` with the compiler's helper processes turned off."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    return pretrain(rank, world_size, init_method, settings)
+
+
+@pytest.mark.parametrize(("world_size", "layout"), [(1, {}), (2, SP2)], ids=["one-process", "tp2-sp"])
+def test_compiled_layers_give_the_curve_of_plain_ones(
+    truths: Truths, tmp_path: Path, world_size: int, layout: dict[str, Any],
+) -> None:
+    steps = 8  # kept lengths 8, 12, 16, 20 and, in the first and the last layer, 32
+    path = tmp_path / "metrics.jsonl"
+    endings = launch_ranks(compiled, world_size, {
+        **truths.settings("gpt2", tmp_path), **layout, "compile": True, "train_iters": STEPS, "exit_interval": steps,
+        "metrics_file": str(path)}, timeout=280)
+    assert {ending.code for ending in endings} == {11}, endings[0].said
+    truth, _ = truths.of("gpt2")
+    assert_same_curve(read_lines(path), [line for line in truth.lines if line["step"] <= steps])
+
+
+@pytest.mark.parametrize("extra", [{}, {"hidden_dropout": 0.1, "attention_dropout": 0.1}], ids=["plain", "dropout"])
+def test_dropping_from_the_full_length_on_is_bit_for_bit_a_run_without_dropping(
+    truths: Truths, tmp_path: Path, extra: dict[str, Any],
+) -> None:
+    found: list[tuple[list[tuple[float, float]], dict[str, torch.Tensor], Run]] = []
+    for name, drop in (("off", {"random_ltd": None}), ("full", {"random_ltd_start_length": TINY["seq_length"]})):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = {**truths.settings("gpt2", folder), **extra, **drop}
+        if name == "off":
+            settings = {key: value for key, value in settings.items() if not key.startswith("random_ltd")}
+        done = run(folder, settings)
+        curve = [(line.get("lm_loss", line.get("validation_loss")), line.get("grad_norm", 0.0)) for line in done.lines]
+        found.append((curve, saved_tensors(folder / "checkpoints", STEPS), done))
+    (off_curve, off_tensors, off), (full_curve, full_tensors, full) = found
+    assert off_curve == full_curve
+    assert all(torch.equal(off_tensors[name], full_tensors[name]) for name in off_tensors | full_tensors)
+    assert off.kept == full.kept == {}
+    assert full.steps[-1]["consumed_layer_tokens"] == full.steps[-1]["consumed_tokens"]
