@@ -13,12 +13,15 @@ import ast
 import hashlib
 import inspect
 import json
+import multiprocessing
 import pydoc_data.topics
 import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
 HELD_OUT_PERCENT = 5
@@ -69,9 +72,13 @@ def prose(text: str, seen: set[str]) -> str:
     return "\n\n".join(kept)
 
 
-def docstrings(source: str) -> str:
-    """All docstrings of a module in the order of its lines."""
-    nodes = [node for node in ast.walk(ast.parse(source))
+def docstrings(path: Path) -> str:
+    """All docstrings of a module in the order of its lines; nothing of a file that is no module."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return ""  # a template, or a test of other encodings
+    nodes = [node for node in ast.walk(tree)
              if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
     nodes.sort(key=lambda node: getattr(node, "lineno", 0))
     return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
@@ -94,12 +101,11 @@ def documents() -> Iterator[Document]:
     seen: set[str] = set()
     for topic, text in sorted(pydoc_data.topics.topics.items()):
         yield Document(f"topics/{topic}", prose(inspect.cleandoc(text), seen))
-    for name, path in sources():
-        try:
-            text = docstrings(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue  # a template or a file in another encoding: not a module
-        yield Document(name, prose(text, seen))
+    names, paths = zip(*sources(), strict=True)
+    with multiprocessing.Pool() as pool:
+        found = pool.imap(docstrings, paths, chunksize=16)
+        for name, text in tqdm(zip(names, found, strict=True), total=len(names), unit="module", disable=None):
+            yield Document(name, prose(text, seen))
 
 
 def main() -> None:

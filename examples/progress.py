@@ -1,8 +1,8 @@
 """Show a training run that writes Megatron's log lines to standard input as one progress bar.
 
 On a terminal the `iteration N/ M | ...` lines drive the bar and everything else is printed above it; elsewhere
-every line is passed on as it is, so that a log file stays a log file. torchrun calls every exit code but 0 a
-failure; its report on a run that saved and stopped as asked (codes 10 and 11) is left out.
+every line is passed on as it is, so that a log file stays a log file. torchrun reports every exit code but 0 as the
+crash of a program; where the run has already said why it stopped, that report is left out.
 
     torchrun ... -m megatron_ltd.pretrain_gpt ... 2>&1 | python examples/progress.py
 """
@@ -16,16 +16,18 @@ from tqdm import tqdm
 
 ITERATION = re.compile(r"iteration\s+(\d+)/\s*(\d+)")
 LAUNCHER = re.compile(r"torch/distributed/elastic/.*(closing signal|failed \(exitcode: (?P<code>\d+)\))")
-STOPPED_AS_ASKED = {"10", "11"}
+EXPLAINED = {"10", "11", "20", "21", "22", "30"}
+"""Exit codes of stops that were asked for, and of errors that came with a message."""
+
 SHOWN = {"lm loss": "loss", "kept length": "kept", "grad norm": "norm"}
 
 
-def without_false_alarms(lines: Iterable[str]) -> Iterator[str]:
-    """The lines up to torchrun's report on a stop that was asked for; the rest is read and dropped."""
+def without_crash_report(lines: Iterable[str]) -> Iterator[str]:
+    """The lines up to torchrun's report on a stop that needs none; the rest is read and dropped."""
     stopped = False
     for line in lines:
         launcher = LAUNCHER.search(line)
-        stopped = stopped or (launcher is not None and launcher["code"] in STOPPED_AS_ASKED)
+        stopped = stopped or (launcher is not None and launcher["code"] in EXPLAINED)
         if not stopped and (launcher is None or launcher["code"] is not None):
             yield line
 
@@ -42,7 +44,7 @@ def short(value: str) -> str:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the run; what it says while it saves is still shown
-    lines = without_false_alarms(sys.stdin)
+    lines = without_crash_report(sys.stdin)
     if not sys.stderr.isatty():
         for line in lines:
             print(line, end="", flush=True)

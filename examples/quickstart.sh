@@ -74,7 +74,7 @@ train() {
         --num-layers 6 --hidden-size 128 --num-attention-heads 4 --seq-length 256
         --position-embedding-type rope --hidden-dropout 0 --attention-dropout 0
         --random-ltd --random-ltd-start-length 64 --random-ltd-steps 280 --random-ltd-length-step 16
-        --micro-batch-size 4 --global-batch-size 8 --train-iters "$train_iters" --seed 1234
+        --global-batch-size 8 --train-iters "$train_iters" --seed 1234
         --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95
         --train-data-path "$run/train_text_document" --valid-data-path "$run/heldout_text_document"
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$run/tokenizer/tokenizer.json"
@@ -131,10 +131,11 @@ for part in heldout train; do
 done
 
 title "5/8 Pretraining, steps 1 to $stop_at: tensor parallel 2 x pipeline parallel 2"
-train "$stop_at" --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --exit-interval "$stop_at"
+train "$stop_at" --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --micro-batch-size 4 \
+    --exit-interval "$stop_at"
 
 title "6/8 Resumed on another layout, to step $train_iters: data parallel 2 x pipeline parallel 2"
-train "$train_iters" --tensor-model-parallel-size 1 --pipeline-model-parallel-size 2
+train "$train_iters" --tensor-model-parallel-size 1 --pipeline-model-parallel-size 2 --micro-batch-size 2
 
 title "7/8 Zero-shot: last word of held-out passages, and held-out perplexity"
 "$python" tools/make_lastword_set.py --input "$run/heldout.jsonl" --output "$run/lastword.jsonl" --count 200

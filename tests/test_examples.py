@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.progress import shown_fields, without_false_alarms
+from examples.progress import shown_fields, without_crash_report
 from examples.quickstart_summary import read_metrics, training_rows
 from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import RunConfig
@@ -107,13 +107,13 @@ def test_the_progress_bar_shows_loss_and_kept_length() -> None:
     assert shown_fields(" iteration       10/     300 | lm loss: nan |") == {"loss": "nan"}
 
 
-def test_a_stop_that_was_asked_for_does_not_look_like_a_failure() -> None:
+def test_a_stop_that_explains_itself_does_not_look_like_a_crash() -> None:
     place = "torch/distributed/elastic/multiprocessing/api.py:1]"
-    asked = [f"E1121 {place} failed (exitcode: 11) local_rank: 0", "Traceback (most recent call last):"]
-    failed = [f"E1121 {place} failed (exitcode: 20) local_rank: 0", "Traceback (most recent call last):"]
+    explained = [f"E1121 {place} failed (exitcode: 11) local_rank: 0", "Traceback (most recent call last):"]
+    crashed = [f"E1121 {place} failed (exitcode: -9) local_rank: 0", "Traceback (most recent call last):"]
     said = ["iteration 5/ 10 |", f"W1121 {place} Sending process 7 closing signal SIGTERM"]
-    assert list(without_false_alarms(said + asked)) == said[:1]
-    assert list(without_false_alarms(said + failed)) == said[:1] + failed
+    assert list(without_crash_report(said + explained)) == said[:1]
+    assert list(without_crash_report(said + crashed)) == said[:1] + crashed
 
 
 def test_the_summary_takes_the_last_word_of_a_repeated_step(tmp_path: Path) -> None:

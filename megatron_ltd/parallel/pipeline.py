@@ -70,7 +70,8 @@ class Pipeline:
         kind = PipelineStage if split else _FullBackwardStage
         self._engine_stages = [self._engine_stage(kind, stage, module)
                                for stage, module in zip(self.local, self.modules, strict=True)]
-        self._schedules: dict[int, Any] = {}
+        self._schedule: Any = None
+        self._microbatches = 0
         self._loss_factor = 1.0
 
     @property
@@ -94,11 +95,12 @@ class Pipeline:
             the sum of the microbatches' losses, before the factor; zero where the last stage lives elsewhere.
         """
         self._loss_factor = loss_factor
-        if microbatches not in self._schedules:
-            self._schedules[microbatches] = self._build_schedule(microbatches)
+        if microbatches != self._microbatches:
+            # A schedule sizes the engine's stages for its number of microbatches; an older one would not fit them.
+            self._schedule, self._microbatches = self._build_schedule(microbatches), microbatches
         losses: list[torch.Tensor] = []
-        self._schedules[microbatches].step(*((tokens,) if self.has_first else ()), losses=losses, return_outputs=False,
-                                           target=tokens if self.has_last else None, **facts)
+        self._schedule.step(*((tokens,) if self.has_first else ()), losses=losses, return_outputs=False,
+                            target=tokens if self.has_last else None, **facts)
         if not losses:
             return torch.zeros((), device=self.device)
         return torch.stack([loss.detach() for loss in losses]).sum() / loss_factor

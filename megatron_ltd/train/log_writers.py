@@ -110,9 +110,17 @@ class Metrics:
         if not console.speaks:
             return
         if config.metrics_file is not None:
-            self._writers.append(MetricsFile(Path(config.metrics_file), resumed_step))
+            try:
+                self._writers.append(MetricsFile(Path(config.metrics_file), resumed_step))
+            except OSError as error:
+                raise ConfigError(f"--metrics-file = {config.metrics_file}: it cannot be written ({error.strerror}); "
+                                  "choose a file in a folder that can be written") from error
         if config.tensorboard_dir is not None:
-            self._writers.append(_TensorBoard(config.tensorboard_dir))
+            try:
+                self._writers.append(_TensorBoard(config.tensorboard_dir))
+            except OSError as error:
+                raise ConfigError(f"--tensorboard-dir = {config.tensorboard_dir}: it cannot be written "
+                                  f"({error.strerror}); choose a folder that can be written") from error
         if config.wandb_project is not None:
             self._writers.append(_WeightsAndBiases(config.wandb_project, run_settings))
 

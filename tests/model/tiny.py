@@ -77,7 +77,7 @@ def whole_gradients(model: GPT) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in model.named_parameters():
         assert isinstance(parameter.grad, DTensor), f"{name} has no gradient"
-        gradients[global_name(name, model.config)] = parameter.grad.full_tensor()
+        gradients[global_name(name, model.config)] = parameter.grad.full_tensor().clone()
     return gradients
 
 

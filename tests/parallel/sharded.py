@@ -31,5 +31,5 @@ def whole_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in module.named_parameters():
         assert isinstance(parameter.grad, DTensor), f"{name} has no gradient"
-        gradients[name] = parameter.grad.full_tensor()
+        gradients[name] = parameter.grad.full_tensor().clone()  # of a replica it is the gradient itself
     return gradients

@@ -12,7 +12,7 @@ from megatron_ltd.parallel.pipeline import Pipeline
 from tests.gloo import run_ranks
 from tests.parallel.sharded import noise
 
-SAMPLES, LENGTH, WIDTH, MICROBATCHES, ROWS = 2, 4, 6, 5, 11
+SAMPLES, LENGTH, WIDTH, MICROBATCHES, ROWS = 2, 4, 6, 6, 11
 FACTOR = 0.125
 
 
@@ -75,7 +75,7 @@ def serial(stages: int, rows: int) -> tuple[float, dict[str, torch.Tensor | None
             x = module(x, facts=facts[first:first + SAMPLES])
         total = total + x
     (FACTOR * total).backward()
-    return float(total), {f"{stage}.{name}": parameter.grad for stage, module in enumerate(chain)
+    return float(total.detach()), {f"{stage}.{name}": parameter.grad for stage, module in enumerate(chain)
                           for name, parameter in module.named_parameters()}
 
 
@@ -118,5 +118,6 @@ def test_a_pipeline_is_the_serial_chain(schedule: str, ranks: int, chunks: int, 
 @SCHEDULES
 def test_the_number_of_microbatches_may_change_from_step_to_step(schedule: str, ranks: int, chunks: int,
                                                                  full_backward: bool) -> None:
-    """As under a batch-size ramp, and back again."""
+    """As under a batch-size ramp, back again, and the other way round."""
     check(schedule, ranks, chunks, full_backward, [4, MICROBATCHES, 4])
+    check(schedule, ranks, chunks, full_backward, [MICROBATCHES, 4, MICROBATCHES])

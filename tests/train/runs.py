@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
+from unittest import mock
 
 import tokenizers
 import torch
@@ -69,7 +70,7 @@ def write_corpus(folder: Path) -> Corpus:
     tokenizer.save(str(folder / "tokenizer.json"))
     with IndexedCorpusWriter(str(folder / "corpus"), VOCABULARY) as writer:
         for text in texts:
-            writer.add_document([*tokenizer.encode(text).ids, tokenizer.token_to_id(EOD)])
+            writer.add_document(tokenizer.encode(text + EOD).ids)
     return Corpus(str(folder / "corpus"), str(folder / "tokenizer.json"))
 
 
@@ -125,11 +126,15 @@ def recorded_draws() -> Iterator[dict[tuple[int, int], list[int]]]:
                 assert drawn.setdefault((layer, sample), positions) == positions
         return kept
 
-    stack.kept_positions = draw
-    try:
+    with mock.patch.object(stack, "kept_positions", draw):
         yield drawn
-    finally:
-        stack.kept_positions = original
+
+
+@contextlib.contextmanager
+def launched(place: Launch) -> Iterator[None]:
+    """Meanwhile this process is at `place`, whatever its environment says."""
+    with mock.patch.object(Launch, "from_environment", lambda: place):
+        yield
 
 
 def pretrain(rank: int, world_size: int, init_method: str, *settings: Settings) -> Ending:
@@ -139,8 +144,7 @@ def pretrain(rank: int, world_size: int, init_method: str, *settings: Settings) 
         settings: those of all ranks, or of each rank its own.
     """
     place = Launch(rank, rank, world_size, init_method if world_size > 1 else None)
-    setattr(Launch, "from_environment", classmethod(lambda cls: place))  # noqa: B010 - mypy takes no method for one
-    with contextlib.redirect_stderr(io.StringIO()) as said, recorded_draws() as kept:
+    with launched(place), contextlib.redirect_stderr(io.StringIO()) as said, recorded_draws() as kept:
         code = pretrain_gpt.main(words(settings[rank % len(settings)]))
     return Ending(code, said.getvalue(), kept)
 

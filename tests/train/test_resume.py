@@ -1,0 +1,257 @@
+"""A run that was stopped, killed or moved to another layout goes on as if nothing had happened.
+
+On the same layout the finished run is bit for bit the uninterrupted one: every number of the metrics file but times,
+and every tensor of the last checkpoint. On another layout the curve is equal to 1e-5, as between any two layouts.
+"""
+
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.gloo import RankFailure, launch_ranks
+from tests.train.moments import pretrain_with_signal
+from tests.train.runs import (
+    TINY,
+    Corpus,
+    Run,
+    Settings,
+    pretrain,
+    read_lines,
+    run,
+    saved_tensors,
+    write_corpus,
+)
+
+STEPS = 12
+TIMES = {"step_seconds", "tokens_per_second", "tflops_per_device", "mfu"}
+
+SHORT = {**TINY, "train_iters": STEPS, "random_ltd_steps": 10, "eval_interval": 4, "save_interval": 4}
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+PP2 = {"pipeline_model_parallel_size": 2}
+ZBV = {**PP2, "pipeline_schedule": "zbv"}
+ZERO_3 = {"data_parallel_sharding_strategy": "optim_grads_params"}
+RAMP = {"rampup_batch_size": (4, 4, 16), "train_iters": None, "train_samples": 80}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a metrics file without what depends on the clock."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def continued(corpus: Corpus, folder: Path, **settings: Any) -> dict[str, Any]:
+    """Settings of a run that saves into `folder` and goes on from there."""
+    checkpoints = str(folder / "checkpoints")
+    return {**SHORT, **corpus.settings, "save": checkpoints, "load": checkpoints, **settings}
+
+
+def assert_same_tensors(folder: Path, truth: Path, step: int) -> None:
+    found, wanted = (saved_tensors(place / "checkpoints", step) for place in (folder, truth))
+    assert found.keys() == wanted.keys()
+    different = [name for name in wanted if not torch.equal(found[name], wanted[name])]
+    assert not different
+
+
+def launch_mortal(folder: Path, settings: Settings, world_size: int, victim: int, deadly: int | None) -> int | None:
+    """Run to the end, or until the victim is killed at moment `deadly` and the others with it.
+
+    Returns:
+        the number of the victim's moments; None if it died.
+    """
+    settings = {**settings, "metrics_file": str(folder / "metrics.jsonl")}
+    arguments = (settings, folder, victim, int(signal.SIGKILL), "any", deadly)
+    try:
+        answers = launch_ranks(pretrain_with_signal, world_size, *arguments, timeout=120)
+    except RankFailure as failure:
+        assert f"--- rank {victim} ---\ndied with exit code -9" in str(failure)
+        return None
+    assert [ending.code for ending, _ in answers] == [0] * world_size, answers[0][0].said
+    return int(answers[victim][1])
+
+
+KILLS: dict[str, tuple[int, dict[str, Any]]] = {
+    "tp2-sp": (2, {**TP2_SP, **DROPOUT}),
+    "pp2-zbv-async": (2, {**ZBV, "async_save": True}),
+    "dp2-zero3-async-ramp": (2, {**ZERO_3, **RAMP, "async_save": True, "num_workers": 1}),
+    "tp2-pp2": (4, {**PP2, "tensor_model_parallel_size": 2}),
+}
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_a_run_whose_ranks_are_killed_again_and_again_finishes_as_the_uninterrupted_one(
+    corpus: Corpus, tmp_path: Path, case: str,
+) -> None:
+    world_size, layout = KILLS[case]
+    chance = random.Random(case + os.environ.get('SEED',''))
+    truth, folder = tmp_path / "truth", tmp_path / "killed"
+    truth.mkdir()
+    folder.mkdir()
+    victim = chance.randrange(world_size)
+    moments = launch_mortal(truth, continued(corpus, truth, **layout), world_size, victim, None)
+    assert moments is not None and moments > 50
+    settings = continued(corpus, folder, **layout)
+    # The first kill comes before the first checkpoint is complete or soon after, the second somewhere on the way.
+    first, second = chance.randrange(1, moments // 2), chance.randrange(1, moments // 2)
+    assert launch_mortal(folder, settings, world_size, victim, first) is None, first
+    assert launch_mortal(folder, settings, world_size, victim, second) is None, second
+    assert launch_mortal(folder, settings, world_size, victim, None) is not None
+    lines, wanted = (read_lines(place / "metrics.jsonl") for place in (folder, truth))
+    assert curve(lines) == curve(wanted), (first, second)
+    assert_same_tensors(folder, truth, lines[-1]["step"])
+    assert not list((folder / "checkpoints").glob(".*-iter_*"))
+
+
+Legs = list[tuple[int, dict[str, Any]]]
+LEGS: dict[str, tuple[dict[str, Any], Legs]] = {
+    "gpt2": ({}, [(2, TP2_SP), (2, PP2), (2, ZERO_3), (1, {}), (4, {**TP2_SP, **ZBV})]),
+    "gpt2-dropout-ramp-async": ({**DROPOUT, "rampup_batch_size": (4, 4, 24), "async_save": True},
+                                [(2, {"use_distributed_optimizer": True}), (2, ZBV), (1, {}), (2, TP2_SP),
+                                 (2, {"micro_batch_size": 1})]),
+    "llama": ({"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "init_method_std": 0.1,
+               "disable_bias_linear": True, "untie_embeddings_and_output_weights": True},
+              [(2, ZBV), (4, {**TP2_SP, **ZERO_3}), (1, {"micro_batch_size": 4})]),
+}
+
+
+@pytest.mark.parametrize("case", LEGS)
+def test_a_run_that_changes_its_layout_at_every_stop_keeps_its_curve(
+    corpus: Corpus, tmp_path: Path, case: str,
+) -> None:
+    model, legs = LEGS[case]
+    stride = 4
+    model = {**model, "train_iters": stride * len(legs), "random_ltd_steps": stride * len(legs) - 3}
+    whole = run(make(tmp_path / "truth"), {**SHORT, **corpus.settings, **model, "save_interval": None})
+    folder = make(tmp_path / "moved")
+    kept: dict[tuple[int, int], list[int]] = {}
+    for number, (world_size, layout) in enumerate(legs, start=1):
+        settings = continued(corpus, folder, **{**model, "save_interval": None, "exit_interval": stride, **layout})
+        leg = run(folder, settings, world_size, code=0 if number == len(legs) else 11)
+        kept |= leg.kept
+    assert [line["step"] for line in leg.lines] == [line["step"] for line in whole.lines]
+    for line, wanted in zip(leg.lines, whole.lines, strict=True):
+        for name in ("lm_loss", "validation_loss"):
+            assert line.get(name) == (pytest.approx(wanted[name], rel=1e-5, abs=0.0) if name in wanted else None)
+        for name in ("consumed_samples", "consumed_layer_tokens", "learning_rate", "kept_length", "cumulative_saving"):
+            assert line.get(name) == wanted.get(name), (name, wanted["step"])
+    assert kept == whole.kept
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """An uninterrupted run on one process, with checkpoints of steps 4, 8 and 12. --load = --save, and empty."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(folder, continued(corpus, folder))
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, Run], tmp_path: Path) -> Path:
+    """A copy of its folder that a test may change."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+Finished = tuple[Path, Run]
+
+
+def test_an_empty_folder_that_is_loaded_and_saved_into_starts_a_run(finished: Finished) -> None:
+    folder, whole = finished
+    assert [line["step"] for line in whole.steps] == list(range(1, STEPS + 1))
+    assert (folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == f"{STEPS}\n"
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(corpus: Corpus, finished: Finished, copy: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (copy / "checkpoints").rglob("*.safetensors")}
+    again = run(copy, continued(corpus, copy))
+    assert curve(again.lines) == curve(finished[1].lines)
+    assert {path: path.stat().st_mtime_ns for path in (copy / "checkpoints").rglob("*.safetensors")} == before
+
+
+def test_an_older_checkpoint_can_be_named_and_the_curve_after_it_is_made_anew(
+    corpus: Corpus, finished: Finished, copy: Path,
+) -> None:
+    again = run(copy, continued(corpus, copy, ckpt_step=4))
+    assert min(sample for _, sample in again.endings[0].kept) == 4 * SHORT["global_batch_size"]
+    assert curve(again.lines) == curve(finished[1].lines)
+    assert_same_tensors(copy, finished[0], STEPS)
+
+
+def test_the_model_can_be_taken_from_the_checkpoint(corpus: Corpus, finished: Finished, copy: Path) -> None:
+    model = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "make_vocab_size_divisible_by")
+    again = run(copy, continued(corpus, copy, ckpt_step=8, use_checkpoint_args=True, **dict.fromkeys(model)))
+    assert curve(again.lines) == curve(finished[1].lines)
+    assert_same_tensors(copy, finished[0], STEPS)
+
+
+def continue_from(finished: Finished, corpus: Corpus, folder: Path, **settings: Any) -> Run:
+    """A run in its own folder that starts from the checkpoints of the finished one."""
+    load = str(finished[0] / "checkpoints")
+    return run(make(folder), continued(corpus, folder, **{"load": load, "ckpt_step": 8, **settings}))
+
+
+def test_fine_tuning_starts_a_new_run_from_the_weights(corpus: Corpus, finished: Finished, tmp_path: Path) -> None:
+    tuned = continue_from(finished, corpus, tmp_path / "tuned", finetune=True)
+    first = finished[1].steps[0]
+    for name in ("step", "consumed_samples", "learning_rate", "kept_length"):
+        assert [line[name] for line in tuned.steps] == [line[name] for line in finished[1].steps]
+    assert tuned.steps[0]["lm_loss"] < first["lm_loss"] - 0.3
+    assert (tmp_path / "tuned" / "checkpoints" / "iter_0000012").is_dir()
+    # The weights are those of the checkpoint: after a step of no length, they validate as they did then.
+    still = continue_from(finished, corpus, tmp_path / "still", finetune=True, train_iters=1, lr=1e-30,
+                          lr_warmup_iters=None)
+    [then] = [line["validation_loss"] for line in finished[1].lines
+              if line["step"] == 8 and "validation_loss" in line]
+    assert still.column("validation_loss") == [then]
+
+
+def test_without_optimizer_state_the_steps_go_on_and_the_moments_start_anew(
+    corpus: Corpus, finished: Finished, tmp_path: Path,
+) -> None:
+    truth = finished[1].steps[8:]
+    found = continue_from(finished, corpus, tmp_path / "given", no_load_optim=True).steps
+    assert [line["step"] for line in found] == [line["step"] for line in truth]
+    assert found[0]["lm_loss"] == truth[0]["lm_loss"] and found[0]["learning_rate"] == truth[0]["learning_rate"]
+    assert found[1]["lm_loss"] != truth[1]["lm_loss"]
+    # The same from a checkpoint that has none.
+    folder = tmp_path / "bare"
+    run(make(folder), continued(corpus, folder, no_save_optim=True, exit_interval=8), code=11)
+    assert not [name for name in saved_tensors(folder / "checkpoints", 8) if name.startswith("optimizer.")]
+    with_moments = run(folder, continued(corpus, folder), code=22)
+    assert "optimizer.exp_avg.embedding.word.weight is not in the checkpoint" in with_moments.endings[0].said
+    bare = run(folder, continued(corpus, folder, no_load_optim=True)).steps[8:]
+    assert curve(bare) == curve(found)
+
+
+def test_a_new_run_sets_the_metrics_of_an_older_one_aside(corpus: Corpus, finished: Finished, copy: Path) -> None:
+    before = read_lines(copy / "metrics.jsonl")
+    fresh = run(copy, {**SHORT, **corpus.settings, "save": str(copy / "new"), "exit_interval": 2}, code=11)
+    assert [line["step"] for line in fresh.steps] == [1, 2]
+    assert read_lines(copy / "metrics.jsonl.1") == before
+
+
+@pytest.mark.parametrize("change", [
+    {"lr": 1e-3}, {"seed": 8}, {"random_ltd_start_length": 16}, {"global_batch_size": 16},
+], ids=str)
+def test_settings_that_change_the_curve_are_told_when_a_run_goes_on_with_them(
+    corpus: Corpus, copy: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any],
+) -> None:
+    ending = pretrain(0, 1, "", continued(corpus, copy, **{**change, "ckpt_step": 8, "exit_interval": 1}))
+    [(name, value)] = change.items()
+    assert ending.code == 11
+    flag = "--" + name.replace("_", "-")
+    assert f"continuing with {flag} = {value}; it was {SHORT[name]}" in capfd.readouterr().out
