@@ -16,8 +16,8 @@ metrics=$run/metrics.jsonl
 log=$run/train.log
 
 vocab_size=4096
-train_iters=400
-stop_at=200
+train_iters=600
+stop_at=300
 export OMP_NUM_THREADS=1 PYTHONPATH="$PWD"
 
 started_at=$SECONDS
@@ -73,13 +73,13 @@ train() {
         -m megatron_ltd.pretrain_gpt
         --num-layers 6 --hidden-size 128 --num-attention-heads 4 --seq-length 256
         --position-embedding-type rope --hidden-dropout 0 --attention-dropout 0
-        --random-ltd --random-ltd-start-length 64 --random-ltd-steps 280 --random-ltd-length-step 16
-        --global-batch-size 8 --train-iters "$train_iters" --seed 1234
-        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95
+        --random-ltd --random-ltd-start-length 64 --random-ltd-steps 420 --random-ltd-length-step 16
+        --global-batch-size 4 --train-iters "$train_iters" --seed 1234
+        --lr 2e-3 --min-lr 2e-4 --lr-decay-style cosine --lr-warmup-iters 40 --weight-decay 0.1 --adam-beta2 0.98
         --train-data-path "$run/train_text_document" --valid-data-path "$run/heldout_text_document"
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$run/tokenizer/tokenizer.json"
-        --save "$checkpoints" --load "$checkpoints" --save-interval 100
-        --log-interval 5 --eval-interval 100 --eval-iters 8 --metrics-file "$metrics"
+        --save "$checkpoints" --load "$checkpoints" --save-interval 150
+        --log-interval 10 --eval-interval 150 --eval-iters 16 --metrics-file "$metrics"
         "$@")
     echo "torchrun ${command[*]:3}"
     "${command[@]}" 2>&1 | tee -i -a "$log" | "$venv/bin/python" examples/progress.py || true
@@ -131,14 +131,14 @@ for part in heldout train; do
 done
 
 title "5/8 Pretraining, steps 1 to $stop_at: tensor parallel 2 x pipeline parallel 2"
-train "$stop_at" --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --micro-batch-size 4 \
+train "$stop_at" --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --micro-batch-size 2 \
     --exit-interval "$stop_at"
 
-title "6/8 Resumed on another layout, to step $train_iters: data parallel 2 x pipeline parallel 2"
-train "$train_iters" --tensor-model-parallel-size 1 --pipeline-model-parallel-size 2 --micro-batch-size 2
+title "6/8 Resumed on another layout, to step $train_iters: tensor parallel 2 x data parallel 2"
+train "$train_iters" --tensor-model-parallel-size 2 --pipeline-model-parallel-size 1 --micro-batch-size 2
 
 title "7/8 Zero-shot: last word of held-out passages, and held-out perplexity"
-"$python" tools/make_lastword_set.py --input "$run/heldout.jsonl" --output "$run/lastword.jsonl" --count 200
+"$python" tools/make_lastword_set.py --input "$run/heldout.jsonl" --output "$run/lastword.jsonl"
 "$python" -m torch.distributed.run --standalone --nproc-per-node 2 tools/evaluate_zeroshot.py \
     --load "$checkpoints" --tasks "lambada=$run/lastword.jsonl,perplexity=$run/heldout.jsonl" \
     --output "$run/zero_shot.json"

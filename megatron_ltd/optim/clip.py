@@ -33,8 +33,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     device = local_gradient(parameters[0]).device if parameters else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter in parameters:
-        norm = torch.linalg.vector_norm(local_gradient(parameter), dtype=torch.float64)
-        total += norm.square() / _copies(parameter)
+        # Row by row in fp32, and fp64 above that: a copy of the whole gradient in fp64 would cost more than the sum.
+        rows = torch.linalg.vector_norm(local_gradient(parameter), dim=-1)
+        total += torch.linalg.vector_norm(rows, dtype=torch.float64).square() / _copies(parameter)
     dist.all_reduce(total)
     return total.sqrt()
 

@@ -21,7 +21,13 @@ from torch.autograd.function import once_differentiable
 from megatron_ltd.parallel.collectives import TensorParallel, all_reduce
 
 _CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits of a chunk: on CPU they stay in cache, on a GPU they keep the matrix units busy."""
+"""Logits of a chunk: on CPU they stay near the cache, on a GPU they keep the matrix units busy."""
+
+_LEAST_CHUNK_TOKENS = 256
+"""With fewer tokens, a chunk's pass over the whole weight gradient costs as much as its products."""
+
+_TILE_ROWS = 4096
+"""Rows of the weight gradient that are accumulated at once in half precision on CPU: what is added stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class VocabShard:
 
     def chunk_tokens(self, device: torch.device) -> int:
         """Tokens of one chunk: the same on every rank, since the ranks reduce chunk by chunk."""
-        return max(16, _CHUNK_LOGITS.get(device.type, 1 << 24) // self.rows)
+        return max(_LEAST_CHUNK_TOKENS, _CHUNK_LOGITS.get(device.type, 1 << 24) // self.rows)
 
     def local_row(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Local row of each id, 0 where another rank holds it, and whether this rank holds it."""
@@ -77,11 +83,14 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradient else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = shard.chunk_tokens(hidden.device)
+        step = min(shard.chunk_tokens(hidden.device), hidden.shape[0])
+        # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic done in it.
+        wide = torch.empty(step, shard.valid, dtype=torch.float32, device=hidden.device)
+        narrow = wide if hidden.dtype == torch.float32 else torch.empty_like(wide, dtype=hidden.dtype)
         for start in range(0, hidden.shape[0], step):
             chunk = slice(start, start + step)
             x, mask = hidden[chunk], loss_mask[chunk, None]
-            logits = (x @ table.t()).float()  # [c, v/t]
+            logits = _product(x, table, wide, narrow)  # [c, v/t]
             row, here = shard.local_row(labels[chunk])
             row, here = row[:, None], here[:, None]
             logits -= _row_maximum(logits, shard)
@@ -94,7 +103,8 @@ class _HeadLoss(torch.autograd.Function):
                 gradient = exponentials.mul_(mask / denominator)
                 if shard.valid:
                     gradient.scatter_add_(1, row, -(mask * here))
-                gradient = gradient.to(hidden.dtype)
+                if narrow is not wide:
+                    gradient = narrow[:x.shape[0]].copy_(gradient)
                 torch.mm(gradient, table, out=grad_hidden[chunk])
                 _accumulate_outer(grad_weight.narrow(0, 0, shard.valid), gradient, x)
         if needs_gradient:
@@ -113,10 +123,19 @@ class _HeadLoss(torch.autograd.Function):
         return (grad_hidden * factor).to(grad_hidden.dtype), grad_weight, None, None, None
 
 
+def _product(x: torch.Tensor, table: torch.Tensor, wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
+    """x table^T in fp32, in memory that is there already. Shapes: x [c, h], table [v/t, h] -> [c, v/t]"""
+    logits = torch.mm(x, table.t(), out=narrow[:x.shape[0]])
+    return logits if narrow is wide else wide[:x.shape[0]].copy_(logits)
+
+
 def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:
     """total += gradient^T x in fp32. Shapes: total [v/t, h], gradient [c, v/t], x [c, h]"""
     if gradient.dtype == torch.float32:
         total.addmm_(gradient.t(), x)
+    elif gradient.device.type == "cpu":
+        for part, columns in zip(total.split(_TILE_ROWS), gradient.split(_TILE_ROWS, dim=1), strict=True):
+            part += columns.t() @ x
     else:
         total += gradient.t() @ x
 

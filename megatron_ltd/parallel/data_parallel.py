@@ -42,7 +42,8 @@ def shard(module: nn.Module, mesh: Mesh, *, precision: str, reshard_after_forwar
     assert isinstance(module, FSDPModule)
     # Gradients are summed; the loss already carries one over the global number of tokens.
     module.set_force_sum_reduction_for_comms(True)
-    module.set_gradient_divide_factor(1.0)
+    if mesh.dp_size > 1:  # one rank divides by one as it is; told to, it makes another copy of all gradients
+        module.set_gradient_divide_factor(1.0)
 
 
 def reshard(modules: Iterable[nn.Module]) -> None:

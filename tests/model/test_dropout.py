@@ -130,6 +130,21 @@ def test_a_dropped_layer_uses_the_masks_of_the_tokens_it_keeps(tp: TensorParalle
         assert torch.equal(some[b, 0], whole[b, 0][kept[b]][:, kept[b]])
 
 
+def test_no_two_places_of_the_network_share_their_keys(tp: TensorParallel) -> None:
+    config = tiny_config(hidden_dropout=0.5, attention_dropout=0.5)
+    facts = SampleFacts(config, tp, 7, True, 24, torch.arange(3))
+    embedding = facts.embedding_keys()
+    assert embedding is not None
+    found = [embedding]
+    for layer in range(config.num_layers):
+        of_layer = facts.for_layer(layer)
+        assert of_layer.hidden_keys is not None and of_layer.attention_keys is not None
+        found += [*of_layer.hidden_keys, of_layer.attention_keys[0]]
+    keys_of_tokens = torch.cat([keys.flatten() for keys in found])
+    assert len(keys_of_tokens) == 16 * 24 * 3
+    assert len(keys_of_tokens.unique()) == len(keys_of_tokens)
+
+
 def test_evaluation_has_no_dropout_keys(tp: TensorParallel) -> None:
     config = tiny_config(hidden_dropout=0.5, attention_dropout=0.5)
     facts = SampleFacts(config, tp, 7, False, 24, torch.arange(2))

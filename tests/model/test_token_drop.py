@@ -109,12 +109,12 @@ def test_recomputation_is_bit_for_bit_what_was_kept(tp: TensorParallel, settings
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_dropped_layers_save_nothing_of_full_length(tp: TensorParallel, recompute: str) -> None:
+def test_dropped_layers_save_nothing_of_full_length(tp: TensorParallel, recompute: str,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole stack drops, between an embedding and a head that are not counted."""
     config = tiny_config(**LLAMA_LIKE, seq_length=72)
     batch = tiny_batch(config, samples=2)
     model = build_gpt(config, tp, dropped=[0, 1, 2, 3, 4], kept=8, recompute=recompute)
-    model.train()
     saved: list[torch.Size] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -127,10 +127,24 @@ def test_dropped_layers_save_nothing_of_full_length(tp: TensorParallel, recomput
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             return stack_forward(*args)
 
-    model.stack.forward = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(model.stack, "forward", watched)
     run(model, batch)
     assert len(saved) >= 5 * 3
     assert [shape for shape in saved if 72 in shape or 72 * 2 in shape] == []
+
+
+def test_a_stage_overwrites_neither_its_input_nor_the_gradient_that_comes_in(tp: TensorParallel) -> None:
+    """Both belong to the pipeline engine."""
+    config = tiny_config(**LLAMA_LIKE)
+    batch = tiny_batch(config)
+    stage = build_gpt(config, tp, dropped=[1, 2], kept=6, span=(1, 3))
+    x = torch.randn(24, 3, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before = x.detach().clone()
+    y = run(stage, batch | {"tokens": x})
+    incoming = torch.ones_like(y)
+    y.backward(incoming)
+    assert torch.equal(x, before)
+    assert torch.equal(incoming, torch.ones_like(y))
 
 
 def test_a_batch_may_be_cut_anywhere(tp: TensorParallel) -> None:

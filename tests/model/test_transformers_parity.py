@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.gpt import GPT
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import (
     LLAMA_LIKE,
@@ -66,7 +67,7 @@ def check(theirs: PreTrainedModel, config: ModelConfig, mapping: Mapping, tp: Te
     assert_gradients_close(our_gradients, mapping(their_gradients, config))
 
 
-def check_evaluation(ours: torch.nn.Module, batch: dict[str, torch.Tensor], logits: torch.Tensor,
+def check_evaluation(ours: GPT, batch: dict[str, torch.Tensor], logits: torch.Tensor,
                      hidden: list[torch.Tensor]) -> None:
     """The full logits from what the final norm gives, and what evaluation returns."""
     with torch.no_grad():
@@ -82,10 +83,10 @@ def check_evaluation(ours: torch.nn.Module, batch: dict[str, torch.Tensor], logi
 
 
 def test_gpt2(tp: TensorParallel) -> None:
-    config = tiny_config(openai_gelu=True, max_position_embeddings=40)
+    config = tiny_config(openai_gelu=True, max_position_embeddings=40, norm_epsilon=1e-2)
     theirs = GPT2LMHeadModel(GPT2Config(
         vocab_size=61, n_positions=40, n_embd=32, n_layer=5, n_head=4, activation_function="gelu_new", resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager", **TOKENS))
+        embd_pdrop=0.0, attn_pdrop=0.0, layer_norm_epsilon=1e-2, attn_implementation="eager", **TOKENS))
     check(theirs, config, of_gpt2, tp)
 
 

@@ -47,9 +47,9 @@ def of_llama(theirs: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors
         ours["head.weight"] = padded(theirs["lm_head.weight"], config)
     for i in range(config.num_layers):
         old, new = f"model.layers.{i}.", f"layers.{i}."
-        projections = [theirs[f"{old}self_attn.{part}_proj.weight"] for part in "qkv"]
+        query, key, value = (theirs[f"{old}self_attn.{part}_proj.weight"] for part in "qkv")
         ours[f"{new}attention_norm.weight"] = theirs[f"{old}input_layernorm.weight"]
-        ours[f"{new}attention.qkv.weight"] = grouped(*projections, config)
+        ours[f"{new}attention.qkv.weight"] = grouped(query, key, value, config)
         ours[f"{new}attention.proj.weight"] = theirs[f"{old}self_attn.o_proj.weight"]
         ours[f"{new}mlp_norm.weight"] = theirs[f"{old}post_attention_layernorm.weight"]
         for part, name in (("gate", "gate"), ("up", "up"), ("down", "fc2")):

@@ -86,7 +86,7 @@ def test_a_fixed_scale_stays() -> None:
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}])
-def test_without_fp16_there_is_no_scale(precision: dict[str, bool]) -> None:
+def test_without_fp16_there_is_no_scale(precision: dict[str, Any]) -> None:
     config = TrainingConfig(**precision)
     assert set(scales(config, "xx....xx" * 200)) == {1.0}
     assert not LossScale.initial(config).exhausted(config)

@@ -45,8 +45,7 @@ def set_gradients(parameters: dict[str, nn.Parameter], step: int) -> None:
 
 
 def full(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: (t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()).clone()
-            for name, t in tensors.items()}
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for name, t in tensors.items()}
 
 
 def reference(config: OptimizerConfig) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:

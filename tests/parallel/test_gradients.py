@@ -5,10 +5,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megatron_ltd.parallel.gradients import missing_gradients, reduce_replicated, reduce_tied
-from megatron_ltd.parallel.layers import sharded_parameter
+from megatron_ltd.parallel.gradients import local_gradient, missing_gradients, reduce_replicated, reduce_tied
+from megatron_ltd.parallel.layers import local, sharded_parameter
 from tests.gloo import run_ranks
-from tests.parallel.sharded import fill, noise, tensor_parallel
+from tests.parallel.sharded import fill, noise, tensor_parallel, whole_gradients
 
 
 def with_gradient(gradient: torch.Tensor) -> nn.Parameter:
@@ -47,9 +47,9 @@ def tied_and_sharded(rank: int, ranks: int) -> list[float]:
     tp = type(tensor_parallel(4))(mesh["tp"])
     module.table = sharded_parameter((4, 1), dist.tensor.Shard(0), tp)
     fill(module)
-    (module.table.to_local() * noise(4, 1, seed=stage)[2 * tp_rank:2 * tp_rank + 2]).sum().backward()
+    (local(module.table) * noise(4, 1, seed=stage)[2 * tp_rank:2 * tp_rank + 2]).sum().backward()
     reduce_tied(module.table if stage == 0 else None, module.table if stage == 1 else None, groups[tp_rank])
-    return module.table.grad.full_tensor().flatten().tolist()
+    return whole_gradients(module)["table"].flatten().tolist()
 
 
 def test_sharded_copies_get_the_sum_of_their_shards() -> None:
@@ -65,9 +65,9 @@ def replicated_sums(rank: int, ranks: int, sequence_parallel: bool) -> dict[str,
     module.position = sharded_parameter((2, 2), dist.tensor.Replicate(), tp)
     fill(module)
     for number, parameter in enumerate(module.parameters()):
-        (parameter.to_local() * (number + 1) * 10 ** rank).sum().backward()
+        (local(parameter) * (number + 1) * 10 ** rank).sum().backward()
     reduce_replicated(module.parameters(), tp)
-    return {name: sorted(set(p.grad.to_local().flatten().tolist())) for name, p in module.named_parameters()}
+    return {name: sorted(set(local_gradient(p).flatten().tolist())) for name, p in module.named_parameters()}
 
 
 def test_only_replicated_parameters_are_added_up_and_only_with_sequence_parallelism() -> None:

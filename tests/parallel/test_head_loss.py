@@ -49,7 +49,7 @@ def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]
     """Loss, gradient of the hidden states and whole gradient of the weight, for each case, at an incoming 2.5."""
     tp = tensor_parallel(ranks)
     cross_entropy._CHUNK_LOGITS["cpu"] = chunk
-    results = []
+    results: list[tuple[torch.Tensor, ...]] = []
     for case in CASES:
         t, shard = case.tensors(), VocabShard.of(case.rows, case.vocab_size, tp)
         x = t["hidden"].requires_grad_()

@@ -328,7 +328,7 @@ def test_a_damaged_checkpoint_is_refused_with_file_expected_and_found(
     endings = launch_ranks(pretrain, world_size, settings_in(corpus, folder))
     assert [ending.code for ending in endings] == [CHECKPOINT] * world_size
     found = hashlib.sha256(data).hexdigest()
-    assert_clear(endings[0].said, [f"{path} has SHA-256 {found}, expected {expected}", "--ckpt-step loads an older one"])
+    assert_clear(endings[0].said, [f"{path} has SHA-256 {found}, expected {expected}", "--ckpt-step loads an older"])
     assert contents(folder) == before
 
 
@@ -403,7 +403,8 @@ def test_a_metrics_file_that_cannot_be_opened_is_refused_before_the_first_step(
     before = contents(tmp_path)
     path = str(tmp_path / "file" / "metrics.jsonl")
     endings = launch_ranks(pretrain, world_size, settings_in(corpus, folder, metrics_file=path))
-    assert [ending.code for ending in endings] == [CONFIG] * world_size
+    # One rank writes the file; the others see no more than that it has left.
+    assert [ending.code for ending in endings] == [CONFIG, PEER_LOST][:world_size]
     assert_clear(endings[0].said, [f"--metrics-file = {path}"])
     assert all(not ending.kept for ending in endings)
     assert contents(tmp_path) == before

@@ -126,7 +126,8 @@ def test_a_log_that_cannot_be_written_is_given_up_with_one_warning(
 def test_a_log_that_cannot_be_opened_is_the_users_to_repair(tmp_path: Path, setting: str, resumed_step: int) -> None:
     blocked = tmp_path / "a file"
     blocked.write_text("")
-    config = LoggingConfig(**{setting: str(blocked / "log")})
+    settings: dict[str, Any] = {setting: str(blocked / "log")}
+    config = LoggingConfig(**settings)
     flag = "--" + setting.replace("_", "-")
     with pytest.raises(ConfigError, match=f"{flag} = .*a file/log"):
         Metrics(config, {}, Console(), resumed_step)
@@ -151,8 +152,12 @@ def test_tensorboard_gets_megatrons_tags(tmp_path: Path) -> None:
 def test_weights_and_biases_gets_the_settings_and_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     run = SimpleNamespace(log=lambda fields, step: seen.append((step, fields)), finish=lambda: seen.append("finished"))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(  # type: ignore[misc]
-        init=lambda project, config: seen.append((project, config)) or run))
+
+    def init(project: str, config: dict[str, Any]) -> SimpleNamespace:
+        seen.append((project, config))
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     metrics = Metrics(LoggingConfig(wandb_project="p"), {"model": {"num_layers": 2}}, Console(), 0)
     metrics.step(REPORT)
     metrics.close()

@@ -4,21 +4,30 @@ On the same layout the finished run is bit for bit the uninterrupted one: every 
 and every tensor of the last checkpoint. On another layout the curve is equal to 1e-5, as between any two layouts.
 """
 
+import itertools
+import math
 import os
 import random
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.train import trainer
+from megatron_ltd.train.setup import Model
+from megatron_ltd.train.step import StepResult
 from tests.gloo import RankFailure, launch_ranks
 from tests.train.moments import pretrain_with_signal
 from tests.train.runs import (
     TINY,
     Corpus,
+    Ending,
     Run,
     Settings,
     pretrain,
@@ -255,3 +264,31 @@ def test_settings_that_change_the_curve_are_told_when_a_run_goes_on_with_them(
     assert ending.code == 11
     flag = "--" + name.replace("_", "-")
     assert f"continuing with {flag} = {value}; it was {SHORT[name]}" in capfd.readouterr().out
+
+
+def pretrain_until_it_diverges(rank: int, world_size: int, init_method: str, settings: Settings, step: int) -> Ending:
+    """`pretrain`, with a loss that is no number from some step on."""
+    plain = trainer.train_step
+
+    def train_step(model: Model, optimizer: ShardedOptimizer, *args: Any, **kwargs: Any) -> StepResult:
+        result = plain(model, optimizer, *args, **kwargs)
+        return result if next(steps) < step else replace(result, loss=math.nan, updated=False)
+
+    steps = itertools.count(1)
+    with mock.patch.object(trainer, "train_step", train_step):
+        return pretrain(rank, world_size, init_method, settings)
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["", "async"])
+def test_a_run_that_diverges_keeps_the_checkpoint_that_it_was_writing(
+    corpus: Corpus, tmp_path: Path, background: bool,
+) -> None:
+    settings = continued(corpus, tmp_path, **ZBV, async_save=background, metrics_file=str(tmp_path / "metrics.jsonl"))
+    endings = launch_ranks(pretrain_until_it_diverges, 2, settings, 5, timeout=120)
+    assert [ending.code for ending in endings] == [30, 30]
+    assert "step 5: loss nan" in endings[0].said and "Continue from the checkpoint of step 4" in endings[0].said
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert lines[-1]["step"] == 5 and math.isnan(lines[-1]["lm_loss"]) and lines[-1]["skipped"] is True
+    assert saved_tensors(tmp_path / "checkpoints", 4)
+    whole = run(make(tmp_path / "whole"), continued(corpus, tmp_path / "whole", **ZBV), 2)
+    assert curve(run(tmp_path, settings, 2).lines) == curve(whole.lines)

@@ -1,0 +1,142 @@
+"""The commands of the documentation, through torchrun: train, be stopped, go on elsewhere, evaluate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.runs import TINY, Corpus, read_lines, run, words, write_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SETTINGS = {**TINY, "train_iters": 400, "eval_interval": 1000, "seq_length": 64, "random_ltd_start_length": 16}
+"""A run that is stopped long before its end."""
+
+PASSAGES = ["the value of the object is the value of the name", "a class is a kind of type and not a function",
+            "the statement is executed and the name is bound"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def torchrun(processes: int, *command: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
+
+
+def start(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as stream:
+        return subprocess.Popen(command, cwd=log.parent, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+
+
+def finish(process: "subprocess.Popen[bytes]") -> int:
+    try:
+        return process.wait(240)
+    finally:
+        process.kill()
+
+
+def wait_for_step(path: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until the metrics file has the line of a step."""
+    while process.poll() is None:
+        if path.exists() and any(line["step"] >= step for line in whole_lines(path)):
+            return
+        time.sleep(0.05)
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def test_a_run_under_torchrun_is_stopped_resumed_on_another_layout_and_evaluated(
+    corpus: Corpus, tmp_path: Path,
+) -> None:
+    checkpoints, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
+    settings = {**SETTINGS, **corpus.settings, "save": str(checkpoints), "load": str(checkpoints),
+                "metrics_file": str(metrics)}
+    pretrain = ["-m", "megatron_ltd.pretrain_gpt"]
+
+    # Tensor x pipeline parallel, until the launcher is told to end: it passes the signal on and reports an error.
+    first = start(torchrun(4, *pretrain, *words({**settings, "tensor_model_parallel_size": 2,
+                                                 "pipeline_model_parallel_size": 2})), tmp_path / "first.log")
+    wait_for_step(metrics, 3, first)
+    first.send_signal(signal.SIGTERM)
+    code, said = finish(first), (tmp_path / "first.log").read_text()
+    record = json.loads((checkpoints / "exit.json").read_text())
+    assert code != 0 and record["code"] == 10, said
+    stopped_at = record["step"]
+    assert 3 <= stopped_at < 400
+    assert (checkpoints / "latest_checkpointed_iteration.txt").read_text() == f"{stopped_at}\n"
+    assert "tp 2 x pp 2 x dp 1" in said and "lm loss:" in said and "kept length:" in said
+
+    # Data x pipeline parallel, until the next multiple of 25 steps.
+    second = start(torchrun(4, *pretrain, *words({**settings, "exit_interval": 25, "pipeline_schedule": "zbv",
+                                                  "pipeline_model_parallel_size": 2, "micro_batch_size": 1,
+                                                  "use_distributed_optimizer": True})), tmp_path / "second.log")
+    finish(second)
+    said = (tmp_path / "second.log").read_text()
+    record = json.loads((checkpoints / "exit.json").read_text())
+    assert record["code"] == 11 and record["step"] == (stopped_at // 25 + 1) * 25, said
+    assert "tp 1 x pp 2 x dp 2" in said
+
+    # The curve is that of one process which was never stopped.
+    truth = run(make(tmp_path / "truth"), {**SETTINGS, **corpus.settings, "exit_interval": record["step"]}, code=11)
+    lines = read_lines(metrics)
+    assert [line["step"] for line in lines] == list(range(1, record["step"] + 1))
+    for line, wanted in zip(lines, truth.lines, strict=True):
+        assert line["lm_loss"] == pytest.approx(wanted["lm_loss"], rel=1e-5, abs=0.0), wanted["step"]
+
+    assert_evaluation_does_not_depend_on_the_layout(checkpoints, record["step"], tmp_path)
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def assert_evaluation_does_not_depend_on_the_layout(checkpoints: Path, step: int, folder: Path) -> None:
+    passages = folder / "passages.jsonl"
+    passages.write_text("".join(json.dumps({"text": text}) + "\n" for text in PASSAGES))
+    command = [str(ROOT / "tools" / "evaluate_zeroshot.py"), "--load", str(checkpoints), "--tasks",
+               f"lambada={passages},perplexity={passages}"]
+    launches = {
+        "alone": [sys.executable, *command, "--micro-batch-size", "1"],
+        "spread": torchrun(4, *command, "--tensor-model-parallel-size", "2"),
+    }
+    found = {}
+    for name, launch in launches.items():
+        log = folder / f"{name}.log"
+        code = finish(start([*launch, "--output", str(folder / f"{name}.json")], log))
+        assert code == 0, log.read_text()
+        assert "| lambada" in log.read_text()
+        found[name] = json.loads((folder / f"{name}.json").read_text())
+    assert found["alone"]["model"]["step"] == step
+    assert found["alone"]["tasks"]["lambada"]["n"] == len(PASSAGES)
+    for task in ("lambada", "perplexity"):
+        alone, spread = (found[name]["tasks"][task]["metrics"] for name in launches)
+        assert alone.keys() == spread.keys()
+        for metric in alone:
+            assert spread[metric]["value"] == pytest.approx(alone[metric]["value"], rel=1e-5), metric
+    assert found["alone"]["tasks"]["perplexity"]["metrics"]["token_perplexity"]["value"] < 320
+
+
+def test_what_a_user_can_repair_reaches_the_terminal_through_torchrun(corpus: Corpus, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    settings = {**SETTINGS, **corpus.settings, "save": str(checkpoints), "load": str(tmp_path / "nothing")}
+    log = tmp_path / "log"
+    code = finish(start(torchrun(2, "-m", "megatron_ltd.pretrain_gpt", *words(settings)), log))
+    assert code != 0
+    assert log.read_text().count("CheckpointError: ") == 1
+    assert f"--load = {tmp_path / 'nothing'} is not a folder" in log.read_text()
+    assert json.loads((checkpoints / "exit.json").read_text())["code"] == 22
