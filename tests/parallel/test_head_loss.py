@@ -49,6 +49,7 @@ def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]
     """Loss, gradient of the hidden states and whole gradient of the weight, for each case, at an incoming 2.5."""
     tp = tensor_parallel(ranks)
     cross_entropy._CHUNK_LOGITS["cpu"] = chunk
+    cross_entropy._LEAST_CHUNK_TOKENS = 16
     results: list[tuple[torch.Tensor, ...]] = []
     for case in CASES:
         t, shard = case.tensors(), VocabShard.of(case.rows, case.vocab_size, tp)
@@ -104,6 +105,7 @@ def largest_tensor(rank: int, ranks: int) -> tuple[int, int]:
     """Forward and backward, on 400 tokens with 640 rows, in chunks of at least 16 tokens."""
     tp = tensor_parallel(ranks)
     cross_entropy._CHUNK_LOGITS["cpu"] = 1
+    cross_entropy._LEAST_CHUNK_TOKENS = 16
     shard = VocabShard.of(640, 601, tp)
     x = noise(400, 4, dtype=torch.float32).requires_grad_()
     table = noise(shard.rows, 4, dtype=torch.float32).requires_grad_()

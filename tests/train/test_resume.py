@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,15 +268,19 @@ def test_settings_that_change_the_curve_are_told_when_a_run_goes_on_with_them(
 
 
 def pretrain_until_it_diverges(rank: int, world_size: int, init_method: str, settings: Settings, step: int) -> Ending:
-    """`pretrain`, with a loss that is no number from some step on."""
-    plain = trainer.train_step
+    """`pretrain` on a slow disk, with a loss that is no number from some step on."""
+    plain, flush = trainer.train_step, os.fsync
+
+    def fsync(descriptor: int) -> None:
+        time.sleep(0.2)
+        flush(descriptor)
 
     def train_step(model: Model, optimizer: ShardedOptimizer, *args: Any, **kwargs: Any) -> StepResult:
         result = plain(model, optimizer, *args, **kwargs)
         return result if next(steps) < step else replace(result, loss=math.nan, updated=False)
 
     steps = itertools.count(1)
-    with mock.patch.object(trainer, "train_step", train_step):
+    with mock.patch.object(trainer, "train_step", train_step), mock.patch.object(os, "fsync", fsync):
         return pretrain(rank, world_size, init_method, settings)
 
 
