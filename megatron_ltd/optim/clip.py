@@ -10,7 +10,6 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from megatron_ltd.parallel.gradients import local_gradient
 
-
 _SLAB_NUMBERS = {False: 1 << 18, True: 1 << 26}
 """Numbers summed at once on a CPU, and on a GPU, where a slab is a few launches."""
 
