@@ -6,18 +6,12 @@ everything with the place of the first bad line, and nothing is left under the n
 
 import functools
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +21,7 @@ from megatron_ltd.data.documents import documents
 from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
 from megatron_ltd.data.text_input import Block, TextInput
 from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_ltd.data.worker_processes import WorkerProcesses
 from megatron_ltd.errors import DataError
 
 
@@ -146,33 +141,13 @@ def _encode_in_order(plan: EncodingPlan, blocks: Iterator[Block],
         for block in blocks:
             yield len(block.data), encode_block(plan, block)
         return
-    context = multiprocessing.get_context("spawn")
     waiting: deque[tuple[int, Future[list[EncodedDocuments]]]] = deque()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
+    with WorkerProcesses(functools.partial(encode_block, plan), workers) as pool:
         for block in blocks:
-            waiting.append((len(block.data), pool.submit(encode_block, plan, block)))
+            waiting.append((len(block.data), pool.submit(block)))
             if len(waiting) > 2 * workers:
                 size_bytes, future = waiting.popleft()
                 yield size_bytes, future.result()
         while waiting:
             size_bytes, future = waiting.popleft()
             yield size_bytes, future.result()
-    except BrokenProcessPool as error:
-        raise DataError("A worker process was killed, often for lack of memory. Run again with fewer --workers; "
-                        "nothing was written.") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Makes a worker use one thread, leave Ctrl-C to its parent, and end with it."""
-    os.putenv("TOKENIZERS_PARALLELISM", "false")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent: Any = multiprocessing.parent_process()
-    parent.join()
-    os._exit(1)
