@@ -16,8 +16,8 @@ metrics=$run/metrics.jsonl
 log=$run/train.log
 
 vocab_size=4096
-train_iters=600
-stop_at=300
+train_iters=700
+stop_at=350
 export OMP_NUM_THREADS=1 PYTHONPATH="$PWD"
 
 started_at=$SECONDS
@@ -72,14 +72,15 @@ train() {
     local command=("$venv/bin/python" -m torch.distributed.run --standalone --nproc-per-node 4
         -m megatron_ltd.pretrain_gpt
         --num-layers 6 --hidden-size 128 --num-attention-heads 4 --seq-length 256
-        --position-embedding-type rope --hidden-dropout 0 --attention-dropout 0
-        --random-ltd --random-ltd-start-length 64 --random-ltd-steps 420 --random-ltd-length-step 16
+        --position-embedding-type rope --untie-embeddings-and-output-weights --init-method-std 0.05
+        --hidden-dropout 0 --attention-dropout 0
+        --random-ltd --random-ltd-start-length 64 --random-ltd-steps 490 --random-ltd-length-step 16
         --global-batch-size 4 --train-iters "$train_iters" --seed 1234
-        --lr 2e-3 --min-lr 2e-4 --lr-decay-style cosine --lr-warmup-iters 40 --weight-decay 0.1 --adam-beta2 0.98
+        --lr 3e-3 --min-lr 2e-4 --lr-decay-style cosine --lr-warmup-iters 40 --weight-decay 0.1 --adam-beta2 0.98
         --train-data-path "$run/train_text_document" --valid-data-path "$run/heldout_text_document"
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$run/tokenizer/tokenizer.json"
-        --save "$checkpoints" --load "$checkpoints" --save-interval 150
-        --log-interval 10 --eval-interval 150 --eval-iters 16 --metrics-file "$metrics"
+        --save "$checkpoints" --load "$checkpoints" --save-interval 175
+        --log-interval 10 --eval-interval 175 --eval-iters 16 --metrics-file "$metrics"
         "$@")
     echo "torchrun ${command[*]:3}"
     "${command[@]}" 2>&1 | tee -i -a "$log" | "$venv/bin/python" examples/progress.py || true

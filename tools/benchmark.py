@@ -7,18 +7,19 @@ A step is forward, backward, clipping and fused AdamW. The rows take turns, roun
 a round, so that a machine whose speed drifts slows both sides alike; medians are printed. `oracle` is the same model
 with the middle layers on one contiguous slice of k tokens, with no selection, gather or add: no token dropping can cost
 less.
+
+On a machine that others use too, `--threads 1 --clock cpu` counts the time the process ran rather than the time that
+went by.
 """
 
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 import torch
 
+from benchmarks import machine
 from benchmarks.nanogpt import NanoGPT, load_source
 from benchmarks.ours import OurModel
 from benchmarks.shapes import SHAPES, Shape, run_config
-from megatron_ltd.errors import UserError
+from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch
+from megatron_ltd.train.metrics import peak_tflops
 
 Rows = dict[str, Callable[[], Any]]
 
@@ -41,52 +44,81 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="8x256")
     parser.add_argument("--samples", type=int, help="samples of a step, in place of the shape's")
+    parser.add_argument("--sequence", type=int, help="tokens of a sample, in place of the shape's")
+    parser.add_argument("--rows", default="all", metavar="NAME,...", help="only these, as in `dense,kept 1/4`")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile for ours and the peer")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="threads of one process; default: as many as torch takes")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what one process is timed by")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, timed beside ours")
     parser.add_argument("--layouts", action="store_true", help="also two processes, tensor and pipeline parallel")
     parser.add_argument("--memory", action="store_true", help="also peak memory, each row in a fresh process")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all numbers as JSON")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.clock == "cpu" and (args.threads != 1 or args.device != "cpu"):
+        parser.error("--clock cpu adds up the time of all threads; it needs --threads 1 and --device cpu")
+    return args
 
 
 def shape_of(args: argparse.Namespace) -> Shape:
-    shape = SHAPES[args.shape]
-    return shape if args.samples is None else Shape(**{**vars(shape), "samples": args.samples})
+    given = {"samples": args.samples, "sequence_tokens": args.sequence}
+    return Shape(**vars(SHAPES[args.shape]) | {name: value for name, value in given.items() if value is not None})
 
 
-def build_rows(args: argparse.Namespace, only: str | None = None) -> tuple[Rows, OurModel | None]:
-    """The steps to time, by name; with `only`, just that one, so that nothing else takes memory."""
+def row_names(args: argparse.Namespace) -> list[str]:
+    """The rows that are asked for, in the order in which they take turns.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    names = ["nanoGPT"] * (args.nanogpt is not None) + ["dense", "kept 1/2", "oracle 1/2", "kept 1/4", "oracle 1/4"]
+    asked = names if args.rows == "all" else args.rows.split(",")
+    unknown = [name for name in asked if name not in names]
+    if unknown:
+        raise ConfigError(f"--rows = {args.rows}: no row {', '.join(map(repr, unknown))}; choose from "
+                          f"{', '.join(names)}{'' if args.nanogpt else ' (nanoGPT needs --nanogpt)'}")
+    return [name for name in names if name in asked]
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def build_rows(args: argparse.Namespace, names: list[str]) -> tuple[Rows, OurModel | None]:
+    """The steps of these rows; ours share one model, which is None where no row is ours."""
     shape, device = shape_of(args), torch.device(args.device)
     rows: Rows = {}
-    if args.nanogpt is not None and only in (None, "nanoGPT"):
+    if "nanoGPT" in names:
+        assert args.nanogpt is not None
         rows["nanoGPT"] = NanoGPT(load_source(args.nanogpt), shape, precision=args.precision, device=device,
                                   compiled=args.compile).step
-    if only == "nanoGPT":
+    if set(names) <= {"nanoGPT"}:
         return rows, None
     config = run_config(shape, precision=args.precision, device=args.device, compiled=args.compile)
     ours = OurModel(config, launch.start(config, Launch()))
     full = shape.sequence_tokens
-    rows["dense"] = lambda: ours.step(full)
+    steps: Rows = {"dense": lambda: ours.step(full)}
     for share in (2, 4):
-        rows[f"kept 1/{share}"] = lambda kept=full // share: ours.step(kept)  # type: ignore[misc]
-        rows[f"oracle 1/{share}"] = lambda kept=full // share: ours.oracle_step(kept)  # type: ignore[misc]
-    return ({only: rows[only]} if only else rows), ours
+        steps[f"kept 1/{share}"] = lambda kept=full // share: ours.step(kept)  # type: ignore[misc]
+        steps[f"oracle 1/{share}"] = lambda kept=full // share: ours.oracle_step(kept)  # type: ignore[misc]
+    return rows | {name: steps[name] for name in names if name in steps}, ours
 
 
-def time_rows(rows: Rows, rounds: int, device: str) -> dict[str, list[float]]:
+def time_rows(rows: Rows, rounds: int, device: str, clock: str) -> dict[str, list[float]]:
     """Seconds of each row in each round; one round before them is not counted."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(rounds + 1):
         for name, step in rows.items():
-            started = time.perf_counter()
+            started = now()
             step()
             if device == "cuda":
                 torch.cuda.synchronize()
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(now() - started)
         print(f"round {number}/{rounds}", file=sys.stderr, flush=True)
     return seconds
 
@@ -104,7 +136,8 @@ def _layout_rank(rank: int, path: str, values: dict[str, Any], tensor: int, pipe
     ours = OurModel(config, launch.start(config, Launch(rank, rank, 2, f"file://{path}")), microbatches=2)
     full = shape.sequence_tokens
     seconds = time_rows({f"tp{tensor} pp{pipeline} dense": lambda: ours.step(full),
-                         f"tp{tensor} pp{pipeline} kept 1/4": lambda: ours.step(full // 4)}, args.rounds, "cpu")
+                         f"tp{tensor} pp{pipeline} kept 1/4": lambda: ours.step(full // 4)}, args.rounds, "cpu",
+                        "wall")
     if rank == 0:
         out.put(seconds)
     launch.stop()
@@ -127,78 +160,114 @@ def time_layout(args: argparse.Namespace, tensor: int, pipeline: int) -> dict[st
     return seconds
 
 
-def _peak(values: dict[str, Any], name: str, out: Any) -> None:
-    rows, _ = build_rows(argparse.Namespace(**values), name)
-    for _ in range(2):
-        rows[name]()
-    if values["device"] == "cuda":
-        out.put(torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        out.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+def peak_resident_kilobytes() -> int:
+    """Of this process so far. What getrusage tells would include the process that started it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise ConfigError("--memory on a CPU reads VmHWM from /proc/self/status, which this system does not have; leave "
+                      "--memory out")
 
 
-def peak_megabytes(args: argparse.Namespace, names: list[str]) -> dict[str, float]:
-    """Peak resident memory of two steps in a fresh process, imports included; on a GPU, peak allocated."""
+def _alone(values: dict[str, Any], name: str, rounds: int, out: Any) -> None:
+    set_threads(values["threads"])
+    rows, _ = build_rows(argparse.Namespace(**values), [name])
+    seconds = time_rows(rows, rounds, values["device"], values["clock"])[name]
+    on_gpu = values["device"] == "cuda"
+    out.put((seconds, torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_resident_kilobytes() / 2**10))
+
+
+def run_alone(args: argparse.Namespace, names: list[str], rounds: int) -> dict[str, tuple[list[float], float]]:
+    """Seconds and peak megabytes of each row in a fresh process: resident memory with imports, on a GPU what was
+    allocated. There is a round more than is counted, so that the optimizer's state is there."""
     context = multiprocessing.get_context("spawn")
-    peaks = {}
+    found = {}
     for name in names:
         out = context.SimpleQueue()
-        process = context.Process(target=_peak, args=(vars(args), name, out))
+        process = context.Process(target=_alone, args=(vars(args), name, rounds, out))
         process.start()
         process.join()
         if process.exitcode:
-            raise RuntimeError(f"{name}: the process for its memory ended with {process.exitcode}")
-        peaks[name] = out.get()
-    return peaks
+            raise RuntimeError(f"{name}: its process ended with {process.exitcode}")
+        found[name] = out.get()
+    return found
 
 
 def table(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dict[str, float]) -> str:
-    """Medians, ratios and savings as a Markdown table."""
+    """Medians, ratios and savings as a Markdown table; TFLOP/s are of the FLOPs that are left after dropping."""
     shape = shape_of(args)
     config = run_config(shape, precision=args.precision, device=args.device).model
     dropped = range(1, shape.layers - 1)
-    lines = ["| step | median ms | min | max | / nanoGPT | / oracle | FLOPs saved | time saved | realised | peak MB |",
-             "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    peak = peak_tflops(torch.cuda.get_device_name()) if args.device == "cuda" else None
+    columns = ("median ms", "min", "max", "/ nanoGPT", "/ oracle", "FLOPs saved", "time saved", "realised", "TFLOP/s",
+               "MFU", "peak MB")
+    lines = [f"| step | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     for name, values in seconds.items():
+        oracle = name.replace("kept", "oracle")
         cells = [f"{1000 * f(values):.0f}" for f in (statistics.median, min, max)]
         cells.append(f"{ratio(seconds, name, 'nanoGPT'):.3f}" if "nanoGPT" in seconds and "tp" not in name else "")
-        cells.append(f"{ratio(seconds, name, name.replace('kept', 'oracle')):.3f}" if name.startswith("kept") else "")
+        cells.append(f"{ratio(seconds, name, oracle):.3f}" if oracle != name and oracle in seconds else "")
+        flops = sample_flops(config)
         if "kept" in name or "oracle" in name:
             kept = shape.sequence_tokens // int(name[-1])
-            theory = 1 - sample_flops(config, dropped, kept) / sample_flops(config)
+            flops = sample_flops(config, dropped, kept)
+            theory = 1 - flops / sample_flops(config)
             dense = "dense" if "tp" not in name else name.replace("kept 1/4", "dense")
-            saved = 1 - ratio(seconds, name, dense)
-            cells += [f"{theory:.1%}", f"{saved:.1%}", f"{saved / theory:.0%}"]
+            cells.append(f"{theory:.1%}")
+            saved = 1 - ratio(seconds, name, dense) if dense in seconds else None
+            cells += ["", ""] if saved is None else [f"{saved:.1%}", f"{saved / theory:.0%}"]
         else:
             cells += ["", "", ""]
+        tflops = flops * shape.samples / statistics.median(values) / 1e12
+        cells += [f"{tflops:.3g}", f"{tflops / peak:.1%}" if peak and args.precision == "bf16" else ""]
         cells.append(f"{peaks[name]:.0f}" if name in peaks else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for: seconds and peak megabytes by row, and where the time of a step goes.
+
+    Raises:
+        UserError: what the user can repair.
+    """
+    names = row_names(args)
+    if args.compile:  # what is compiled for one length would serve the others, as it does not in a run
+        alone = run_alone(args, names, args.rounds)
+        return {"seconds": {name: times for name, (times, _) in alone.items()}, "parts": {},
+                "peak_megabytes": {name: peak for name, (_, peak) in alone.items()}}
+    rows, ours = build_rows(args, names)
+    seconds = time_rows(rows, args.rounds, args.device, args.clock)
+    parts = {}
+    if ours is not None:
+        full = shape_of(args).sequence_tokens
+        parts = {name: ours.timed_parts(kept, args.clock) for name, kept in (("dense", full), ("kept 1/4", full // 4))}
+        launch.stop()
+    del rows, ours
+    if args.layouts:
+        seconds |= time_layout(args, 2, 1) | time_layout(args, 1, 2)
+    peaks = {name: peak for name, (_, peak) in run_alone(args, names, 1).items()} if args.memory else {}
+    return {"seconds": seconds, "parts": parts, "peak_megabytes": peaks}
+
+
 def main(argv: list[str]) -> int:
     args = parse_args(argv)
+    set_threads(args.threads)
     try:
-        rows, ours = build_rows(args)
-        seconds = time_rows(rows, args.rounds, args.device)
-        assert ours is not None
-        full = shape_of(args).sequence_tokens
-        parts = {name: ours.timed_parts(kept) for name, kept in (("dense", full), ("kept 1/4", full // 4))}
-        launch.stop()
-        if args.layouts:
-            seconds |= time_layout(args, 2, 1) | time_layout(args, 1, 2)
-        peaks = peak_megabytes(args, list(rows)) if args.memory else {}
+        results = measure(args)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"\n{shape_of(args).describe()}, {args.precision}, {args.device}, torch {torch.__version__}, "
-          f"{args.rounds} rounds, {datetime.now(UTC):%Y-%m-%d}\n\n{table(args, seconds, peaks)}\n")
-    for name, found in parts.items():
+    where = machine.describe(args.device)
+    settings = f"{args.precision}{', compiled' if args.compile else ''}, {args.rounds} rounds, {args.clock} clock"
+    print(f"\n{shape_of(args).describe()}; {settings}\n{where}\n\n"
+          f"{table(args, results['seconds'], results['peak_megabytes'])}\n")
+    for name, found in results["parts"].items():
         total = sum(found.values())
         print(f"{name}: " + ", ".join(f"{part} {value / total:.0%}" for part, value in found.items()))
     if args.output is not None:
-        args.output.write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "seconds": seconds,
-                                           "parts": parts, "peak_megabytes": peaks}, indent=1) + "\n")
+        arguments = {name: str(value) for name, value in vars(args).items()}
+        args.output.write_text(json.dumps({"arguments": arguments, "machine": where, **results}, indent=1) + "\n")
     return 0
 
 

@@ -192,6 +192,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+TIMES = {"step_seconds", "tokens_per_second", "tflops_per_device", "mfu"}
+"""Numbers of a line that depend on the clock."""
+
+
+def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a metrics file without its times."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
 def saved_tensors(save_dir: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights and moments of a checkpoint, whole, by global name."""
     path = checkpoint_path(save_dir, step)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.gloo import launch_ranks
-from tests.train.runs import TINY, Corpus, Ending, Run, Settings, pretrain, read_lines, run, saved_tensors, write_corpus
+from tests.train.runs import TINY, Corpus, Ending, Run, Settings, pretrain, read_lines, run, saved_tensors
 
 STEPS = 20
 
@@ -95,9 +95,8 @@ class Truths:
 
 
 @pytest.fixture(scope="module")
-def truths(tmp_path_factory: pytest.TempPathFactory) -> Truths:
-    folder = tmp_path_factory.mktemp("one-process")
-    return Truths(folder, write_corpus(folder), {})
+def truths(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Truths:
+    return Truths(tmp_path_factory.mktemp("one-process"), corpus, {})
 
 
 def assert_same_curve(found: list[dict[str, Any]], truth: list[dict[str, Any]]) -> None:

@@ -31,15 +31,14 @@ from tests.train.runs import (
     Ending,
     Run,
     Settings,
+    curve,
     pretrain,
     read_lines,
     run,
     saved_tensors,
-    write_corpus,
 )
 
 STEPS = 12
-TIMES = {"step_seconds", "tokens_per_second", "tflops_per_device", "mfu"}
 
 SHORT = {**TINY, "train_iters": STEPS, "random_ltd_steps": 10, "eval_interval": 4, "save_interval": 4}
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
@@ -48,16 +47,6 @@ PP2 = {"pipeline_model_parallel_size": 2}
 ZBV = {**PP2, "pipeline_schedule": "zbv"}
 ZERO_3 = {"data_parallel_sharding_strategy": "optim_grads_params"}
 RAMP = {"rampup_batch_size": (4, 4, 16), "train_iters": None, "train_samples": 80}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of a metrics file without what depends on the clock."""
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def continued(corpus: Corpus, folder: Path, **settings: Any) -> dict[str, Any]:
@@ -103,18 +92,18 @@ def test_a_run_whose_ranks_are_killed_again_and_again_finishes_as_the_uninterrup
     corpus: Corpus, tmp_path: Path, case: str,
 ) -> None:
     world_size, layout = KILLS[case]
-    chance = random.Random(case + os.environ.get('SEED',''))
+    chance = random.Random(case)
     truth, folder = tmp_path / "truth", tmp_path / "killed"
     truth.mkdir()
     folder.mkdir()
     victim = chance.randrange(world_size)
     moments = launch_mortal(truth, continued(corpus, truth, **layout), world_size, victim, None)
-    assert moments is not None and moments > 50
+    assert moments is not None and moments > 30
     settings = continued(corpus, folder, **layout)
-    # The first kill comes before the first checkpoint is complete or soon after, the second somewhere on the way.
-    first, second = chance.randrange(1, moments // 2), chance.randrange(1, moments // 2)
+    # Anywhere on the way, up to the last save; and once more soon after the restart, or a little later.
+    first, second = chance.randrange(1, moments * 9 // 10), chance.randrange(1, moments // 2)
     assert launch_mortal(folder, settings, world_size, victim, first) is None, first
-    assert launch_mortal(folder, settings, world_size, victim, second) is None, second
+    launch_mortal(folder, settings, world_size, victim, second)
     assert launch_mortal(folder, settings, world_size, victim, None) is not None
     lines, wanted = (read_lines(place / "metrics.jsonl") for place in (folder, truth))
     assert curve(lines) == curve(wanted), (first, second)

@@ -12,17 +12,11 @@ import pytest
 from megatron_ltd.train import stopping
 from tests.gloo import RankFailure, launch_ranks
 from tests.train.moments import pretrain_with_signal
-from tests.train.runs import TINY, Corpus, Ending, Run, pretrain, read_lines, run, write_corpus
-from tests.train.test_resume import curve
+from tests.train.runs import TINY, Corpus, Ending, Run, curve, pretrain, read_lines, run
 
 STEPS = 8
 PP2_SHORT = {**TINY, "train_iters": STEPS, "random_ltd_steps": 6, "eval_interval": 3,
              "pipeline_model_parallel_size": 2, "hidden_dropout": 0.1}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.runs import TINY, Corpus, read_lines, run, words, write_corpus
+from tests.train.runs import TINY, Corpus, read_lines, run, words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,11 +21,6 @@ SETTINGS = {**TINY, "train_iters": 400, "eval_interval": 1000, "seq_length": 64,
 
 PASSAGES = ["the value of the object is the value of the name", "a class is a kind of type and not a function",
             "the statement is executed and the name is bound"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def torchrun(processes: int, *command: str) -> list[str]:
