@@ -26,6 +26,7 @@ from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.log_writers import Metrics
 from megatron_ltd.train.resume import restore, with_checkpoint_model
 from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.trainer import Trainer
 
 
@@ -77,6 +78,12 @@ def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
     Raises:
         UserError: what the user can repair.
     """
+    with StopWatcher(config.training) as watcher:
+        return watched_train(config, tokenizer, place, watcher)
+
+
+def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watcher: StopWatcher) -> int:
+    """`train`, from the first moment to the last of which a request to stop is noted rather than obeyed at once."""
     runtime = launch.start(config, place)
     console = Console(place.rank == 0)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
@@ -97,7 +104,7 @@ def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
                  f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
                  f"{optimizer.description}, configuration {config.digest()[:12]}")
-    code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer).run()
+    code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer).run(watcher)
     if place.rank == 0:
         reasons = {EXIT_COMPLETE: "complete", 10: "stopped by a signal", 11: "interval or duration reached"}
         write_exit_record(config.checkpoint.save, code, state.consumed.steps, reasons[code])

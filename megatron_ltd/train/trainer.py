@@ -76,8 +76,11 @@ class Trainer:
         self.saved_step = self.state.consumed.steps
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
-    def run(self) -> int:
+    def run(self, watcher: StopWatcher) -> int:
         """Train to the end or until asked to stop; the exit code says which.
+
+        Args:
+            watcher: in force beyond this call, so that a second signal does not cut the last save short.
 
         Raises:
             DivergenceError: the loss or a gradient is not finite. The step is not applied and nothing is saved.
@@ -85,9 +88,8 @@ class Trainer:
             DataError: a sample could not be read.
         """
         mesh = self.runtime.mesh
-        with StopWatcher(self.config.training) as watcher, Loader(
-                self.datasets.train, self.config.training.micro_batch_size, mesh.dp_rank, mesh.dp_size,
-                self.config.data.num_workers) as loader:
+        with Loader(self.datasets.train, self.config.training.micro_batch_size, mesh.dp_rank, mesh.dp_size,
+                    self.config.data.num_workers) as loader:
             code = EXIT_COMPLETE if self.state.consumed.steps >= self.total_steps else None
             profiler = StepProfiler(self.config.logging, self.runtime.launch.rank)
             while code is None:

@@ -1,5 +1,6 @@
 """The GPU computes what the CPU computes; in bf16 it errs no more than plain PyTorch does."""
 
+import re
 from typing import Any
 
 import pytest
@@ -43,11 +44,18 @@ def plain_loss_and_gradients(model: Model, config: ModelConfig, device: torch.de
                for p in model.parameters}
     loss = plain_loss(weights, config, device)
     loss.backward()
-    return float(loss), {name: weight.grad.float().cpu() for name, weight in weights.items() if weight.grad is not None}
+    gradients = {name: weight.grad.float().cpu() for name, weight in weights.items() if weight.grad is not None}
+    return float(loss.detach()), gradients
 
 
 def relative_errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
-    return {name: float((found[name] - tensor).norm() / tensor.norm()) for name, tensor in expected.items()}
+    """By kind of parameter, all layers together: a single small vector's error is a matter of luck."""
+    kinds: dict[str, list[str]] = {}
+    for name in expected:
+        kinds.setdefault(re.sub(r"^layers\.\d+\.", "", name), []).append(name)
+    return {kind: float(torch.cat([(found[name] - expected[name]).flatten() for name in names]).norm()
+                        / torch.cat([expected[name].flatten() for name in names]).norm())
+            for kind, names in kinds.items()}
 
 
 def test_bf16_errs_at_most_twice_as_much_as_plain_pytorch_in_bf16(gpu: Runtime, cpu_mesh: Mesh) -> None:
@@ -59,8 +67,8 @@ def test_bf16_errs_at_most_twice_as_much_as_plain_pytorch_in_bf16(gpu: Runtime, 
     # One bf16 rounding of the loss per token is the floor below which the plain error is an accident.
     assert abs(ours - loss) <= 2.0 * max(abs(plain - loss), abs(loss) * 2.0**-9)
     theirs = relative_errors(plain_gradients, gradients)
-    for name, error in relative_errors(our_gradients, gradients).items():
-        assert error <= 2.0 * max(theirs[name], 2.0**-8), f"{name}: {error} against {theirs[name]}"
+    for kind, error in relative_errors(our_gradients, gradients).items():
+        assert error <= 2.0 * theirs[kind], f"{kind}: {error} against {theirs[kind]}"
 
 
 def test_the_plain_model_is_the_model(cpu_mesh: Mesh) -> None:
