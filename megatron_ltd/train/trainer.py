@@ -96,9 +96,6 @@ class Trainer:
                 code = self._one_step(loader, watcher)
                 profiler.step()
             profiler.close()
-            if code == EXIT_COMPLETE:
-                self._evaluate(self.datasets.valid, "validation")
-                self._evaluate(self.datasets.test, "test")
         if self.writer is not None:
             if self.saved_step != self.state.consumed.steps:
                 self._save()
@@ -144,8 +141,11 @@ class Trainer:
 
     def _after_step(self, step: int, result: StepResult, watcher: StopWatcher) -> int | None:
         code = watcher.exit_code(step, self.total_steps, result.stop_level)
-        if step % self.config.logging.eval_interval == 0 and code != EXIT_COMPLETE:
+        # Before the save, so that a run which continues from it neither lacks nor repeats the numbers.
+        if code == EXIT_COMPLETE or step % self.config.logging.eval_interval == 0:
             self._evaluate(self.datasets.valid, "validation")
+        if code == EXIT_COMPLETE:
+            self._evaluate(self.datasets.test, "test")
         interval = self.config.checkpoint.save_interval
         if interval is not None and step % interval == 0:
             self._save()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.train.runs import TINY, Corpus, read_lines, run, words
+from tools import evaluate_zeroshot
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,9 +55,7 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def test_a_run_under_torchrun_is_stopped_resumed_on_another_layout_and_evaluated(
-    corpus: Corpus, tmp_path: Path,
-) -> None:
+def test_a_run_under_torchrun_is_stopped_and_goes_on_with_another_layout(corpus: Corpus, tmp_path: Path) -> None:
     checkpoints, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
     settings = {**SETTINGS, **corpus.settings, "save": str(checkpoints), "load": str(checkpoints),
                 "metrics_file": str(metrics)}
@@ -92,38 +91,34 @@ def test_a_run_under_torchrun_is_stopped_resumed_on_another_layout_and_evaluated
     for line, wanted in zip(lines, truth.lines, strict=True):
         assert line["lm_loss"] == pytest.approx(wanted["lm_loss"], rel=1e-5, abs=0.0), wanted["step"]
 
-    assert_evaluation_does_not_depend_on_the_layout(checkpoints, record["step"], tmp_path)
-
 
 def make(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
 
-def assert_evaluation_does_not_depend_on_the_layout(checkpoints: Path, step: int, folder: Path) -> None:
-    passages = folder / "passages.jsonl"
+def test_an_evaluation_under_torchrun_gives_the_numbers_of_one_process(corpus: Corpus, tmp_path: Path) -> None:
+    checkpoints, passages = tmp_path / "checkpoints", tmp_path / "passages.jsonl"
+    run(tmp_path, {**SETTINGS, **corpus.settings, "save": str(checkpoints), "exit_interval": 15}, code=11)
     passages.write_text("".join(json.dumps({"text": text}) + "\n" for text in PASSAGES))
-    command = [str(ROOT / "tools" / "evaluate_zeroshot.py"), "--load", str(checkpoints), "--tasks",
-               f"lambada={passages},perplexity={passages}"]
-    launches = {
-        "alone": [sys.executable, *command, "--micro-batch-size", "1"],
-        "spread": torchrun(4, *command, "--tensor-model-parallel-size", "2"),
-    }
-    found = {}
-    for name, launch in launches.items():
-        log = folder / f"{name}.log"
-        code = finish(start([*launch, "--output", str(folder / f"{name}.json")], log))
-        assert code == 0, log.read_text()
-        assert "| lambada" in log.read_text()
-        found[name] = json.loads((folder / f"{name}.json").read_text())
-    assert found["alone"]["model"]["step"] == step
-    assert found["alone"]["tasks"]["lambada"]["n"] == len(PASSAGES)
+    flags = ["--load", str(checkpoints), "--tasks", f"lambada={passages},perplexity={passages}"]
+    alone, spread, log = tmp_path / "alone.json", tmp_path / "spread.json", tmp_path / "log"
+
+    assert evaluate_zeroshot.main([*flags, "--output", str(alone), "--micro-batch-size", "1"]) == 0
+    command = [str(ROOT / "tools" / "evaluate_zeroshot.py"), *flags, "--output", str(spread),
+               "--tensor-model-parallel-size", "2"]
+    assert finish(start(torchrun(4, *command), log)) == 0, log.read_text()
+    assert "| lambada" in log.read_text() and "step 15" in log.read_text()
+
+    found, wanted = (json.loads(path.read_text()) for path in (spread, alone))
+    assert found["model"] == wanted["model"] and found["model"]["step"] == 15
+    assert found["tasks"]["lambada"]["n"] == len(PASSAGES)
     for task in ("lambada", "perplexity"):
-        alone, spread = (found[name]["tasks"][task]["metrics"] for name in launches)
-        assert alone.keys() == spread.keys()
-        for metric in alone:
-            assert spread[metric]["value"] == pytest.approx(alone[metric]["value"], rel=1e-5), metric
-    assert found["alone"]["tasks"]["perplexity"]["metrics"]["token_perplexity"]["value"] < 320
+        metrics = wanted["tasks"][task]["metrics"]
+        assert found["tasks"][task]["metrics"].keys() == metrics.keys()
+        for name, metric in metrics.items():
+            assert found["tasks"][task]["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-5), name
+    assert wanted["tasks"]["perplexity"]["metrics"]["token_perplexity"]["value"] < 320
 
 
 def test_what_a_user_can_repair_reaches_the_terminal_through_torchrun(corpus: Corpus, tmp_path: Path) -> None:
