@@ -10,6 +10,9 @@ from typing import Any
 
 Record = dict[str, Any]
 
+TASKS = {"lambada": "last word of held-out passages", "perplexity": "held-out text"}
+"""What the quickstart's files for these tasks hold; its last-word set has LAMBADA's form, not LAMBADA's text."""
+
 
 def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
     """(training, validation) records by step; where an interrupted run repeated a step, its last record counts."""
@@ -43,8 +46,15 @@ def training_rows(training: list[Record], validation: list[Record]) -> list[tupl
 
 
 def zero_shot_rows(results: Record) -> list[tuple[str, str]]:
-    return [(f"{task}: {name.replace('_', ' ')}", f"{metric['value']:.4g} ({record['n']:,} {record['unit']})")
+    return [(f"{TASKS.get(task, task)}: {name.replace('_', ' ')}",
+             f"{number(name, metric['value'])} ({record['n']:,} {record['unit']})")
             for task, record in results["tasks"].items() for name, metric in record["metrics"].items()]
+
+
+def number(name: str, value: float | None) -> str:
+    if value is None:
+        return "infinite"
+    return f"{value:.1%}" if name == "accuracy" else f"{value:,.2f}"
 
 
 def table(rows: list[tuple[str, str]]) -> str:

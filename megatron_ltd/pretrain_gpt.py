@@ -16,7 +16,7 @@ from megatron_ltd.config_checks import check
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
 from megatron_ltd.data.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.derived import global_batch_size, total_samples
-from megatron_ltd.errors import EXIT_COMPLETE, DataError, UserError
+from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, DataError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
@@ -104,13 +104,27 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watche
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
                  f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
                  f"{optimizer.description}, configuration {config.digest()[:12]}")
-    code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer).run(watcher)
+    try:
+        code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer).run(watcher)
+    except UserError:
+        if writer is not None:
+            finish_quietly(writer, console)
+        raise
     if place.rank == 0:
         reasons = {EXIT_COMPLETE: "complete", 10: "stopped by a signal", 11: "interval or duration reached"}
         write_exit_record(config.checkpoint.save, code, state.consumed.steps, reasons[code])
     # A launcher ends all processes as soon as one leaves with another code than 0; none leaves before all are done.
     gather_json(code)
     return code
+
+
+def finish_quietly(writer: CheckpointWriter, console: Console) -> None:
+    """Let a checkpoint that is being written in the background be finished before the processes part; what ended the
+    run is told in any case."""
+    try:
+        writer.close()
+    except CheckpointError as error:
+        console.warn(str(error))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,11 +33,11 @@ def checkpoint_group(timeout: timedelta) -> dist.ProcessGroup | None:
 
 
 def rank_in(group: dist.ProcessGroup | None) -> int:
-    return dist.get_rank(group) if dist.is_initialized() else 0
+    return 0 if group is None and not dist.is_initialized() else dist.get_rank(group)
 
 
 def size_of(group: dist.ProcessGroup | None) -> int:
-    return dist.get_world_size(group) if dist.is_initialized() else 1
+    return 1 if group is None and not dist.is_initialized() else dist.get_world_size(group)
 
 
 def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
@@ -48,7 +48,7 @@ def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     """
     try:
         return agreement.gather_json(value, group)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"lost contact with another rank at a checkpoint: {reason(error)}") from error
 
 

@@ -14,7 +14,8 @@ def gather_json(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]
         group: a group that can exchange CPU tensors; None is all ranks.
     """
     data = json.dumps(value, allow_nan=False).encode()
-    world = dist.get_world_size(group) if dist.is_initialized() else 1
+    # With a group, a process that has left it must not take itself for the only one.
+    world = 1 if group is None and not dist.is_initialized() else dist.get_world_size(group)
     if world == 1:
         return [json.loads(data)]
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]

@@ -19,7 +19,7 @@ def test_a_layer_is_one_graph(gpu: Runtime) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_layers_train_as_eager_ones_do_and_a_growing_kept_length_compiles_once(gpu: Runtime, precision: str) -> None:
+def test_a_growing_kept_length_compiles_once_and_trains_as_eager_layers_do(gpu: Runtime, precision: str) -> None:
     kept = [32, 48, 64, LENGTH]
     half = precision == "bf16"
     eager = losses(settings(bf16=half), gpu.mesh, gpu.device, kept)
