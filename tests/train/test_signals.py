@@ -72,6 +72,14 @@ def test_sigterm_in_the_middle_of_a_step_is_obeyed_after_that_step_or_the_next(
     assert steps_saved(tmp_path) == [record(tmp_path)["step"]]
 
 
+def test_sigterm_before_the_first_step_is_obeyed_after_it(
+    corpus: Corpus, tmp_path: Path, uninterrupted: list[dict[str, Any]],
+) -> None:
+    assert ask_to_stop(corpus, tmp_path, 1, "files", 1) == {10}
+    assert record(tmp_path)["step"] == 1 and steps_saved(tmp_path) == [1]
+    assert_goes_on(corpus, tmp_path, uninterrupted)
+
+
 @pytest.mark.parametrize("operation", [1, 3, 6])
 def test_a_second_sigterm_while_the_run_saves_does_not_cost_the_checkpoint(
     corpus: Corpus, tmp_path: Path, uninterrupted: list[dict[str, Any]], operation: int,
