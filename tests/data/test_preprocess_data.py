@@ -250,13 +250,19 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
+def interruptible() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running_tool(folder: Path) -> Iterator[tuple[subprocess.Popen[str], TextIO]]:
     """The tool at work with two workers, and the stream of its input, which does not end by itself."""
     os.mkfifo(folder / "in.jsonl")
     command = [sys.executable, str(TOOL), "--input", str(folder / "in.jsonl"), "--workers", "2", "--log-interval", "1"]
     with (open(os.open(folder / "in.jsonl", os.O_RDWR), "w", encoding="utf-8") as stream,
-          subprocess.Popen([*command, *map(str, COMMON)], cwd=folder, stderr=subprocess.PIPE, text=True) as run):
+          subprocess.Popen([*command, *map(str, COMMON)], cwd=folder, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=interruptible) as run):
         stream.write("".join(f"{line}\n" for line in number_lines(5, 5000)) * 8)
         stream.flush()
         assert run.stderr is not None
