@@ -2,15 +2,18 @@
 
 import glob
 import os
+import select
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from typing import Protocol
 
 from megatron_ltd.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 18
+_SIGNAL_SECONDS = 0.5
 
 
 class _Decoder(Protocol):
@@ -109,8 +112,8 @@ class TextInput:
         """The decompressed bytes."""
         decoder: _Decoder | None = None
         try:
-            with open(self.path, "rb") as stream:
-                while raw := stream.read(_CHUNK_BYTES):
+            with open(self.path, "rb", buffering=0) as stream:
+                while raw := _read_when_ready(stream):
                     self.read_bytes += len(raw)
                     if self._kind not in (".gz", ".zst"):
                         yield raw
@@ -139,6 +142,17 @@ class TextInput:
         except ImportError as error:
             raise DataError(f"{self.path} needs the package zstandard. Install it: pip install zstandard.") from error
         return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+
+def _read_when_ready(stream: FileIO) -> bytes:
+    """The next bytes; empty at the end.
+
+    From a pipe that is silent for long, too: a signal that comes between two system calls (or inside a buffered read,
+    which is many) would otherwise wait, like the input, for ever.
+    """
+    while not select.select([stream], [], [], _SIGNAL_SECONDS)[0]:
+        continue
+    return stream.read(_CHUNK_BYTES) or b""
 
 
 def _read_errors() -> tuple[type[Exception], ...]:
