@@ -6,6 +6,7 @@ The two-step installation in requirements/constraints.txt pins PyTorch first; se
 import re
 from pathlib import Path
 
+from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
@@ -36,6 +37,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    # Optional: where it cannot be compiled, the same indices are built in Python, and a run says so.
+    ext_modules=[Pybind11Extension("megatron_ltd.data.index_helpers", ["megatron_ltd/data/index_helpers.cpp"],
+                                   cxx_std=17, optional=True,
+                                   # Multiplication and subtraction stay two roundings, as in numpy.
+                                   extra_compile_args=["-O3", "-ffp-contract=off"])],
+    package_data={"megatron_ltd.data": ["*.pyi", "*.cpp"]},
     packages=find_packages(include=["megatron_ltd", "megatron_ltd.*"]),
     python_requires=">=3.11",
     install_requires=[
@@ -52,6 +59,8 @@ setup(
         "eval": ["lm-eval>=0.4.9"],
         # A faster tokenizer for byte-level BPE, same token ids.
         "fast": ["gigatoken>=0.10"],
+        # The trained sentence splitter that Megatron-LM uses; its data comes by python -m nltk.downloader punkt_tab.
+        "sentences": ["nltk>=3.9"],
         # What --compile needs on GPUs. PyTorch's CUDA builds bring their own; nothing else has to be installed.
         "gpu": ["triton>=3.0; platform_system == 'Linux'"],
         "plot": PLOT,
@@ -61,6 +70,7 @@ setup(
             "hypothesis>=6.100",
             "megatron-core==0.16.1",  # reference for sample order, file formats and layers
             "mypy>=1.11",
+            "nltk>=3.9",  # reference for sentences
             "pytest>=8.2",
             "pytest-timeout>=2.3",
             "ruff>=0.6",

@@ -42,7 +42,7 @@ find_python() {
 
 install() {
     local base stamp
-    stamp=$(cat setup.py requirements/constraints.txt | cksum)
+    stamp=$(cat setup.py requirements/constraints.txt megatron_ltd/data/index_helpers.cpp | cksum)
     if [[ $(cat "$venv/quickstart.stamp" 2>/dev/null) == "$stamp" ]]; then
         skip "$venv"
         return

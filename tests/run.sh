@@ -33,7 +33,7 @@ find_python() {
 prepare_environment() {
     local python stamp
     python=$(find_python)
-    stamp=$(cat setup.py pyproject.toml requirements/constraints.txt <("$python" -VV) <(echo "$root") |
+    stamp=$(cat setup.py pyproject.toml requirements/constraints.txt megatron_ltd/data/index_helpers.cpp <("$python" -VV) <(echo "$root") |
         "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
     if [[ -x $venv/bin/python && $(cat "$venv/requirements.stamp" 2>/dev/null) == "$stamp" ]]; then
         echo "== environment: $venv (unchanged)"
@@ -50,6 +50,11 @@ prepare_environment() {
     # PyTorch first and by itself: a build without CUDA, where one is on offer, is then kept.
     "${pip[@]}" torch==2.13.0
     "${pip[@]}" -e '.[dev]'
+    if [[ ! -e $("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]; then
+        echo "== Python's headers are not installed: the compiled index helpers are left out, and their tests skipped"
+    elif ! "$venv/bin/python" -c 'import megatron_ltd.data.index_helpers'; then
+        fail "the compiled index helpers could not be built; see: $venv/bin/pip install -v -e ."
+    fi
     echo "$stamp" >"$venv/requirements.stamp"
 }
 

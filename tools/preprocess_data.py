@@ -3,27 +3,32 @@
     python tools/preprocess_data.py --input books.jsonl.zst --output-prefix data/books --append-eod --workers 4 \\
         --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt
 
+For BERT, --split-sentences makes every sentence a sequence, in `{output-prefix}_{key}_sentence`:
+
+    python tools/preprocess_data.py --input books.jsonl.zst --output-prefix data/books --split-sentences --workers 4 \\
+        --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
+
 Input is loose JSON (an object a line) in plain, .gz or .zst files; a .txt file is one document. Each
---json-keys makes a corpus of its own. The output does not depend on --workers. A bad line ends the run with
-exit code 21 and its place.
+--json-keys makes a corpus of its own. The output does not depend on --workers. A line that holds
+no document ends the run with exit code 21 and its place; --on-bad-line leaves such lines out (skip), or keeps them
+beside the output too (quarantine: {output-prefix}_rejected.jsonl, and .txt with the reasons).
 """
 
 import argparse
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.preprocess import EncodingPlan, Progress, preprocess
+from megatron_ltd.data.sentences import SPLITTERS, SentencePlan
 from megatron_ltd.data.text_input import expand_inputs
 from megatron_ltd.errors import ConfigError, UserError
 
 NOT_HERE = {
-    "--split-sentences": "sentence corpora are not supported yet; leave the flag out for GPT",
-    "--keep-newlines": "sentence corpora are not supported yet; text is kept as it is",
-    "--lang": "sentence corpora are not supported yet; leave the flag out for GPT",
     "--partitions": "use --workers; the input is never copied into partitions",
     "--keep-sequential-samples": "documents always keep the order of the input; leave the flag out",
     "--dataset-impl": "there is one format, Megatron's mmap; leave the flag out",
@@ -37,13 +42,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, in order")
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
+    parser.add_argument("--split-sentences", action="store_true", help="every sentence is a sequence of its own (BERT)")
+    parser.add_argument("--keep-newlines", action="store_true",
+                        help="with --split-sentences: sentences keep the white space that follows them")
+    parser.add_argument("--sentence-splitter", choices=SPLITTERS, default="auto",
+                        help="the rules that ship, nltk's punkt, or punkt if nltk has its data (auto)")
+    parser.add_argument("--lang", default="english", metavar="LANGUAGE",
+                        help="language of the text, as nltk calls it; the rules know abbreviations of English")
     parser.add_argument("--output-prefix", required=True, metavar="PATH", help="path of the output without suffix")
+    parser.add_argument("--on-bad-line", choices=["fail", "skip", "quarantine"], default="fail",
+                        help="what to do with lines that hold no document")
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
     parser.add_argument("--log-interval", type=int, default=1000, help="documents between progress lines")
     parser.add_argument("--tokenizer-type", required=True, choices=[
-        "GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"])
+        "GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "BertWordPieceLowerCase",
+        "BertWordPieceCase", "NullTokenizer"])
     parser.add_argument("--tokenizer-model", metavar="FILE", help="SentencePiece .model, tokenizer.json or its folder")
-    parser.add_argument("--vocab-file", metavar="FILE", help="vocab.json of GPT-2 BPE")
+    parser.add_argument("--vocab-file", metavar="FILE", help="vocab.json of GPT-2 BPE, or vocab.txt of BERT")
     parser.add_argument("--merge-file", metavar="FILE", help="merges.txt of GPT-2 BPE")
     parser.add_argument("--vocab-size", type=int, help="token ids of NullTokenizer")
     options, unknown = parser.parse_known_args(arguments)
@@ -55,23 +70,49 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in ("workers", "log_interval"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} = {getattr(options, name)} must be at least 1.")
+    if not options.split_sentences:
+        given = {"--keep-newlines": options.keep_newlines, "--sentence-splitter": options.sentence_splitter != "auto",
+                 "--lang": options.lang != "english"}
+        for flag in (flag for flag in given if given[flag]):
+            raise ConfigError(f"{flag} means nothing without --split-sentences; add that, or leave {flag} out: whole "
+                              "documents are kept as they are.")
     if len(set(options.json_keys)) < len(options.json_keys):
         raise ConfigError(f"--json-keys = {' '.join(options.json_keys)}: a key is given twice.")
     return options
 
 
+def sentence_plan(options: argparse.Namespace) -> SentencePlan:
+    """How to cut sentences, once it is known what can: all workers then do the same."""
+    plan = SentencePlan(options.sentence_splitter, options.lang, options.keep_newlines)
+    name = plan.build().name
+    if options.sentence_splitter == "auto":
+        reason = "found" if name == "punkt" else f"nltk or its data punkt_tab for {options.lang} is not installed"
+        print(f"Sentences are cut by {name} ({reason}).", file=sys.stderr, flush=True)
+    return replace(plan, splitter=name)
+
+
 def run(options: argparse.Namespace) -> None:
     tokenizer = DataConfig(tokenizer_type=options.tokenizer_type, tokenizer_model=options.tokenizer_model,
                            vocab_file=options.vocab_file, merge_file=options.merge_file)
-    plan = EncodingPlan(tokenizer, options.vocab_size, tuple(options.json_keys), options.append_eod)
+    plan = EncodingPlan(tokenizer, options.vocab_size, tuple(options.json_keys), options.append_eod,
+                        sentence_plan(options) if options.split_sentences else None, options.on_bad_line)
+
+    rejected = 0
 
     def report(progress: Progress) -> None:
+        nonlocal rejected
+        rejected = progress.rejected
         print(progress.line(), file=sys.stderr, flush=True)
 
-    for corpus in preprocess(plan, expand_inputs(options.input), options.output_prefix, options.workers, report,
-                             options.log_interval):
-        print(f"Wrote {corpus.prefix}.bin and .idx: {corpus.documents} documents, {corpus.tokens} tokens of "
-              f"type {corpus.dtype}.")
+    written = preprocess(plan, expand_inputs(options.input), options.output_prefix, options.workers, report,
+                         options.log_interval)
+    if rejected:
+        kept = f"; they are in {options.output_prefix}_rejected.jsonl, the reasons in .txt" \
+            if options.on_bad_line == "quarantine" else ""
+        print(f"Left out {rejected} lines that hold no document{kept}.")
+    for corpus in written:
+        print(f"Wrote {corpus.prefix}.bin and .idx: {corpus.documents} documents, "
+              f"{corpus.sequences} sequences, {corpus.tokens} tokens of type {corpus.dtype}.")
 
 
 def main(arguments: list[str]) -> int:

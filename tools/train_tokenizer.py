@@ -6,6 +6,7 @@
 and vocab.json with merges.txt (GPT2BPETokenizer --vocab-file --merge-file), which give the same ids.
 `sentencepiece` is BPE with byte fallback as in Llama: tokenizer.model (SentencePieceTokenizer
 --tokenizer-model DIR/tokenizer.model).
+`wordpiece` is BERT's, without upper case: vocab.txt (BertWordPieceLowerCase --vocab-file DIR/vocab.txt).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megatron_ltd.data.documents import documents
 from megatron_ltd.data.text_input import TextInput, expand_inputs
+from megatron_ltd.data.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError, UserError
 
 EOD = "<|endoftext|>"
@@ -72,6 +75,36 @@ def train_bpe(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
             "merges.txt": ("\n".join(merges) + "\n").encode()}
 
 
+def train_wordpiece(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
+    """Files of a WordPiece tokenizer, by name.
+
+    Half of the vocabulary at most is single characters, at the start of a word or inside it; words with rarer ones
+    teach nothing. The library numbers characters in an order that changes from run to run, and ties follow the numbers,
+    so the characters are given to it first.
+    """
+    engine = wordpiece_engine({token: number for number, token in enumerate(SPECIAL_TOKENS)}, lowercase=True)
+    words: Counter[str] = Counter()
+    for text in texts(paths, key):
+        words.update(word for word, _ in engine.pre_tokenizer.pre_tokenize_str(engine.normalizer.normalize_str(text)))
+    pieces: Counter[str] = Counter()
+    for word, count in words.items():
+        for piece in (word[0], *(f"{CONTINUATION}{character}" for character in word[1:])):
+            pieces[piece] += count
+    kept = sorted(sorted(pieces), key=lambda piece: -pieces[piece])[:vocab_size // 2]
+    alphabet = [*SPECIAL_TOKENS, *sorted(kept, key=lambda piece: (piece.startswith(CONTINUATION), piece))]
+    known = set(alphabet)
+    lessons = (" ".join([word] * count) for word, count in sorted(words.items())
+               if word[0] in known and all(f"{CONTINUATION}{character}" in known for character in word[1:]))
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=alphabet, min_frequency=1,
+                                        show_progress=sys.stderr.isatty(), continuing_subword_prefix=CONTINUATION)
+    engine.train_from_iterator(lessons, trainer)
+    tokens = [token for token, _ in sorted(engine.get_vocab().items(), key=lambda item: item[1])]
+    if len(tokens) != vocab_size:
+        raise DataError(f"The input yields {len(tokens)} tokens, --vocab-size = {vocab_size} were asked for. Give more "
+                        "text, or another --vocab-size.")
+    return {"vocab.txt": ("\n".join(tokens) + "\n").encode()}
+
+
 def train_sentencepiece(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
     """Files of a SentencePiece tokenizer, by name."""
     model = io.BytesIO()
@@ -85,6 +118,9 @@ def train_sentencepiece(paths: list[str], key: str, vocab_size: int) -> dict[str
         raise DataError(f"SentencePiece cannot train --vocab-size = {vocab_size} on this input: {error}. It "
                         "needs at least 259 tokens and one for each character, and enough text.") from error
     return {"tokenizer.model": model.getvalue()}
+
+
+TRAINERS = {"bpe": train_bpe, "sentencepiece": train_sentencepiece, "wordpiece": train_wordpiece}
 
 
 def write(folder: str, files: dict[str, bytes]) -> None:
@@ -107,12 +143,11 @@ def run(arguments: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, .jsonl or .txt")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tokenizer")
-    parser.add_argument("--type", choices=["bpe", "sentencepiece"], default="bpe", help="kind of tokenizer")
+    parser.add_argument("--type", choices=list(TRAINERS), default="bpe", help="kind of tokenizer")
     parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones included")
     parser.add_argument("--json-key", default="text", metavar="KEY", help="key that holds text")
     options = parser.parse_args(arguments)
-    train = train_bpe if options.type == "bpe" else train_sentencepiece
-    files = train(expand_inputs(options.input), options.json_key, options.vocab_size)
+    files = TRAINERS[options.type](expand_inputs(options.input), options.json_key, options.vocab_size)
     write(options.output, files)
     print(f"Wrote {', '.join(os.path.join(options.output, name) for name in files)}: {options.vocab_size} tokens.")
 

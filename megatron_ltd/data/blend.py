@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ltd.data.index_cache import cached_arrays
+from megatron_ltd.data.native import helpers
 from megatron_ltd.data.sample import Dataset, Sample
 from megatron_ltd.errors import ConfigError
 
@@ -69,9 +70,18 @@ def dataset_sizes(num_samples: int, weights: Sequence[float], surplus: float = 0
     return [int(math.ceil(math.ceil(num_samples * weight) * (1 + surplus))) for weight in weights]
 
 
-def build_blend_index(weights: Sequence[float], size: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """For each of `size` samples the number of its dataset, and its number in that dataset."""
+def build_blend_index(weights: Sequence[float], size: int, *,
+                      native: bool = True) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """For each of `size` samples the number of its dataset, and its number in that dataset.
+
+    Args:
+        native: use the compiled loop where it is there; the result is the same.
+    """
     share = np.array(normalize(weights), dtype=np.float64)
+    module = helpers() if native else None
+    if module is not None:
+        chosen, position = module.blend(share, size)
+        return chosen, position
     drawn = np.zeros(len(share), dtype=np.float64)
     behind = np.empty_like(share)
     dataset_index = np.zeros(size, dtype=np.int16)

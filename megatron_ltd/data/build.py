@@ -3,7 +3,12 @@
 import hashlib
 from typing import NamedTuple
 
+import numpy as np
+
 from megatron_ltd.config import RunConfig
+from megatron_ltd.data.bert_dataset import BertDataset
+from megatron_ltd.data.bert_sample import LEAST_TOKENS as BERT_LEAST_TOKENS
+from megatron_ltd.data.bert_sample import BertSampleForm
 from megatron_ltd.data.blend import (
     SURPLUS,
     BlendedDataset,
@@ -16,9 +21,10 @@ from megatron_ltd.data.blend import (
 from megatron_ltd.data.gpt_dataset import GPTDataset
 from megatron_ltd.data.gpt_index import SPLITS, split_bounds, split_range
 from megatron_ltd.data.indexed import IndexedCorpus
-from megatron_ltd.data.mock_dataset import MockDataset
+from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
-from megatron_ltd.data.tokenizer import Tokenizer
+from megatron_ltd.data.tokenizer import MaskedTokenizer, Tokenizer
+from megatron_ltd.data.wordpiece import MaskedVocabulary
 from megatron_ltd.errors import ConfigError, DataError
 
 _VOCABULARY_SPANS = 64
@@ -33,24 +39,25 @@ class Datasets(NamedTuple):
 
 
 def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, valid_samples: int,
-                   test_samples: int) -> Datasets:
+                   test_samples: int, predictions_per_sample: int | None = None) -> Datasets:
     """Builds what the settings ask for.
 
     Args:
         train_samples, valid_samples, test_samples: samples that the run will read of each; 0: not needed.
+        predictions_per_sample: places for predicted tokens in a BERT sample; GPT takes none.
 
     Raises:
-        ConfigError: no source of data, or two that contradict each other.
+        ConfigError: no source of data, two that contradict each other, or a tokenizer that BERT cannot use.
         DataError: a corpus is missing, damaged, of another vocabulary, or too small.
     """
     if train_samples < 1:
         raise ConfigError(f"A run of {train_samples} training samples reads nothing; set --train-iters, "
                           "--train-samples or --train-tokens.")
-    form = GPTSampleForm.from_config(config.data, config.model.seq_length, tokenizer.vocab_size, tokenizer.eod)
+    form = _form(config, tokenizer, predictions_per_sample)
     samples = (train_samples, valid_samples, test_samples)
     datasets: list[Dataset | None]
     if config.data.mock_data:
-        datasets = [MockDataset(split, count, config.training.seed, form) if count else None
+        datasets = [_mock_dataset(split, count, config.training.seed, form) if count else None
                     for split, count in enumerate(samples)]
     else:
         builder = _Builder(config, form)
@@ -70,6 +77,41 @@ def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
 
 
 Bounds = tuple[float, float]
+Form = GPTSampleForm | BertSampleForm
+
+
+def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> Form:
+    seq_length = config.model.seq_length
+    if config.model.family == "gpt":
+        return GPTSampleForm.from_config(config.data, seq_length, tokenizer.vocab_size, tokenizer.eod)
+    if seq_length < BERT_LEAST_TOKENS:
+        raise ConfigError(f"--seq-length = {seq_length}: a BERT sample takes at least {BERT_LEAST_TOKENS} tokens, "
+                          "three of them special; choose such a length.")
+    if predictions is None:
+        raise ValueError("BERT samples need predictions_per_sample")
+    return BertSampleForm.from_config(config.data, seq_length, predictions, _masked_vocabulary(config, tokenizer),
+                                      not config.model.bert_no_binary_head)
+
+
+def _masked_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> MaskedVocabulary:
+    size = tokenizer.vocab_size
+    if isinstance(tokenizer, MaskedTokenizer) and tokenizer.pad is not None:
+        return MaskedVocabulary(size, tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask,
+                                tokenizer.continues_word)
+    if not config.data.mock_data:
+        raise ConfigError(
+            f"--tokenizer-type = {config.data.tokenizer_type}: it has no [CLS], [SEP], [MASK] and [PAD], which BERT "
+            "needs. Use BertWordPieceLowerCase or BertWordPieceCase with --vocab-file, or HuggingFaceTokenizer with a "
+            "WordPiece that has them, and a corpus written with it.")
+    if size < 5:
+        raise ConfigError(f"--vocab-size = {config.model.vocab_size}: made-up BERT samples take at least 5 token ids.")
+    return MaskedVocabulary(size, pad=0, cls=1, sep=2, mask=3, continues_word=np.zeros(size, dtype=np.bool_))
+
+
+def _mock_dataset(split: int, samples: int, seed: int, form: Form) -> Dataset:
+    if isinstance(form, BertSampleForm):
+        return MockBertDataset(split, samples, seed, form)
+    return MockDataset(split, samples, seed, form)
 
 
 def _sources(config: RunConfig) -> list[tuple[BlendSource, Bounds] | None]:
@@ -100,7 +142,7 @@ def _sources(config: RunConfig) -> list[tuple[BlendSource, Bounds] | None]:
 class _Builder:
     """Builds datasets and opens each corpus once."""
 
-    def __init__(self, config: RunConfig, form: GPTSampleForm):
+    def __init__(self, config: RunConfig, form: Form):
         self.config, self.form = config, form
         self.corpora: dict[str, IndexedCorpus] = {}
 
@@ -129,17 +171,21 @@ class _Builder:
             datasets.append(dataset)
         return BlendedDataset(datasets, index)
 
-    def part(self, split: str, prefix: str, bounds: Bounds, num_samples: int | None) -> GPTDataset:
-        """One split of one corpus."""
-        corpus = self.corpus(prefix)
-        sequences = split_range(bounds, len(corpus))
-        if not sequences:
+    def part(self, split: str, prefix: str, bounds: Bounds, num_samples: int | None) -> Dataset:
+        """One split of one corpus: of its sequences for GPT, of its documents for BERT."""
+        corpus, form, data = self.corpus(prefix), self.form, self.config.data
+        unit, count = ("sequences", len(corpus)) if isinstance(form, GPTSampleForm) else \
+            ("documents", len(corpus.document_indices) - 1)
+        part = split_range(bounds, count)
+        if not part:
             raise DataError(
-                f"The {split} set is empty: --split = {self.config.data.split} gives it sequences [{sequences.start}, "
-                f"{sequences.stop}) of the {len(corpus)} in {prefix}. Give it a larger share, a corpus of more "
+                f"The {split} set is empty: --split = {data.split} gives it {unit} [{part.start}, "
+                f"{part.stop}) of the {count} in {prefix}. Give it a larger share, a corpus of more "
                 "documents, or --train-data-path and --valid-data-path; --eval-iters 0 runs without validation.")
-        return GPTDataset(corpus, sequences, num_samples, self.config.training.seed, self.form,
-                          self.config.data.data_cache_path)
+        seed, cache = self.config.training.seed, data.data_cache_path
+        if isinstance(form, BertSampleForm):
+            return BertDataset(corpus, part, num_samples, seed, form, cache)
+        return GPTDataset(corpus, part, num_samples, seed, form, cache)
 
     def corpus(self, prefix: str) -> IndexedCorpus:
         if prefix not in self.corpora:

@@ -2,11 +2,33 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megatron_ltd.data.text_input import Block
 from megatron_ltd.errors import DataError
 
 _EXCERPT_BYTES = 80
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that holds no document.
+
+    Attributes:
+        first_byte: where it begins in the (decompressed) file.
+        data: the line without its newline, or all of a file that was to be one document.
+    """
+
+    path: str
+    line: int
+    first_byte: int
+    problem: str
+    data: bytes
+
+    def __str__(self) -> str:
+        excerpt = self.data[:_EXCERPT_BYTES].decode("utf-8", errors="backslashreplace")
+        end = "..." if len(self.data) > _EXCERPT_BYTES else "."
+        return f"{self.path}:{self.line}:{self.first_byte}: {self.problem}: {excerpt!r}{end}"
 
 
 def documents(block: Block, json_keys: Sequence[str]) -> list[list[str]]:
@@ -15,52 +37,71 @@ def documents(block: Block, json_keys: Sequence[str]) -> list[list[str]]:
     Raises:
         DataError: a line is no JSON object with a string under every key; it names file, line and byte.
     """
-    if block.whole:
-        return [[_decoded(block, 0, block.data)]] * len(json_keys)
-    texts: list[list[str]] = [[] for _ in json_keys]
-    for number, line in enumerate(block.lines()):
-        if not line.strip():
-            raise _bad_line(block, number, "a blank line")
-        try:
-            document = json.loads(_decoded(block, number, line))
-        except json.JSONDecodeError as error:
-            raise _bad_line(block, number, f"no JSON object: {error.msg} at column {error.colno}") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless brackets
-            raise _bad_line(block, number, f"no JSON object that can be read: {error}") from error
-        if not isinstance(document, dict):
-            raise _bad_line(block, number, f"a JSON {type(document).__name__}, not an object")
-        for key, column in zip(json_keys, texts, strict=True):
-            text = document.get(key)
-            if not isinstance(text, str):
-                found = f"{type(text).__name__} under" if key in document else "no"
-                raise _bad_line(block, number, f"{found} key {key!r}; it must hold a string (--json-keys)")
-            column.append(_encodable(block, number, key, text))
+    texts, bad = sorted_documents(block, json_keys, most_bad=1)
+    if bad:
+        raise DataError(f"{bad[0]} Correct or remove this line (file:line:byte) and run again; nothing was written.")
     return texts
 
 
-def _decoded(block: Block, number: int, line: bytes) -> str:
+def sorted_documents(block: Block, json_keys: Sequence[str],
+                     most_bad: int | None = None) -> tuple[list[list[str]], list[BadLine]]:
+    """The texts of a block's good lines, for each key, and its bad lines.
+
+    Args:
+        most_bad: stop at so many bad lines.
+    """
+    texts: list[list[str]] = [[] for _ in json_keys]
+    bad: list[BadLine] = []
+    first_byte = block.first_byte
+    for number, line in enumerate([block.data] if block.whole else block.lines()):
+        found = _whole(line, json_keys) if block.whole else _texts(line, json_keys)
+        if isinstance(found, str):
+            bad.append(BadLine(block.path, block.first_line + number, first_byte, found, line))
+            if len(bad) == most_bad:
+                break
+        else:
+            for text, column in zip(found, texts, strict=True):
+                column.append(text)
+        first_byte += len(line) + 1
+    return texts, bad
+
+
+def _whole(data: bytes, json_keys: Sequence[str]) -> list[str] | str:
+    """The document that a file is, or what is wrong with it."""
     try:
-        return line.decode("utf-8")
+        return [data.decode("utf-8")] * len(json_keys)
     except UnicodeDecodeError as error:
-        raise _bad_line(block, number, f"not UTF-8: {error.reason} at byte {error.start} of the line") from error
+        return _not_utf8(error)
 
 
-def _encodable(block: Block, number: int, key: str, text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise _bad_line(block, number, f"key {key!r} holds half of a surrogate pair "
-                                           f"({text[error.start]!a})") from error
-    return text
+def _texts(line: bytes, json_keys: Sequence[str]) -> list[str] | str:
+    """The text of a line under each key, or what is wrong with it."""
+    if not line.strip():
+        return "a blank line"
+    try:
+        document = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _not_utf8(error)
+    except json.JSONDecodeError as error:
+        return f"no JSON object: {error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless brackets
+        return f"no JSON object that can be read: {error}"
+    if not isinstance(document, dict):
+        return f"a JSON {type(document).__name__}, not an object"
+    texts = []
+    for key in json_keys:
+        text = document.get(key)
+        if not isinstance(text, str):
+            found = f"{type(text).__name__} under" if key in document else "no"
+            return f"{found} key {key!r}; it must hold a string (--json-keys)"
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                return f"key {key!r} holds half of a surrogate pair ({text[error.start]!a})"
+        texts.append(text)
+    return texts
 
 
-def _bad_line(block: Block, number: int, problem: str) -> DataError:
-    """The error for line `number` (from 0) of a block, with its place in the file."""
-    line = block.data if block.whole else block.lines()[number]
-    first_byte = block.first_byte if block.whole else block.first_byte + sum(
-        len(earlier) + 1 for earlier in block.lines()[:number])
-    excerpt = line[:_EXCERPT_BYTES].decode("utf-8", errors="backslashreplace")
-    end = "..." if len(line) > _EXCERPT_BYTES else "."
-    return DataError(f"{block.path}:{block.first_line + number}:{first_byte}: {problem}: {excerpt!r}{end} Correct or "
-                     "remove this line (file:line:byte) and run again; nothing was written.")
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: {error.reason} at byte {error.start} of the line"

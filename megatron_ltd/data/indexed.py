@@ -96,6 +96,13 @@ class IndexedCorpus:
                              f"{self.prefix}")
         return self._read_tokens(int(self._pointers[index]) // self.dtype.itemsize + offset, length)
 
+    def read_sequences(self, first: int, end: int) -> TokenArray:
+        """Tokens of consecutive sequences, back to back."""
+        if not 0 <= first < end <= len(self):
+            raise IndexError(f"sequences [{first}, {end}) of {len(self)} in {self.prefix}")
+        tokens = int(self.sequence_lengths[first:end].sum(dtype=np.int64))
+        return self._read_tokens(int(self._pointers[first]) // self.dtype.itemsize, tokens)
+
     def token_id_range(self, spans: int | None = None) -> tuple[int, int]:
         """Smallest and largest token id: of the whole corpus, or of so many spans of 8,192 tokens spread evenly
         from its first token to its last. (0, 0) for a corpus without tokens."""

@@ -59,6 +59,11 @@ class IndexedCorpusWriter:
         """Documents added so far."""
         return len(self._documents) - 1
 
+    @property
+    def sequences(self) -> int:
+        """Sequences added so far."""
+        return len(self._lengths)
+
     def add_document(self, tokens: ArrayLike, lengths: ArrayLike | None = None) -> None:
         """Appends one document.
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ltd.data.bert_sample import BertSampleForm
 from megatron_ltd.data.sample import GPTSampleForm, Sample
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -37,6 +38,28 @@ class MockDataset:
 
     def sample(self, index: int) -> Sample:
         return self.form.arrays(self[index])
+
+
+class MockBertDataset:
+    """Full-length BERT samples of such tokens: two sentences of equal length, or one without the binary head."""
+
+    def __init__(self, split: int, num_samples: int, seed: int, form: BertSampleForm):
+        self.form, self._seed = form, seed
+        self._text = MockDataset(split, num_samples, seed, GPTSampleForm(form.longest - 1, form.vocab_size, eod=-1))
+        self.digest = hashlib.sha256(f"{self._text.digest} {json.dumps(form.key())}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
+        return self._text[index]
+
+    def sample(self, index: int) -> Sample:
+        text = self[index]
+        half = len(text) // 2
+        lengths = np.array([half, len(text) - half] if self.form.binary_head else [len(text)], dtype=np.int32)
+        random = np.random.RandomState((self._seed + index) % 2**32)
+        return self.form.arrays(text, lengths, self.form.longest, random)
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

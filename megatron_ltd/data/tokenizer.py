@@ -1,22 +1,36 @@
-"""Text to token ids and back, for the four kinds of tokenizer that a corpus can be written with.
+"""Text to token ids and back, for the kinds of tokenizer that a corpus can be written with.
 
-The names of special tokens inside a text are treated as the tokenizer's own library does by default: GPT-2 and
-Hugging Face tokenizers read `<|endoftext|>` in a document as that token (as `transformers` does with the same files),
-SentencePiece reads `</s>` as ordinary characters. No tokenizer adds a token of its own, such as a beginning-of-text
-token, to what it encodes: only `tools/preprocess_data.py --append-eod` adds the end-of-document token.
+The names of special tokens inside a text are treated as the tokenizer's own library does by default: GPT-2 and Hugging
+Face tokenizers read `<|endoftext|>` in a document as that token (as `transformers` does with the same files),
+SentencePiece reads `</s>` as ordinary characters, BERT's WordPiece reads `[MASK]` as that token. No tokenizer adds a
+token of its own, such as a beginning-of-text token, to what it encodes: only `tools/preprocess_data.py --append-eod`
+adds the end-of-document token.
 """
 
 import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import sentencepiece
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_ltd.config import DataConfig
+from megatron_ltd.data.wordpiece import (
+    CLS,
+    MASK,
+    PAD,
+    SEP,
+    UNK,
+    continuations,
+    is_masked_wordpiece,
+    read_vocabulary,
+    wordpiece_engine,
+)
 from megatron_ltd.errors import ConfigError, DataError
 
 EOD_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>")
@@ -47,6 +61,22 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+@runtime_checkable
+class MaskedTokenizer(Tokenizer, Protocol):
+    """A tokenizer with which BERT can be pretrained; [SEP] is its end-of-document token.
+
+    Attributes:
+        cls, sep, mask, unk: ids of these special tokens; `pad` is one too.
+        continues_word: [vocab_size], True for the pieces ("##ing") that belong to the word of the token before them.
+    """
+
+    cls: int
+    sep: int
+    mask: int
+    unk: int
+    continues_word: NDArray[np.bool_]
+
+
 def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
     """The tokenizer of --tokenizer-type.
 
@@ -70,11 +100,14 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
                                        _required(config.merge_file, "--merge-file", kind))
     elif kind == "SentencePieceTokenizer":
         tokenizer = SentencePieceTokenizer(_required(config.tokenizer_model, "--tokenizer-model", kind))
+    elif kind == "BertWordPieceLowerCase" or kind == "BertWordPieceCase":
+        tokenizer = bert_tokenizer(_required(config.vocab_file, "--vocab-file", kind), kind)
     elif kind == "HuggingFaceTokenizer":
         tokenizer = hugging_face_tokenizer(_required(config.tokenizer_model, "--tokenizer-model", kind))
     else:
         raise ConfigError(f"--tokenizer-type = {kind}: choose one of GPT2BPETokenizer, SentencePieceTokenizer, "
-                          "HuggingFaceTokenizer, NullTokenizer (with --mock-data: NullTokenizer and --vocab-size).")
+                          "HuggingFaceTokenizer, BertWordPieceLowerCase, BertWordPieceCase, NullTokenizer (with "
+                          "--mock-data: NullTokenizer and --vocab-size).")
     if vocab_size is not None and vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"--vocab-size = {vocab_size} is less than the {tokenizer.vocab_size} ids of the tokenizer "
                           f"in {', '.join(tokenizer.files)}. Leave the flag out, or raise it.")
@@ -114,6 +147,22 @@ class HuggingFaceEngine:
         return self._engine.decode(list(ids), skip_special_tokens=False)
 
 
+class MaskedEngine(HuggingFaceEngine):
+    """A WordPiece tokenizer with BERT's special tokens."""
+
+    def __init__(self, kind: str, engine: tokenizers.Tokenizer, files: tuple[str, ...]):
+        super().__init__(kind, engine, files, (SEP,))
+        self.pad: int | None = engine.token_to_id(PAD)
+        self.cls, self.sep, self.mask, self.unk = (engine.token_to_id(token) for token in (CLS, SEP, MASK, UNK))
+        self.continues_word = continuations(engine, self.vocab_size)
+
+
+def bert_tokenizer(vocab_file: str, kind: str) -> MaskedEngine:
+    """BERT's WordPiece from vocab.txt; ids equal those of transformers' BertTokenizerFast."""
+    path = _readable(vocab_file, "--vocab-file")
+    return MaskedEngine(kind, wordpiece_engine(read_vocabulary(path), kind == "BertWordPieceLowerCase"), (path,))
+
+
 def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
     """Byte-level BPE as in GPT-2, from vocab.json and merges.txt; ids equal those of transformers' GPT2Tokenizer."""
     files = (_readable(vocab_file, "--vocab-file"), _readable(merge_file, "--merge-file"))
@@ -138,6 +187,8 @@ def hugging_face_tokenizer(path: str) -> HuggingFaceEngine:
         engine = tokenizers.Tokenizer.from_file(file)
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{file} is no tokenizer.json of Hugging Face tokenizers: {error}.") from error
+    if is_masked_wordpiece(engine):
+        return MaskedEngine("HuggingFaceTokenizer", engine, (file,))
     return HuggingFaceEngine("HuggingFaceTokenizer", engine, (file,), EOD_TOKENS)
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -9,3 +10,12 @@ def oracle() -> ModuleType:
     pytest.importorskip("megatron.core")
     from tests.data import megatron_oracle
     return megatron_oracle
+
+
+@pytest.fixture
+def bert_oracle() -> Iterator[ModuleType]:
+    """megatron-core's BERT dataset, likewise."""
+    pytest.importorskip("megatron.core")
+    from tests.data import bert_oracle
+    with bert_oracle.Alone():
+        yield bert_oracle

@@ -24,3 +24,19 @@ def write_corpus(prefix: Path, documents: Documents, vocab_size: int | None = No
         for document in documents:
             writer.add_document(document, [len(document)])
     return IndexedCorpus(str(prefix))
+
+
+def write_sentences(prefix: Path, documents: Sequence[Documents], vocab_size: int | None = None) -> IndexedCorpus:
+    """Each document as a list of sentences."""
+    with IndexedCorpusWriter(str(prefix), vocab_size) as writer:
+        for sentences in documents:
+            writer.add_document([token for sentence in sentences for token in sentence],
+                                [len(sentence) for sentence in sentences])
+    return IndexedCorpus(str(prefix))
+
+
+def random_sentences(seed: int, count: int, most: int, longest: int, vocab_size: int) -> list[list[list[int]]]:
+    """Documents of 0 to `most` sentences of 1 to `longest` tokens, of ids from 5 on."""
+    random = np.random.default_rng(seed)
+    return [[random.integers(5, vocab_size, size).tolist() for size in random.integers(1, longest + 1, sentences)]
+            for sentences in random.integers(0, most + 1, count)]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ltd.data import native
 from megatron_ltd.data.blend import (
     SURPLUS,
     BlendedDataset,
@@ -39,7 +40,8 @@ def digest(index: tuple[np.ndarray, np.ndarray]) -> str:
 
 @pytest.mark.parametrize("weights", list(GOLDEN))
 def test_the_blend_is_the_recorded_one_of_megatron_core(weights: tuple[float, ...]) -> None:
-    assert digest(build_blend_index(weights, 1000)) == GOLDEN[weights]
+    for compiled in (True, False):
+        assert digest(build_blend_index(weights, 1000, native=compiled)) == GOLDEN[weights]
 
 
 def test_the_blend_equals_megatron_cores_for_many_weights() -> None:
@@ -65,6 +67,14 @@ def test_every_dataset_is_walked_in_order_and_gets_its_share(weights: list[float
         assert walked.tolist() == list(range(len(walked)))
         assert len(walked) <= share * max(size - 1, 1) + 1 + 1e-9
     assert len(dataset_index) == size
+
+
+@pytest.mark.skipif(native.load()[0] is None, reason=native.load()[1])
+@given(weights=WEIGHTS, size=st.integers(0, 2000))
+def test_the_compiled_blend_is_the_one_of_numpy(weights: list[float], size: int) -> None:
+    for mine, reference in zip(build_blend_index(weights, size), build_blend_index(weights, size, native=False),
+                               strict=True):
+        assert mine.dtype == reference.dtype and np.array_equal(mine, reference)
 
 
 def test_two_samples_of_three_come_from_the_heavier_dataset() -> None:

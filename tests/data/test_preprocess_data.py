@@ -1,7 +1,9 @@
+import dataclasses
 import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import zstandard
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.indexed import IndexedCorpus
 from megatron_ltd.data.preprocess import EncodingPlan, Progress, preprocess
+from megatron_ltd.data.sentences import RuleSplitter, SentencePlan
 from megatron_ltd.errors import DataError
 from tools import preprocess_data
 
@@ -121,6 +124,57 @@ def test_bytes_do_not_depend_on_workers_files_or_compression(tmp_path: Path) -> 
     assert set(found[0]) == {"c_text_document.bin", "c_text_document.idx"}
 
 
+SENTENCES = EncodingPlan(DataConfig(tokenizer_type="NullTokenizer"), 1000, append_eod=True,
+                         sentences=SentencePlan("rules"))
+
+
+def test_every_sentence_is_a_sequence_and_documents_are_marked(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ['{"text": "1 2\\n\\n3\\n\\n4 5"}', '{"text": ""}', '{"text": "6"}'])
+    preprocess(SENTENCES, [str(path)], str(tmp_path / "out"), 1, lambda progress: None)
+    corpus = IndexedCorpus(str(tmp_path / "out_text_sentence"))
+    assert [corpus.read(i).tolist() for i in range(len(corpus))] == [[1, 2], [3], [4, 5, 1000], [6, 1000]]
+    assert corpus.document_indices.tolist() == [0, 3, 3, 4]
+    assert corpus.read_sequences(1, 4).tolist() == [3, 4, 5, 1000, 6, 1000]
+
+
+def test_sentence_corpora_equal_megatron_cores_builder_with_any_number_of_workers(
+        tmp_path: Path, shared_data: Path) -> None:
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    source = shared_data / "train" / "wiki.valid.jsonl.zst"
+    vocabulary = shared_data / "tokenizers" / "bert" / "bert-large-uncased-vocab.txt"
+    tokenizer = DataConfig(tokenizer_type="BertWordPieceLowerCase", vocab_file=str(vocabulary))
+    plan = EncodingPlan(tokenizer, None, sentences=SentencePlan("rules"))
+    for workers in (1, 3):
+        preprocess(plan, [str(source)], str(tmp_path / str(workers) / "c"), workers, lambda progress: None)
+    engine, splitter = plan.build_tokenizer(), RuleSplitter()
+    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "m.bin"), np.uint16)
+    with zstandard.open(source, "rt", encoding="utf-8") as stream:
+        for line in stream:
+            text = json.loads(line)["text"]
+            ids = [engine.encode(text[start:end]) for start, end in splitter.spans(text)]
+            builder.add_document([token for sentence in ids for token in sentence],
+                                 [len(sentence) for sentence in ids if sentence])
+    builder.finalize(str(tmp_path / "m.idx"))
+    for suffix in ("bin", "idx"):
+        found = [(tmp_path / str(workers) / f"c_text_sentence.{suffix}").read_bytes() for workers in (1, 3)]
+        assert found[0] == found[1] == (tmp_path / f"m.{suffix}").read_bytes()
+
+
+def test_the_tool_says_what_cuts_sentences(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ['{"text": "1 2"}'])
+    environment = {**os.environ, "NLTK_DATA": str(tmp_path)}
+    command = [sys.executable, str(TOOL), "--input", str(path), *map(str, COMMON), "--split-sentences"]
+    taken = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert taken.returncode == 0, taken.stderr
+    assert "Sentences are cut by rules (nltk or its data punkt_tab for klingon is not installed)." in subprocess.run(
+        [*command, "--lang", "klingon"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False).stderr
+    assert "1 documents, 1 sequences, 2 tokens" in taken.stdout
+    refused = subprocess.run([*command, "--lang", "klingon", "--sentence-splitter", "punkt"], cwd=tmp_path,
+                             env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 21 and "--sentence-splitter punkt" in refused.stderr
+
+
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1 2\n3\n\n4", encoding="utf-8")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"5\n6\n"))
@@ -168,6 +222,52 @@ def test_a_bad_line_is_named_with_file_line_and_byte_and_nothing_is_written(
     with pytest.raises(DataError, match=rf"in\.jsonl:4:{len(good)}: .*{words}"):
         preprocess_quietly(NUMBERS, [tmp_path / "in.jsonl"], tmp_path / "out" / "c")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("policy", ["skip", "quarantine"])
+def test_bad_lines_can_be_left_out_or_kept_beside_the_corpus(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: Any, workers: int) -> None:
+    good = [f'{{"text": "{number}"}}'.encode() for number in range(len(BAD_LINES) + 1)]
+    bad = [line for _, line, _ in BAD_LINES]
+    lines = [line for pair in zip(good, bad, strict=False) for line in pair] + good[-1:]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    seen: list[Progress] = []
+    plan = dataclasses.replace(NUMBERS, on_bad_line=policy)
+    preprocess(plan, [str(tmp_path / "in.jsonl")], str(tmp_path / "out" / "c"), workers, seen.append)
+    corpus = IndexedCorpus(str(tmp_path / "out" / "c_text_document"))
+    assert [corpus.read(i).tolist() for i in range(len(corpus))] == [[number, 1000] for number in range(len(good))]
+    assert seen[-1].rejected == len(bad) and f"{len(bad)} bad lines left out" in seen[-1].line()
+    message = capsys.readouterr().err
+    assert message.count("WARNING: left out") == 10 and "in.jsonl:2:14: a blank line" in message
+    rejected = tmp_path / "out" / "c_rejected.jsonl"
+    assert rejected.exists() == (policy == "quarantine")
+    if policy == "quarantine":
+        assert rejected.read_bytes() == b"\n".join(bad) + b"\n"
+        reasons = rejected.with_suffix(".txt").read_text().splitlines()
+        for number, (reason, (_, _, words)) in enumerate(zip(reasons, BAD_LINES, strict=True)):
+            place = sum(len(line) + 1 for line in lines[:2 * number + 1])
+            assert re.match(rf".*in\.jsonl:{2 * number + 2}:{place}: ", reason)
+            assert re.search(words.removesuffix(" Correct"), reason)
+        write(tmp_path / "in.jsonl", ['{"text": "1"}'])
+        preprocess(plan, [str(tmp_path / "in.jsonl")], str(tmp_path / "out" / "c"), workers, seen.append)
+        assert not rejected.exists(), "a run without bad lines leaves none of an earlier one"
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_a_run_that_fails_keeps_no_bad_lines(tmp_path: Path) -> None:
+    plan = dataclasses.replace(NUMBERS, on_bad_line="quarantine")
+    with pytest.raises(DataError, match="No document in"):
+        preprocess_quietly(plan, [write(tmp_path / "in.jsonl", ["oops"])], tmp_path / "out" / "c")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_tool_tells_how_many_lines_it_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", ['{"text": "1"}', "oops"])
+    run = run_tool("--input", "in.jsonl", *COMMON, "--on-bad-line", "quarantine", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "Left out 1 lines that hold no document; they are in out/c_rejected.jsonl" in run.stdout
+    assert "in.jsonl:2:14: no JSON object" in run.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -221,7 +321,8 @@ def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) 
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["--input", "bad.jsonl", *COMMON], 21, ["DataError", "bad.jsonl:2:14:", "oops"]),
     (["--input", "missing*.jsonl", *COMMON], 21, ["DataError", "--input = missing*.jsonl: no such file"]),
-    (["--input", "bad.jsonl", *COMMON, "--split-sentences"], 20, ["ConfigError", "--split-sentences: sentence"]),
+    (["--input", "bad.jsonl", *COMMON, "--keep-newlines"], 20, ["ConfigError", "--keep-newlines means nothing"]),
+    (["--input", "bad.jsonl", *COMMON, "--lang", "german"], 20, ["--lang means nothing without --split-sentences"]),
     (["--input", "bad.jsonl", *COMMON, "--partitions=4"], 20, ["--partitions: use --workers"]),
     (["--input", "bad.jsonl", *COMMON, "--colour"], 20, ["--colour: there is no such flag"]),
     (["--input", "bad.jsonl", *COMMON, "--workers", 0], 20, ["--workers = 0 must be at least 1"]),

@@ -3,12 +3,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_ltd.data.tokenizer import MaskedTokenizer, Tokenizer, build_tokenizer
+from megatron_ltd.data.wordpiece import read_vocabulary, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError
 
 TEXTS = ["", " ", "Hello world", "  two  spaces\n\n\ttab", "naïve café — “quotes” 日本語 😀", "it's 1234567890 don't",
@@ -128,6 +130,75 @@ def test_ids_beyond_the_number_of_tokens_count_for_the_vocabulary(tmp_path: Path
     assert from_model("HuggingFaceTokenizer", tmp_path).vocab_size == 91
 
 
+def bert_vocabulary(folder: Path, *more: str) -> Path:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##related", "the", "The", ",", "e", "##e", *more]
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    return folder / "vocab.txt"
+
+
+def bert(path: Path, kind: Any = "BertWordPieceLowerCase") -> Tokenizer:
+    return build_tokenizer(DataConfig(tokenizer_type=kind, vocab_file=str(path)), None)
+
+
+@pytest.mark.parametrize(("kind", "lower"), [("BertWordPieceLowerCase", True), ("BertWordPieceCase", False)])
+def test_wordpiece_ids_equal_those_of_transformers(shared_data: Path, kind: str, lower: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = shared_data / "tokenizers" / "bert" / "bert-large-uncased-vocab.txt"
+    reference = transformers.BertTokenizerFast(vocab=str(path), do_lower_case=lower)
+    with gzip.open(shared_data / "train" / "tinyshakespeare.txt.gz", "rt", encoding="utf-8") as stream:
+        texts = [*TEXTS, "Hello [MASK] [SEP]world [UNK][PAD]", "naïve Çà 中文字 \u200b x\x00y\ufffd \u00a0 ##ing",
+                 "A" * 150, stream.read()[:60000]]
+    ours = bert(path, kind)
+    expected = [reference(text, add_special_tokens=False).input_ids for text in texts]
+    assert [ours.encode(text) for text in texts] == expected
+    assert ours.encode_batch(texts) == expected
+    assert isinstance(ours, MaskedTokenizer)
+    assert (ours.pad, ours.unk, ours.cls, ours.sep, ours.mask) == (
+        reference.pad_token_id, reference.unk_token_id, reference.cls_token_id, reference.sep_token_id,
+        reference.mask_token_id)
+    assert ours.vocab_size == len(reference) == len(ours.continues_word) and ours.eod == ours.sep
+    continuing = [token.startswith("##") for token in reference.convert_ids_to_tokens(range(ours.vocab_size))]
+    assert ours.continues_word.tolist() == continuing
+
+
+def test_a_small_wordpiece_vocabulary_worked_out_by_hand(tmp_path: Path) -> None:
+    lower, cased = bert(bert_vocabulary(tmp_path)), bert(bert_vocabulary(tmp_path), "BertWordPieceCase")
+    assert lower.encode("Unrelated, THE éE the") == [5, 6, 9, 7, 10, 11, 7]
+    assert cased.encode("Unrelated, The THE the") == [1, 9, 8, 1, 7]
+    assert isinstance(lower, MaskedTokenizer)
+    assert np.flatnonzero(lower.continues_word).tolist() == [6, 11]
+    assert lower.digest != cased.digest
+    assert lower.decode([5, 6, 9]) == "unrelated,"
+
+
+def test_a_wordpiece_in_a_tokenizer_json_serves_bert_too(tmp_path: Path) -> None:
+    pieces = bert(bert_vocabulary(tmp_path))
+    engine = wordpiece_engine(read_vocabulary(str(tmp_path / "vocab.txt")), lowercase=True)
+    engine.save(str(tmp_path / "tokenizer.json"))
+    ours = from_model("HuggingFaceTokenizer", tmp_path)
+    assert isinstance(ours, MaskedTokenizer) and isinstance(pieces, MaskedTokenizer)
+    assert (ours.pad, ours.cls, ours.sep, ours.mask, ours.eod) == (0, 2, 3, 4, 3)
+    assert ours.continues_word.tolist() == pieces.continues_word.tolist()
+    assert ours.encode("Unrelated [MASK]") == pieces.encode("Unrelated [MASK]") == [5, 6, 4]
+
+
+def test_a_tokenizer_without_berts_special_tokens_is_not_for_bert(tmp_path: Path) -> None:
+    assert not isinstance(gpt2(*small_files(tmp_path)), MaskedTokenizer)
+    assert not isinstance(from_model("HuggingFaceTokenizer", hugging_face_json(tmp_path, ["</s>"])), MaskedTokenizer)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"no \[MASK\] among its 5 tokens"),
+    (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\na\nthe\n", r"vocab\.txt:8: the token 'the' is also on line 6"),
+    (b"[PAD]\n\xff", "not UTF-8 at byte 6"),
+    (b"", r"no \[PAD\], \[UNK\]"),
+])
+def test_a_vocab_txt_that_is_none_is_explained(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        bert(tmp_path / "vocab.txt")
+
+
 def test_a_null_tokenizer_takes_numbers() -> None:
     ours = build_tokenizer(DataConfig(tokenizer_type="NullTokenizer"), 100)
     assert ours.encode(" 1 99\n100 ") == [1, 99, 100]
@@ -155,6 +226,8 @@ def test_a_null_tokenizer_takes_numbers() -> None:
      "are no vocab.json"),
     ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "V", "merge_file": "M"}, 257, ConfigError,
      "--vocab-size = 257 is less than the 258 ids"),
+    ({"tokenizer_type": "BertWordPieceCase"}, None, ConfigError, "--vocab-file is not given"),
+    ({"tokenizer_type": "BertWordPieceCase", "vocab_file": "no"}, None, DataError, "--vocab-file: no file"),
     ({"tokenizer_type": "SentencePieceTokenizer"}, None, ConfigError, "--tokenizer-model is not given"),
     ({"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "no"}, None, DataError,
      "--tokenizer-model: no file"),

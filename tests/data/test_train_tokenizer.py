@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.tokenizer import build_tokenizer
+from megatron_ltd.data.tokenizer import MaskedTokenizer, build_tokenizer
 from tools import train_tokenizer
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_tokenizer.py"
@@ -54,11 +54,25 @@ def test_a_trained_sentencepiece_model_keeps_every_text(tmp_path: Path, story: P
     assert len(ours.encode(STORY[1])) < len(STORY[1]) / 2
 
 
-@pytest.mark.parametrize("kind", ["bpe", "sentencepiece"])
+def test_a_trained_wordpiece_is_a_vocab_txt_for_bert(tmp_path: Path, story: Path) -> None:
+    run = run_tool("--input", story, "--output", tmp_path / "t", "--type", "wordpiece", "--vocab-size", 120)
+    assert run.returncode == 0, run.stderr
+    tokens = (tmp_path / "t" / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] and len(set(tokens)) == 120
+    ours = build_tokenizer(DataConfig(tokenizer_type="BertWordPieceLowerCase",
+                                      vocab_file=str(tmp_path / "t" / "vocab.txt")), None)
+    assert isinstance(ours, MaskedTokenizer)
+    assert [ours.decode(ours.encode(text)) for text in ("The sea shells", "Woodchuck")] == [
+        "the sea shells", "woodchuck"]
+    assert ours.unk not in ours.encode(STORY[0]) and len(ours.encode(STORY[1])) < len(STORY[1]) / 2
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "wordpiece"])
 def test_training_twice_gives_the_same_files(tmp_path: Path, story: Path, kind: str) -> None:
     found = []
     for name in ("one", "two"):
-        run = run_tool("--input", story, "--output", tmp_path / name, "--type", kind, "--vocab-size", 310)
+        run = run_tool("--input", story, "--output", tmp_path / name, "--type", kind,
+                       "--vocab-size", 110 if kind == "wordpiece" else 310)
         assert run.returncode == 0, run.stderr
         found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert found[0] == found[1]
@@ -78,6 +92,8 @@ def test_long_lines_are_not_left_out_of_training(tmp_path: Path) -> None:
     (["--type", "bpe", "--vocab-size", 256], 20, "--vocab-size = 256: byte-level BPE has 256 bytes"),
     (["--type", "bpe", "--vocab-size", 50000], 21, "yields only"),
     (["--type", "sentencepiece", "--vocab-size", 50000], 21, "SentencePiece cannot train --vocab-size = 50000"),
+    (["--type", "wordpiece", "--vocab-size", 5], 21, "yields 7 tokens, --vocab-size = 5 were asked for"),
+    (["--type", "wordpiece", "--vocab-size", 5000], 21, "--vocab-size = 5000 were asked for"),
     (["--type", "sentencepiece", "--vocab-size", 20], 21, "SentencePiece cannot train --vocab-size = 20"),
     (["--type", "bpe", "--vocab-size", 300, "--json-key", "body"], 21, "story.jsonl:1:0: no key 'body'"),
 ])
