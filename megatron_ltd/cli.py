@@ -1,29 +1,38 @@
 """The command line: flags and a TOML file in, a `RunConfig` out.
 
-Precedence: the defaults of `megatron_ltd.config` < `--config file.toml` < flags; of a flag given twice the last counts.
+Precedence: the defaults of `megatron_ltd.config` < `--deepspeed-config file.json` < `--config file.toml` < flags; of a
+flag given twice the last counts.
 Flags are written out in full. Everything that is wrong is reported at once.
 """
 
 import sys
 import textwrap
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.config_checks import config_error
 from megatron_ltd.config_file import read_config_file
+from megatron_ltd.deepspeed_config import DeepSpeedConfig
 from megatron_ltd.flag_reference import Flag, all_flags, section_classes
 from megatron_ltd.foreign_flags import foreign_answer, nearest
 from megatron_ltd.idle_settings import idle_settings
+from megatron_ltd.translated_flags import TRANSLATED
 from megatron_ltd.unsupported_flags import VALUES
 
 CONFIG_FLAG = "--config"
+DEEPSPEED_FLAG = "--deepspeed-config"
+FILE_FLAGS = {CONFIG_FLAG: CONFIG_FLAG, DEEPSPEED_FLAG: DEEPSPEED_FLAG, "--deepspeed_config": DEEPSPEED_FLAG}
+"""Flags that name a file, and the name by which they are known here."""
+_FILE_KINDS = {CONFIG_FLAG: "FILE.toml", DEEPSPEED_FLAG: "FILE.json"}
 
 
-def parse_run_config(argv: list[str]) -> tuple[RunConfig, list[str]]:
+def parse_run_config(argv: list[str], family: Literal["gpt", "bert"] = "gpt") -> tuple[RunConfig, list[str]]:
     """The settings of a run, and what the user should be told about them once.
 
     Args:
         argv: the words after the program's name.
+        family: the model that the program trains.
 
     Raises:
         ConfigError: everything that is wrong with the words and the file, in one message.
@@ -38,11 +47,18 @@ def parse_run_config(argv: list[str]) -> tuple[RunConfig, list[str]]:
         found, wrong = read_config_file(path)
         settings.update(found)
         problems.extend(wrong)
+    deepspeed = [DeepSpeedConfig(path) for path in flags.pop(DEEPSPEED_FLAG, [])]
     by_name = {flag.name: flag for flag in all_flags()}
     settings.update({by_name[name]: value for name, value in flags.items()})
+    for file in deepspeed:
+        added = file.for_run({flag.field: value for flag, value in settings.items()})
+        settings.update({flag: added[flag.field] for flag in all_flags() if flag.field in added})
+        problems.extend(file.problems)
+        notes.extend(file.notes)
     if problems:
         raise config_error(problems)
     config = _assemble(settings)
+    config = replace(config, model=replace(config.model, family=family))
     return config, notes + idle_settings(config)
 
 
@@ -50,7 +66,8 @@ def help_text() -> str:
     """Every flag with its default and its documentation, by section."""
     lines = ["Every setting is a flag, or a key of --config FILE.toml (with underscores, flat or under [section]).",
              "Flags override the file. A switch that the file turns on is turned off by --no-<name>.", "",
-             f"  {CONFIG_FLAG} FILE.toml", "      Settings that flags may override."]
+             f"  {CONFIG_FLAG} FILE.toml", "      Settings that flags may override.",
+             f"  {DEEPSPEED_FLAG} FILE.json", "      DeepSpeed's file, of which the block random_ltd is taken."]
     for section, kind in section_classes().items():
         lines += ["", f"[{section}]  {' '.join((kind.__doc__ or '').split())}"]
         for flag in all_flags():
@@ -61,17 +78,21 @@ def help_text() -> str:
 
 
 def _read_words(argv: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Values by flag name (--config: a list of at most one path), problems, and notes."""
+    """Values by flag name (of a file: a list of at most one path), problems, and notes."""
     values: dict[str, Any] = {}
     problems: list[str] = []
     notes: list[str] = []
     by_name = {name: flag for flag in all_flags() for name in (flag.name, flag.off_name) if name is not None}
     occurrences, stray = _split_words(argv)
     problems += [f"{word!r}: a value without a flag before it; flags begin with --" for word in stray]
-    for name, words in occurrences:
-        if name == CONFIG_FLAG:
-            problems += _config_problems(words, CONFIG_FLAG in values)
-            values[CONFIG_FLAG] = words[:1]
+    for given, given_words in occurrences:
+        name, *words = TRANSLATED.get((given, *given_words), (given, *given_words))
+        if name != given:
+            notes.append(f"{' '.join((given, *given_words))}: taken as {' '.join((name, *words))}")
+        if name in FILE_FLAGS:
+            known = FILE_FLAGS[name]
+            problems += _file_problems(name, words, known in values)
+            values[known] = words[:1]
         elif name in by_name:
             flag = by_name[name]
             try:
@@ -103,10 +124,10 @@ def _split_words(argv: list[str]) -> tuple[list[tuple[str, list[str]]], list[str
     return occurrences, stray
 
 
-def _config_problems(words: list[str], again: bool) -> list[str]:
-    problems = [] if len(words) == 1 else [f"{CONFIG_FLAG} needs one path, but {' '.join(words)!r} follows it; "
-                                           f"write {CONFIG_FLAG} FILE.toml"]
-    return problems + ([f"{CONFIG_FLAG} is given more than once; put the settings in one file"] if again else [])
+def _file_problems(name: str, words: list[str], again: bool) -> list[str]:
+    problems = [] if len(words) == 1 else [f"{name} needs one path, but {' '.join(words)!r} follows it; "
+                                           f"write {name} {_FILE_KINDS[FILE_FLAGS[name]]}"]
+    return problems + ([f"{name} is given more than once; put the settings in one file"] if again else [])
 
 
 def _value_problem(flag: Flag, name: str, words: list[str], error: str) -> str:
@@ -126,7 +147,7 @@ def _answer_foreign(name: str, words: list[str], known: list[str], problems: lis
     elif answer is not None:
         problems.append(answer.text)
     else:
-        problems.append(f"{name}: no such flag; nearest: {nearest(name, [*known, CONFIG_FLAG])}")
+        problems.append(f"{name}: no such flag; nearest: {nearest(name, [*known, *FILE_FLAGS])}")
 
 
 def _spoken(flag: Flag, value: Any) -> str:

@@ -19,6 +19,8 @@ from typing import Any, Literal
 class ModelConfig:
     """The transformer: what a checkpoint's weights mean."""
 
+    family: Literal["gpt", "bert"] = field(default="gpt", metadata={"flag": False})
+    """Set by the entry point: causal with a head for the next token, or bidirectional with BERT's heads."""
     num_layers: int = 0
     """Transformer layers."""
     hidden_size: int = 0
@@ -57,6 +59,8 @@ class ModelConfig:
     """Biases in the query/key/value projection even with --disable-bias-linear."""
     untie_embeddings_and_output_weights: bool = False
     """A head with its own weights, rather than the word embedding's."""
+    bert_no_binary_head: bool = False
+    """BERT without the sentence-order head, its pooler and token types; samples are then single stretches of text."""
     vocab_size: int | None = None
     """Tokens the model can tell apart. Default: the tokenizer's."""
     make_vocab_size_divisible_by: int = 128
@@ -106,23 +110,43 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDropConfig:
-    """Token dropping: middle layers process a part of each sample (random-LTD, https://arxiv.org/abs/2211.11586)."""
+    """Token dropping: middle layers process a part of each sample (random-LTD, https://arxiv.org/abs/2211.11586; Token
+    Dropping, https://arxiv.org/abs/2203.13240). Length, layers and strata apply to every policy."""
 
     random_ltd: bool = False
     """Random layerwise token dropping; short for --token-drop-policy random."""
-    token_drop_policy: Literal["none", "random"] = "none"
-    """Which tokens a dropped layer keeps. `random`: an independent uniform set per layer and sample."""
-    random_ltd_start_length: int = 128
-    """Tokens of each sample that a dropped layer keeps at the first step."""
+    token_drop_policy: Literal["none", "random", "importance"] = "none"
+    """Which tokens a dropped layer keeps. `random`: an independent uniform set per layer and sample. `importance`: in
+    all dropped layers those of the largest running loss of their vocabulary id."""
+    random_ltd_start_length: int | None = None
+    """Tokens of each sample that a dropped layer keeps at the first step. Default: 128; half of --seq-length with
+    `importance`."""
     random_ltd_steps: int | None = None
     """Steps over which the kept length grows linearly to --seq-length. Not given: it stays at the start length."""
+    random_ltd_root_degree: int = 1
+    """R: the kept length grows with the R-th root of the step, fast at first; 1 is linear."""
+    random_ltd_length_list: str | None = None
+    """The kept length as a list of STEP:LENGTH, such as `0:128,1000:256,5000:512`, in place of a growth; constant after
+    the last entry."""
     random_ltd_length_step: int = 16
     """The kept length is a multiple of this while it grows."""
     random_ltd_layers: str | None = None
-    """Dropped layers, counted from 0, as in `1-22` or `1,3,5-9`. Default: all but the first and the last."""
+    """Dropped layers, counted from 0, as in `1-22` or `1,3,5-9`. Default: all but the first and the last; with
+    `importance` from the one before the middle, num_layers / 2 - 1, to the last but one."""
     random_ltd_strata: int = 1
     """Equal spans of the sequence from each of which the same number of tokens is kept. With --sequence-parallel a
     multiple of --tensor-model-parallel-size; the kept set depends on this number, never on the layout."""
+    token_drop_no_cross_layer: bool = False
+    """With `importance`: the first dropped layer attends to kept tokens only, like the others, rather than to all."""
+    token_drop_beta: float = 0.995
+    """With `importance`: share of a vocabulary id's old importance that one step keeps."""
+    token_drop_initial_importance: float = 10.0
+    """With `importance`: of ids that had no loss yet."""
+    token_drop_always_keep_ids: tuple[int, ...] | None = None
+    """With `importance`: vocabulary ids that are kept before all others. Default: [UNK], [CLS], [SEP] and [MASK] of a
+    BERT tokenizer."""
+    token_drop_always_drop_ids: tuple[int, ...] | None = None
+    """With `importance`: vocabulary ids that are dropped before all others. Default: [PAD]."""
 
     @property
     def policy(self) -> str:
@@ -142,7 +166,8 @@ class ParallelConfig:
     pipeline_schedule: Literal["1f1b", "interleaved", "interleaved-zero-bubble", "zbv"] = "1f1b"
     """Order of forward and backward passes over microbatches."""
     pipeline_split: str = "uniform"
-    """Layers of each stage in order of depth: `uniform`, or a list such as `5,7,7,5`."""
+    """Layers of each stage in order of depth: `uniform`; a list such as `5,7,7,5`; or `auto`, which minimises the
+    largest FLOPs of a process, head included and averaged over the run's kept lengths."""
     sequence_parallel: bool = False
     """Split activations between tensor-parallel regions along the sequence (https://arxiv.org/abs/2205.05198)."""
     use_distributed_optimizer: bool = False
@@ -187,7 +212,10 @@ class TrainingConfig:
     train_samples: int | None = None
     """Samples to train on."""
     train_tokens: int | None = None
-    """Raw tokens (samples x sequence length) to train on."""
+    """Tokens to train on, in the unit of --token-budget."""
+    token_budget: Literal["raw", "layer"] = "raw"
+    """What --train-tokens counts: `raw` tokens, samples x sequence length; or `layer` tokens, the mean over layers of
+    the tokens a layer processes, as Megatron-DeepSpeed counts with random-LTD."""
     exit_interval: int | None = None
     """Save and stop after a step divisible by this, with exit code 11."""
     exit_duration_in_mins: float | None = None
@@ -237,13 +265,13 @@ class OptimizerConfig:
     lr_decay_samples: int | None = None
     """The same in samples."""
     lr_decay_tokens: int | None = None
-    """The same in raw tokens."""
+    """The same in raw tokens, or in layer tokens with --layer-token-lr."""
     lr_warmup_iters: int = 0
     """Steps of linear warm-up."""
     lr_warmup_samples: int = 0
     """The same in samples."""
     lr_warmup_tokens: int = 0
-    """The same in raw tokens."""
+    """The same in raw tokens, or in layer tokens with --layer-token-lr."""
     lr_warmup_fraction: float | None = None
     """Warm-up as a share of the decay length."""
     lr_warmup_init: float = 0.0
@@ -254,6 +282,11 @@ class OptimizerConfig:
     """Length of the final decay of WSD, in steps."""
     lr_wsd_decay_samples: int | None = None
     """The same in samples."""
+    lr_wsd_decay_tokens: int | None = None
+    """The same in raw tokens, or in layer tokens with --layer-token-lr."""
+    layer_token_lr: bool = False
+    """Warm-up and decay are counted in layer tokens, so that they stretch while tokens are dropped; their lengths are
+    the -tokens ones, and the decay lasts the whole run by default."""
     weight_decay: float = 0.01
     """Decoupled weight decay on matrices; biases and norm weights have none."""
     clip_grad: float = 1.0
@@ -287,12 +320,12 @@ class DataConfig:
     num_workers: int = 0
     """Background threads that read the next step's samples; 0 reads them when they are needed."""
     tokenizer_type: Literal["GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer",
-                            "NullTokenizer"] | None = None
+                            "BertWordPieceLowerCase", "BertWordPieceCase", "NullTokenizer"] | None = None
     """Kind of tokenizer."""
     tokenizer_model: str | None = None
     """SentencePiece .model file, or Hugging Face tokenizer.json or its folder."""
     vocab_file: str | None = None
-    """vocab.json of GPT-2 BPE."""
+    """vocab.json of GPT-2 BPE, or vocab.txt of BERT's WordPiece."""
     merge_file: str | None = None
     """merges.txt of GPT-2 BPE."""
     eod_mask_loss: bool = False
@@ -301,6 +334,18 @@ class DataConfig:
     """Count positions from the start of each document."""
     reset_attention_mask: bool = False
     """No attention across document boundaries."""
+    mask_prob: float = 0.15
+    """Share of BERT's tokens that are predicted."""
+    mask_max_ngram: int = 3
+    """BERT predicts up to this many words in a row; 1 word alone is likeliest."""
+    mask_whole_word: bool = True
+    """BERT predicts whole words rather than single pieces of them."""
+    mask_longer_ngrams: bool = False
+    """Longer rows of predicted words are likelier than shorter ones."""
+    mask_geometric: bool = False
+    """Lengths of rows of predicted words are geometric with p = 0.2 (https://arxiv.org/abs/1907.10529, section 3.1)."""
+    short_seq_prob: float = 0.1
+    """Share of BERT's samples that are shorter than --seq-length on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)

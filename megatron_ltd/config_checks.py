@@ -11,8 +11,16 @@ the tokenizer knows is checked once it is set.
 from collections.abc import Iterator
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import data_parallel_size, dropped_layers, parse_layer_list, total_steps
+from megatron_ltd.derived import (
+    data_parallel_size,
+    dropped_layers,
+    parse_layer_list,
+    parse_length_list,
+    start_length,
+    total_steps,
+)
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.family_checks import family_violations
 from megatron_ltd.layout_checks import layout_violations
 from megatron_ltd.learning_rate_checks import learning_rate_violations
 from megatron_ltd.value_checks import value_violations
@@ -46,9 +54,12 @@ def violations(config: RunConfig, world_size: int) -> list[str]:
     if values:  # the arithmetic below needs sizes that are positive
         return problems
     layout = list(layout_violations(config, world_size))
-    problems += [*_model(config), *_token_drop(config), *layout]
-    too_short = [] if layout or budget else list(_length(config, world_size))
-    length_known = not (layout or budget or too_short)
+    dropping = list(_token_drop(config))
+    problems += [*_model(config), *dropping, *family_violations(config), *layout]
+    by_layer = config.training.token_budget == "layer" or config.optimizer.layer_token_lr
+    countable = not (layout or budget or (dropping and by_layer))
+    too_short = list(_length(config, world_size)) if countable else []
+    length_known = countable and not too_short
     return problems + too_short + learning_rate_violations(config, world_size if length_known else None)
 
 
@@ -84,13 +95,21 @@ def _token_drop(config: RunConfig) -> Iterator[str]:
     drop, seq, tp = config.token_drop, config.model.seq_length, config.parallel.tensor_model_parallel_size
     if drop.policy == "none":
         return
-    start, strata = drop.random_ltd_start_length, drop.random_ltd_strata
-    if start > seq:
-        yield (f"--random-ltd-start-length = {start}: more than --seq-length = {seq}; choose at most {seq}")
-    sizes = {"--seq-length": seq, "--random-ltd-start-length": start}
-    if drop.random_ltd_steps is not None:
-        sizes["--random-ltd-length-step"] = drop.random_ltd_length_step
-    for flag, size in sizes.items():
+    strata = drop.random_ltd_strata
+    try:
+        sizes = _kept_lengths(config)
+    except ConfigError as error:
+        yield str(error)
+        sizes = []
+    listed = {flag: value for flag, value in (("--random-ltd-start-length", drop.random_ltd_start_length),
+                                              ("--random-ltd-steps", drop.random_ltd_steps)) if value is not None}
+    if drop.random_ltd_length_list is not None and listed:
+        yield (f"--random-ltd-length-list = {drop.random_ltd_length_list} is given with "
+               f"{' and '.join(f'{flag} = {value}' for flag, value in listed.items())}: the list is the whole "
+               "schedule; keep one of them")
+    for flag, size in [("--seq-length", seq), *sizes]:
+        if size > seq and flag != "--random-ltd-length-step":
+            yield f"{flag} = {size}: more than --seq-length = {seq}; choose at most {seq}"
         if size % strata:
             yield (f"{flag} = {size}: not a multiple of --random-ltd-strata = {strata}; choose "
                    f"{(size // strata + 1) * strata}, or fewer strata")
@@ -98,6 +117,18 @@ def _token_drop(config: RunConfig) -> Iterator[str]:
         yield (f"--random-ltd-strata = {strata}: with --sequence-parallel it must be a multiple of "
                f"--tensor-model-parallel-size = {tp}; use --random-ltd-strata {(strata // tp + 1) * tp}")
     yield from _layer_list(config)
+
+
+def _kept_lengths(config: RunConfig) -> list[tuple[str, int]]:
+    """(flag, length) of everything that a kept length follows from."""
+    drop = config.token_drop
+    if drop.random_ltd_length_list is not None:
+        return [("a length of --random-ltd-length-list", length)
+                for length in sorted({length for _, length in parse_length_list(drop.random_ltd_length_list)})]
+    sizes = [("--random-ltd-start-length", start_length(config))]
+    if drop.random_ltd_steps is not None:
+        sizes.append(("--random-ltd-length-step", drop.random_ltd_length_step))
+    return sizes
 
 
 def _layer_list(config: RunConfig) -> Iterator[str]:
@@ -182,7 +213,8 @@ def _split(text: str) -> Iterator[str]:
 def _tokenizer(config: RunConfig) -> Iterator[str]:
     data, kind = config.data, config.data.tokenizer_type
     needed = {"GPT2BPETokenizer": ("vocab_file", "merge_file"), "SentencePieceTokenizer": ("tokenizer_model",),
-              "HuggingFaceTokenizer": ("tokenizer_model",)}
+              "HuggingFaceTokenizer": ("tokenizer_model",), "BertWordPieceLowerCase": ("vocab_file",),
+              "BertWordPieceCase": ("vocab_file",)}
     if kind is None and not (data.mock_data and config.model.vocab_size is not None):
         yield ("--tokenizer-type is required, as the corpus was made with one; name it, or for a corpus of numbers "
                "use --tokenizer-type NullTokenizer --vocab-size N (--mock-data needs only --vocab-size)")

@@ -4,11 +4,15 @@ The functions expect settings that `megatron_ltd.config_checks` accepts, except 
 """
 
 import re
+from functools import lru_cache
 
 from megatron_ltd.batch_ramp import BatchRamp
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.layer_tokens import LayerTokens
+from megatron_ltd.token_drop.schedule import KeptLength, KeptSchedule, ListedLength
 
+_STEP_LENGTH = re.compile(r"\s*([0-9]{1,18})\s*:\s*([0-9]{1,9})\s*")
 _RANGE = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?")
 MAX_LISTED_LAYER = 9999
 
@@ -35,10 +39,12 @@ def batch_ramp(config: RunConfig, dp: int) -> BatchRamp:
 
 
 def total_steps(config: RunConfig, dp: int) -> int:
-    """Steps of the run: as given, or as many whole steps as fit in the budget of samples or raw tokens."""
+    """Steps of the run: as given, or as many whole steps as fit in the budget of samples, raw or layer tokens."""
     training = config.training
     if training.train_iters is not None:
         return training.train_iters
+    if training.train_tokens is not None and training.token_budget == "layer":
+        return layer_tokens(config, dp).steps_within(training.train_tokens)
     samples = training.train_samples
     if samples is None:
         assert training.train_tokens is not None, "config_checks requires a budget"
@@ -49,6 +55,13 @@ def total_steps(config: RunConfig, dp: int) -> int:
 def total_samples(config: RunConfig, dp: int) -> int:
     """Samples that the whole run consumes."""
     return batch_ramp(config, dp).samples_after(total_steps(config, dp))
+
+
+@lru_cache(maxsize=16)
+def layer_tokens(config: RunConfig, dp: int) -> LayerTokens:
+    """Tokens that the run processes, summed over layers, as a function of the step."""
+    return LayerTokens(batch_ramp(config, dp), kept_length(config), config.model.seq_length, config.model.num_layers,
+                       len(dropped_layers(config)))
 
 
 def parse_layer_list(text: str) -> tuple[int, ...]:
@@ -73,22 +86,76 @@ def dropped_layers(config: RunConfig) -> tuple[int, ...]:
     """Global ids of the layers that drop tokens, ascending; none without a token-drop policy."""
     if config.token_drop.policy == "none":
         return ()
+    layers = config.model.num_layers
     if config.token_drop.random_ltd_layers is None:
-        return tuple(range(1, config.model.num_layers - 1))
+        first = layers // 2 - 1 if config.token_drop.policy == "importance" else 1
+        return tuple(range(max(1, first), layers - 1))
     return tuple(sorted(parse_layer_list(config.token_drop.random_ltd_layers)))
 
 
-def parse_pipeline_split(text: str) -> tuple[int, ...] | None:
-    """Layers of each stage in order of depth; None for `uniform`.
+def cross_layer(config: RunConfig) -> int | None:
+    """The dropped layer in which kept tokens attend to all tokens: the first one of the importance policy
+    (https://arxiv.org/abs/2203.13240, section 3)."""
+    drop = config.token_drop
+    dropped = dropped_layers(config)
+    return dropped[0] if drop.policy == "importance" and dropped and not drop.token_drop_no_cross_layer else None
+
+
+def start_length(config: RunConfig) -> int:
+    """Tokens of a sample that a dropped layer keeps at the first step."""
+    given, listed = config.token_drop.random_ltd_start_length, config.token_drop.random_ltd_length_list
+    if given is not None:
+        return given
+    if listed is not None:
+        return parse_length_list(listed)[0][1]
+    return config.model.seq_length // 2 if config.token_drop.policy == "importance" else 128
+
+
+def kept_length(config: RunConfig) -> KeptSchedule:
+    """The kept length over the run; the whole sequence without a token-drop policy."""
+    full, drop = config.model.seq_length, config.token_drop
+    if drop.policy == "none":
+        return KeptLength(full, full)
+    if drop.random_ltd_length_list is not None:
+        return ListedLength(parse_length_list(drop.random_ltd_length_list))
+    return KeptLength(start_length(config), full, drop.random_ltd_steps, drop.random_ltd_length_step,
+                      drop.random_ltd_root_degree)
+
+
+def parse_length_list(text: str) -> tuple[tuple[int, int], ...]:
+    """(step, kept tokens) of a text such as `0:128,1000:256`.
 
     Raises:
-        ConfigError: it is neither `uniform` nor a list of whole numbers.
+        ConfigError: it is not such a text, or steps do not ascend from 0, or a length falls.
     """
-    if text == "uniform":
+    matches = [_STEP_LENGTH.fullmatch(part) for part in text.split(",")]
+    entries = tuple((int(match[1]), int(match[2])) for match in matches if match)
+    steps, lengths = [step for step, _ in entries], [length for _, length in entries]
+    if len(entries) < len(matches) or steps != sorted(set(steps)) or steps[0] != 0 or lengths != sorted(lengths) \
+            or lengths[0] < 1:
+        raise ConfigError(f"--random-ltd-length-list = {text!r}: it must be STEP:LENGTH pairs between commas, steps "
+                          "ascending from 0, lengths from 1 and never falling; write for example 0:128,1000:256")
+    return entries
+
+
+def predictions_per_sample(config: RunConfig) -> int | None:
+    """Tokens of a sample that BERT predicts at most; None for GPT, which predicts all."""
+    if config.model.family == "gpt":
+        return None
+    return max(1, round(config.data.mask_prob * config.model.seq_length))
+
+
+def parse_pipeline_split(text: str) -> tuple[int, ...] | None:
+    """Layers of each stage in order of depth; None for `uniform` and `auto`.
+
+    Raises:
+        ConfigError: it is neither of them nor a list of whole numbers.
+    """
+    if text in ("uniform", "auto"):
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,6}", part) for part in parts):
-        raise ConfigError(f"--pipeline-split = {text!r}: it must be `uniform` or the layers of each stage; "
+        raise ConfigError(f"--pipeline-split = {text!r}: it must be `uniform`, `auto` or the layers of each stage; "
                           "write for example 5,7,7,5")
     return tuple(int(part) for part in parts)
 
@@ -110,6 +177,13 @@ def virtual_chunks(config: RunConfig) -> int:
         return config.model.num_layers // (pp * parallel.num_layers_per_virtual_pipeline_stage)
     split = parse_pipeline_split(parallel.pipeline_split)
     return len(split) // pp if split is not None else 1
+
+
+def whole_backward(config: RunConfig) -> bool:
+    """Whether zero-bubble schedules run the backward pass whole, since splitting it in two does not work together with
+    recomputation, compiled layers, or parameters that are freed after the forward pass."""
+    parallel = config.parallel
+    return parallel.recompute != "none" or config.training.compile or parallel.sharding == "optim_grads_params"
 
 
 def pipeline_stages(config: RunConfig) -> int:

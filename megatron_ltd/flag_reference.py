@@ -145,6 +145,8 @@ def all_flags() -> tuple[Flag, ...]:
     for section, kind in section_classes().items():
         hints = typing.get_type_hints(kind)
         for field in dataclasses.fields(kind):
+            if not field.metadata.get("flag", True):
+                continue
             value_kind, choices, count = _shape(hints[field.name])
             flags.append(Flag(section, field.name, value_kind, choices, count, field.default,
                               texts[kind.__name__, field.name]))

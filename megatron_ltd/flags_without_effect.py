@@ -57,6 +57,8 @@ NO_EFFECT: dict[str, str] = {
     "--local-rank": "the launcher passes the local rank in the environment",
     "--local_rank": "the launcher passes the local rank in the environment",
     "--empty-unused-memory-level": _MEMORY,
+    "--deepspeed": "there is no DeepSpeed engine; the parallel flags say what runs",
+    "--deepspeed-activation-checkpointing": "--recompute-granularity says what is recomputed",
     "--manual-gc": "Python's garbage collector is left alone",
     "--manual-gc-interval": "Python's garbage collector is left alone",
     "--no-manual-gc-eval": "Python's garbage collector is left alone",

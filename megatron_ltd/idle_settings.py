@@ -3,13 +3,14 @@
 They are no errors, so that one command runs on several layouts, and with and without token dropping.
 """
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
 
 
 def idle_settings(config: RunConfig) -> list[str]:
     """One sentence for each setting that differs from its default and has no effect."""
     return [*_idle_layout(config), *_idle_token_drop(config.token_drop), *_idle_model(config.model),
-            *_idle_training(config.training), *_idle_optimizer(config.optimizer), *_idle_checkpoint(config)]
+            *_idle_data(config), *_idle_training(config.training), *_idle_optimizer(config.optimizer),
+            *_idle_checkpoint(config)]
 
 
 def _idle_layout(config: RunConfig) -> list[str]:
@@ -19,7 +20,8 @@ def _idle_layout(config: RunConfig) -> list[str]:
         idle.append("--sequence-parallel has no effect with --tensor-model-parallel-size = 1")
     if parallel.pipeline_model_parallel_size == 1:
         given = {"--pipeline-schedule": parallel.pipeline_schedule != "1f1b",
-                 "--num-layers-per-virtual-pipeline-stage": parallel.num_layers_per_virtual_pipeline_stage is not None}
+                 "--num-layers-per-virtual-pipeline-stage": parallel.num_layers_per_virtual_pipeline_stage is not None,
+                 "--pipeline-split = auto": parallel.pipeline_split == "auto"}
         idle += [f"{flag} has no effect with --pipeline-model-parallel-size = 1" for flag in given if given[flag]]
     if parallel.recompute_activations and parallel.recompute_granularity == "full":
         idle.append("--recompute-activations has no effect with --recompute-granularity = full, which recomputes more")
@@ -28,13 +30,24 @@ def _idle_layout(config: RunConfig) -> list[str]:
 
 def _idle_token_drop(token_drop: TokenDropConfig) -> list[str]:
     default = TokenDropConfig()
+    importance = ("token_drop_no_cross_layer", "token_drop_beta", "token_drop_initial_importance",
+                  "token_drop_always_keep_ids", "token_drop_always_drop_ids")
+    idle = [f"--{field.replace('_', '-')} has no effect without --token-drop-policy importance"
+            for field in importance if token_drop.policy != "importance" and
+            getattr(token_drop, field) != getattr(default, field)]
+    return idle + _idle_schedule(token_drop)
+
+
+def _idle_schedule(token_drop: TokenDropConfig) -> list[str]:
+    default = TokenDropConfig()
     if token_drop.policy != "none":
-        if token_drop.random_ltd_steps is None and \
-                token_drop.random_ltd_length_step != default.random_ltd_length_step:
-            return ["--random-ltd-length-step has no effect without --random-ltd-steps: the kept length does not grow"]
-        return []
-    fields = ("random_ltd_start_length", "random_ltd_steps", "random_ltd_length_step", "random_ltd_layers",
-              "random_ltd_strata")
+        if token_drop.random_ltd_steps is not None:
+            return []
+        return [f"--{field.replace('_', '-')} has no effect without --random-ltd-steps: the kept length does not grow"
+                for field in ("random_ltd_length_step", "random_ltd_root_degree")
+                if getattr(token_drop, field) != getattr(default, field)]
+    fields = ("random_ltd_start_length", "random_ltd_steps", "random_ltd_length_step", "random_ltd_root_degree",
+              "random_ltd_length_list", "random_ltd_layers", "random_ltd_strata")
     return [f"--{field.replace('_', '-')} has no effect without --random-ltd: no token is dropped"
             for field in fields if getattr(token_drop, field) != getattr(default, field)]
 
@@ -52,20 +65,34 @@ def _idle_model(model: ModelConfig) -> list[str]:
     return idle
 
 
+def _idle_data(config: RunConfig) -> list[str]:
+    data, default = config.data, DataConfig()
+    if config.model.family == "bert":
+        return ["--mask-longer-ngrams has no effect with --mask-geometric, which draws the lengths"] \
+            if data.mask_geometric and data.mask_longer_ngrams else []
+    fields = ("mask_prob", "mask_max_ngram", "mask_whole_word", "mask_longer_ngrams", "mask_geometric",
+              "short_seq_prob")
+    return [f"--{field.replace('_', '-')} has no effect on GPT pretraining, which predicts every token"
+            for field in fields if getattr(data, field) != getattr(default, field)]
+
+
 def _idle_training(training: TrainingConfig) -> list[str]:
-    if training.fp16:
-        return []
     default = TrainingConfig()
+    idle = []
+    if training.token_budget != default.token_budget and training.train_tokens is None:
+        idle.append(f"--token-budget = {training.token_budget} has no effect without --train-tokens")
+    if training.fp16:
+        return idle
     fields = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
-    return [f"--{field.replace('_', '-')} has no effect without --fp16"
-            for field in fields if getattr(training, field) != getattr(default, field)]
+    return idle + [f"--{field.replace('_', '-')} has no effect without --fp16"
+                   for field in fields if getattr(training, field) != getattr(default, field)]
 
 
 def _idle_optimizer(optimizer: OptimizerConfig) -> list[str]:
     default = OptimizerConfig()
     idle = []
     if optimizer.lr_decay_style != "WSD":
-        fields = ("lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples")
+        fields = ("lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_tokens")
         idle += [f"--{field.replace('_', '-')} has no effect without --lr-decay-style WSD"
                  for field in fields if getattr(optimizer, field) != getattr(default, field)]
     if optimizer.optimizer == "sgd":

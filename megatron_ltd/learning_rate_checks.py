@@ -51,11 +51,14 @@ def _units(config: RunConfig) -> Iterator[str]:
                f"{_flags('lr-warmup', spans['lr-warmup'])}; keep one of them")
     if optimizer.lr_decay_style == "WSD" and not spans["lr-wsd-decay"]:
         yield ("--lr-decay-style = WSD: needs the length of the final decay; "
-               "give --lr-wsd-decay-iters or --lr-wsd-decay-samples")
+               "give --lr-wsd-decay-iters, --lr-wsd-decay-samples or --lr-wsd-decay-tokens")
     unit = progress_unit(config)
     foreign = [_flags(name, {origin: length}) for name, given in spans.items() for origin, length in given.items()
                if not convertible(origin, unit)]
-    if foreign and all(len(given) <= 1 for given in spans.values()):
+    if foreign and unit == "layer tokens":
+        yield (f"{' and '.join(foreign)}: with --layer-token-lr the learning rate is counted in layer tokens; give all "
+               "its lengths in tokens (-tokens), or leave --layer-token-lr out")
+    elif foreign and all(len(given) <= 1 for given in spans.values()):
         yield (f"{' and '.join(foreign)}: the learning rate is counted in {unit} here, and steps have no fixed "
                "number of samples; give all its lengths in steps (-iters), or all in samples or tokens")
 

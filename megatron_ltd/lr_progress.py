@@ -2,18 +2,20 @@
 
 A run has one unit: steps, samples or raw tokens. It is that of the decay length, else of the warm-up, else of WSD's
 final decay, else of the training budget. Samples and tokens see a batch-size ramp as it is; steps do not. Lengths that
-are not given follow from the budget.
+are not given follow from the budget. With `--layer-token-lr` the unit is layer tokens, and lengths in tokens are taken
+to be lengths in those.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
-from megatron_ltd.derived import total_samples, total_steps
+from megatron_ltd.derived import layer_tokens, total_samples, total_steps
 
-Unit = Literal["steps", "samples", "tokens"]
+Unit = Literal["steps", "samples", "tokens", "layer tokens"]
 UNITS: tuple[Unit, ...] = ("steps", "samples", "tokens")
-FLAG_SUFFIX = {"steps": "iters", "samples": "samples", "tokens": "tokens"}
+"""Units in which lengths are given."""
+FLAG_SUFFIX = {"steps": "iters", "samples": "samples", "tokens": "tokens", "layer tokens": "tokens"}
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,15 @@ def given_warmup(optimizer: OptimizerConfig) -> dict[Unit, int]:
 
 def given_final_decay(optimizer: OptimizerConfig) -> dict[Unit, int]:
     """Lengths of WSD's final decay that are set, by unit."""
-    values = (optimizer.lr_wsd_decay_iters, optimizer.lr_wsd_decay_samples)
-    return {unit: value for unit, value in zip(UNITS[:2], values, strict=True) if value is not None}
+    values = (optimizer.lr_wsd_decay_iters, optimizer.lr_wsd_decay_samples, optimizer.lr_wsd_decay_tokens)
+    return {unit: value for unit, value in zip(UNITS, values, strict=True) if value is not None}
 
 
 def progress_unit(config: RunConfig) -> Unit:
     """The unit of the whole schedule."""
     optimizer = config.optimizer
+    if optimizer.layer_token_lr:
+        return "layer tokens"
     for given in (given_decay(optimizer), given_warmup(optimizer), given_final_decay(optimizer)):
         for unit in given:
             return unit
@@ -56,7 +60,10 @@ def progress_unit(config: RunConfig) -> Unit:
 
 
 def convertible(origin: Unit, unit: Unit) -> bool:
-    """Whether a length in `origin` has a value in `unit`: steps have none in samples, since a batch may grow."""
+    """Whether a length in `origin` has a value in `unit`: steps have none in samples, since a batch may grow; and only
+    tokens are taken for layer tokens."""
+    if unit == "layer tokens":
+        return origin == "tokens"
     return (origin == "steps") == (unit == "steps")
 
 
@@ -68,7 +75,8 @@ def learning_rate_spans(config: RunConfig, dp: int) -> LearningRateSpans:
     """
     unit = progress_unit(config)
     optimizer = config.optimizer
-    whole = {"steps": total_steps, "samples": total_samples, "tokens": _total_tokens}[unit]
+    whole = {"steps": total_steps, "samples": total_samples, "tokens": _total_tokens,
+             "layer tokens": _total_layer_tokens}[unit]
     decay = _in_unit(given_decay(optimizer), unit, config.model.seq_length)
     length = decay if decay is not None else float(whole(config, dp))
     warmup = _in_unit(given_warmup(optimizer), unit, config.model.seq_length) or 0.0
@@ -82,9 +90,13 @@ def _total_tokens(config: RunConfig, dp: int) -> int:
     return total_samples(config, dp) * config.model.seq_length
 
 
+def _total_layer_tokens(config: RunConfig, dp: int) -> float:
+    return layer_tokens(config, dp).sum_after(total_steps(config, dp)) / config.model.num_layers
+
+
 def _in_unit(given: dict[Unit, int], unit: Unit, seq_length: int) -> float | None:
     for origin, length in given.items():
-        if origin == unit:
+        if origin == unit or unit == "layer tokens":
             return float(length)
         return float(length * seq_length) if unit == "tokens" else length / seq_length
     return None

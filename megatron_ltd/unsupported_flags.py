@@ -6,11 +6,9 @@ _WANDB = "set the environment variable that the wandb package reads instead: "
 _SPLIT = "give the layers of each stage: --pipeline-split 5,7,7,5"
 _ROPE_SCALING = "rotary frequencies follow from --rotary-base alone; leave it out"
 _DECAY = "weight decay is constant over the run: give --weight-decay alone"
-_DEEPSPEED = ("there is no DeepSpeed engine; leave it out. ZeRO is --data-parallel-sharding-strategy, and the block "
-              "random_ltd is --random-ltd --random-ltd-start-length MIN_VALUE --random-ltd-steps REQUIRE_STEPS "
-              "--random-ltd-length-step SEQ_PER_STEP --random-ltd-layers LIST")
+_DEEPSPEED = ("there is no DeepSpeed engine; leave it out. ZeRO is --data-parallel-sharding-strategy, and of "
+              "DeepSpeed's file --deepspeed-config takes the block random_ltd")
 _ZERO = "use --data-parallel-sharding-strategy optim_grads (stages 1 and 2) or optim_grads_params (stage 3)"
-_BERT = "BERT pretraining is not available yet in this version"
 _CURRICULUM = "a sequence-length curriculum is not available; --random-ltd saves compute on short sequences its own way"
 
 UNSUPPORTED: dict[str, str] = {
@@ -123,18 +121,9 @@ UNSUPPORTED: dict[str, str] = {
     "--wandb-entity": _WANDB + "WANDB_ENTITY",
     "--wandb-save-dir": _WANDB + "WANDB_DIR",
     # DeepSpeed
-    "--deepspeed": _DEEPSPEED,
-    "--deepspeed_config": _DEEPSPEED,
-    "--deepspeed-config": _DEEPSPEED,
-    "--deepspeed-activation-checkpointing": "use --recompute-granularity full",
+    "--deepspeed_mpi": _DEEPSPEED,
     "--zero-stage": _ZERO,
     "--ds-sequence-parallel-size": "use --sequence-parallel with --tensor-model-parallel-size",
-    # later
-    "--bert-no-binary-head": _BERT,
-    "--mask-prob": _BERT,
-    "--short-seq-prob": _BERT,
-    "--layer-token-lr": "a learning rate by layer tokens is not available yet in this version; use --lr-decay-tokens "
-                        "and --lr-warmup-tokens, which count raw tokens",
 }
 """Flag -> what to do instead."""
 
@@ -198,13 +187,10 @@ SATISFIED: dict[str, tuple[str, ...]] = {
 """Values of unsupported flags that ask for what happens here anyway."""
 
 VALUES: dict[tuple[str, str], str] = {
-    ("--token-drop-policy", "importance"): "the policy `importance` is not available yet in this version; use random",
     ("--tokenizer-type", "Llama2Tokenizer"): "use SentencePieceTokenizer with --tokenizer-model FILE.model",
     ("--tokenizer-type", "GPTSentencePieceTokenizer"): "use SentencePieceTokenizer with --tokenizer-model FILE.model",
     ("--tokenizer-type", "PretrainedFromHF"): "use HuggingFaceTokenizer with --tokenizer-model FOLDER",
     ("--tokenizer-type", "HFTokenizer"): "use HuggingFaceTokenizer with --tokenizer-model FOLDER",
-    ("--tokenizer-type", "BertWordPieceLowerCase"): _BERT,
-    ("--tokenizer-type", "BertWordPieceCase"): _BERT,
     ("--data-parallel-sharding-strategy", "optim"): "use optim_grads, which shards gradients too",
     ("--distributed-backend", "ccl"): "use auto, nccl or gloo",
 }

@@ -3,6 +3,8 @@
 import ast
 import io
 import re
+import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,14 +21,16 @@ FUNCTION_LINES = 70
 
 LEVELS = {
     "base": 0,
-    "settings": 1, "token_drop": 1, "parallel": 1,
+    "token_drop": 1, "parallel": 1,
     "model": 2, "data": 2,
-    "checkpoint": 3, "optim": 3,
-    "train": 4,
-    "eval": 5,
-    "recipe": 6,
+    "settings": 3, "checkpoint": 3,
+    "optim": 4,
+    "train": 5,
+    "eval": 6,
+    "recipe": 7,
 }
-"""A part of the package imports itself and parts of a lower level; parts of one level are strangers."""
+"""A part of the package imports itself and parts of a lower level; parts of one level are strangers. What settings
+come to is a matter of the schedule, the FLOPs and the stages, so they stand above those; all of it is arithmetic."""
 
 BASE = {"__init__", "__version__", "config", "errors", "log"}
 RECIPES = ("pretrain_", "finetune_")
@@ -145,12 +149,23 @@ def test_imports_point_one_way() -> None:
 
 
 @pytest.mark.parametrize(("importer", "target"), [
-    ("model", "data"), ("data", "model"), ("base", "settings"), ("settings", "parallel"), ("token_drop", "parallel"),
+    ("model", "data"), ("data", "model"), ("base", "settings"), ("model", "settings"), ("token_drop", "parallel"),
     ("parallel", "model"), ("optim", "train"), ("checkpoint", "optim"), ("train", "eval"), ("train", "recipe"),
     ("recipe", "recipe"),
 ])
 def test_the_import_rule_refuses_what_it_should(importer: str, target: str) -> None:
     assert not may_import(importer, target)
+
+
+def test_settings_are_read_without_torch() -> None:
+    """A mistake in a command is told at once, and tools that only calculate start at once."""
+    settings = sorted(source.name.removesuffix(".py").replace("/", ".") for source in sources(PACKAGE)
+                      if source.part in ("base", "settings") and not source.name.endswith("__init__.py"))
+    assert f"{PACKAGE}.config_checks" in settings
+    lines = [f"import {name}" for name in settings] + ["import sys", "sys.exit('torch' in sys.modules)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == 0, done.stderr or "torch was imported"
 
 
 def test_package_files_import_nothing_for_others() -> None:

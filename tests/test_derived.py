@@ -11,9 +11,12 @@ from megatron_ltd.derived import (
     data_parallel_size,
     dropped_layers,
     global_batch_size,
+    kept_length,
     parse_layer_list,
+    parse_length_list,
     parse_pipeline_split,
     pipeline_stages,
+    start_length,
     total_samples,
     total_steps,
     virtual_chunks,
@@ -90,7 +93,7 @@ def test_all_layers_but_the_first_and_the_last_drop_tokens_by_default() -> None:
 
 
 @pytest.mark.parametrize(("text", "split"), [
-    ("uniform", None), ("5,7,7,5", (5, 7, 7, 5)), (" 3 , 4", (3, 4)), ("8", (8,))])
+    ("uniform", None), ("auto", None), ("5,7,7,5", (5, 7, 7, 5)), (" 3 , 4", (3, 4)), ("8", (8,))])
 def test_a_pipeline_split_is_uniform_or_numbers(text: str, split: tuple[int, ...] | None) -> None:
     assert parse_pipeline_split(text) == split
 
@@ -117,3 +120,42 @@ def test_chunks_follow_from_the_schedule(parallel: ParallelConfig, chunks: int) 
     config = RunConfig(model=ModelConfig(num_layers=24), parallel=parallel)
     assert virtual_chunks(config) == chunks
     assert pipeline_stages(config) == chunks * parallel.pipeline_model_parallel_size
+
+
+def dropping(**settings: object) -> RunConfig:
+    return RunConfig(model=ModelConfig(num_layers=6, seq_length=512),
+                     token_drop=TokenDropConfig(**settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("settings", "lengths"), [
+    ({}, (512, 512, 512)),
+    ({"random_ltd": True}, (128, 128, 128)),
+    ({"token_drop_policy": "importance"}, (256, 256, 256)),
+    ({"random_ltd": True, "random_ltd_start_length": 64, "random_ltd_steps": 100}, (64, 288, 512)),
+    ({"random_ltd": True, "random_ltd_start_length": 64, "random_ltd_steps": 100, "random_ltd_root_degree": 2},
+     (64, 368, 512)),  # 64 + 448 / sqrt(2) = 380.8, in multiples of 16
+    ({"random_ltd": True, "random_ltd_length_list": "0:32, 50:96,80:512"}, (32, 96, 512)),
+])
+def test_the_kept_length_follows_from_the_settings(settings: dict[str, object], lengths: tuple[int, ...]) -> None:
+    config = dropping(**settings)
+    schedule = kept_length(config)
+    assert (schedule.at(0), schedule.at(50), schedule.at(100)) == lengths
+    assert not settings or start_length(config) == lengths[0]
+
+
+@pytest.mark.parametrize("text", ["", "128", "0:128,", "5:128", "0:128,0:256", "0:128,50:256,20:300", "0:256,10:128",
+                                  "0:0", "0:-1", "0:128;5:256", "0:1.5"])
+def test_what_is_no_list_of_lengths_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--random-ltd-length-list = .*write for example"):
+        parse_length_list(text)
+
+
+def test_a_budget_in_layer_tokens_takes_more_steps_than_one_in_raw_tokens() -> None:
+    """4 samples a step of 512 tokens in 2 of 6 layers and 128 in the others: (1,024 + 512) / 6 x 4 = 1,024 layer
+    tokens a step of 2,048 raw ones."""
+    config = replace(dropping(random_ltd=True), training=TrainingConfig(
+        micro_batch_size=4, train_tokens=20_479, token_budget="layer"))
+    assert total_steps(config, 1) == 19 and total_samples(config, 1) == 76
+    assert total_steps(replace(config, training=replace(config.training, train_tokens=20_480)), 1) == 20
+    raw = replace(config, training=replace(config.training, token_budget="raw"))
+    assert total_steps(raw, 1) == 9

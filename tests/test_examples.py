@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -18,15 +19,20 @@ from megatron_ltd.derived import total_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.toml"))
-ON_THE_COMMAND_LINE = ["--data-path", "corpus", "--vocab-file", "vocab.json", "--merge-file", "merges.txt",
-                       "--save", "checkpoints", "--load", "checkpoints"]
+ON_THE_COMMAND_LINE = ["--data-path", "corpus", "--save", "checkpoints", "--load", "checkpoints"]
+TOKENIZERS = {"gpt": ["--vocab-file", "vocab.json", "--merge-file", "merges.txt"],
+              "bert": ["--vocab-file", "vocab.txt"]}
 
-VOCABULARY = 50257
-PARAMETERS = {"gpt_125m": 125e6, "gpt_350m": 355e6, "gpt_1.3b": 1.3e9, "gpt_6.7b": 6.7e9, "gpt_13b": 12.9e9}
+VOCABULARIES = {"gpt": 50257, "bert": 30522}
+PARAMETERS = {"gpt_125m": 125e6, "gpt_350m": 355e6, "gpt_1.3b": 1.3e9, "gpt_6.7b": 6.7e9, "gpt_13b": 12.9e9,
+              "bert_base_token_dropping": 110e6, "bert_large": 336e6}
 
 
 def read(path: Path) -> RunConfig:
-    config, _ = parse_run_config(["--config", str(path), "--vocab-size", str(VOCABULARY), *ON_THE_COMMAND_LINE])
+    family: Literal["gpt", "bert"] = "bert" if path.stem.startswith("bert") else "gpt"
+    config, notes = parse_run_config(["--config", str(path), "--vocab-size", str(VOCABULARIES[family]),
+                                      *ON_THE_COMMAND_LINE, *TOKENIZERS[family]], family)
+    assert notes == [], "a shipped configuration has no setting without effect"
     return config
 
 
@@ -64,7 +70,10 @@ def test_a_configuration_is_the_model_in_its_name(path: Path) -> None:
     model = read(path).model
     h, f = model.hidden_size, model.ffn
     layer = 3 * h * h + 3 * h + h * h + h + 2 * h * f + f + h + 4 * h
-    parameters = model.num_layers * layer + (VOCABULARY + model.max_positions) * h + 2 * h
+    vocabulary = VOCABULARIES[model.family]
+    parameters = model.num_layers * layer + (vocabulary + model.max_positions) * h + 2 * h
+    if model.family == "bert":
+        parameters += 2 * h + (h * h + 3 * h + vocabulary) + (h * h + h) + (2 * h + 2)
     assert parameters == pytest.approx(PARAMETERS[path.stem], rel=0.02)
 
 

@@ -4,12 +4,13 @@ import re
 
 import pytest
 
-from megatron_ltd.cli import parse_run_config
+from megatron_ltd.cli import FILE_FLAGS, parse_run_config
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.flag_reference import all_flags
 from megatron_ltd.flags_without_effect import NO_EFFECT
 from megatron_ltd.other_megatron_flags import OTHER_FLAGS
+from megatron_ltd.translated_flags import TRANSLATED
 from megatron_ltd.unsupported_flags import FAMILIES, SATISFIED, UNSUPPORTED, VALUES
 
 OURS = {flag.name for flag in all_flags()}
@@ -46,7 +47,7 @@ lr-warmup-tokens no-pipeline-parallel zero-stage deepspeed deepspeed_config use-
 
 @pytest.mark.parametrize("name", COMMON_FLAGS)
 def test_every_common_flag_is_ours_or_has_an_answer_of_its_own(name: str) -> None:
-    assert "--" + name in OURS | set(NO_EFFECT) | set(UNSUPPORTED) or name == "fp8-format"
+    assert "--" + name in OURS | set(NO_EFFECT) | set(UNSUPPORTED) | set(FILE_FLAGS) or name == "fp8-format"
 
 
 def test_every_foreign_flag_is_answered_as_such_and_never_as_a_slip_of_the_pen() -> None:
@@ -90,13 +91,17 @@ def test_no_flag_has_two_answers() -> None:
 def test_advice_names_only_flags_that_exist() -> None:
     texts = [*UNSUPPORTED.values(), *NO_EFFECT.values(), *FAMILIES.values(), *VALUES.values()]
     named = {flag for text in texts for flag in re.findall(r"--[a-z][a-z0-9_-]+", text)}
-    assert named <= OURS | {"--config"}
+    assert named <= OURS | set(FILE_FLAGS)
 
 
-@pytest.mark.parametrize("flag", ["--mask-prob", "--short-seq-prob", "--bert-no-binary-head", "--layer-token-lr"])
-def test_what_a_later_version_brings_is_said_to_be_not_available_yet(flag: str) -> None:
-    with pytest.raises(ConfigError, match="not available yet in this version"):
-        parse_run_config([flag])
+@pytest.mark.parametrize(("foreign", "ours"), TRANSLATED.items())
+def test_a_flag_that_means_what_another_means_here_is_taken_as_that_and_said_so(
+        foreign: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    config, notes = parse_run_config(list(foreign))
+    expected, idle = parse_run_config(list(ours))
+    assert config == expected
+    assert notes == [f"{' '.join(foreign)}: taken as {' '.join(ours)}", *idle]
+    assert foreign[0] in UNSUPPORTED, "other values of the flag must be answered"
 
 
 def test_a_flag_nobody_has_is_answered_with_the_nearest() -> None:

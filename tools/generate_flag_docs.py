@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from megatron_ltd.flag_reference import Flag, all_flags, section_classes  # noqa: E402
 from megatron_ltd.flags_without_effect import NO_EFFECT  # noqa: E402
+from megatron_ltd.translated_flags import TRANSLATED  # noqa: E402
 from megatron_ltd.unsupported_flags import FAMILIES, SATISFIED, UNSUPPORTED  # noqa: E402
 
 PAGE = ROOT / "docs" / "flags.md"
@@ -33,9 +34,10 @@ or under the name of its section, with underscores in place of dashes:
     tensor_model_parallel_size = 4
     sequence_parallel = true
 
-Flags override the file, and the file overrides the defaults. A switch that the file turns on is turned off by
-`--no-<name>`. Of a flag that is given twice the last counts. Flags are written out in full. All problems with the
-settings are reported at once, before any process group exists; the exit code is then 20.
+Flags override the file, and the file overrides the defaults. `--deepspeed-config FILE.json` (also `--deepspeed_config`)
+takes the block `random_ltd` of a DeepSpeed file, below both; nothing else of it is read. A switch that the file turns
+on is turned off by `--no-<name>`. Of a flag that is given twice the last counts. Flags are written out in full. All
+problems with the settings are reported at once, before any process group exists; the exit code is then 20.
 """
 
 FOREIGN = """
@@ -45,6 +47,13 @@ Megatron-LM's and Megatron-DeepSpeed's scripts may pass these; the answer says w
 ask for what happens here anyway, and are accepted.
 
 | flag | instead |
+|---|---|
+"""
+
+AS_OTHERS = """
+## Megatron flags that are taken as another
+
+| flag | taken as |
 |---|---|
 """
 
@@ -70,6 +79,8 @@ def flags_page() -> str:
         satisfied = f" [{', '.join(SATISFIED[name])}]" if name in SATISFIED else ""
         parts.append(_row(f"`{name}`{satisfied}", advice))
     parts += [_row(f"`{beginning}*`", advice) for beginning, advice in FAMILIES.items()]
+    parts.append(AS_OTHERS)
+    parts += [_row(f"`{' '.join(foreign)}`", f"`{' '.join(ours)}`") for foreign, ours in TRANSLATED.items()]
     parts.append(WITHOUT_EFFECT)
     parts += [_row(" ".join(f"`{name}`" for name in names), reason) for reason, names in _by_reason(NO_EFFECT).items()]
     return "".join(parts)

@@ -18,7 +18,14 @@ from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.io import agree_on_checkpoint
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
-from megatron_ltd.config import CheckpointConfig, DataConfig, ParallelConfig, RunConfig, TokenDropConfig
+from megatron_ltd.config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TokenDropConfig,
+)
 from megatron_ltd.config_checks import check
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.requests import ScoredRow, ScoreRow
@@ -93,8 +100,11 @@ def scoring_config(saved: RunConfig, *, tensor_parallel: int, pipeline_parallel:
     """The saved run's model and precision on another layout.
 
     Raises:
-        ConfigError: the model does not fit the layout.
+        ConfigError: the model does not fit the layout, or predicts no next token.
     """
+    if saved.model.family != "gpt":
+        raise ConfigError(f"the checkpoint holds a model of the family {saved.model.family}, which does not predict "
+                          "the next token; score a GPT")
     dp = max(1, world_size // (tensor_parallel * pipeline_parallel))
     config = replace(
         saved, token_drop=TokenDropConfig(), checkpoint=CheckpointConfig(),
@@ -102,9 +112,12 @@ def scoring_config(saved: RunConfig, *, tensor_parallel: int, pipeline_parallel:
                                 pipeline_model_parallel_size=pipeline_parallel,
                                 distributed_timeout_minutes=saved.parallel.distributed_timeout_minutes),
         training=replace(saved.training, micro_batch_size=batch_rows, rampup_batch_size=None, compile=False,
-                         global_batch_size=batch_rows * dp * pipeline_parallel))
+                         global_batch_size=batch_rows * dp * pipeline_parallel, train_iters=1, train_samples=None,
+                         train_tokens=None),
+        optimizer=OptimizerConfig(lr=1.0))
     try:
-        check(config, world_size)
+        # What an imported model does not say, budget, learning rate and corpus, plays no part here.
+        check(replace(config, data=DataConfig(mock_data=True)), world_size)
     except ConfigError as error:
         raise ConfigError(f"the checkpoint's model cannot be scored on this layout.\n{error}") from error
     return config

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped queries, on whatever tokens it is given."""
+"""Self-attention with grouped queries, on whatever tokens it is given."""
 
 from dataclasses import dataclass
 
@@ -11,24 +11,31 @@ from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import keep_mask
 from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
-from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
 
 
 @dataclass(frozen=True)
 class TokenFacts:
     """What a layer must know of the tokens it processes, besides their hidden states. Tokens are in sequence order.
 
+    Keys are the tokens themselves, c = k, but in a cross layer all tokens of the sample, c = s.
+
+    Args:
+        causal: a token attends to itself and to earlier ones; only read without a mask.
+
     Shapes:
-        cos, sin: rotary angles [k, b or 1, 1, r / 2], None without rotary positions
-        mask: attention allowed, [b, 1, k, k] bool; None is plain causal attention
+        angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
+        key_angles: of the keys of a cross layer, two of [s, b or 1, 1, r / 2]; None elsewhere
+        mask: attention allowed, [b, 1, k or 1, c] bool; None allows all that `causal` does
         hidden_keys: dropout keys of the tokens this process holds between regions, two of [k/t or k, b] int32;
             None without dropout
-        attention_keys: dropout keys of the queries [b, 1, k, 1] and places of the keys [b or 1, 1, 1, k], int32;
+        attention_keys: dropout keys of the queries [b, 1, k, 1] and places of the keys [b or 1, 1, 1, c], int32;
             None without dropout
     """
 
-    cos: torch.Tensor | None = None
-    sin: torch.Tensor | None = None
+    causal: bool = True
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None
+    key_angles: tuple[torch.Tensor, torch.Tensor] | None = None
     mask: torch.Tensor | None = None
     hidden_keys: tuple[torch.Tensor, torch.Tensor] | None = None
     attention_keys: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -44,7 +51,7 @@ class Attention(nn.Module):
         recompute: compute the attention core again in the backward pass rather than keep its result.
 
     Shapes:
-        x [k/t or k, b, h] -> the same
+        x [k/t or k, b, h]; context, whose keys and values a cross layer takes, [s/t or s, b, h] -> like x
     """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, *, recompute: bool = False):
@@ -61,26 +68,49 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=bias or config.add_qkv_bias)
         self.proj = RowParallelLinear(config.num_attention_heads * config.head_dim, config.hidden_size, tp, bias=bias)
 
-    def forward(self, x: torch.Tensor, facts: TokenFacts) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, facts: TokenFacts, context: torch.Tensor | None = None) -> torch.Tensor:
         x = self.tp.enter(x)
-        qkv = self.qkv(x).unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
-        query, key, value = qkv.split((self.queries_per_group, 1, 1), dim=3)
-        query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k, b, n/t or g/t, d]
-        if facts.cos is not None and facts.sin is not None:
-            query, key = rotate(query, facts.cos, facts.sin), rotate(key, facts.cos, facts.sin)
+        query, key, value = self._project(x) if context is None else self._project_across(x, self.tp.enter(context))
+        query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
+        if facts.angles is not None:
+            query, key = rotate(query, *facts.angles), rotate(key, *(facts.key_angles or facts.angles))
         if self.queries_per_group > 1:
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)
-        query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k, d]
+        query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k or c, d]
         if self.recompute and self.training:
-            context = checkpoint(self._core, query, key, value, facts, use_reentrant=False, preserve_rng_state=False)
+            mixed = checkpoint(self._core, query, key, value, facts, use_reentrant=False, preserve_rng_state=False)
         else:
-            context = self._core(query, key, value, facts)
-        return self.proj(context.permute(2, 0, 1, 3).flatten(2))
+            mixed = self._core(query, key, value, facts)
+        return self.proj(mixed.permute(2, 0, 1, 3).flatten(2))
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Query, key and value of the same tokens. Shapes: [k, b, g/t, n/g or 1, d]"""
+        qkv = self.qkv(x).unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
+        return qkv.split((self.queries_per_group, 1, 1), dim=3)
+
+    def _project_across(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries of x, keys and values of the context: only the rows of the weight that each needs.
+
+        Shapes:
+            x [k, b, h], context [s, b, h] -> [k, b, g/t, n/g, d], twice [s, b, g/t, 1, d]
+        """
+        rows = (self.groups_local, self.queries_per_group + 2, self.head_dim)
+        weight = local(self.qkv.weight).unflatten(0, rows)
+        bias = None if self.qkv.bias is None else local(self.qkv.bias).unflatten(0, rows)
+        parts = []
+        queries = slice(None, self.queries_per_group)
+        for source, chosen in ((x, queries), (context, slice(queries.stop, None))):
+            part_bias = None if bias is None else bias[:, chosen].flatten()
+            projected = F.linear(source, weight[:, chosen].flatten(0, 2), part_bias)
+            parts.append(projected.unflatten(-1, (self.groups_local, -1, self.head_dim)))
+        query, key_value = parts
+        return query, *key_value.split((1, 1), dim=3)
 
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, facts: TokenFacts) -> torch.Tensor:
         if facts.attention_keys is None:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=facts.mask, is_causal=facts.mask is None)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=facts.mask,
+                                                  is_causal=facts.causal and facts.mask is None)
         return self._core_with_dropout(query, key, value, facts, facts.attention_keys)
 
     def _core_with_dropout(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, facts: TokenFacts,
@@ -88,10 +118,10 @@ class Attention(nn.Module):
         """Attention spelled out: the fused kernels cannot draw a mask that is the same on every layout."""
         length, heads_local = query.shape[2], query.shape[1]
         mask = facts.mask
-        if mask is None:
+        if mask is None and facts.causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
         scores = (query @ key.mT).float() * self.head_dim**-0.5
-        probabilities = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        probabilities = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
         heads = torch.arange(heads_local, dtype=torch.int32, device=query.device)[:, None, None] + self.first_head
         keep = keep_mask(dropout_keys[0] + heads * 0x2545F491, dropout_keys[1], self.dropout)
         return (probabilities * keep * (1.0 / (1.0 - self.dropout))).to(value.dtype) @ value

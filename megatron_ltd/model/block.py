@@ -17,7 +17,7 @@ class Block(nn.Module):
     The stream stays outside, so that a dropped layer can add to some of its rows in place.
 
     Shapes:
-        x [k/t or k, b, h] -> update of the same shape
+        x [k/t or k, b, h]; context, to which a cross layer attends, [s/t or s, b, h] -> update of the shape of x
     """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, *, recompute_attention: bool = False):
@@ -28,8 +28,10 @@ class Block(nn.Module):
         self.mlp_norm = build_norm(config, tp)
         self.mlp = build_mlp(config, tp)
 
-    def forward(self, x: torch.Tensor, facts: TokenFacts) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, facts: TokenFacts, context: torch.Tensor | None = None) -> torch.Tensor:
         after_attention, after_mlp = (None, None) if facts.hidden_keys is None else facts.hidden_keys
-        attention = dropout(self.attention(self.attention_norm(x), facts), after_attention, self.hidden_dropout)
+        context = None if context is None else self.attention_norm(context)
+        attention = dropout(self.attention(self.attention_norm(x), facts, context), after_attention,
+                            self.hidden_dropout)
         mlp = dropout(self.mlp(self.mlp_norm(x + attention)), after_mlp, self.hidden_dropout)
         return attention + mlp

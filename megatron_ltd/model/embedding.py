@@ -10,23 +10,25 @@ from megatron_ltd.model.dropout import dropout
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import VocabParallelEmbedding, local, sharded_parameter
 
+TOKEN_TYPES = 2
 
-class PositionTable(nn.Module):
-    """One learned vector for each position. Shapes: positions [s, b or 1] -> [s, b or 1, h]"""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel):
+class Table(nn.Module):
+    """One learned vector for each position, or for each type. Shapes: indices [s, b or 1] -> [s, b or 1, h]"""
+
+    def __init__(self, rows: int, config: ModelConfig, tp: TensorParallel):
         super().__init__()
-        self.weight = sharded_parameter((config.max_positions, config.hidden_size), Replicate(), tp)
+        self.weight = sharded_parameter((rows, config.hidden_size), Replicate(), tp)
 
-    def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        return F.embedding(positions, local(self.weight))
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return F.embedding(indices, local(self.weight))
 
 
 class Embedding(nn.Module):
-    """Word embeddings plus learned positions, if the model has them.
+    """Word embeddings plus learned positions and BERT's token types, if the model has them.
 
     Shapes:
-        tokens [b, s], positions [s, b or 1], dropout keys [s/t or s, b] -> [s/t or s, b, h]
+        tokens [b, s], positions [s, b or 1], dropout keys [s/t or s, b], token types [b, s] -> [s/t or s, b, h]
     """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel):
@@ -35,11 +37,17 @@ class Embedding(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.word = VocabParallelEmbedding(config.padded_vocab_size, config.hidden_size, tp)
         learned = config.position_embedding_type == "learned_absolute"
-        self.position = PositionTable(config, tp) if learned else None
+        self.position = Table(config.max_positions, config, tp) if learned else None
+        typed = config.family == "bert" and not config.bert_no_binary_head
+        self.token_type = Table(TOKEN_TYPES, config, tp) if typed else None
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None,
+                token_types: torch.Tensor | None = None) -> torch.Tensor:
         x = self.word(tokens.t())  # [s/t or s, b, h]
+        first, count = self.tp.sequence_span(tokens.shape[1])
         if self.position is not None:
-            first, count = self.tp.sequence_span(tokens.shape[1])
             x = x + self.position(positions[first:first + count])
+        if self.token_type is not None:
+            assert token_types is not None, "a model with token types is given those of its samples"
+            x = x + self.token_type(token_types.t()[first:first + count])
         return dropout(x, keys, self.hidden_dropout)

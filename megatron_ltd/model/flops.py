@@ -2,10 +2,13 @@
 
 For a layer that processes k tokens of a sample (a multiply-add counts two):
 
-    projections    2 k h d (n + 2 g)  +  2 k n d h        query/key/value and output
-    attention      4 n d k (k + 1) / 2                    scores and weighted values, causal pairs only
+    projections    2 k h d n + 4 c h d g + 2 k n d h      query, key and value, output; c = k, but s in a cross layer
+    attention      4 n d x pairs                          scores and weighted values
     mlp            2 k h f (2, or 3 with SwiGLU)
-    head           2 s h v                                all tokens of the sample, real vocabulary
+
+    pairs          causal k (k + 1) / 2, in a cross layer k (s + 1) / 2; bidirectional k c
+    head of GPT    2 s h v                                all tokens of the sample, real vocabulary
+    head of BERT   2 p (h h + h v) + 2 h h + 4 h          p predicted tokens; the sentence-order head
 
 The backward pass takes twice the forward pass. Recomputation is not counted: it is not the model's work. Norms,
 embeddings and dropout are left out, as in Megatron-LM's and PaLM's counts.
@@ -16,29 +19,46 @@ from collections.abc import Collection
 from megatron_ltd.config import ModelConfig
 
 
-def layer_flops(config: ModelConfig, kept_tokens: int) -> int:
-    """Forward operations of one layer for one sample of which it processes `kept_tokens`."""
+def layer_flops(config: ModelConfig, kept_tokens: int, *, cross: bool = False) -> int:
+    """Forward operations of one layer for one sample of which it processes `kept_tokens`.
+
+    Args:
+        cross: keys and values are those of the whole sample.
+    """
     k, h, d = kept_tokens, config.hidden_size, config.head_dim
     heads, groups = config.num_attention_heads, config.query_groups
-    projections = 2 * k * h * d * (heads + 2 * groups) + 2 * k * heads * d * h
-    attention = 2 * heads * d * k * (k + 1)
+    keys = config.seq_length if cross else k
+    projections = 2 * k * h * d * heads + 4 * keys * h * d * groups + 2 * k * heads * d * h
+    pairs_twice = 2 * k * keys if config.family == "bert" else k * (keys + 1)
     mlp = 2 * k * h * config.ffn * (3 if config.swiglu else 2)
-    return projections + attention + mlp
+    return projections + 2 * heads * d * pairs_twice + mlp
 
 
-def head_flops(config: ModelConfig) -> int:
-    """Forward operations of the head for one sample."""
+def head_flops(config: ModelConfig, predictions: int | None = None) -> int:
+    """Forward operations of the head for one sample.
+
+    Args:
+        predictions: tokens of a sample that BERT predicts; None for GPT, which predicts all.
+    """
     assert config.vocab_size is not None
-    return 2 * config.seq_length * config.hidden_size * config.vocab_size
+    h = config.hidden_size
+    if predictions is None:
+        return 2 * config.seq_length * h * config.vocab_size
+    sentence_order = 0 if config.bert_no_binary_head else 2 * h * h + 4 * h
+    return 2 * predictions * h * (h + config.vocab_size) + sentence_order
 
 
-def sample_flops(config: ModelConfig, dropped_layers: Collection[int] = (), kept_tokens: int | None = None) -> int:
+def sample_flops(config: ModelConfig, dropped_layers: Collection[int] = (), kept_tokens: int | None = None, *,
+                 cross_layer: int | None = None, predictions: int | None = None) -> int:
     """Forward and backward operations of the whole model for one sample.
 
     Args:
         dropped_layers: layers that process only `kept_tokens`; the others process the whole sample.
+        cross_layer: the dropped layer, if any, whose keys and values are those of the whole sample.
+        predictions: see `head_flops`.
     """
     kept = config.seq_length if kept_tokens is None else min(kept_tokens, config.seq_length)
-    full_layers = config.num_layers - len(dropped_layers)
-    forward = full_layers * layer_flops(config, config.seq_length) + len(dropped_layers) * layer_flops(config, kept)
-    return 3 * (forward + head_flops(config))
+    layers = sum(layer_flops(config, kept if layer in dropped_layers else config.seq_length,
+                             cross=layer == cross_layer and kept < config.seq_length)
+                 for layer in range(config.num_layers))
+    return 3 * (layers + head_flops(config, predictions))

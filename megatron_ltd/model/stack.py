@@ -1,9 +1,11 @@
 """The layers of a stage around the residual stream, with token dropping.
 
     full layer       stream = stream + block(stream)
-    dropped layer    stream[rows] += block(stream[rows])        rows: the kept tokens of this layer and microbatch
+    dropped layer    stream[rows] += block(stream[rows])            rows: the kept tokens of this layer and microbatch
+    cross layer      stream[rows] += block(stream[rows], stream)    a dropped layer that attends to all tokens
 
-Dropped tokens pass unchanged and are neither seen by the kept ones in that layer nor lost to the next. The stream has
+Dropped tokens pass unchanged; the kept ones do not see them in that layer, unless it is a cross layer, and they are not
+lost to the next. The stream has
 full length at both ends of the stack, so stages exchange tensors of one shape whatever the kept length is.
 """
 
@@ -31,11 +33,15 @@ class TokenDrop:
         layers: global ids of the dropped layers.
         seed: of the selection.
         strata: see `kept_positions`.
+        shared: all dropped layers keep the set that comes with the samples, rather than each its own random one.
+        cross_layer: the dropped layer, if any, that attends to all tokens.
     """
 
     layers: frozenset[int] = frozenset()
     seed: int = 0
     strata: int = 1
+    shared: bool = False
+    cross_layer: int | None = None
 
 
 class Stack(nn.Module):
@@ -66,7 +72,11 @@ class Stack(nn.Module):
         owned = False
         for name, block in self.blocks.items():
             layer = int(name)
-            if layer in kept:
+            if layer in kept and layer == self.drop.cross_layer:
+                stream = self._cross_layer(residual.release(stream) if owned else stream, block, kept[layer], facts,
+                                           layer)
+                owned = True
+            elif layer in kept:
                 stream, owned = stream if owned else residual.own(stream), True
                 stream = self._dropped_layer(stream, block, kept[layer], facts, layer)
             else:
@@ -78,6 +88,9 @@ class Stack(nn.Module):
         """Kept positions [b, k] of each dropped layer; empty when nothing is dropped."""
         if not self.training or not self.dropped or self.kept_tokens >= facts.sequence_tokens:
             return {}
+        if self.drop.shared:
+            assert facts.kept is not None, "the step gives the kept positions of a shared set"
+            return dict.fromkeys(self.dropped, facts.kept)
         layers = torch.tensor(self.dropped, device=facts.sample_ids.device)
         kept = kept_positions(self.drop.seed, facts.sample_ids, layers, sequence_tokens=facts.sequence_tokens,
                               kept_tokens=self.kept_tokens, strata=self.drop.strata)
@@ -85,18 +98,32 @@ class Stack(nn.Module):
 
     def _dropped_layer(self, stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,
                        layer: int) -> torch.Tensor:
-        # The selection is stratified over the slices of the sequence, so every process holds an equal share of the
-        # kept tokens, and takes them before the region gathers.
-        first_position, _ = self.tp.sequence_span(facts.sequence_tokens)
-        first, count = self.tp.sequence_span(self.kept_tokens)
-        rows = stream_rows(kept[:, first:first + count] - first_position)
+        rows = self._rows(kept, facts)
         stream, taken = residual.take(stream, rows)
-        taken = taken.unflatten(0, (count, kept.shape[0]))  # [k/t or k, b, h]
-        update = self._run(block, taken, facts.for_layer(layer, kept))
+        update = self._run(block, taken.unflatten(0, (-1, kept.shape[0])), facts.for_layer(layer, kept))
         return residual.add(stream, rows, update.flatten(0, 1))
 
-    def _run(self, block: Callable[[torch.Tensor, TokenFacts], torch.Tensor], x: torch.Tensor,
-             facts: TokenFacts) -> torch.Tensor:
+    def _cross_layer(self, stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,
+                     layer: int) -> torch.Tensor:
+        # The layer keeps the whole stream for its backward pass, so the kept rows are added to a copy.
+        rows = self._rows(kept, facts)
+        taken = stream.flatten(0, 1).index_select(0, rows).unflatten(0, (-1, kept.shape[0]))  # [k/t or k, b, h]
+        update = self._run(block, taken, facts.for_layer(layer, kept, cross=True), stream)
+        return residual.add(residual.own(stream), rows, update.flatten(0, 1))
+
+    def _rows(self, kept: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
+        """Rows of the kept tokens that this process holds. The selection is stratified over the slices of the
+        sequence, so every process holds an equal share of them, and takes them before the region gathers.
+
+        Shapes:
+            kept [b, k] -> [k/t b or k b]
+        """
+        first_position, _ = self.tp.sequence_span(facts.sequence_tokens)
+        first, count = self.tp.sequence_span(kept.shape[1])
+        return stream_rows(kept[:, first:first + count] - first_position)
+
+    def _run(self, block: Callable[..., torch.Tensor], x: torch.Tensor, facts: TokenFacts,
+             context: torch.Tensor | None = None) -> torch.Tensor:
         if self.recompute_layers and self.training:
-            return checkpoint(block, x, facts, use_reentrant=False, preserve_rng_state=False)
-        return block(x, facts)
+            return checkpoint(block, x, facts, context, use_reentrant=False, preserve_rng_state=False)
+        return block(x, facts, context)

@@ -1,7 +1,7 @@
 """The learning rate: a pure function of progress, with nothing to save or restore.
 
-Progress is counted in steps, samples or raw tokens (`megatron_ltd.lr_progress`); D is the decay length and W the
-warm-up, both from the start of the run:
+Progress is counted in steps, samples, raw tokens or layer tokens (`megatron_ltd.lr_progress`); D is the decay length
+and W the warm-up, both from the start of the run:
 
     warm-up               init + (peak - init) x W'/W
     linear                min + (peak - min) (1 - r)             r = (n - W) / (D - W)
@@ -19,6 +19,8 @@ import math
 from dataclasses import dataclass
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.derived import layer_tokens
+from megatron_ltd.layer_tokens import LayerTokens
 from megatron_ltd.lr_progress import LearningRateSpans, learning_rate_spans
 
 
@@ -30,26 +32,36 @@ class LearningRate:
         optimizer: peak, minimum and shapes.
         spans: the unit of progress, and the lengths of warm-up and decay in it.
         seq_length: raw tokens of a sample.
+        layer_tokens: of the run, for progress in them; None for other units.
     """
 
     optimizer: OptimizerConfig
     spans: LearningRateSpans
     seq_length: int
+    layer_tokens: LayerTokens | None = None
 
     @classmethod
     def of_run(cls, config: RunConfig, data_parallel_size: int) -> "LearningRate":
-        return cls(config.optimizer, learning_rate_spans(config, data_parallel_size), config.model.seq_length)
+        return cls(config.optimizer, learning_rate_spans(config, data_parallel_size), config.model.seq_length,
+                   layer_tokens(config, data_parallel_size) if config.optimizer.layer_token_lr else None)
 
-    def at(self, step: int, consumed_samples: int, batch_samples: int) -> float:
+    def at(self, step: int, consumed_samples: int, batch_samples: int,
+           layer_token_sums: tuple[int, int] | None = None) -> float:
         """The rate of one step.
 
         Args:
             step: counted from 0.
             consumed_samples: samples of all steps before it.
             batch_samples: its own.
+            layer_token_sums: tokens summed over layers, before and after it, as the run has counted them. Without
+                them, what they are in a run that had these settings from its first step on.
         """
         if self.spans.unit == "steps":
             return self.at_progress(step, step + 1)
+        if self.layer_tokens is not None:
+            before, after = layer_token_sums or (
+                self.layer_tokens.sum_after(step), self.layer_tokens.sum_after(step + 1))
+            return self.at_progress(before / self.layer_tokens.layers, after / self.layer_tokens.layers)
         tokens = self.seq_length if self.spans.unit == "tokens" else 1
         return self.at_progress(consumed_samples * tokens, (consumed_samples + batch_samples) * tokens)
 

@@ -120,6 +120,10 @@ class TensorParallel:
         function = _GatherThenScatterGradient if self.sequence_parallel else _CopyThenReduceGradient
         return function.apply(x, self.group)
 
+    def whole_sequence(self, x: torch.Tensor) -> torch.Tensor:
+        """All positions, of which each process then reads its own share. Shapes: [s, ...] or [s/t, ...] -> [s, ...]"""
+        return self.enter(x) if self._slices_sequence else x
+
     def exit(self, x: torch.Tensor) -> torch.Tensor:
         """Out of a region with the sum of the ranks' parts. Shapes: [s, ...] -> [s, ...], or [s/t, ...]"""
         if self.size == 1:

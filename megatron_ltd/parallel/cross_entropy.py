@@ -76,13 +76,14 @@ def _row_maximum(logits: torch.Tensor, shard: VocabShard) -> torch.Tensor:
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
-                shard: VocabShard) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor,
+                loss_mask: torch.Tensor, shard: VocabShard) -> tuple[torch.Tensor, torch.Tensor]:
         table = weight.narrow(0, 0, shard.valid)
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradient else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         step = min(shard.chunk_tokens(hidden.device), hidden.shape[0])
         # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic done in it.
         wide = torch.empty(step, shard.valid, dtype=torch.float32, device=hidden.device)
@@ -91,6 +92,8 @@ class _HeadLoss(torch.autograd.Function):
             chunk = slice(start, start + step)
             x, mask = hidden[chunk], loss_mask[chunk, None]
             logits = _product(x, table, wide, narrow)  # [c, v/t]
+            if bias is not None:
+                logits += bias[:shard.valid]
             row, here = shard.local_row(labels[chunk])
             row, here = row[:, None], here[:, None]
             logits -= _row_maximum(logits, shard)
@@ -98,29 +101,35 @@ class _HeadLoss(torch.autograd.Function):
             exponentials = logits.exp_()
             sums = shard.reduce(torch.cat((exponentials.sum(dim=1, keepdim=True), target), dim=1))  # [c, 2]
             denominator, target = sums[:, :1], sums[:, 1:]
-            total += ((denominator.log() - target) * mask).sum()
+            losses[chunk] = (denominator.log() - target)[:, 0]
             if grad_hidden is not None and grad_weight is not None:
                 gradient = exponentials.mul_(mask / denominator)
                 if shard.valid:
                     gradient.scatter_add_(1, row, -(mask * here))
+                if grad_bias is not None:
+                    grad_bias[:shard.valid] += gradient.sum(dim=0)
                 if narrow is not wide:
                     gradient = narrow[:x.shape[0]].copy_(gradient)
                 torch.mm(gradient, table, out=grad_hidden[chunk])
                 _accumulate_outer(grad_weight.narrow(0, 0, shard.valid), gradient, x)
         if needs_gradient:
-            ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.weight_dtype = weight.dtype
-        return total
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(losses)
+        ctx.set_materialize_grads(False)
+        return (losses * loss_mask).sum(), losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
         # The gradients were formed without the loss scale, so that half precision neither overflows nor vanishes
         # there. What was saved is not overwritten: a split backward pass comes through here twice.
         factor = grad.float()
-        grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
-        return (grad_hidden * factor).to(grad_hidden.dtype), grad_weight, None, None, None
+        grad_bias = None if grad_bias is None else (grad_bias * factor).to(bias_dtype)
+        return ((grad_hidden * factor).to(grad_hidden.dtype), (grad_weight * factor).to(weight_dtype), grad_bias,
+                None, None, None)
 
 
 def _product(x: torch.Tensor, table: torch.Tensor, wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
@@ -141,8 +150,8 @@ def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tens
 
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
-              shard: VocabShard) -> torch.Tensor:
-    """Sum of the masked cross-entropy over tokens.
+              shard: VocabShard, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the masked cross-entropy over tokens, and, for information, the cross-entropy of each.
 
     The gradient of `hidden` is this rank's part; the caller's `TensorParallel.enter` adds the parts up.
 
@@ -151,20 +160,21 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, 
         weight: local rows of the output embedding.
         labels: global token ids, all below the vocabulary size.
         loss_mask: fp32 weight of each token.
+        bias: local rows of the logits' bias.
 
     Shapes:
-        hidden [n, h], weight [v/t, h], labels [n], loss_mask [n] -> scalar fp32
+        hidden [n, h], weight [v/t, h], labels [n], loss_mask [n], bias [v/t] -> scalar fp32, [n] fp32 without gradient
     """
-    return _HeadLoss.apply(hidden, weight, labels, loss_mask, shard)
+    return _HeadLoss.apply(hidden, weight, bias, labels, loss_mask, shard)
 
 
 @torch.no_grad()
-def token_log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor,
-                            shard: VocabShard) -> tuple[torch.Tensor, torch.Tensor]:
+def token_log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, shard: VocabShard,
+                            bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each label, and whether it is the most probable token (the lowest id among equals).
 
     Shapes:
-        hidden [n, h], weight [v/t, h], labels [n] -> [n] fp32, [n] bool
+        hidden [n, h], weight [v/t, h], labels [n], bias [v/t] -> [n] fp32, [n] bool
     """
     table = weight.narrow(0, 0, shard.valid)
     log_probabilities, greedy = [], []
@@ -172,6 +182,8 @@ def token_log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, labels: 
     for start in range(0, hidden.shape[0], step):
         chunk = slice(start, start + step)
         logits = (hidden[chunk] @ table.t()).float()
+        if bias is not None:
+            logits += bias[:shard.valid]
         row, here = shard.local_row(labels[chunk])
         largest = _row_maximum(logits, shard)
         nowhere = torch.full_like(row, torch.iinfo(row.dtype).max)

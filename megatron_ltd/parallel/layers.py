@@ -84,6 +84,18 @@ class RowParallelLinear(nn.Module):
         return y if self.bias is None else y + local(self.bias)
 
 
+class ReplicatedLinear(nn.Module):
+    """y = x W^T + b, whole on every rank, outside the tensor-parallel regions. Shapes: x [..., i] -> [..., o]"""
+
+    def __init__(self, in_features: int, out_features: int, tp: TensorParallel):
+        super().__init__()
+        self.weight = sharded_parameter((out_features, in_features), Replicate(), tp)
+        self.bias = sharded_parameter((out_features,), Replicate(), tp)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, local(self.weight), local(self.bias))
+
+
 class VocabParallelEmbedding(nn.Module):
     """A table of token vectors with its rows sharded; leaves the tensor-parallel region.
 

@@ -56,13 +56,16 @@ class Pipeline:
         hidden_shape: of what stages exchange, [s/t or s, b, h].
         token_shape: of the first stage's input, [b, s].
         dtype: of what stages exchange.
+        loss_terms: numbers that the last stage returns for a microbatch in training.
         full_backward: do not split the backward pass, whatever the schedule.
     """
 
     def __init__(self, modules: Sequence[nn.Module], *, schedule: str, group: dist.ProcessGroup, device: torch.device,
-                 hidden_shape: tuple[int, ...], token_shape: tuple[int, int], dtype: torch.dtype, full_backward: bool):
+                 hidden_shape: tuple[int, ...], token_shape: tuple[int, int], dtype: torch.dtype, full_backward: bool,
+                 loss_terms: int = 1):
         self.modules, self.schedule, self.group, self.device = list(modules), schedule, group, device
         self.hidden_shape, self.token_shape, self.dtype = hidden_shape, token_shape, dtype
+        self.loss_terms = loss_terms
         self.size, self.rank = group.size(), dist.get_rank(group)
         self.stages = len(self.modules) * self.size
         self.local = stages_of_rank(schedule, self.rank, self.size, len(self.modules))
@@ -72,7 +75,8 @@ class Pipeline:
                                for stage, module in zip(self.local, self.modules, strict=True)]
         self._schedule: Any = None
         self._microbatches = 0
-        self._loss_factor = 1.0
+        self._loss_weights = torch.ones(loss_terms, device=device)
+        self._loss_sums: list[torch.Tensor] = []
 
     @property
     def has_first(self) -> bool:
@@ -83,27 +87,29 @@ class Pipeline:
         return self.stages - 1 in self.local
 
     def train_step(self, tokens: torch.Tensor, facts: Mapping[str, torch.Tensor], *, microbatches: int,
-                   loss_factor: float) -> torch.Tensor:
+                   loss_weights: torch.Tensor) -> torch.Tensor:
         """Forward and backward over all microbatches; gradients are left on the parameters.
 
         Args:
             tokens: [m b, s], the microbatches one after the other.
             facts: what each microbatch's stages are given, cut along dim 0 like the tokens.
-            loss_factor: what a microbatch's loss is multiplied with before the backward pass.
+            loss_weights: what the backward pass minimises is the sum of the loss terms times these.
 
         Returns:
-            the sum of the microbatches' losses, before the factor; zero where the last stage lives elsewhere.
+            the sums of the loss terms over the microbatches; zeros where the last stage lives elsewhere.
+
+        Shapes:
+            loss_weights [loss_terms] fp32 -> the same
         """
-        self._loss_factor = loss_factor
+        self._loss_weights, self._loss_sums = loss_weights, []
         if microbatches != self._microbatches:
             # A schedule sizes the engine's stages for its number of microbatches; an older one would not fit them.
             self._schedule, self._microbatches = self._build_schedule(microbatches), microbatches
-        losses: list[torch.Tensor] = []
-        self._schedule.step(*((tokens,) if self.has_first else ()), losses=losses, return_outputs=False,
+        self._schedule.step(*((tokens,) if self.has_first else ()), return_outputs=False,
                             target=tokens if self.has_last else None, **facts)
-        if not losses:
-            return torch.zeros((), device=self.device)
-        return torch.stack([loss.detach() for loss in losses]).sum() / loss_factor
+        if not self._loss_sums:
+            return torch.zeros_like(loss_weights)
+        return torch.stack(self._loss_sums).sum(dim=0)
 
     @torch.no_grad()
     def forward(self, tokens: torch.Tensor, facts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -140,7 +146,7 @@ class Pipeline:
         # Shapes given in advance spare the engine two extra passes to find them out.
         hidden = torch.empty(self.hidden_shape, dtype=self.dtype, device="meta", requires_grad=True)
         tokens = torch.empty(self.token_shape, dtype=torch.int64, device="meta")
-        loss = torch.empty((), dtype=torch.float32, device="meta", requires_grad=True)
+        loss = torch.empty(self.loss_terms, dtype=torch.float32, device="meta", requires_grad=True)
         return kind(module, stage, self.stages, self.device, input_args=tokens if stage == 0 else hidden,
                     output_args=loss if stage == self.stages - 1 else hidden, group=self.group)
 
@@ -148,4 +154,9 @@ class Pipeline:
         single = self.schedule == "1f1b"
         return _SCHEDULES[self.schedule](
             self._engine_stages[0] if single else self._engine_stages, n_microbatches=microbatches,
-            loss_fn=lambda loss, target: loss * self._loss_factor, scale_grads=False)
+            loss_fn=lambda sums, target: self._loss(sums), scale_grads=False)
+
+    def _loss(self, sums: torch.Tensor) -> torch.Tensor:
+        """The scalar of which a microbatch's backward pass starts. Shapes: sums [loss_terms] -> scalar"""
+        self._loss_sums.append(sums.detach())
+        return (sums * self._loss_weights).sum()

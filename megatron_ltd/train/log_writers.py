@@ -8,6 +8,7 @@ from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.metrics import StepReport, held_out_fields, held_out_line
+from megatron_ltd.train.validate import HeldOut
 
 
 class Writer(Protocol):
@@ -62,7 +63,9 @@ class _TensorBoard:
 
     _TAGS = {"lm_loss": "lm loss", "grad_norm": "grad-norm", "learning_rate": "learning-rate",
              "global_batch_size": "batch-size", "step_seconds": "iteration-time", "tflops_per_device": "throughput",
-             "validation_loss": "lm loss validation", "validation_ppl": "lm loss validation ppl",
+             "sentence_order_loss": "sop loss", "validation_loss": "lm loss validation",
+             "validation_ppl": "lm loss validation ppl", "validation_sentence_order_loss": "sop loss validation",
+             "test_loss": "lm loss test", "test_ppl": "lm loss test ppl", "test_sentence_order_loss": "sop loss test",
              "loss_scale": "loss-scale"}
 
     def __init__(self, folder: str):
@@ -128,9 +131,9 @@ class Metrics:
         self.console.line(report.line())
         self._write(report.fields())
 
-    def held_out(self, name: str, step: int, loss: float) -> None:
-        self.console.line(held_out_line(name, step, loss))
-        self._write(held_out_fields(name, step, loss))
+    def held_out(self, name: str, step: int, found: HeldOut) -> None:
+        self.console.line(held_out_line(name, step, found))
+        self._write(held_out_fields(name, step, found))
 
     def close(self) -> None:
         for writer in self._writers:

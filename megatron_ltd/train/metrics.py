@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.train.validate import HeldOut
 
 # Dense bf16 peaks from the vendors' data sheets.
 _PEAK_TFLOPS = {"A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "V100": 125.0}
@@ -46,17 +47,20 @@ class StepReport:
     step_flops: int
     full_step_flops: int
     peak_tflops: float | None
+    sentence_order_loss: float | None = None
 
     def fields(self) -> dict[str, Any]:
         """One line of the metrics file."""
         seconds = max(self.step_seconds, 1e-9)
         tflops = self.step_flops / seconds / self.devices / 1e12
+        order = {} if self.sentence_order_loss is None else {"sentence_order_loss": self.sentence_order_loss}
         return {
             "step": self.consumed.steps,
             "consumed_samples": self.consumed.samples,
             "consumed_tokens": self.consumed.tokens,
             "consumed_layer_tokens": self.consumed.layer_tokens(self.layers),
             "lm_loss": self.loss,
+            **order,
             "grad_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
             "global_batch_size": self.global_batch_size,
@@ -75,6 +79,7 @@ class StepReport:
     def line(self) -> str:
         """Megatron-LM's line, and what token dropping adds to it."""
         f = self.fields()
+        order = "" if self.sentence_order_loss is None else f" sop loss: {self.sentence_order_loss:.6E} |"
         mfu = "" if f["mfu"] is None else f" MFU: {100 * f['mfu']:.1f}% |"
         return (
             f" [{datetime.now():%Y-%m-%d %H:%M:%S}] iteration {self.consumed.steps:8d}/{self.total_steps:8d} |"
@@ -82,7 +87,8 @@ class StepReport:
             f" elapsed time per iteration (ms): {1000 * self.step_seconds:.1f} |"
             f" throughput per GPU (TFLOP/s/GPU): {f['tflops_per_device']:.3g} |"
             f" learning rate: {self.learning_rate:.6E} | global batch size: {self.global_batch_size:5d} |"
-            f" lm loss: {self.loss:.6E} | loss scale: {self.loss_scale:.1f} | grad norm: {self.gradient_norm:.3f} |"
+            f" lm loss: {self.loss:.6E} |{order} loss scale: {self.loss_scale:.1f} |"
+            f" grad norm: {self.gradient_norm:.3f} |"
             f" number of skipped iterations: {int(self.skipped):3d} |"
             f" number of nan iterations: {int(not math.isfinite(self.loss)):3d} |"
             f" kept length: {self.kept_length:5d}/{self.sequence_tokens:5d} |"
@@ -92,12 +98,16 @@ class StepReport:
             f" saving: {100 * f['theoretical_saving']:.1f}% (run {100 * self.consumed.saving:.1f}%) |")
 
 
-def held_out_fields(name: str, step: int, loss: float) -> dict[str, Any]:
+def held_out_fields(name: str, step: int, found: HeldOut) -> dict[str, Any]:
     """One line of the metrics file for a held-out set, `validation` or `test`."""
-    return {"step": step, f"{name}_loss": loss, f"{name}_ppl": math.exp(min(loss, 700.0))}
+    fields = {"step": step, f"{name}_loss": found.loss, f"{name}_ppl": math.exp(min(found.loss, 700.0))}
+    if found.sentence_order_loss is not None:
+        fields[f"{name}_sentence_order_loss"] = found.sentence_order_loss
+    return fields
 
 
-def held_out_line(name: str, step: int, loss: float) -> str:
+def held_out_line(name: str, step: int, found: HeldOut) -> str:
     """Megatron-LM's line."""
-    return (f" {name} loss at iteration {step} | lm loss value: {loss:.6E} |"
-            f" lm loss PPL: {math.exp(min(loss, 700.0)):.6E} |")
+    order = "" if found.sentence_order_loss is None else f" sop loss value: {found.sentence_order_loss:.6E} |"
+    return (f" {name} loss at iteration {step} | lm loss value: {found.loss:.6E} |"
+            f" lm loss PPL: {math.exp(min(found.loss, 700.0)):.6E} |{order}")

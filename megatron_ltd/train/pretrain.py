@@ -1,33 +1,50 @@
-"""Pretrain GPT: `torchrun ... -m megatron_ltd.pretrain_gpt --num-layers ... --data-path ...`.
-
-Everything that is a GPT run, in order: settings, checks, process group, data, model, checkpoint, loop, exit code.
-"""
+"""A pretraining run, whatever the model: settings, checks, process group, data, model, checkpoint, loop, exit code."""
 
 import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
 from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import RunConfig
 from megatron_ltd.config_checks import check
+from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
 from megatron_ltd.data.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
-from megatron_ltd.derived import global_batch_size, total_samples
+from megatron_ltd.derived import global_batch_size, predictions_per_sample, total_samples
 from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, DataError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
+from megatron_ltd.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.train import launch
 from megatron_ltd.train.exits import clear_exit_record, report, write_exit_record
+from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.log_writers import Metrics
 from megatron_ltd.train.resume import restore, with_checkpoint_model
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.trainer import Trainer
+
+
+def read_settings(arguments: list[str], family: Literal["gpt", "bert"], console: Console) -> RunConfig:
+    """The settings of a run of this model family, not checked yet.
+
+    Raises:
+        UserError: flags or files that cannot be read, or a checkpoint of another family.
+    """
+    config, notes = parse_run_config(arguments, family)
+    for note in notes:
+        console.line(note)
+    config = with_checkpoint_model(config)
+    if config.model.family != family:
+        raise CheckpointError(f"--load = {config.checkpoint.load}: the checkpoint holds a {config.model.family} model; "
+                              f"continue it with megatron_ltd.pretrain_{config.model.family}")
+    return config
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:
@@ -57,7 +74,8 @@ def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> 
     test_samples = valid_samples if config.data.test_data_path is not None else 0
     problem, digest, datasets = None, None, None
     try:
-        datasets = build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples)
+        datasets = build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples,
+                                  predictions_per_sample(config))
         digest = datasets_digest(tokenizer, datasets)
     except UserError as error:
         problem = str(error)
@@ -91,8 +109,11 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watche
         probe_writable(Path(config.checkpoint.save), group)
         if place.rank == 0:
             clear_exit_record(config.checkpoint.save)
+    native.tell(console)
     datasets = read_datasets(config, tokenizer, runtime)
     model = build_model(config, runtime.mesh, runtime.device)
+    if config.token_drop.policy == "importance":
+        model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
     state = restore(config, model, optimizer, group, console)
     writer = None
@@ -104,6 +125,11 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watche
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
                  f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
                  f"{optimizer.description}, configuration {config.digest()[:12]}")
+    if mesh.pp_size > 1:
+        line, warning = describe_pipeline(config, mesh.dp_size)
+        console.line(line)
+        if warning is not None:
+            console.warn(warning)
     try:
         code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer).run(watcher)
     except UserError:
@@ -127,17 +153,14 @@ def finish_quietly(writer: CheckpointWriter, console: Console) -> None:
         console.warn(str(error))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None, family: Literal["gpt", "bert"]) -> int:
     """Run and return the exit code; what a user can repair is printed as one message."""
     rank, save = 0, None
     try:
         place = Launch.from_environment()
         rank = place.rank
-        config, notes = parse_run_config(sys.argv[1:] if arguments is None else arguments)
+        config = read_settings(sys.argv[1:] if arguments is None else arguments, family, Console(rank == 0))
         save = config.checkpoint.save
-        for note in notes:
-            Console(rank == 0).line(note)
-        config = with_checkpoint_model(config)
         check(config, place.world_size)
         tokenizer = read_tokenizer(config)
         config = with_vocabulary(config, tokenizer)
@@ -147,7 +170,3 @@ def main(arguments: list[str] | None = None) -> int:
         return report(error, rank, save)
     finally:
         launch.stop()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

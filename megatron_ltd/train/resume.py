@@ -73,7 +73,10 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     manifest = read_manifest(path)
     state.check_model_settings(config, manifest, path)
     weights_only = settings.finetune or settings.no_load_optim
-    state.load(path, model, None if weights_only else optimizer, group)
+    goes_on = not settings.finetune and manifest.stored_name(state.IMPORTANCE) is not None
+    state.load(path, model, None if weights_only else optimizer, group, importance=goes_on)
+    if model.importance is not None and not goes_on:
+        console.line("the importance of tokens is learned afresh: it is not taken from the checkpoint")
     console.line(f"loaded {path}" + (" (weights only)" if weights_only else ""))
     if settings.finetune:
         return fresh

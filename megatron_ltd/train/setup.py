@@ -6,17 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import dropped_layers, parse_pipeline_split, virtual_chunks
-from megatron_ltd.model.gpt import GPT, StageSpan
+from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.derived import cross_layer, dropped_layers, virtual_chunks, whole_backward
+from megatron_ltd.model.bert import BERT
+from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.stack import TokenDrop
+from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel import data_parallel
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.gradients import reduce_replicated, reduce_tied
 from megatron_ltd.parallel.mesh import Mesh
-from megatron_ltd.parallel.partition import stage_spans, stages_of_rank, uniform_split
+from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
+from megatron_ltd.pipeline_costs import pipeline_layers
+from megatron_ltd.token_drop.importance import ImportanceTable, LossRecord
+from megatron_ltd.train.compilation import prepare_compilation
+
+Stage = GPT | BERT
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,23 @@ class Model:
 
     The parameters are listed once, when they are built: while a forward pass has gathered them, `Module.parameters()`
     would give the gathered ones.
+
+    `importance` is the table of the importance policy, which a run sets before its first step, and `loss_record` what
+    the table is to learn of a step; both None without the policy.
     """
 
-    def __init__(self, stages: list[GPT], pipeline: Pipeline, mesh: Mesh, tp: TensorParallel):
+    def __init__(self, stages: list[Stage], pipeline: Pipeline, mesh: Mesh, tp: TensorParallel):
         self.stages, self.pipeline, self.mesh, self.tp = stages, pipeline, mesh, tp
         self.parameters = list(self._named_parameters())
+        self.importance: ImportanceTable | None = None
+        self.loss_record: LossRecord | None = None
+
+    def choose_by(self, importance: ImportanceTable) -> None:
+        """Keep tokens by this table, and record the losses that it learns from."""
+        self.importance = importance
+        self.loss_record = LossRecord(len(importance.values), importance.values.device)
+        for stage in self.stages:
+            stage.loss_record = self.loss_record
 
     def _named_parameters(self) -> Iterator[NamedParameter]:
         for stage in self.stages:
@@ -92,29 +111,36 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
     parallel = config.parallel
     tp = TensorParallel(mesh.tp, parallel.sequence_parallel)
     chunks = virtual_chunks(config)
-    count = mesh.pp_size * chunks
-    split = parse_pipeline_split(parallel.pipeline_split)
-    spans = stage_spans(list(split) if split is not None else uniform_split(config.model.num_layers, count))
+    spans = stage_spans(list(pipeline_layers(config, mesh.dp_size)))
+    prepare_compilation(config)
     schedule = parallel.pipeline_schedule if mesh.pp_size > 1 else "1f1b"
     stages = [_build_stage(config, tp, StageSpan(*spans[stage], config.model.num_layers), mesh, device, draw)
               for stage in stages_of_rank(schedule, mesh.pp_rank, mesh.pp_size, chunks)]
     samples, length = config.training.micro_batch_size, config.model.seq_length
     _, slice_length = tp.sequence_span(length)
-    recomputes_or_compiles = parallel.recompute != "none" or config.training.compile
     pipeline = Pipeline(
         stages, schedule=schedule, group=mesh.pp_group, device=device,
         hidden_shape=(slice_length, samples, config.model.hidden_size), token_shape=(samples, length),
         dtype=data_parallel.compute_dtype(config.training.precision),
-        full_backward=recomputes_or_compiles or parallel.sharding == "optim_grads_params")
+        full_backward=whole_backward(config),
+        loss_terms=loss_terms(config.model))
     return Model(stages, pipeline, mesh, tp)
 
 
+def loss_terms(model: ModelConfig) -> int:
+    """What the loss is the sum of: the tokens' cross-entropy and, with BERT's binary head, that of the sentence
+    order."""
+    return 2 if model.family == "bert" and not model.bert_no_binary_head else 1
+
+
 def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: Mesh, device: torch.device,
-                 draw: bool) -> GPT:
+                 draw: bool) -> Stage:
     """One stage, its layers allocated and sharded one by one, so that memory never holds an unsharded model."""
     training = config.training
-    drop = TokenDrop(frozenset(dropped_layers(config)), training.seed, config.token_drop.random_ltd_strata)
-    stage = GPT(config.model, tp, span, drop=drop, seed=training.seed, recompute=config.parallel.recompute)
+    drop = TokenDrop(frozenset(dropped_layers(config)), training.seed, config.token_drop.random_ltd_strata,
+                     shared=config.token_drop.policy == "importance", cross_layer=cross_layer(config))
+    kind = BERT if config.model.family == "bert" else GPT
+    stage = kind(config.model, tp, span, drop=drop, seed=training.seed, recompute=config.parallel.recompute)
     reshard_after_forward = config.parallel.sharding == "optim_grads_params"
 
     def allocate_and_shard(module: nn.Module, prefix: str) -> None:

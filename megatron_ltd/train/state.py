@@ -47,6 +47,9 @@ class TrainState:
             raise CheckpointError(f"the checkpoint's counters are not those of this version: {error}") from error
 
 
+IMPORTANCE = "token_drop.importance"
+
+
 def named_tensors(model: Model, optimizer: ShardedOptimizer | None, updates: int) -> dict[str, torch.Tensor]:
     """What a checkpoint holds, by global name, for saving; without the copies of tied embeddings."""
     tensors: dict[str, torch.Tensor] = {f"model.{p.global_name}": p.parameter for p in model.parameters
@@ -56,11 +59,17 @@ def named_tensors(model: Model, optimizer: ShardedOptimizer | None, updates: int
         for p in model.parameters:
             if not p.is_copy:
                 tensors |= {f"optimizer.{m}.{p.global_name}": moments[f"{m}.{p.name}"] for m in optimizer.moments}
+    if model.importance is not None:
+        tensors[IMPORTANCE] = model.importance.values
     return tensors
 
 
-def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: dist.ProcessGroup | None) -> Manifest:
+def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: dist.ProcessGroup | None, *,
+         importance: bool = False) -> Manifest:
     """Fill weights, and the optimizer's state if given, from a checkpoint, in place.
+
+    Args:
+        importance: fill the model's importance table too.
 
     Raises:
         CheckpointError: on all ranks; the checkpoint is damaged or does not fit the model.
@@ -79,6 +88,8 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
             # A V-shaped pipeline holds both copies of a tied embedding in one process; one name is read once.
             repeated += [(tensor, targets[name])] if name in targets else []
             targets.setdefault(name, tensor)
+    if importance and model.importance is not None:
+        targets[IMPORTANCE] = model.importance.values
     manifest = io.load(path, targets, group)
     for copy, original in repeated:
         with torch.no_grad():

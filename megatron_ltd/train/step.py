@@ -1,7 +1,7 @@
 """One training step: forward and backward over the microbatches, the sums over ranks, clipping, the update."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,9 @@ class StepResult:
     """What a step found, the same on every process."""
 
     loss: float
-    """Mean cross-entropy over the global batch's tokens, before the update."""
+    """Mean cross-entropy over the global batch's predicted tokens, before the update."""
+    sentence_order_loss: float | None
+    """Mean cross-entropy of the sentence order over the global batch; None for models without that head."""
     gradient_norm: float
     """Before clipping."""
     updated: bool
@@ -32,7 +34,8 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
                device: torch.device) -> StepResult:
     """One optimizer step on the microbatches of this data-parallel rank.
 
-    The loss is the mean over the tokens of the global batch that the loss mask keeps, whichever microbatch they are in.
+    The loss is the mean over the tokens of the global batch that the loss mask keeps, whichever microbatch they are in;
+    with the sentence order, plus its mean over the samples.
 
     Args:
         batch: microbatches, as the loader gives them.
@@ -41,39 +44,62 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     """
     merged = {name: torch.cat([part[name] for part in batch]).to(device, non_blocking=True) for name in batch[0]}
     tokens = merged.pop("tokens")
+    predictions, samples = _global_batch(model, merged)
+    if model.importance is not None and kept_tokens < tokens.shape[1]:
+        merged["kept"] = model.importance.kept_positions(tokens, merged.get("padding_mask"), kept_tokens,
+                                                         config.token_drop.random_ltd_strata)
     optimizer.zero_grad()
     model.train_mode(kept_tokens)
-    # A first guess of 1 / tokens keeps gradients in range; what the mask takes away is made good below.
-    guess = 1.0 / (tokens.numel() * model.mesh.dp_size)
-    loss_sum = model.pipeline.train_step(tokens, merged, microbatches=len(batch), loss_factor=guess * loss_scale)
+    means = 1.0 / torch.tensor([predictions, samples][:model.pipeline.loss_terms])
+    sums = model.pipeline.train_step(tokens, merged, microbatches=len(batch),
+                                     loss_weights=(means * loss_scale).to(device))
     model.finish_gradients()
-    total_loss, total_mask = _sum_over_processes(model, loss_sum, merged["loss_mask"], device)
+    losses = (_sum_over_processes(model, sums) * means.double()).tolist()
     stop = torch.tensor(stop_level, device=device)
     dist.all_reduce(stop, op=dist.ReduceOp.MAX)
-    unscale = 1.0 / (guess * loss_scale * max(total_mask, 1.0))
-    norm = float(gradient_norm(p.parameter for p in model.parameters if not p.is_copy)) * unscale
-    loss = total_loss / max(total_mask, 1.0)
-    updated = math.isfinite(norm) and math.isfinite(loss)
+    norm = float(gradient_norm(p.parameter for p in model.parameters if not p.is_copy)) / loss_scale
+    updated = math.isfinite(norm) and all(map(math.isfinite, losses))
     if updated:
         clip = config.optimizer.clip_grad
         coefficient = min(1.0, clip / (norm + 1e-6)) if clip > 0.0 else 1.0
-        scale_gradients((p.parameter for p in model.parameters), unscale * coefficient)
+        scale_gradients((p.parameter for p in model.parameters), coefficient / loss_scale)
         optimizer.step(learning_rate)
-    return StepResult(loss, norm, updated, int(stop))
+    _learn_importance(model, updated)
+    return StepResult(losses[0], losses[1] if len(losses) > 1 else None, norm, updated, int(stop))
 
 
-def _sum_over_processes(model: Model, loss_sum: torch.Tensor, loss_mask: torch.Tensor,
-                        device: torch.device) -> tuple[float, float]:
-    """Loss and number of tokens of the global batch.
+def _global_batch(model: Model, facts: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+    """Tokens that the loss mask keeps, and samples, of the global batch; at least one.
 
-    Every tensor-parallel rank of the last stage knows the loss, and every process the tokens of its data-parallel
-    rank; each is counted once.
+    They are known before the first forward pass, so that gradients come out right whatever shares of them the
+    microbatches have.
     """
-    speaks_for_loss = model.pipeline.has_last and model.mesh.tp_rank == 0
-    speaks_for_tokens = model.mesh.pp_rank == 0 and model.mesh.tp_rank == 0
-    nothing = torch.zeros((), dtype=torch.float64, device=device)
-    sums = torch.stack((loss_sum.double() if speaks_for_loss else nothing,
-                        loss_mask.double().sum() if speaks_for_tokens else nothing))
+    mask = facts["loss_mask"]
+    counts = torch.tensor([0.0, 0.0], dtype=torch.float64, device=mask.device)
+    if model.mesh.pp_rank == 0 and model.mesh.tp_rank == 0:  # each data-parallel rank is counted once
+        counts[0], counts[1] = mask.double().sum(), len(mask)
+    dist.all_reduce(counts)
+    predictions, samples = counts.tolist()
+    return max(predictions, 1.0), samples
+
+
+def _sum_over_processes(model: Model, sums: torch.Tensor) -> torch.Tensor:
+    """The loss terms of the global batch, on the CPU: every tensor-parallel rank of the last stage knows them, and one
+    of them speaks (the one that holds the first token)."""
+    speaks = model.pipeline.has_last and model.mesh.tp_rank == 0
+    total = sums.double() if speaks else torch.zeros_like(sums, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.cpu()
+
+
+def _learn_importance(model: Model, updated: bool) -> None:
+    """Move the importance table by the losses of the global batch: the same sums, so the same table, everywhere."""
+    if model.importance is None or model.loss_record is None:
+        return
+    sums = model.loss_record.sums
+    if not (model.pipeline.has_last and model.mesh.tp_rank == 0):
+        sums.zero_()
     dist.all_reduce(sums)
-    total_loss, total_mask = sums.tolist()
-    return total_loss, total_mask
+    if updated:
+        model.importance.update(sums)
+    model.loss_record.clear()

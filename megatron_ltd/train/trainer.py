@@ -19,12 +19,18 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.loader import Batch, Loader, microbatches
 from megatron_ltd.data.sample import Dataset
-from megatron_ltd.derived import batch_ramp, dropped_layers, total_steps
+from megatron_ltd.derived import (
+    batch_ramp,
+    cross_layer,
+    dropped_layers,
+    kept_length,
+    predictions_per_sample,
+    total_steps,
+)
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.lr_schedule import LearningRate
-from megatron_ltd.token_drop.schedule import KeptLength
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.log_writers import Metrics
 from megatron_ltd.train.metrics import StepReport, peak_tflops
@@ -33,15 +39,8 @@ from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
 from megatron_ltd.train.stopping import StopWatcher
+from megatron_ltd.train.summary import StepTimes, summary
 from megatron_ltd.train.validate import held_out_loss
-
-
-def kept_length(config: RunConfig) -> KeptLength:
-    """The kept length over the run; the whole sequence without a token-drop policy."""
-    full, drop = config.model.seq_length, config.token_drop
-    if drop.policy == "none":
-        return KeptLength(full, full)
-    return KeptLength(drop.random_ltd_start_length, full, drop.random_ltd_steps, drop.random_ltd_length_step)
 
 
 @dataclass
@@ -69,12 +68,14 @@ class Trainer:
         self.rate = LearningRate.of_run(self.config, dp)
         self.kept = kept_length(self.config)
         self.dropped = dropped_layers(self.config)
-        self.full_flops = sample_flops(self.config.model)
+        self.cross, self.predictions = cross_layer(self.config), predictions_per_sample(self.config)
+        self.full_flops = self._sample_flops(self.config.model.seq_length)
         self.peak = self.config.logging.peak_tflops
         if self.peak is None and self.runtime.device.type == "cuda":
             self.peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         self.saved_step = self.state.consumed.steps
         self.unreported_seconds, self.unreported_steps = 0.0, 0
+        self.times = StepTimes(self.config.model.seq_length, self.full_flops)
 
     def run(self, watcher: StopWatcher) -> int:
         """Train to the end or until asked to stop; the exit code says which.
@@ -100,6 +101,8 @@ class Trainer:
             if self.saved_step != self.state.consumed.steps:
                 self._save()
             self.writer.close()
+        for line in summary(self.state.consumed, self.config.model.num_layers, self.times):
+            self.metrics.console.line(line)
         self.metrics.close()
         return code
 
@@ -108,17 +111,21 @@ class Trainer:
         state, scale, settings = self.state, self.state.loss_scale, self.config.training
         started = time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
-        rate = self.rate.at(state.consumed.steps, state.consumed.samples, samples)
         kept = self.kept.at(state.consumed.steps)
+        consumed = state.consumed.after_step(
+            samples=samples, sequence_tokens=self.config.model.seq_length, kept_tokens=kept,
+            layers=self.config.model.num_layers, dropped_layers=len(self.dropped),
+            sample_flops=self._sample_flops(kept), full_sample_flops=self.full_flops)
+        rate = self.rate.at(state.consumed.steps, state.consumed.samples, samples,
+                            (state.consumed.layer_token_sum, consumed.layer_token_sum))
         result = train_step(
             self.model, self.optimizer, self._read(loader, samples), self.config, learning_rate=rate, kept_tokens=kept,
             loss_scale=scale.scale, stop_level=watcher.level(), device=self.runtime.device)
-        self.unreported_seconds += time.monotonic() - started
+        seconds = time.monotonic() - started
+        self.times.add(kept_tokens=kept, samples=samples, seconds=seconds, sample_flops=self._sample_flops(kept))
+        self.unreported_seconds += seconds
         self.unreported_steps += 1
-        state.consumed = state.consumed.after_step(
-            samples=samples, sequence_tokens=self.config.model.seq_length, kept_tokens=kept,
-            layers=self.config.model.num_layers, dropped_layers=len(self.dropped),
-            sample_flops=sample_flops(self.config.model, self.dropped, kept), full_sample_flops=self.full_flops)
+        state.consumed = consumed
         state.updates += int(result.updated)
         state.loss_scale = scale.after_step(not result.updated, settings)
         step = state.consumed.steps
@@ -131,6 +138,10 @@ class Trainer:
                 f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
                 "lower --lr, a smaller --clip-grad, or --bf16")
         return self._after_step(step, result, watcher)
+
+    def _sample_flops(self, kept: int) -> int:
+        return sample_flops(self.config.model, self.dropped, kept, cross_layer=self.cross,
+                            predictions=self.predictions)
 
     def _read(self, loader: Loader, samples: int) -> list[Batch]:
         try:
@@ -159,8 +170,8 @@ class Trainer:
             loss_scale=scale, skipped=not result.updated,
             step_seconds=self.unreported_seconds / max(1, self.unreported_steps), sequence_tokens=model.seq_length,
             layers=model.num_layers, devices=self.runtime.launch.world_size,
-            step_flops=samples * sample_flops(model, self.dropped, kept), full_step_flops=samples * self.full_flops,
-            peak_tflops=self.peak))
+            step_flops=samples * self._sample_flops(kept), full_step_flops=samples * self.full_flops,
+            peak_tflops=self.peak, sentence_order_loss=result.sentence_order_loss))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
     def _evaluate(self, dataset: Dataset | None, name: str) -> None:
@@ -172,8 +183,8 @@ class Trainer:
         batches: list[Batch] = []
         for number in range(self.config.logging.eval_iters):
             batches += microbatches(dataset, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
-        loss = held_out_loss(self.model, batches, self.runtime.device)
-        self.metrics.held_out(name, self.state.consumed.steps, loss)
+        self.metrics.held_out(name, self.state.consumed.steps,
+                              held_out_loss(self.model, batches, self.runtime.device))
 
     def _save(self) -> None:
         if self.writer is None:

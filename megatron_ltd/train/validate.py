@@ -1,6 +1,7 @@
 """The loss on held-out samples, with every token of every layer kept."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -9,21 +10,36 @@ from megatron_ltd.data.loader import Batch
 from megatron_ltd.train.setup import Model
 
 
-def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> float:
-    """Mean cross-entropy over the microbatches of all data-parallel ranks.
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model makes of held-out samples.
+
+    Args:
+        loss: mean cross-entropy of the predicted tokens.
+        sentence_order_loss: mean cross-entropy of the sentence order; None for models without that head.
+    """
+
+    loss: float
+    sentence_order_loss: float | None = None
+
+
+def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> HeldOut:
+    """The loss over the microbatches of all data-parallel ranks.
 
     Args:
         batches: microbatches of this data-parallel rank; every rank gives as many.
     """
     model.eval_mode()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches:
         facts = {name: tensor.to(device) for name, tensor in batch.items()}
         scored = model.pipeline.forward(facts.pop("tokens"), facts)
         if scored is not None and model.mesh.tp_rank == 0:
             mask = facts["loss_mask"].double()
-            sums += torch.stack(((-scored[0].double() * mask).sum(), mask.sum()))
+            losses = -scored[0].double()
+            tokens, order = losses[:, :mask.shape[1]], losses[:, mask.shape[1]:]
+            sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_tensor(order.numel())))
     model.after_evaluation()
     dist.all_reduce(sums)
-    loss, tokens = sums.tolist()
-    return loss / max(tokens, 1.0)
+    loss, tokens_counted, order_loss, samples_counted = sums.tolist()
+    return HeldOut(loss / max(tokens_counted, 1.0), order_loss / samples_counted if samples_counted else None)

@@ -47,5 +47,6 @@ def loss_and_gradients(model: Model, device: torch.device, kept_tokens: int) -> 
     """Summed loss of the first batch and its gradients, on the CPU in fp32."""
     facts = {name: tensor.to(device) for name, tensor in batch().items()}
     model.train_mode(kept_tokens)
-    loss = model.pipeline.train_step(facts.pop("tokens"), facts, microbatches=1, loss_factor=1.0)
+    loss = model.pipeline.train_step(facts.pop("tokens"), facts, microbatches=1,
+                                     loss_weights=torch.ones(1, device=device))
     return float(loss), {p.global_name: local_gradient(p.parameter).float().cpu() for p in model.parameters}

@@ -14,44 +14,98 @@ def leaves(weights: Weights) -> Weights:
 
 
 def loss(weights: Weights, config: ModelConfig, batch: dict[str, torch.Tensor],
-         kept: dict[int, list[list[int]]] | None = None) -> torch.Tensor:
+         kept: dict[int, list[list[int]]] | None = None, cross: int | None = None) -> torch.Tensor:
     """Sum of the masked cross-entropy.
 
     Args:
         kept: for each dropped layer, the positions that each sample of the batch keeps.
+        cross: the dropped layer, if any, that attends to all tokens.
     """
     total = torch.zeros((), dtype=torch.float64)
     for b in range(len(batch["tokens"])):
-        of_sample = {layer: sets[b] for layer, sets in (kept or {}).items()}
-        scores = sample_logits(weights, config, batch, b, of_sample)
+        scores = sample_logits(weights, config, batch, b, of_sample(kept, b), cross)
         log_probability = scores.log_softmax(-1)[torch.arange(config.seq_length), batch["labels"][b]]
         total = total - (log_probability * batch["loss_mask"][b].double()).sum()
     return total
 
 
+def bert_losses(weights: Weights, config: ModelConfig, batch: dict[str, torch.Tensor],
+                kept: dict[int, list[list[int]]] | None = None, cross: int | None = None) -> torch.Tensor:
+    """Sums of the masked cross-entropy and, with the binary head, of that of the sentence order. Shapes: -> [1 or 2]"""
+    losses = torch.zeros(1 if config.bert_no_binary_head else 2, dtype=torch.float64)
+    for b in range(len(batch["tokens"])):
+        hidden = sample_hidden(weights, config, batch, b, of_sample(kept, b), cross)
+        scores = masked_token_logits(weights, config, hidden[batch["predicted_positions"][b]])
+        log_probability = scores.log_softmax(-1).gather(1, batch["labels"][b][:, None])[:, 0]
+        terms = [-(log_probability * batch["loss_mask"][b].double()).sum()]
+        if not config.bert_no_binary_head:
+            order = sentence_order_logits(weights, hidden)
+            terms.append(-order.log_softmax(-1)[batch["sentence_order"][b]])
+        losses = losses + torch.stack(terms)
+    return losses
+
+
+def of_sample(kept: dict[int, list[list[int]]] | None, b: int) -> dict[int, list[int]]:
+    return {layer: sets[b] for layer, sets in (kept or {}).items()}
+
+
+def masked_token_logits(weights: Weights, config: ModelConfig, hidden: torch.Tensor) -> torch.Tensor:
+    """Shapes: [p, h] -> [p, v], padding rows left out"""
+    transformed = normed(weights, "lm_head.norm", config, gelu(linear(weights, "lm_head.dense", hidden), False))
+    table = weights["embedding.word.weight" if config.tied else "head.weight"]
+    return (transformed @ table.T + weights["lm_head.bias"])[:, :config.vocab_size]
+
+
+def sentence_order_logits(weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
+    """Shapes: [s, h] -> [2]"""
+    return linear(weights, "binary_head", torch.tanh(linear(weights, "pooler", hidden[0])))
+
+
 def sample_logits(weights: Weights, config: ModelConfig, batch: dict[str, torch.Tensor], b: int,
-                  kept: dict[int, list[int]] | None = None) -> torch.Tensor:
+                  kept: dict[int, list[int]] | None = None, cross: int | None = None) -> torch.Tensor:
     """Shapes: -> [s, v], padding rows left out"""
+    table = weights["embedding.word.weight" if config.tied else "head.weight"]
+    return sample_hidden(weights, config, batch, b, kept, cross) @ table[:config.vocab_size].T
+
+
+def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.Tensor], b: int,
+                  kept: dict[int, list[int]] | None = None, cross: int | None = None) -> torch.Tensor:
+    """The stream after the final norm. Shapes: -> [s, h]"""
     everything = torch.arange(config.seq_length)
     positions = batch["position_ids"][b] if "position_ids" in batch else everything
-    document_ids = batch["document_ids"][b] if "document_ids" in batch else torch.zeros_like(everything)
     stream = weights["embedding.word.weight"][batch["tokens"][b]]
     if config.position_embedding_type == "learned_absolute":
         stream = stream + weights["embedding.position.weight"][positions]
+    if "embedding.token_type.weight" in weights:
+        stream = stream + weights["embedding.token_type.weight"][batch["token_types"][b]]
     for layer in range(config.num_layers):
-        subset = torch.tensor((kept or {}).get(layer, everything.tolist()))
+        queries = torch.tensor((kept or {}).get(layer, everything.tolist()))
+        keys = everything if layer == cross else queries
         of_layer = {name.removeprefix(f"layers.{layer}."): weight for name, weight in weights.items()
                     if name.startswith(f"layers.{layer}.")}
-        stream = stream.index_put(
-            (subset,), layer_output(of_layer, config, stream[subset], positions[subset], document_ids[subset]))
-    table = weights["embedding.word.weight" if config.tied else "head.weight"]
-    return normed(weights, "final_norm", config, stream) @ table[:config.vocab_size].T
+        updated = layer_output(of_layer, config, stream[queries], stream[keys], positions[queries], positions[keys],
+                               allowed(config, batch, b, queries, keys))
+        stream = stream.index_put((queries,), updated)
+    return normed(weights, "final_norm", config, stream)
 
 
-def layer_output(weights: Weights, config: ModelConfig, x: torch.Tensor, positions: torch.Tensor,
-                 document_ids: torch.Tensor) -> torch.Tensor:
-    """A pre-norm layer with its residual connections. Shapes: x [k, h] -> [k, h]"""
-    x = x + attention(weights, config, normed(weights, "attention_norm", config, x), positions, document_ids)
+def allowed(config: ModelConfig, batch: dict[str, torch.Tensor], b: int, queries: torch.Tensor,
+            keys: torch.Tensor) -> torch.Tensor:
+    """Which key each query may see, pair by pair. Padding that has no real token to see sees everything."""
+    if config.family == "bert":
+        real = batch["padding_mask"][b]
+        seen = [bool(real[j]) for j in keys.tolist()]
+        return torch.tensor([seen if any(seen) else [True] * len(seen) for _ in queries])
+    documents = batch["document_ids"][b] if "document_ids" in batch else torch.zeros(config.seq_length)
+    return torch.tensor([[j <= i and bool(documents[i] == documents[j]) for j in keys.tolist()]
+                         for i in queries.tolist()])
+
+
+def layer_output(weights: Weights, config: ModelConfig, x: torch.Tensor, context: torch.Tensor,
+                 positions: torch.Tensor, key_positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A pre-norm layer with its residual connections. Shapes: x [k, h], context [c, h], mask [k, c] -> [k, h]"""
+    x = x + attention(weights, config, normed(weights, "attention_norm", config, x),
+                      normed(weights, "attention_norm", config, context), positions, key_positions, mask)
     y = normed(weights, "mlp_norm", config, x)
     if config.swiglu:
         gate = linear(weights, "mlp.gate", y)
@@ -61,23 +115,22 @@ def layer_output(weights: Weights, config: ModelConfig, x: torch.Tensor, positio
     return x + linear(weights, "mlp.fc2", inner)
 
 
-def attention(weights: Weights, config: ModelConfig, x: torch.Tensor, positions: torch.Tensor,
-              document_ids: torch.Tensor) -> torch.Tensor:
+def attention(weights: Weights, config: ModelConfig, x: torch.Tensor, context: torch.Tensor, positions: torch.Tensor,
+              key_positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     d, groups = config.head_dim, config.query_groups
     queries = config.num_attention_heads // groups
-    k = len(x)
-    allowed = [[j <= i and bool(document_ids[i] == document_ids[j]) for j in range(k)] for i in range(k)]
-    projected = linear(weights, "attention.qkv", x)
-    contexts = []
+    of_queries, of_keys = linear(weights, "attention.qkv", x), linear(weights, "attention.qkv", context)
+    mixed = []
     for group in range(groups):
         first = group * (queries + 2) * d
-        parts = [projected[:, first + i * d:first + (i + 1) * d] for i in range(queries + 2)]
-        key, value = turned(parts[queries], positions, config), parts[queries + 1]
-        for query in parts[:queries]:
-            scores = turned(query, positions, config) @ key.T / math.sqrt(d)
-            scores = torch.where(torch.tensor(allowed), scores, torch.full_like(scores, -math.inf))
-            contexts.append(scores.softmax(-1) @ value)
-    return linear(weights, "attention.proj", torch.cat(contexts, dim=-1))
+        key, value = (of_keys[:, first + i * d:first + (i + 1) * d] for i in (queries, queries + 1))
+        key = turned(key, key_positions, config)
+        for i in range(queries):
+            query = turned(of_queries[:, first + i * d:first + (i + 1) * d], positions, config)
+            scores = query @ key.T / math.sqrt(d)
+            scores = torch.where(mask, scores, torch.full_like(scores, -math.inf))
+            mixed.append(scores.softmax(-1) @ value)
+    return linear(weights, "attention.proj", torch.cat(mixed, dim=-1))
 
 
 def turned(x: torch.Tensor, positions: torch.Tensor, config: ModelConfig) -> torch.Tensor:

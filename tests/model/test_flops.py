@@ -8,7 +8,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ltd.model.flops import head_flops, layer_flops, sample_flops
 from megatron_ltd.parallel.collectives import TensorParallel
-from tests.model.tiny import GPT2_LIKE, LLAMA_LIKE, build_gpt, run, tiny_batch, tiny_config
+from tests.model.tiny import (
+    GPT2_LIKE,
+    LLAMA_LIKE,
+    build_gpt,
+    build_model,
+    run,
+    tiny_batch,
+    tiny_bert_batch,
+    tiny_config,
+)
 
 
 def in_place_addmm(total: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
@@ -31,6 +40,37 @@ def test_flops_are_those_that_torch_counts(tp: TensorParallel, settings: dict[st
     per_pair = 2 * 2 * config.head_dim * config.num_attention_heads  # a score and a weighted value, multiply and add
     not_causal = 3 * sum(per_pair * (k * k - k * (k + 1) // 2) for k in lengths)
     assert counter.get_total_flops() == samples * (sample_flops(config, dropped, keep) + not_causal)
+
+
+@pytest.mark.parametrize("binary_head", [True, False])
+@pytest.mark.parametrize(("dropped", "cross"), [([], None), ([1, 2, 3], None), ([2, 3], 2)])
+def test_flops_of_bert_are_those_that_torch_counts(tp: TensorParallel, binary_head: bool, dropped: list[int],
+                                                   cross: int | None) -> None:
+    config = tiny_config(family="bert", bert_no_binary_head=not binary_head, attention_dropout=0.1)
+    model = build_model(config, tp, dropped=dropped, kept=6, shared=True, cross_layer=cross)
+    batch = tiny_bert_batch(config) | {"kept": torch.arange(6).repeat(3, 1)}
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+        run(model, batch).sum().backward()
+    assert counter.get_total_flops() == 3 * sample_flops(config, dropped, 6, cross_layer=cross, predictions=5)
+
+
+def test_a_cross_layer_of_gpt_by_hand() -> None:
+    """6 of 24 tokens: queries, output and MLP of 6, keys and values of 24, and half of the 6 x 24 pairs and 6 / 2."""
+    config = tiny_config()
+    projections, mlp = 6 * 32 * 32 * 2 + 24 * 32 * 32 * 2, 6 * 32 * 128 * 2
+    assert layer_flops(config, 6, cross=True) == 2 * (projections + mlp) + 2 * 2 * 4 * 8 * (6 * 25 // 2)
+
+
+def test_token_dropping_of_bert_saves_the_quarter_that_is_published() -> None:
+    """BERT-base at 512 tokens of which 256 are kept (https://arxiv.org/abs/2203.13240): layers cost .746 of the whole,
+    and .755 with 76 predictions."""
+    config = tiny_config(family="bert", num_layers=12, hidden_size=768, num_attention_heads=12, seq_length=512,
+                         vocab_size=30522, bert_no_binary_head=True)
+    dropped = range(5, 11)
+    layers = sum(layer_flops(config, 256 if layer in dropped else 512, cross=layer == 5) for layer in range(12))
+    assert layers / (12 * layer_flops(config, 512)) == pytest.approx(0.746, abs=5e-4)
+    whole = sample_flops(config, predictions=76)
+    assert sample_flops(config, dropped, 256, cross_layer=5, predictions=76) / whole == pytest.approx(0.755, abs=1e-3)
 
 
 def test_one_layer_by_hand() -> None:

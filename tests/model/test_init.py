@@ -8,8 +8,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.gpt import GPT, StageSpan
+from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
+from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import LLAMA_LIKE, tiny_config, whole_parameters
 

@@ -9,9 +9,11 @@ import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.gpt import GPT, StageSpan
+from megatron_ltd.model.bert import BERT
+from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.stack import TokenDrop
+from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 
 SEED = 1234
@@ -33,19 +35,28 @@ def tiny_config(**settings: Any) -> ModelConfig:
     return ModelConfig(**(defaults | settings))
 
 
-def build_gpt(config: ModelConfig, tp: TensorParallel, *, dropped: Collection[int] = (), kept: int | None = None,
-              strata: int = 1, recompute: str = "none", span: tuple[int, int] | None = None) -> GPT:
+def build_model(config: ModelConfig, tp: TensorParallel, *, dropped: Collection[int] = (), kept: int | None = None,
+                strata: int = 1, shared: bool = False, cross_layer: int | None = None, recompute: str = "none",
+                span: tuple[int, int] | None = None) -> GPT | BERT:
     """A model, or the stage of one that holds the layers of `span`, in training mode with lively weights."""
     first, stop = span if span is not None else (0, config.num_layers)
-    model = GPT(config, tp, StageSpan(first, stop, config.num_layers),
-                drop=TokenDrop(frozenset(dropped), SEED, strata), seed=SEED, recompute=recompute)
+    kind = BERT if config.family == "bert" else GPT
+    drop = TokenDrop(frozenset(dropped), SEED, strata, shared, cross_layer)
+    model = kind(config, tp, StageSpan(first, stop, config.num_layers), drop=drop, seed=SEED, recompute=recompute)
     materialize(model, config, prefix="", seed=SEED, device=torch.device("cpu"), draw=False)
     load(model, lively_weights(model))
     model.stack.kept_tokens = config.seq_length if kept is None else kept
     return model.train()
 
 
-def lively_weights(model: GPT) -> dict[str, torch.Tensor]:
+def build_gpt(config: ModelConfig, tp: TensorParallel, **settings: Any) -> GPT:
+    """`build_model` for GPT."""
+    model = build_model(config, tp, **settings)
+    assert isinstance(model, GPT)
+    return model
+
+
+def lively_weights(model: GPT | BERT) -> dict[str, torch.Tensor]:
     """Whole weights by global name, the same on every layout, with which a mistake anywhere shows: norms and biases
     are not the neutral ones, and attention is far from uniform."""
     weights = {}
@@ -58,7 +69,7 @@ def lively_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def load(model: GPT, weights: dict[str, torch.Tensor]) -> None:
+def load(model: GPT | BERT, weights: dict[str, torch.Tensor]) -> None:
     """Fill the model from whole weights by global name; every name must be used."""
     unused = set(weights)
     for name, parameter in model.named_parameters():
@@ -70,12 +81,12 @@ def load(model: GPT, weights: dict[str, torch.Tensor]) -> None:
     assert not unused
 
 
-def whole_parameters(model: GPT) -> dict[str, torch.Tensor]:
+def whole_parameters(model: GPT | BERT) -> dict[str, torch.Tensor]:
     return {global_name(name, model.config): p.full_tensor().detach() for name, p in model.named_parameters()
             if isinstance(p, DTensor)}
 
 
-def whole_gradients(model: GPT) -> dict[str, torch.Tensor]:
+def whole_gradients(model: GPT | BERT) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in model.named_parameters():
         assert isinstance(parameter.grad, DTensor), f"{name} has no gradient"
@@ -94,6 +105,30 @@ def tiny_batch(config: ModelConfig, samples: int = 3, first_id: int = 40) -> dic
             "sample_ids": torch.arange(first_id, first_id + samples) * 7}
 
 
+def tiny_bert_batch(config: ModelConfig, samples: int = 3, first_id: int = 40) -> dict[str, torch.Tensor]:
+    """Sentence pairs of different lengths, the shortest much shorter than the others, with up to five predictions, of
+    which some are padding."""
+    generator = torch.Generator().manual_seed(first_id)
+    assert config.vocab_size is not None
+    length, most = config.seq_length, 5
+    lengths = torch.tensor([length, length // 3, length - 3, 4])[:samples]
+    everywhere = torch.arange(length)
+    real = everywhere < lengths[:, None]
+    tokens = torch.randint(1, config.vocab_size, (samples, length), generator=generator) * real
+    counts = torch.tensor([5, 3, 4, 1])[:samples]
+    positions = torch.stack([torch.randperm(int(n), generator=generator)[:most].sort().values if n >= most
+                             else everywhere[:most].clamp(max=int(n) - 1) for n in lengths])
+    counted = torch.arange(most) < counts[:, None]
+    labels = torch.randint(1, config.vocab_size, (samples, most), generator=generator)
+    batch = {"tokens": tokens, "padding_mask": real, "predicted_positions": positions * counted,
+             "labels": labels * counted, "loss_mask": counted.float(),
+             "sample_ids": torch.arange(first_id, first_id + samples) * 7}
+    if not config.bert_no_binary_head:
+        batch |= {"token_types": (everywhere >= lengths[:, None] // 2).long() * real,
+                  "sentence_order": torch.randint(0, 2, (samples,), generator=generator)}
+    return batch
+
+
 def documents(config: ModelConfig, samples: int = 3) -> dict[str, torch.Tensor]:
     """Document ids of packed samples, each cut elsewhere, and positions that count from the start of each document."""
     document_ids = torch.zeros(samples, config.seq_length, dtype=torch.int64)
@@ -106,12 +141,15 @@ def documents(config: ModelConfig, samples: int = 3) -> dict[str, torch.Tensor]:
     return {"document_ids": document_ids, "position_ids": position_ids}
 
 
-def run(model: GPT, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def run(model: GPT | BERT, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the model returns; the loss, its only term, as a scalar."""
     facts = {name: value for name, value in batch.items() if name != "tokens"}
-    return model(batch["tokens"], **facts)
+    answer = model(batch["tokens"], **facts)
+    return answer.squeeze(0) if answer.dim() == 1 else answer
 
 
-def loss_and_gradients(model: GPT, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: GPT | BERT,
+                       batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     loss = run(model, batch)
     loss.backward()

@@ -70,3 +70,27 @@ def of_gpt_neox(theirs: Mapping[str, torch.Tensor], config: ModelConfig) -> Tens
             for new, old in names.items():
                 ours[f"layers.{i}.{new}.{kind}"] = theirs[f"gpt_neox.layers.{i}.{old}.{kind}"]
     return ours
+
+
+def of_megatron_bert(theirs: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
+    """`transformers` splits what Megatron-LM's BERT keeps in one projection; its norms lie in the same places."""
+    ours = {
+        "embedding.word.weight": padded(theirs["bert.embeddings.word_embeddings.weight"], config),
+        "embedding.position.weight": theirs["bert.embeddings.position_embeddings.weight"],
+        "lm_head.bias": padded(theirs["cls.predictions.bias"][:, None], config)[:, 0],
+    }
+    names = {"final_norm": "bert.encoder.ln", "lm_head.dense": "cls.predictions.transform.dense",
+             "lm_head.norm": "cls.predictions.transform.LayerNorm"}
+    if not config.bert_no_binary_head:
+        ours["embedding.token_type.weight"] = theirs["bert.embeddings.token_type_embeddings.weight"]
+        names |= {"pooler": "bert.pooler.dense", "binary_head": "cls.seq_relationship"}
+    for i in range(config.num_layers):
+        old, new = f"bert.encoder.layer.{i}.", f"layers.{i}."
+        names |= {f"{new}attention_norm": f"{old}attention.ln", f"{new}attention.proj": f"{old}attention.output.dense",
+                  f"{new}mlp_norm": f"{old}ln", f"{new}mlp.fc1": f"{old}intermediate.dense",
+                  f"{new}mlp.fc2": f"{old}output.dense"}
+        for kind in ("weight", "bias"):
+            query, key, value = (theirs[f"{old}attention.self.{part}.{kind}"] for part in ("query", "key", "value"))
+            ours[f"{new}attention.qkv.{kind}"] = grouped(query, key, value, config)
+    return ours | {f"{new}.{kind}": theirs[f"{old}.{kind}"] for new, old in names.items()
+                   for kind in ("weight", "bias")}

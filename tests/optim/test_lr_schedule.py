@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
 from megatron_ltd.derived import total_samples, total_steps
 from megatron_ltd.lr_progress import LearningRateSpans
 from megatron_ltd.optim.lr_schedule import LearningRate
@@ -128,3 +128,69 @@ def test_the_last_step_of_a_whole_run_is_one_step_above_the_minimum() -> None:
     schedule = LearningRate.of_run(config, 4)
     last = total_steps(config, 4) - 1
     assert schedule.at(last, 16 * last, 16) == pytest.approx(1e-5 + (PEAK - 1e-5) / 100)
+
+
+def dropping_run(optimizer: dict[str, Any], **training: Any) -> RunConfig:
+    """6 layers of which 4 keep 8 of 32 tokens, and all 32 from step 40 on; 16 samples a step."""
+    config = run({"layer_token_lr": True, **optimizer}, **training)
+    return replace(config, model=ModelConfig(num_layers=6, seq_length=32), token_drop=TokenDropConfig(
+        random_ltd=True, random_ltd_length_list="0:8,40:32"))
+
+
+def test_a_warm_up_in_layer_tokens_stretches_while_tokens_are_dropped() -> None:
+    """A step processes 16 x (2 x 32 + 4 x 8) / 6 = 256 layer tokens, so 2,560 of them are ten steps; without dropping
+    they would be five."""
+    schedule = LearningRate.of_run(dropping_run({"lr_warmup_tokens": 2560, "lr_decay_tokens": 20_480}), 4)
+    rates = [schedule.at(step, 16 * step, 16) for step in range(10)]
+    assert rates == pytest.approx([PEAK * (step + 1) / 10 for step in range(10)], rel=1e-12)
+    raw = dropping_run({"lr_warmup_tokens": 2560, "lr_decay_tokens": 20_480, "layer_token_lr": False})
+    rates = [LearningRate.of_run(raw, 4).at(step, 16 * step, 16) for step in range(5)]
+    assert rates == pytest.approx([PEAK * (step + 1) / 5 for step in range(5)], rel=1e-12)
+
+
+def test_decay_in_layer_tokens_lasts_the_whole_run_by_default() -> None:
+    """40 steps of 256 and 60 of 512 layer tokens."""
+    config = dropping_run({"min_lr": 1e-5, "lr_warmup_tokens": 2560})
+    config = replace(config, optimizer=replace(config.optimizer, lr_decay_style="linear"))
+    schedule = LearningRate.of_run(config, 4)
+    assert schedule.spans.unit == "layer tokens" and schedule.spans.decay == 40 * 256 + 60 * 512
+    share = 512 / (schedule.spans.decay - 2560)
+    assert schedule.at(99, 1584, 16) == pytest.approx(1e-5 + (PEAK - 1e-5) * share, rel=1e-9)
+    assert schedule.at(100, 1600, 16) == pytest.approx(1e-5, rel=1e-9)
+
+
+def test_every_rate_by_layer_tokens_is_that_of_megatron_core_after_as_many_tokens() -> None:
+    schedule = LearningRate.of_run(dropping_run({"lr_warmup_tokens": 3000, "lr_decay_tokens": 30_000}), 4)
+    consumed = 0
+    for step in range(110):
+        processed = 256 if step < 40 else 512
+        expected = megatron_rate(schedule, consumed) if consumed > 3000 else \
+            megatron_rate(schedule, min(consumed + processed, 3000))
+        assert schedule.at(step, 16 * step, 16) == pytest.approx(expected, rel=1e-12)
+        assert schedule.at(step, 16 * step, 16) > 0.0 or consumed >= 30_000
+        consumed += processed
+
+
+def test_a_run_that_changed_its_settings_goes_on_from_the_layer_tokens_it_has_counted() -> None:
+    schedule = LearningRate.of_run(dropping_run({"lr_warmup_tokens": 2560, "lr_decay_tokens": 20_480}), 4)
+    assert schedule.at(3, 48, 16, (6 * 512, 6 * 768)) == pytest.approx(PEAK * 768 / 2560)
+    assert schedule.at(3, 48, 16, (6 * 768, 6 * 1024)) == schedule.at(3, 48, 16)
+
+
+def test_layer_tokens_that_are_no_whole_number_are_not_rounded() -> None:
+    """5 layers of which 3 keep 8 of 32 tokens: 88 / 5 x 16 = 281.6 layer tokens a step."""
+    config = dropping_run({"lr_warmup_tokens": 2816, "lr_decay_tokens": 20_480})
+    config = replace(config, model=ModelConfig(num_layers=5, seq_length=32))
+    schedule = LearningRate.of_run(config, 4)
+    assert [schedule.at(step, 16 * step, 16) for step in (0, 4, 9)] == pytest.approx(
+        [PEAK * 0.1, PEAK * 0.5, PEAK], rel=1e-12)
+
+
+def test_wsd_decays_at_the_end_by_layer_tokens() -> None:
+    config = dropping_run({"lr_decay_tokens": 40_960, "lr_wsd_decay_tokens": 5120})
+    schedule = LearningRate.of_run(replace(config, optimizer=replace(
+        config.optimizer, lr_decay_style="WSD", lr_wsd_decay_style="linear")), 4)
+    assert (schedule.spans.unit, schedule.spans.final_decay) == ("layer tokens", 5120.0)
+    # 40 steps of 256, then 512 a step: 35,840 are reached after 90, 5,120 before the end.
+    assert [schedule.at(step, 16 * step, 16) for step in (90, 95, 99)] == pytest.approx(
+        [PEAK, PEAK / 2, PEAK / 10], rel=1e-9)

@@ -26,6 +26,7 @@ class Case:
     rows: int
     logit_scale: float = 1.0
     mask: str = "weights"
+    biased: bool = False
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         weights = noise(TOKENS, seed=3).abs()
@@ -35,18 +36,20 @@ class Case:
         labels[:2] = torch.tensor([0, self.vocab_size - 1])
         return {"hidden": noise(TOKENS, WIDTH, seed=1).mul(self.logit_scale).to(dtype),
                 "weight": noise(self.rows, WIDTH, seed=2).to(dtype), "labels": labels,
-                "mask": masks[self.mask].float()}
+                "mask": masks[self.mask].float(), "bias": noise(self.rows, seed=5).mul(3.0 * self.biased).to(dtype)}
 
 
 CASES = [
     Case(64, 64), Case(61, 64), Case(17, 32), Case(1, 4), Case(5, 64), Case(61, 64, mask="ones"),
-    Case(61, 64, mask="nothing"), Case(61, 64, logit_scale=1000.0), Case(61, 64, logit_scale=1e-3),
+    Case(61, 64, mask="nothing"), Case(61, 64, biased=True), Case(17, 32, biased=True),
+    Case(61, 64, logit_scale=1000.0), Case(61, 64, logit_scale=1e-3),
 ]
 """In `Case(17, 32)` the last of four ranks holds only padding, in `Case(5, 64)` the last three."""
 
 
 def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]]:
-    """Loss, gradient of the hidden states and whole gradient of the weight, for each case, at an incoming 2.5."""
+    """Loss, gradients of the hidden states, the weight and the bias at an incoming 2.5, and the loss of each token, for
+    each case."""
     tp = tensor_parallel(ranks)
     cross_entropy._CHUNK_LOGITS["cpu"] = chunk
     cross_entropy._LEAST_CHUNK_TOKENS = 16
@@ -54,21 +57,24 @@ def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]
     for case in CASES:
         t, shard = case.tensors(), VocabShard.of(case.rows, case.vocab_size, tp)
         x = t["hidden"].requires_grad_()
-        table = t["weight"][shard.first:shard.first + shard.rows].clone().requires_grad_()
-        loss = head_loss(tp.enter(x), table, t["labels"], t["mask"], shard)
+        rows = slice(shard.first, shard.first + shard.rows)
+        table, bias = t["weight"][rows].clone().requires_grad_(), t["bias"][rows].clone().requires_grad_()
+        loss, losses = head_loss(tp.enter(x), table, t["labels"], t["mask"], shard, bias if case.biased else None)
+        assert not losses.requires_grad
         (2.5 * loss).backward()
         assert x.grad is not None and table.grad is not None
-        results.append((loss.detach(), x.grad, table.grad))
+        assert (bias.grad is not None) == case.biased
+        results.append((loss.detach(), x.grad, table.grad, bias.grad if bias.grad is not None else bias * 0, losses))
     return results
 
 
-def reference(t: dict[str, torch.Tensor], vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, table = t["hidden"].double().requires_grad_(), t["weight"].double().requires_grad_()
-    losses = F.cross_entropy(x @ table[:vocab_size].T, t["labels"], reduction="none")
+def reference(t: dict[str, torch.Tensor], case: Case) -> tuple[torch.Tensor, ...]:
+    x, table, bias = (t[name].double().requires_grad_() for name in ("hidden", "weight", "bias"))
+    losses = F.cross_entropy(x @ table[:case.vocab_size].T + bias[:case.vocab_size], t["labels"], reduction="none")
     loss = (losses * t["mask"].double()).sum()
     (2.5 * loss).backward()
-    assert x.grad is not None and table.grad is not None
-    return loss.detach(), x.grad, table.grad
+    assert x.grad is not None and table.grad is not None and bias.grad is not None
+    return loss.detach(), x.grad, table.grad, bias.grad * case.biased, losses.detach()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -76,11 +82,13 @@ def reference(t: dict[str, torch.Tensor], vocab_size: int) -> tuple[torch.Tensor
 def test_loss_and_gradients_are_those_of_the_full_logits(ranks: int, chunk: int) -> None:
     results = run_ranks(on_ranks, ranks, chunk)
     for number, case in enumerate(CASES):
-        loss, grad_hidden, grad_weight = reference(case.tensors(), case.vocab_size)
-        torch.testing.assert_close(
-            torch.cat([of_rank[number][2] for of_rank in results]).double(), grad_weight, rtol=1e-5,
-            atol=2e-6 * float(grad_weight.abs().max()))
+        loss, grad_hidden, grad_weight, grad_bias, losses = reference(case.tensors(), case)
+        for place, wanted in ((2, grad_weight), (3, grad_bias)):
+            torch.testing.assert_close(torch.cat([of_rank[number][place] for of_rank in results]).double(), wanted,
+                                       rtol=1e-5, atol=2e-6 * float(wanted.abs().max()))
         for of_rank in results:
+            torch.testing.assert_close(of_rank[number][4].double(), losses, rtol=2e-6,
+                                       atol=1e-6 * max(1.0, case.logit_scale))
             torch.testing.assert_close(of_rank[number][0].double(), loss, rtol=2e-6, atol=1e-6)
             torch.testing.assert_close(of_rank[number][1].double(), grad_hidden, rtol=1e-5,
                                        atol=2e-6 * float(grad_hidden.abs().max()))
@@ -110,7 +118,7 @@ def largest_tensor(rank: int, ranks: int) -> tuple[int, int]:
     x = noise(400, 4, dtype=torch.float32).requires_grad_()
     table = noise(shard.rows, 4, dtype=torch.float32).requires_grad_()
     with LargestTensor() as forward:
-        loss = head_loss(tp.enter(x), table, torch.arange(400), torch.ones(400), shard)
+        loss = head_loss(tp.enter(x), table, torch.arange(400), torch.ones(400), shard)[0]
     with LargestTensor() as backward:
         loss.backward()
     return forward.elements, backward.elements
@@ -130,17 +138,17 @@ def half_precision_errors(rank: int, ranks: int) -> dict[str, tuple[float, float
     case = Case(61, 64)
     t, shard = case.tensors(torch.bfloat16), VocabShard.of(64, 61, tp)
     x, table = t["hidden"].clone().requires_grad_(), t["weight"].clone().requires_grad_()
-    loss = head_loss(x, table, t["labels"], t["mask"], shard)
+    loss, _ = head_loss(x, table, t["labels"], t["mask"], shard)
     assert loss.dtype is torch.float32
     (2.5 * loss).backward()
     plain_x, plain_table = t["hidden"].clone().requires_grad_(), t["weight"].clone().requires_grad_()
     losses = F.cross_entropy((plain_x @ plain_table[:61].T).float(), t["labels"], reduction="none")
     plain = (losses * t["mask"]).sum()
     (2.5 * plain).backward()
-    names, expected = ("loss", "hidden", "weight"), reference(t, 61)
+    names, expected = ("loss", "hidden", "weight"), reference(t, case)
     ours, theirs = (loss.detach(), x.grad, table.grad), (plain.detach(), plain_x.grad, plain_table.grad)
     return {name: (float((o.double() - e).abs().max()), float((p.double() - e).abs().max()))  # type: ignore[union-attr]
-            for name, o, p, e in zip(names, ours, theirs, expected, strict=True)}
+            for name, o, p, e in zip(names, ours, theirs, expected[:3], strict=True)}
 
 
 def test_errors_in_half_precision_are_at_most_twice_those_of_plain_torch() -> None:
@@ -154,7 +162,7 @@ def gradients_in_parts(rank: int, ranks: int) -> list[torch.Tensor]:
     tp = tensor_parallel(ranks)
     t = Case(61, 64).tensors()
     x, table = t["hidden"].requires_grad_(), t["weight"].requires_grad_()
-    loss = head_loss(x, table, t["labels"], t["mask"], VocabShard.of(64, 61, tp)) * 2.5
+    loss = head_loss(x, table, t["labels"], t["mask"], VocabShard.of(64, 61, tp))[0] * 2.5
     of_hidden = torch.autograd.grad(loss, x, retain_graph=True)
     of_weight = torch.autograd.grad(loss, table)
     return [*of_hidden, *of_weight]
@@ -162,5 +170,5 @@ def gradients_in_parts(rank: int, ranks: int) -> list[torch.Tensor]:
 
 def test_the_backward_pass_may_be_split() -> None:
     (parts,) = run_ranks(gradients_in_parts, 1)
-    for part, expected in zip(parts, reference(Case(61, 64).tensors(), 61)[1:], strict=True):
+    for part, expected in zip(parts, reference(Case(61, 64).tensors(), Case(61, 64))[1:3], strict=True):
         torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=2e-6 * float(expected.abs().max()))

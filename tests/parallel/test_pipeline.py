@@ -13,7 +13,8 @@ from tests.gloo import run_ranks
 from tests.parallel.sharded import noise
 
 SAMPLES, LENGTH, WIDTH, MICROBATCHES, ROWS = 2, 4, 6, 6, 11
-FACTOR = 0.125
+WEIGHTS = (0.125, 0.03)
+"""Of the two loss terms."""
 
 
 class Toy(nn.Module):
@@ -31,7 +32,7 @@ class Toy(nn.Module):
         x = torch.tanh(x @ self.weight) + facts.t()[..., None]
         if not self.last:
             return x
-        return (x.sum(-1) * facts.t()).sum() if self.training else x.transpose(0, 1)
+        return torch.stack(((x.sum(-1) * facts.t()).sum(), x.square().sum())) if self.training else x.transpose(0, 1)
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,15 +48,15 @@ def on_ranks(rank: int, ranks: int, schedule: str, chunks: int, full_backward: b
     modules = [Toy(stage, ranks * chunks) for stage in mine]
     pipeline = Pipeline(modules, schedule=schedule, group=group, device=torch.device("cpu"),
                         hidden_shape=(LENGTH, SAMPLES, WIDTH), token_shape=(SAMPLES, LENGTH), dtype=torch.float32,
-                        full_backward=full_backward)
+                        full_backward=full_backward, loss_terms=len(WEIGHTS))
     tokens, facts = data()
     losses = []
     for microbatches in steps:
         for module in modules:
             module.zero_grad()
         rows = microbatches * SAMPLES
-        losses.append(float(pipeline.train_step(tokens[:rows], {"facts": facts[:rows]}, microbatches=microbatches,
-                                                loss_factor=FACTOR)))
+        losses.append(pipeline.train_step(tokens[:rows], {"facts": facts[:rows]}, microbatches=microbatches,
+                                          loss_weights=torch.tensor(WEIGHTS)).tolist())
     gradients = {f"{stage}.{name}": parameter.grad for stage, module in zip(mine, modules, strict=True)
                  for name, parameter in module.named_parameters()}
     for module in modules:
@@ -65,18 +66,18 @@ def on_ranks(rank: int, ranks: int, schedule: str, chunks: int, full_backward: b
             "last": pipeline.last_stage_rank()}
 
 
-def serial(stages: int, rows: int) -> tuple[float, dict[str, torch.Tensor | None]]:
-    """Loss and gradients of a chain of all stages, microbatch by microbatch."""
+def serial(stages: int, rows: int) -> tuple[list[float], dict[str, torch.Tensor | None]]:
+    """Loss terms and gradients of a chain of all stages, microbatch by microbatch."""
     chain = [Toy(stage, stages) for stage in range(stages)]
     tokens, facts = data()
-    total = torch.zeros(())
+    total = torch.zeros(len(WEIGHTS))
     for first in range(0, rows, SAMPLES):
         x = tokens[first:first + SAMPLES]
         for module in chain:
             x = module(x, facts=facts[first:first + SAMPLES])
         total = total + x
-    (FACTOR * total).backward()
-    return float(total.detach()), {f"{stage}.{name}": parameter.grad for stage, module in enumerate(chain)
+    (torch.tensor(WEIGHTS) * total).sum().backward()
+    return total.detach().tolist(), {f"{stage}.{name}": parameter.grad for stage, module in enumerate(chain)
                           for name, parameter in module.named_parameters()}
 
 
@@ -98,7 +99,8 @@ def check(schedule: str, ranks: int, chunks: int, full_backward: bool, steps: li
         assert found["last"] == (0 if schedule == "zbv" else ranks - 1)
         assert found["has_last"] == (rank == found["last"])
         assert (found["scores"] is not None) == found["has_last"]
-        assert found["losses"] == pytest.approx(losses if found["has_last"] else [0.0] * len(steps), rel=1e-5)
+        wanted = losses if found["has_last"] else [[0.0] * len(WEIGHTS)] * len(steps)
+        torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(wanted), rtol=1e-5, atol=0.0)
     _, expected = serial(stages, steps[-1] * SAMPLES)
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():

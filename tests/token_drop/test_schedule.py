@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ltd.token_drop.schedule import KeptLength
+from megatron_ltd.token_drop.schedule import KeptLength, ListedLength, integer_root
 
 
 def test_the_published_gpt_schedule() -> None:
@@ -58,3 +58,46 @@ def test_the_length_is_the_exact_formula(start: int, growth: int, steps: int, mu
         assert length == start + growth
     else:
         assert length == max(start, exact // multiple * multiple)
+
+
+def test_a_square_root_grows_fast_at_first() -> None:
+    """A quarter of the way in steps is half of the way in length: 128 + 1,920 x sqrt(t / T)."""
+    kept = KeptLength(128, 2048, 100_000, root_degree=2)
+    assert [kept.at(step) for step in (0, 1_000, 25_000, 49_000, 81_000, 100_000)] == [128, 320, 1088, 1472, 1856, 2048]
+    assert kept.at(24_999) == 1087
+    cubic = KeptLength(100, 1100, 1_000, multiple_tokens=8, root_degree=3)
+    assert cubic.at(1) == 200 and cubic.at(125) == 600 and cubic.at(124) == 592 and cubic.at(1_000) == 1100
+
+
+@given(st.integers(0, 10**40), st.integers(1, 20))
+def test_the_integer_root_is_exact(value: int, degree: int) -> None:
+    root = integer_root(value, degree)
+    assert root**degree <= value < (root + 1)**degree
+
+
+@given(st.integers(1, 600), st.integers(0, 600), st.integers(1, 300), st.integers(1, 64), st.integers(1, 5))
+def test_a_growing_length_is_monotone_bounded_and_in_buckets(
+        start: int, growth: int, steps: int, multiple: int, degree: int) -> None:
+    kept = KeptLength(start, start + growth, steps, multiple, degree)
+    lengths = [kept.at(step) for step in range(steps + 3)]
+    assert lengths == sorted(lengths) and lengths[0] == start and lengths[-3:] == [start + growth] * 3
+    assert all(length in (start, start + growth) or length % multiple == 0 for length in lengths)
+    for step, length in enumerate(lengths[:steps]):  # k - min <= (max - min) (t / T)^(1/R), in whole numbers
+        assert (length - start)**degree * steps <= growth**degree * step
+        if multiple == 1:
+            assert (length - start + 1)**degree * steps > growth**degree * step
+
+
+@given(st.integers(1, 200), st.integers(0, 200), st.none() | st.integers(1, 150), st.integers(1, 64), st.integers(1, 4))
+def test_the_stretches_are_those_of_the_lengths_step_by_step(
+        start: int, growth: int, steps: int | None, multiple: int, degree: int) -> None:
+    kept = KeptLength(start, start + growth, steps, multiple, degree)
+    lengths = [kept.at(step) for step in range((steps or 5) + 3)]
+    changes = [(step, length) for step, length in enumerate(lengths) if step == 0 or length != lengths[step - 1]]
+    assert list(kept.changes()) == changes
+
+
+def test_a_list_holds_each_length_from_its_step_on() -> None:
+    kept = ListedLength(((0, 128), (1000, 256), (2000, 256), (5000, 512)))
+    assert [kept.at(step) for step in (0, 999, 1000, 2500, 4999, 5000, 10**9)] == [128, 128, 256, 256, 256, 512, 512]
+    assert kept.changes() == ((0, 128), (1000, 256), (5000, 512))

@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 
 from tests.train.refusals import RUN
-from tests.train.runs import Corpus, run, write_corpus
+from tests.train.runs import Corpus, SentenceCorpus, run, write_corpus, write_sentence_corpus
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def sentence_corpus(tmp_path_factory: pytest.TempPathFactory) -> SentenceCorpus:
+    return write_sentence_corpus(tmp_path_factory.mktemp("sentences"))
 
 
 @pytest.fixture(scope="session")

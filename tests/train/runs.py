@@ -6,6 +6,7 @@ The corpus is the text of Python's own documentation as far as it ships with the
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +19,15 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from megatron_ltd import pretrain_gpt
+from megatron_ltd import pretrain_bert, pretrain_gpt
 from megatron_ltd.checkpoint import io as checkpoint_io
 from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
-from megatron_ltd.model import stack
+from megatron_ltd.data.sentences import RuleSplitter
+from megatron_ltd.data.wordpiece import SPECIAL_TOKENS, wordpiece_engine
+from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.stack import Stack
 from megatron_ltd.train.launch import Launch
 from tests.gloo import launch_ranks
 
@@ -74,6 +78,36 @@ def write_corpus(folder: Path) -> Corpus:
     return Corpus(str(folder / "corpus"), str(folder / "tokenizer.json"))
 
 
+@dataclass(frozen=True)
+class SentenceCorpus:
+    """A corpus of sentences in WordPiece, for BERT."""
+
+    prefix: str
+    vocabulary: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"data_path": (self.prefix,), "split": "90,10,0", "tokenizer_type": "BertWordPieceLowerCase",
+                "vocab_file": self.vocabulary}
+
+
+def write_sentence_corpus(folder: Path) -> SentenceCorpus:
+    """Train the WordPiece vocabulary and write the corpus, with the rules for sentences that ship."""
+    texts = documents()
+    engine = wordpiece_engine({token: number for number, token in enumerate(SPECIAL_TOKENS)}, lowercase=True)
+    engine.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(SPECIAL_TOKENS), show_progress=False))
+    vocabulary = sorted(engine.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    splitter = RuleSplitter()
+    with IndexedCorpusWriter(str(folder / "sentences"), VOCABULARY) as writer:
+        for text in texts:
+            parts = [ids for start, stop in splitter.spans(text)
+                     if (ids := engine.encode(text[start:stop], add_special_tokens=False).ids)]
+            writer.add_document(list(itertools.chain.from_iterable(parts)), [len(ids) for ids in parts])
+    return SentenceCorpus(str(folder / "sentences"), str(folder / "vocab.txt"))
+
+
 TINY: dict[str, Any] = {
     "num_layers": 6, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 32,
     "make_vocab_size_divisible_by": 32,
@@ -116,17 +150,17 @@ class Ending:
 def recorded_draws() -> Iterator[dict[tuple[int, int], list[int]]]:
     """The kept positions of each (layer, sample) that this process uses meanwhile. Drawing a set a second time, for
     another stage or in a backward pass, must give the same one."""
-    original = stack.kept_positions
+    original = Stack._select
     drawn: dict[tuple[int, int], list[int]] = {}
 
-    def draw(seed: int, sample_ids: torch.Tensor, layers: torch.Tensor, **lengths: int) -> torch.Tensor:
-        kept = original(seed, sample_ids, layers, **lengths)
-        for layer, rows in zip(layers.tolist(), kept.tolist(), strict=True):
-            for sample, positions in zip(sample_ids.tolist(), rows, strict=True):
+    def select(self: Stack, facts: SampleFacts) -> dict[int, torch.Tensor]:
+        kept = original(self, facts)
+        for layer, rows in kept.items():
+            for sample, positions in zip(facts.sample_ids.tolist(), rows.tolist(), strict=True):
                 assert drawn.setdefault((layer, sample), positions) == positions
         return kept
 
-    with mock.patch.object(stack, "kept_positions", draw):
+    with mock.patch.object(Stack, "_select", select):
         yield drawn
 
 
@@ -138,14 +172,16 @@ def launched(place: Launch) -> Iterator[None]:
 
 
 def pretrain(rank: int, world_size: int, init_method: str, *settings: Settings) -> Ending:
-    """`pretrain_gpt` on one rank.
+    """`pretrain_gpt`, or `pretrain_bert` where the settings name its family, on one rank.
 
     Args:
         settings: those of all ranks, or of each rank its own.
     """
+    flags = dict(settings[rank % len(settings)])
+    recipe = pretrain_bert if flags.pop("family", "gpt") == "bert" else pretrain_gpt
     place = Launch(rank, rank, world_size, init_method if world_size > 1 else None)
     with launched(place), contextlib.redirect_stderr(io.StringIO()) as said, recorded_draws() as kept:
-        code = pretrain_gpt.main(words(settings[rank % len(settings)]))
+        code = recipe.main(words(flags))
     return Ending(code, said.getvalue(), kept)
 
 

@@ -11,8 +11,8 @@ from unittest import mock
 
 import pytest
 
-from megatron_ltd import pretrain_gpt
 from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
+from megatron_ltd.train import pretrain as recipe
 from tests.gloo import launch_ranks
 from tests.train.refusals import (
     CHECKPOINT,
@@ -119,14 +119,14 @@ def pretrain_while_it_shrinks(rank: int, world_size: int, init_method: str, sett
                               folders: list[str]) -> Ending:
     """`pretrain` on a corpus of each rank's own; the last rank's loses its tokens once they have been checked."""
     os.chdir(folders[rank])
-    plain = pretrain_gpt.build_model
+    plain = recipe.build_model
 
     def build_model(*args: Any) -> Any:
         if rank == world_size - 1:
             os.truncate("copy.bin", 0)
         return plain(*args)
 
-    with mock.patch.object(pretrain_gpt, "build_model", build_model):
+    with mock.patch.object(recipe, "build_model", build_model):
         return pretrain(rank, world_size, init_method, settings)
 
 

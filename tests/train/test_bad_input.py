@@ -16,6 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from megatron_ltd import pretrain_gpt
+from megatron_ltd.train import pretrain as recipe
 from megatron_ltd.train.launch import Launch
 from tests.gloo import launch_ranks
 from tests.train.refusals import CHECKPOINT, CONFIG, PEER_LOST, RUN, assert_clear, contents, settings_in
@@ -138,7 +139,7 @@ def test_a_save_folder_that_cannot_be_made_is_refused_before_the_first_step(
 
 def pretrain_as_nobody(rank: int, world_size: int, init_method: str, settings: Settings) -> Ending:
     """`pretrain` that has no right to everything when it first touches the folder of checkpoints."""
-    plain = pretrain_gpt.probe_writable
+    plain = recipe.probe_writable
 
     def probe_writable(*args: Any) -> None:
         if os.geteuid() == 0:
@@ -148,7 +149,7 @@ def pretrain_as_nobody(rank: int, world_size: int, init_method: str, settings: S
         finally:
             os.seteuid(os.getuid())
 
-    with mock.patch.object(pretrain_gpt, "probe_writable", probe_writable):
+    with mock.patch.object(recipe, "probe_writable", probe_writable):
         return pretrain(rank, world_size, init_method, settings)
 
 

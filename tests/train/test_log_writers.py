@@ -14,6 +14,7 @@ from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.log_writers import Metrics, MetricsFile
+from megatron_ltd.train.validate import HeldOut
 from tests.train.test_metrics import REPORT
 
 
@@ -83,7 +84,7 @@ def test_steps_and_validations_go_to_the_console_and_to_the_file(
     path = tmp_path / "metrics.jsonl"
     metrics = Metrics(LoggingConfig(metrics_file=str(path)), {}, Console(), 0)
     metrics.step(REPORT)
-    metrics.held_out("validation", 100, 2.0)
+    metrics.held_out("validation", 100, HeldOut(2.0))
     metrics.close()
     step, validation = lines(path)
     assert step == REPORT.fields() and validation["validation_loss"] == 2.0
@@ -95,7 +96,7 @@ def test_processes_that_do_not_speak_write_nothing(tmp_path: Path, capsys: pytes
     config = LoggingConfig(metrics_file=str(tmp_path / "a.jsonl"), tensorboard_dir=str(tmp_path / "b"))
     metrics = Metrics(config, {}, Console(speaks=False), 0)
     metrics.step(REPORT)
-    metrics.held_out("validation", 100, 2.0)
+    metrics.held_out("validation", 100, HeldOut(2.0))
     metrics.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
@@ -136,7 +137,7 @@ def test_a_log_that_cannot_be_opened_is_the_users_to_repair(tmp_path: Path, sett
 def test_tensorboard_gets_megatrons_tags(tmp_path: Path) -> None:
     metrics = Metrics(LoggingConfig(tensorboard_dir=str(tmp_path)), {}, Console(), 0)
     metrics.step(REPORT)
-    metrics.held_out("validation", 100, 2.0)
+    metrics.held_out("validation", 100, HeldOut(2.0))
     metrics.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()

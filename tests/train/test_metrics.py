@@ -9,6 +9,7 @@ import pytest
 
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.train.metrics import StepReport, held_out_fields, held_out_line, peak_tflops
+from megatron_ltd.train.validate import HeldOut
 
 REPORT = StepReport(
     consumed=Consumed(steps=100, samples=800, tokens=819_200, layer_token_sum=24 * 307_200 + 5, flops=60 * 10**12,
@@ -76,16 +77,24 @@ def test_a_loss_that_is_not_finite_is_printed(loss: float, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_held_out_sets(name: str) -> None:
-    assert held_out_fields(name, 200, 2.0) == {
+    assert held_out_fields(name, 200, HeldOut(2.0)) == {
         "step": 200, f"{name}_loss": 2.0, f"{name}_ppl": pytest.approx(7.38905609893)}
-    assert held_out_line(name, 200, 2.0) == (
+    assert held_out_line(name, 200, HeldOut(2.0)) == (
         f" {name} loss at iteration 200 | lm loss value: 2.000000E+00 | lm loss PPL: 7.389056E+00 |")
+
+
+def test_the_sentence_order_has_its_own_numbers() -> None:
+    report = replace(REPORT, sentence_order_loss=0.5)
+    assert report.fields() == REPORT.fields() | {"sentence_order_loss": 0.5}
+    assert parsed(report.line())["sop loss"] == "5.000000E-01" and "sop loss" not in REPORT.line()
+    assert held_out_fields("test", 1, HeldOut(2.0, 0.5))["test_sentence_order_loss"] == 0.5
+    assert held_out_line("test", 1, HeldOut(2.0, 0.5)).endswith("| sop loss value: 5.000000E-01 |")
 
 
 @pytest.mark.parametrize(("loss", "finite"), [(1e6, True), (math.inf, True), (math.nan, False)])
 def test_a_perplexity_beyond_all_numbers_is_no_crash(loss: float, finite: bool) -> None:
-    assert math.isfinite(held_out_fields("validation", 1, loss)["validation_ppl"]) is finite
-    assert "PPL" in held_out_line("validation", 1, loss)
+    assert math.isfinite(held_out_fields("validation", 1, HeldOut(loss))["validation_ppl"]) is finite
+    assert "PPL" in held_out_line("validation", 1, HeldOut(loss))
 
 
 def test_fields_survive_json() -> None:

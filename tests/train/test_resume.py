@@ -46,6 +46,8 @@ TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP2 = {"pipeline_model_parallel_size": 2}
 ZBV = {**PP2, "pipeline_schedule": "zbv"}
 ZERO_3 = {"data_parallel_sharding_strategy": "optim_grads_params"}
+IMPORTANCE = {"random_ltd": False, "token_drop_policy": "importance", "token_drop_beta": 0.5,
+              "random_ltd_layers": "1-4"}
 RAMP = {"rampup_batch_size": (4, 4, 16), "train_iters": None, "train_samples": 80}
 
 
@@ -84,6 +86,7 @@ KILLS: dict[str, tuple[int, dict[str, Any]]] = {
     "pp2-zbv-async": (2, {**ZBV, "async_save": True}),
     "dp2-zero3-async-ramp": (2, {**ZERO_3, **RAMP, "async_save": True, "num_workers": 1}),
     "tp2-pp2": (4, {**PP2, "tensor_model_parallel_size": 2}),
+    "pp2-importance-async": (2, {**PP2, **IMPORTANCE, "async_save": True}),
 }
 
 
@@ -117,6 +120,7 @@ LEGS: dict[str, tuple[dict[str, Any], Legs]] = {
     "gpt2-dropout-ramp-async": ({**DROPOUT, "rampup_batch_size": (4, 4, 24), "async_save": True},
                                 [(2, {"use_distributed_optimizer": True}), (2, ZBV), (1, {}), (2, TP2_SP),
                                  (2, {"micro_batch_size": 1})]),
+    "gpt2-importance": (IMPORTANCE, [(2, PP2), (2, TP2_SP), (1, {})]),
     "llama": ({"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "init_method_std": 0.1,
                "disable_bias_linear": True, "untie_embeddings_and_output_weights": True},
               [(2, ZBV), (4, {**TP2_SP, **ZERO_3}), (1, {"micro_batch_size": 4})]),

@@ -1,0 +1,70 @@
+"""What GPT and BERT share: embedding, layers, final norm and output embedding, or the part of them a stage holds."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import Shard
+
+from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.embedding import Embedding
+from megatron_ltd.model.norm import build_norm
+from megatron_ltd.model.stack import Stack, TokenDrop
+from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.parallel.cross_entropy import VocabShard
+from megatron_ltd.parallel.layers import sharded_parameter
+
+
+class OutputEmbedding(nn.Module):
+    """The head's weight; its product with hidden states is taken together with the loss."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel):
+        super().__init__()
+        self.weight = sharded_parameter((config.padded_vocab_size, config.hidden_size), Shard(0), tp)
+
+
+@dataclass(frozen=True)
+class StageSpan:
+    """The layers [first, stop) of `layers`."""
+
+    first: int
+    stop: int
+    layers: int
+
+    @property
+    def has_embedding(self) -> bool:
+        return self.first == 0
+
+    @property
+    def has_head(self) -> bool:
+        return self.stop == self.layers
+
+
+class Transformer(nn.Module):
+    """The layers of `span`, with the embedding and the head if they belong to it.
+
+    Models differ in what they read of a sample and in what they predict.
+
+    Args:
+        seed: of dropout.
+        recompute: see `Stack`.
+    """
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel, span: StageSpan, *, drop: TokenDrop | None = None,
+                 seed: int = 0, recompute: str = "none"):
+        super().__init__()
+        assert config.vocab_size is not None
+        self.config, self.tp, self.span, self.seed = config, tp, span, seed
+        self.embedding = Embedding(config, tp) if span.has_embedding else None
+        self.stack = Stack(config, tp, range(span.first, span.stop), drop or TokenDrop(), recompute)
+        self.final_norm = build_norm(config, tp) if span.has_head else None
+        # A whole model shares one parameter; stages that are apart hold equal copies, and add up their gradients.
+        needs_head = span.has_head and not (config.tied and span.has_embedding)
+        self.head = OutputEmbedding(config, tp) if needs_head else None
+        self.vocab = VocabShard.of(config.padded_vocab_size, config.vocab_size, tp)
+
+    def output_weight(self) -> torch.Tensor:
+        if self.head is not None:
+            return self.head.weight
+        assert self.embedding is not None
+        return self.embedding.word.weight

@@ -1,0 +1,18 @@
+"""Pretrain BERT: `torchrun ... -m megatron_ltd.pretrain_bert --num-layers ... --data-path ..._sentence`."""
+
+import sys
+
+from megatron_ltd.train import pretrain
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run and return the exit code.
+
+    Args:
+        arguments: the command line's without the program's name; None takes this process's.
+    """
+    return pretrain.main(arguments, "bert")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

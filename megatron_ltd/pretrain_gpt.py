@@ -1,0 +1,18 @@
+"""Pretrain GPT: `torchrun ... -m megatron_ltd.pretrain_gpt --num-layers ... --data-path ...`."""
+
+import sys
+
+from megatron_ltd.train import pretrain
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run and return the exit code.
+
+    Args:
+        arguments: the command line's without the program's name; None takes this process's.
+    """
+    return pretrain.main(arguments, "gpt")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Show what token dropping does over a run, before it is started: a table, and a picture.
+
+    python tools/inspect_token_drop.py --world-size 8 --plot drop.png --config examples/configs/gpt_350m.toml \\
+        --random-ltd-steps 200000
+
+Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`); of the corpus
+and the checkpoints none is needed or opened. Everything is calculated, nothing is run. --world-size is the number of
+processes of the launch, from which the default global batch size follows; without it, as many as one replica takes.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
+from megatron_ltd.cli import parse_run_config
+from megatron_ltd.config import CheckpointConfig, DataConfig, RunConfig
+from megatron_ltd.config_checks import check
+from megatron_ltd.derived import (
+    batch_ramp,
+    cross_layer,
+    data_parallel_size,
+    dropped_layers,
+    kept_length,
+    layer_tokens,
+    predictions_per_sample,
+    total_steps,
+)
+from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.log import Console
+from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.optim.lr_schedule import LearningRate
+from megatron_ltd.pipeline_costs import describe as describe_pipeline
+from megatron_ltd.pipeline_costs import kept_samples
+
+ROWS = 12
+VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
+"""Ids of tokenizers with a usual vocabulary; only the head's FLOPs depend on it."""
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where the run stands before a step, and what the step does."""
+
+    step: int
+    kept_tokens: int
+    raw_tokens: int
+    layer_tokens: int
+    learning_rate: float
+    saving: float
+    """Share of the step's FLOPs that dropping leaves out."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The whole run.
+
+    Args:
+        visits: of a token in a dropped layer, on average.
+        skipping: share of the tokens that no dropped layer processes.
+    """
+
+    steps: int
+    raw_tokens: int
+    layer_tokens: int
+    flops: int
+    full_flops: int
+    visits: float
+    skipping: float
+
+
+def flops(config: RunConfig, kept_tokens: int) -> int:
+    """Of one sample."""
+    return sample_flops(config.model, dropped_layers(config), kept_tokens, cross_layer=cross_layer(config),
+                        predictions=predictions_per_sample(config))
+
+
+def rows(config: RunConfig, dp: int, count: int = ROWS) -> Iterator[Row]:
+    """Steps at equal distances, the first and the last among them."""
+    last, layers, length = total_steps(config, dp) - 1, config.model.num_layers, config.model.seq_length
+    ramp, tokens, kept = batch_ramp(config, dp), layer_tokens(config, dp), kept_length(config)
+    rate = LearningRate.of_run(config, dp)
+    for step in sorted({last * number // (count - 1) for number in range(count)}):
+        samples = ramp.samples_after(step)
+        yield Row(step, kept.at(step), samples * length, tokens.sum_after(step) // layers,
+                  rate.at(step, samples, ramp.at(samples)), 1.0 - flops(config, kept.at(step)) / flops(config, length))
+
+
+def totals(config: RunConfig, dp: int) -> Totals:
+    """Sums and means over all samples of the run, in closed form."""
+    steps, length, dropped = total_steps(config, dp), config.model.seq_length, len(dropped_layers(config))
+    by_length = kept_samples(config, dp)
+    samples = sum(by_length.values())
+    shares = {kept: min(1.0, kept / length) for kept in by_length}
+    # Each layer of random-LTD draws anew; the importance policy shows all its layers the same tokens.
+    draws = dropped if config.token_drop.policy == "random" else 1
+    of_run = batch_ramp(config, dp).samples_after(steps)
+    return Totals(
+        steps=steps, raw_tokens=of_run * length,
+        layer_tokens=layer_tokens(config, dp).sum_after(steps) // config.model.num_layers,
+        flops=sum(count * flops(config, kept) for kept, count in by_length.items()) * of_run // samples,
+        full_flops=of_run * flops(config, length),
+        visits=sum(count * shares[kept] for kept, count in by_length.items()) / samples,
+        skipping=sum(count * (1.0 - shares[kept])**draws for kept, count in by_length.items()) / samples
+        if dropped else 0.0)
+
+
+def report(config: RunConfig, dp: int) -> str:
+    """The table and what follows from it."""
+    found, dropped, layers = totals(config, dp), dropped_layers(config), config.model.num_layers
+    lines = ["| step | kept length | raw tokens before | layer tokens before | learning rate | FLOPs saved |",
+             "|--:|--:|--:|--:|--:|--:|"]
+    lines += [f"| {row.step} | {row.kept_tokens} | {row.raw_tokens:.4g} | {row.layer_tokens:.4g} | "
+              f"{row.learning_rate:.3g} | {row.saving:.1%} |" for row in rows(config, dp)]
+    share = found.layer_tokens / found.raw_tokens
+    lines += [
+        "",
+        f"{found.steps} steps, {found.raw_tokens:.5g} raw tokens, {found.layer_tokens:.5g} layer tokens ({share:.1%})",
+        f"FLOPs {found.flops:.4g} rather than {found.full_flops:.4g}: {1.0 - found.flops / found.full_flops:.1%} saved "
+        f"against the same {found.steps} steps without dropping"]
+    if dropped:
+        lines += [
+            f"{len(dropped)} of {layers} layers drop tokens; one of them processes a token {found.visits:.3f} times a "
+            f"pass on average, all of them {found.visits * len(dropped):.2f} times",
+            f"{found.skipping:.2%} of the tokens skip all {len(dropped)} dropped layers ("
+            + " -> ".join(f"{_skipping(config, row.kept_tokens):.1%}" for row in _ends(config, dp)) + " over the run)"]
+    else:
+        lines.append("no layer drops tokens: give --random-ltd")
+    if config.parallel.pipeline_model_parallel_size > 1:
+        lines += [line for line in describe_pipeline(config, dp) if line is not None]
+    return "\n".join(lines)
+
+
+def _ends(config: RunConfig, dp: int) -> list[Row]:
+    return list(rows(config, dp, 2))
+
+
+def _skipping(config: RunConfig, kept_tokens: int) -> float:
+    draws = len(dropped_layers(config)) if config.token_drop.policy == "random" else 1
+    return (1.0 - min(1.0, kept_tokens / config.model.seq_length))**draws
+
+
+def draw(config: RunConfig, dp: int, path: Path) -> None:
+    """Kept length, tokens and learning rate over the steps."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("Pictures need matplotlib, which is not installed: pip install matplotlib.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
+
+    points = list(rows(config, dp, 400))
+    steps = [point.step for point in points]
+    figure, (lengths, tokens, rates) = pyplot.subplots(3, 1, sharex=True, figsize=(7.5, 7.5), layout="constrained")
+    lengths.plot(steps, [point.kept_tokens for point in points], drawstyle="steps-post", color="#1f6fb4")
+    lengths.axhline(config.model.seq_length, color="#4a5a6a", linewidth=0.8, linestyle=":")
+    lengths.set_ylabel("kept length")
+    lengths.set_ylim(bottom=0)
+    tokens.plot(steps, [point.raw_tokens for point in points], color="#4a5a6a", label="raw tokens")
+    tokens.plot(steps, [point.layer_tokens for point in points], color="#d9632b", label="layer tokens")
+    tokens.yaxis.set_major_formatter(EngFormatter(sep=""))
+    tokens.set_ylabel("consumed")
+    tokens.legend(frameon=False)
+    rates.plot(steps, [point.learning_rate for point in points], color="#2a8c5a")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step")
+    rates.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.savefig(path, dpi=160)
+    pyplot.close(figure)
+
+
+def runnable(config: RunConfig) -> RunConfig:
+    """The run without what is not looked at: corpus and checkpoints.
+
+    Raises:
+        ConfigError: the size of the vocabulary is not known.
+    """
+    vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
+    if vocabulary is None:
+        raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "
+                          "head's FLOPs depend on it; give --vocab-size")
+    return replace(config, model=replace(config.model, vocab_size=vocabulary), checkpoint=CheckpointConfig(),
+                   data=DataConfig(mock_data=True, mask_prob=config.data.mask_prob))
+
+
+def run(args: argparse.Namespace, flags: list[str]) -> None:
+    console = Console()
+    config, notes = parse_run_config(flags, "bert" if args.bert else "gpt")
+    for note in notes:
+        console.line(note)
+    config = runnable(config)
+    replica = config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size
+    world_size = args.world_size if args.world_size is not None else replica
+    check(config, world_size)
+    dp = data_parallel_size(config, world_size)
+    path = None if args.plot is None else Path(args.plot)
+    if path is not None and (path.suffix not in SUFFIXES or not path.parent.is_dir()):
+        raise ConfigError(f"--plot = {path} must be a {', '.join(SUFFIXES)} file in an existing folder; choose one.")
+    console.line(report(config, dp))
+    if path is not None:
+        try:
+            draw(config, dp, path)
+        except OSError as error:
+            raise ConfigError(f"--plot = {path} cannot be written: {error}. Choose a writable folder.") from error
+        console.line(f"{path}: written")
+
+
+def main(argv: list[str]) -> int:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        usage="%(prog)s [--bert] [--world-size N] [--plot FILE] FLAGS OF THE RUN")
+    parser.add_argument("--bert", action="store_true", help="the flags are those of a BERT run")
+    parser.add_argument("--world-size", type=int, metavar="N", help="processes of the launch")
+    parser.add_argument("--plot", metavar="FILE", help=".png, .svg or .pdf")
+    args, flags = parser.parse_known_args(argv)
+    try:
+        run(args, flags)
+    except UserError as error:
+        Console().error(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
