@@ -38,7 +38,7 @@ def parse_run_config(argv: list[str], family: Literal["gpt", "bert"] = "gpt") ->
         ConfigError: everything that is wrong with the words and the file, in one message.
         SystemExit: after --help.
     """
-    if "--help" in argv or "-h" in argv:
+    if asks_for_help(argv):
         sys.stdout.write(help_text())
         raise SystemExit(0)
     flags, problems, notes = _read_words(argv)
@@ -60,6 +60,10 @@ def parse_run_config(argv: list[str], family: Literal["gpt", "bert"] = "gpt") ->
     config = _assemble(settings)
     config = replace(config, model=replace(config.model, family=family))
     return config, notes + idle_settings(config)
+
+
+def asks_for_help(argv: list[str]) -> bool:
+    return "--help" in argv or "-h" in argv
 
 
 def help_text() -> str:

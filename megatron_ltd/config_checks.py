@@ -23,7 +23,7 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.family_checks import family_violations
 from megatron_ltd.layout_checks import layout_violations
 from megatron_ltd.learning_rate_checks import learning_rate_violations
-from megatron_ltd.value_checks import value_violations
+from megatron_ltd.value_checks import flag_name, repaired, value_violations
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -49,15 +49,22 @@ def config_error(problems: list[str]) -> ConfigError:
 
 def violations(config: RunConfig, world_size: int) -> list[str]:
     """One message for each thing that is wrong; empty for settings that can run."""
-    values, budget = list(value_violations(config)), _budget(config)
-    problems = [*values, *budget, *_precision(config), *_data(config), *_checkpoint(config)]
-    if values:  # the arithmetic below needs sizes that are positive
-        return problems
+    values = dict(value_violations(config))
+    budget = _budget(config)
+    # The arithmetic needs sizes that are positive. What it finds with a stand-in for one of them is not said.
+    together = _together(repaired(config, values), world_size, bool(budget))
+    stand_ins = tuple(f"{flag_name(field)} " for _, field in values)
+    return [*values.values(), *budget, *_precision(config), *_data(config), *_checkpoint(config),
+            *(text for text in together if not any(flag in text for flag in stand_ins))]
+
+
+def _together(config: RunConfig, world_size: int, no_budget: bool) -> list[str]:
+    """What is wrong with settings that are right one by one."""
     layout = list(layout_violations(config, world_size))
     dropping = list(_token_drop(config))
-    problems += [*_model(config), *dropping, *family_violations(config), *layout]
+    problems = [*_model(config), *dropping, *family_violations(config), *layout]
     by_layer = config.training.token_budget == "layer" or config.optimizer.layer_token_lr
-    countable = not (layout or budget or (dropping and by_layer))
+    countable = not (layout or no_budget or _budget(config) or (dropping and by_layer))
     too_short = list(_length(config, world_size)) if countable else []
     length_known = countable and not too_short
     return problems + too_short + learning_rate_violations(config, world_size if length_known else None)

@@ -1,6 +1,7 @@
 """What a single setting may be, whatever the others are."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from megatron_ltd.config import RunConfig
@@ -96,20 +97,35 @@ REQUIRED: tuple[tuple[str, str, Any, str], ...] = (
 )
 """Section, field, what it holds when it was not given, and what it is."""
 
+_STAND_INS = {"num_layers": 5040, "hidden_size": 5040 * 64, "num_attention_heads": 5040, "seq_length": 5040 * 64,
+              "lr": 1.0}
+"""Values of required settings that most others go with: divisible by every small number."""
 
-def value_violations(config: RunConfig) -> Iterator[str]:
-    """Settings that are missing, or outside the range of what they mean."""
+Field = tuple[str, str]
+
+
+def value_violations(config: RunConfig) -> Iterator[tuple[Field, str]]:
+    """Settings that are missing, or outside the range of what they mean: (section, field) and what is wrong."""
     missing = set()
     for section, field, unset, meaning in REQUIRED:
         if getattr(getattr(config, section), field) == unset:
             missing.add((section, field))
-            yield f"{flag_name(field)} is required: give {meaning}"
+            yield (section, field), f"{flag_name(field)} is required: give {meaning}"
     for section, ranges in RANGES.items():
         for field, allowed in ranges.items():
             value = getattr(getattr(config, section), field)
             if value is not None and (section, field) not in missing and not allowed.holds(value):
-                yield (f"{flag_name(field)} = {value}: must be {allowed}; give such a number"
-                       f"{_or_leave_out(config, section, field)}")
+                yield (section, field), (f"{flag_name(field)} = {value}: must be {allowed}; give such a number"
+                                         f"{_or_leave_out(config, section, field)}")
+
+
+def repaired(config: RunConfig, fields: Collection[Field]) -> RunConfig:
+    """The settings with these fields put right, so that what is wrong with the others can be found too."""
+    for section, field in fields:
+        part = getattr(config, section)
+        value = _STAND_INS.get(field, getattr(type(part)(), field))
+        config = replace(config, **{section: replace(part, **{field: value})})
+    return config
 
 
 def _or_leave_out(config: RunConfig, section: str, field: str) -> str:

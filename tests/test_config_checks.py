@@ -246,6 +246,23 @@ def test_everything_that_is_wrong_is_reported_at_once() -> None:
     assert error.value.exit_code == 20
 
 
+def test_what_is_missing_does_not_hide_what_is_wrong() -> None:
+    """The messages about a setting that is missing say that alone: nothing is said about a value nobody gave."""
+    wrong = {"num_attention_heads": 6, "tensor_model_parallel_size": 4, "random_ltd_layers": "1,1", "min_lr": 5.0,
+             "global_batch_size": 7}
+    for missing in ({"lr": None}, {"hidden_size": 0}, {"num_layers": 0}, {"seq_length": 0}, {"micro_batch_size": -1},
+                    {"lr": None, "num_layers": 0, "hidden_size": 0, "seq_length": 0}):
+        found = violations(with_settings(**wrong, **missing), 8)
+        said = "\n".join(found)
+        assert "--num-attention-heads = 6: not divisible by --tensor-model-parallel-size = 4" in said, missing
+        assert "layer 1 is listed twice" in said
+        assert ("--min-lr = 5.0" in said) == ("lr" not in missing)
+        assert ("--global-batch-size = 7" in said) == ("micro_batch_size" not in missing)
+        for field in missing:
+            assert sum(f"--{field.replace('_', '-')} " in text for text in found) == 1, (missing, said)
+        assert "5040" not in said and "322560" not in said
+
+
 def test_the_defaults_name_everything_that_a_user_has_to_give() -> None:
     found = violations(RunConfig(), 1)
     for flag in ("--num-layers", "--hidden-size", "--num-attention-heads", "--seq-length", "--lr", "--train-iters",

@@ -8,14 +8,14 @@ from typing import Literal
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
-from megatron_ltd.cli import parse_run_config
+from megatron_ltd.cli import asks_for_help, parse_run_config
 from megatron_ltd.config import RunConfig
 from megatron_ltd.config_checks import check
 from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
 from megatron_ltd.data.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.derived import global_batch_size, predictions_per_sample, total_samples
-from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, DataError, UserError
+from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, ConfigError, DataError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
@@ -120,7 +120,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watche
     if config.checkpoint.save is not None:
         writer = CheckpointWriter(Path(config.checkpoint.save), group, config.checkpoint.async_save,
                                   config.checkpoint.save_retain_interval, console)
-    metrics = Metrics(config.logging, config.to_dict(), console, state.consumed.steps)
+    metrics = open_metrics(config, console, state.consumed.steps)
     mesh = runtime.mesh
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
                  f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
@@ -144,6 +144,24 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watche
     return code
 
 
+def open_metrics(config: RunConfig, console: Console, resumed_step: int) -> Metrics:
+    """The run's log.
+
+    Raises:
+        ConfigError: on every process, if the one that writes it cannot.
+    """
+    problem, metrics = None, None
+    try:
+        metrics = Metrics(config.logging, config.to_dict(), console, resumed_step)
+    except ConfigError as error:
+        problem = str(error)
+    problems = [found for found in gather_json(problem) if found is not None]
+    if problems:
+        raise ConfigError(problems[0])
+    assert metrics is not None
+    return metrics
+
+
 def finish_quietly(writer: CheckpointWriter, console: Console) -> None:
     """Let a checkpoint that is being written in the background be finished before the processes part; what ended the
     run is told in any case."""
@@ -159,7 +177,10 @@ def main(arguments: list[str] | None, family: Literal["gpt", "bert"]) -> int:
     try:
         place = Launch.from_environment()
         rank = place.rank
-        config = read_settings(sys.argv[1:] if arguments is None else arguments, family, Console(rank == 0))
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if rank != 0 and asks_for_help(arguments):
+            return EXIT_COMPLETE  # one process prints it
+        config = read_settings(arguments, family, Console(rank == 0))
         save = config.checkpoint.save
         check(config, place.world_size)
         tokenizer = read_tokenizer(config)

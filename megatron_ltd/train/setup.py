@@ -9,6 +9,7 @@ from torch import nn
 from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.derived import cross_layer, dropped_layers, virtual_chunks, whole_backward
 from megatron_ltd.model.bert import BERT
+from megatron_ltd.model.decoding import DecodingGPT
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.stack import TokenDrop
@@ -102,11 +103,13 @@ class Model:
         return next((p.parameter for p in self.parameters if p.name == name), None)
 
 
-def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bool = True) -> Model:
+def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bool = True,
+                decodes: bool = False) -> Model:
     """Build the stages of this process.
 
     Args:
         draw: fill the parameters with their initial values; without it, for a checkpoint to fill.
+        decodes: a GPT that can also go on with texts.
     """
     parallel = config.parallel
     tp = TensorParallel(mesh.tp, parallel.sequence_parallel)
@@ -114,7 +117,7 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
     spans = stage_spans(list(pipeline_layers(config, mesh.dp_size)))
     prepare_compilation(config)
     schedule = parallel.pipeline_schedule if mesh.pp_size > 1 else "1f1b"
-    stages = [_build_stage(config, tp, StageSpan(*spans[stage], config.model.num_layers), mesh, device, draw)
+    stages = [_build_stage(config, tp, StageSpan(*spans[stage], config.model.num_layers), mesh, device, draw, decodes)
               for stage in stages_of_rank(schedule, mesh.pp_rank, mesh.pp_size, chunks)]
     samples, length = config.training.micro_batch_size, config.model.seq_length
     _, slice_length = tp.sequence_span(length)
@@ -134,12 +137,12 @@ def loss_terms(model: ModelConfig) -> int:
 
 
 def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: Mesh, device: torch.device,
-                 draw: bool) -> Stage:
+                 draw: bool, decodes: bool) -> Stage:
     """One stage, its layers allocated and sharded one by one, so that memory never holds an unsharded model."""
     training = config.training
     drop = TokenDrop(frozenset(dropped_layers(config)), training.seed, config.token_drop.random_ltd_strata,
                      shared=config.token_drop.policy == "importance", cross_layer=cross_layer(config))
-    kind = BERT if config.model.family == "bert" else GPT
+    kind = BERT if config.model.family == "bert" else DecodingGPT if decodes else GPT
     stage = kind(config.model, tp, span, drop=drop, seed=training.seed, recompute=config.parallel.recompute)
     reshard_after_forward = config.parallel.sharding == "optim_grads_params"
 

@@ -67,6 +67,33 @@ def test_layers_compute_the_shared_subset_and_the_cross_layer_sees_all(
     check_dense(model, batch, dict.fromkeys(dropped, KEPT), cross)
 
 
+def test_evaluation_never_drops(tp: TensorParallel) -> None:
+    config = tiny_config(family="bert", hidden_dropout=0.3, attention_dropout=0.3)
+    batch = tiny_bert_batch(config)
+    with torch.no_grad():
+        dropping = run(build_model(config, tp, dropped=[1, 2, 3], kept=6, shared=True, cross_layer=1).eval(), batch)
+        plain = run(build_model(tiny_config(family="bert"), tp).eval(), batch)
+    assert torch.equal(dropping, plain)
+
+
+def test_half_layers_save_nothing_of_full_length(tp: TensorParallel) -> None:
+    """All but the embedding, the cross layer and the head, which see every token, in a stage of their own."""
+    config = tiny_config(family="bert", seq_length=72)
+    batch = tiny_bert_batch(config) | {"kept": torch.arange(8).repeat(3, 1)}
+    stage = build_model(config, tp, dropped=[1, 2, 3], kept=8, shared=True, cross_layer=1, span=(2, 4))
+    saved: list[torch.Size] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.shape)
+        return tensor
+
+    stream = torch.randn(72, 3, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(stage, batch | {"tokens": stream}).sum().backward()
+    assert len(saved) >= 2 * 5
+    assert [shape for shape in saved if 72 in shape or 72 * 3 in shape] == []
+
+
 def test_a_sample_that_keeps_nothing_but_padding_stays_a_number(tp: TensorParallel) -> None:
     config = tiny_config(family="bert")
     only_padding = [KEPT[0], [18, 19, 20, 21, 22, 23], KEPT[2]]

@@ -19,7 +19,7 @@ from megatron_ltd import pretrain_gpt
 from megatron_ltd.train import pretrain as recipe
 from megatron_ltd.train.launch import Launch
 from tests.gloo import launch_ranks
-from tests.train.refusals import CHECKPOINT, CONFIG, PEER_LOST, RUN, assert_clear, contents, settings_in
+from tests.train.refusals import CHECKPOINT, CONFIG, RUN, assert_clear, contents, settings_in
 from tests.train.runs import Corpus, Ending, Settings, launched, pretrain, words
 
 
@@ -86,6 +86,18 @@ def test_only_the_first_rank_says_what_all_ranks_know(
     with launched(Launch(1, 1, 2, "env://")), no_process_group():
         assert pretrain_gpt.main(words(settings_in(corpus, folder, max_position_embeddings=16))) == CONFIG
     assert capfd.readouterr().err == ""
+
+
+def test_help_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    for rank, printed in ((0, True), (1, False)):
+        with launched(Launch(rank, rank, 2, "env://")), no_process_group():
+            if printed:
+                with pytest.raises(SystemExit) as stop:
+                    pretrain_gpt.main(["--help"])
+                assert not stop.value.code
+            else:
+                assert pretrain_gpt.main(["--num-layers", "4", "-h"]) == 0
+        assert ("--num-layers N" in capfd.readouterr().out) == printed
 
 
 @pytest.mark.parametrize("environment", [
@@ -174,8 +186,9 @@ def test_a_metrics_file_that_cannot_be_opened_is_refused_before_a_step_is_taken(
     before = contents(tmp_path)
     path = str(tmp_path / "file" / "metrics.jsonl")
     endings = launch_ranks(pretrain, world_size, settings_in(corpus, folder, metrics_file=path))
-    # One rank writes the file; the others see no more than that it has left.
-    assert [ending.code for ending in endings] == [CONFIG, PEER_LOST][:world_size]
+    # One rank writes the file; the others learn of it before they wait for anything else.
+    assert [ending.code for ending in endings] == [CONFIG] * world_size
     assert_clear(endings[0].said, [f"--metrics-file = {path}"])
+    assert [ending.said for ending in endings[1:]] == [""] * (world_size - 1)
     assert not endings[0].kept
     assert contents(tmp_path) == before
