@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import keep_mask
+from megatron_ltd.model.kv_cache import KeyValueCache
 from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
@@ -22,6 +23,7 @@ class TokenFacts:
 
     Args:
         causal: a token attends to itself and to earlier ones; only read without a mask.
+        cache: keys and values of tokens before these, to which they are added; the mask then has a column for each.
 
     Shapes:
         angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
@@ -39,6 +41,7 @@ class TokenFacts:
     mask: torch.Tensor | None = None
     hidden_keys: tuple[torch.Tensor, torch.Tensor] | None = None
     attention_keys: tuple[torch.Tensor, torch.Tensor] | None = None
+    cache: KeyValueCache | None = None
 
 
 class Attention(nn.Module):
@@ -74,6 +77,8 @@ class Attention(nn.Module):
         query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
         if facts.angles is not None:
             query, key = rotate(query, *facts.angles), rotate(key, *(facts.key_angles or facts.angles))
+        if facts.cache is not None:
+            key, value = facts.cache.extend(key, value)
         if self.queries_per_group > 1:
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)

@@ -112,7 +112,7 @@ class Pipeline:
         return torch.stack(self._loss_sums).sum(dim=0)
 
     @torch.no_grad()
-    def forward(self, tokens: torch.Tensor, facts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    def forward(self, tokens: torch.Tensor, facts: Mapping[str, Any]) -> torch.Tensor | None:
         """Run one microbatch through all stages without gradients.
 
         Returns:

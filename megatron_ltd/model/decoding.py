@@ -1,0 +1,77 @@
+"""GPT that goes on with texts token by token, remembering keys and values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from megatron_ltd.model.attention import TokenFacts
+from megatron_ltd.model.gpt import GPT
+from megatron_ltd.model.kv_cache import KeyValueCache
+from megatron_ltd.model.rotary import rotary_angles
+from megatron_ltd.parallel.layers import local
+
+
+class DecodeState:
+    """What a stage remembers of a batch of texts, which stand on the right: shorter ones begin with padding.
+
+    `length` is how many tokens of each were read, padding included; whoever runs the stages adds to it.
+
+    Args:
+        layers: global ids of the stage's layers.
+        padding: of each text.
+        capacity: tokens to make room for.
+
+    Shapes:
+        padding [b] int64
+    """
+
+    def __init__(self, layers: Sequence[int], padding: torch.Tensor, capacity: int):
+        self.padding, self.length = padding, 0
+        self.caches = {layer: KeyValueCache(capacity) for layer in layers}
+
+
+class DecodingGPT(GPT):
+    """A stage that, given a state, reads some more tokens and returns the logits of the next one.
+
+    Shapes:
+        x: tokens [b, s] on the first stage, hidden states [s, b, h] on the others
+        -> hidden states; on the last stage logits [b, v] fp32
+    """
+
+    def forward(self, x: torch.Tensor, *, state: DecodeState | None = None, **facts: Any) -> torch.Tensor:
+        return super().forward(x, **facts) if state is None else self._read(x, state)
+
+    def _read(self, x: torch.Tensor, state: DecodeState) -> torch.Tensor:
+        count = x.shape[0] if self.embedding is None else x.shape[1]
+        places = torch.arange(state.length, state.length + count, device=x.device)
+        positions = (places[:, None] - state.padding).clamp(min=0)  # [s, b]
+        if self.embedding is not None:
+            x = self.embedding(x, positions, None)
+        angles, mask = self._angles(positions), self._mask(places, state.padding)
+        for layer, block in self.stack.blocks.items():
+            x = x + block(x, TokenFacts(angles=angles, mask=mask, cache=state.caches[int(layer)]))
+        if self.final_norm is None:
+            return x
+        hidden = self.tp.enter(self.final_norm(x[-1:]))[0]  # [b, h]
+        known = hidden @ local(self.output_weight()).narrow(0, 0, self.vocab.valid).t()
+        assert self.config.vocab_size is not None
+        logits = torch.zeros(hidden.shape[0], self.config.vocab_size, device=x.device)
+        logits[:, self.vocab.first:self.vocab.first + self.vocab.valid] = known
+        return self.vocab.reduce(logits)
+
+    def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self.config.position_embedding_type != "rope":
+            return None
+        channels = int(self.config.head_dim * self.config.rotary_percent) // 2 * 2
+        return rotary_angles(positions, channels, float(self.config.rotary_base))
+
+    def _mask(self, places: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        """Earlier tokens that are no padding, and the token itself, since a softmax over nothing is not a number.
+
+        Shapes:
+            places [s], padding [b] -> [b, 1, s, c]
+        """
+        keys = torch.arange(int(places[-1]) + 1, device=places.device)
+        earlier = (keys <= places[:, None]) & (keys >= padding[:, None, None])
+        return (earlier | (keys == places[:, None]))[:, None]

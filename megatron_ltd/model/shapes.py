@@ -1,0 +1,54 @@
+"""Names and whole shapes of a model's parameters, as checkpoints know them: plain arithmetic, without building it."""
+
+from collections.abc import Iterator
+
+from megatron_ltd.config import ModelConfig
+
+TOKEN_TYPES, SENTENCE_ORDERS = 2, 2
+
+Shape = tuple[int, ...]
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Shape by global name, from the embedding to the head."""
+    h, vocabulary = config.hidden_size, config.padded_vocab_size
+    is_bert, has_order = config.family == "bert", config.family == "bert" and not config.bert_no_binary_head
+    shapes: dict[str, Shape] = {"embedding.word.weight": (vocabulary, h)}
+    if config.position_embedding_type == "learned_absolute":
+        shapes["embedding.position.weight"] = (config.max_positions, h)
+    if has_order:
+        shapes["embedding.token_type.weight"] = (TOKEN_TYPES, h)
+    for layer in range(config.num_layers):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config)}
+    shapes |= _norm(config, "final_norm")
+    if not config.tied:
+        shapes["head.weight"] = (vocabulary, h)
+    if is_bert:
+        shapes |= dict(_linear("lm_head.dense", h, h, True)) | _norm(config, "lm_head.norm")
+        shapes["lm_head.bias"] = (vocabulary,)
+    if has_order:
+        shapes |= dict(_linear("pooler", h, h, True)) | dict(_linear("binary_head", SENTENCE_ORDERS, h, True))
+    return shapes
+
+
+def _layer(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    h, d, bias = config.hidden_size, config.head_dim, not config.disable_bias_linear
+    heads = config.num_attention_heads
+    yield from _norm(config, "attention_norm").items()
+    yield from _linear("attention.qkv", (heads + 2 * config.query_groups) * d, h, bias or config.add_qkv_bias)
+    yield from _linear("attention.proj", h, heads * d, bias)
+    yield from _norm(config, "mlp_norm").items()
+    for name in ("gate", "up") if config.swiglu else ("fc1",):
+        yield from _linear(f"mlp.{name}", config.ffn, h, bias)
+    yield from _linear("mlp.fc2", h, config.ffn, bias)
+
+
+def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (out, into)
+    if bias:
+        yield f"{name}.bias", (out,)
+
+
+def _norm(config: ModelConfig, name: str) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {f"{name}.weight": (config.hidden_size,)}
+    return shapes | ({f"{name}.bias": (config.hidden_size,)} if config.normalization == "LayerNorm" else {})
