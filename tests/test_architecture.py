@@ -37,6 +37,8 @@ RECIPES = ("pretrain_", "finetune_")
 
 DEBTS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3]) + r")\b")
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+OPENS_PICKLES = "tools/import_megatron_checkpoint.py"
+"""The one command that reads what others pickled, by torch's restricted reader."""
 PROCESS_WORDS = re.compile(r"(?<![a-z])(ranks?|world[_ ]size|all[_-]reduce)(?![a-z])", re.IGNORECASE)
 
 
@@ -222,6 +224,12 @@ def test_functions_are_short() -> None:
 def test_nothing_that_users_run_can_execute_a_file_it_reads() -> None:
     wrong = []
     for source in product():
+        if source.name == OPENS_PICKLES:
+            loads = [node for node, name in calls(source.tree) if name == "torch.load"]
+            assert len(loads) == 1 and any(
+                keyword.arg == "weights_only" and getattr(keyword.value, "value", False) is True
+                for keyword in loads[0].keywords)
+            continue
         wrong += [source.at(node, f"imports {name}") for node, name in imported(source.tree)
                   if name.split(".")[0] in UNSAFE_MODULES]
         for node, name in calls(source.tree):

@@ -1,0 +1,81 @@
+"""Reads the weights of a classic Megatron-LM checkpoint, mp_rank_XX[_YYY]/model_optim_rng.pt, into ours.
+
+    python tools/import_megatron_checkpoint.py --from-megatron old/iter_0001000 --save imported --vocab-size 50257
+
+TRUST: these files are Python pickles. They are opened by torch's restricted reader (weights_only), which builds
+tensors, plain containers and the settings' argparse.Namespace, and refuses everything else: no code of the file is run,
+as far as that reader keeps its promise. Import only files whose origin you know. This is the one command of the project
+that opens pickles; nothing else does, and what it writes is safetensors.
+
+GPT and BERT of Megatron-LM before megatron.core, any tensor- and pipeline-parallel size, the three orders of
+query/key/value rows. Optimizer state is not read. The checkpoint is trained on with --load DIR --finetune
+--use-checkpoint-args and a tokenizer.
+"""
+
+import argparse
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
+import torch
+
+from megatron_ltd.checkpoint.megatron_import import import_model
+from megatron_ltd.errors import CheckpointError, ConfigError, UserError
+from megatron_ltd.log import Console
+from megatron_ltd.model.shapes import parameter_shapes
+from megatron_ltd.train.state import TrainState
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--from-megatron", required=True, metavar="DIR", help="folder of one iteration")
+    parser.add_argument("--save", required=True, metavar="DIR", help="new folder for the checkpoint")
+    parser.add_argument("--vocab-size", type=int, metavar="N",
+                        help="tokens of the tokenizer, where the files tell the padded number only")
+    args = parser.parse_args(argv)
+    if args.vocab_size is not None and args.vocab_size < 1:
+        raise ConfigError(f"--vocab-size = {args.vocab_size} must be at least 1.")
+    return args
+
+
+def read(path: Path) -> Any:
+    """One file, by the restricted reader, with tensors mapped rather than read.
+
+    Raises:
+        CheckpointError: it is damaged, or holds what the reader does not build.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be opened without trusting it: {str(error).splitlines()[0]}. Only tensors, containers and "
+            "an argparse.Namespace of plain values are read; save the file again without other objects in its args.",
+        ) from error
+    if not isinstance(state, dict) or not {"args", "model"} & state.keys():
+        raise CheckpointError(f"{path} is no checkpoint of Megatron-LM: it has no args and no model.")
+    return state
+
+
+def main(argv: list[str]) -> int:
+    console = Console()
+    try:
+        args = parse_args(argv)
+        path, config = import_model(Path(args.from_megatron), read, parameter_shapes, Path(args.save),
+                                    TrainState().counters(), vocab_size=args.vocab_size)
+    except UserError as error:
+        console.error(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    model = config.model
+    console.line(f"wrote {path}: {model.family}, {model.num_layers} layers x {model.hidden_size}, vocabulary "
+                 f"{model.vocab_size}; train on it with --load {args.save} --finetune --use-checkpoint-args")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
