@@ -18,15 +18,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_ltd.data.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.eval.harness_tasks import HarnessTask, plan_harness, run_harness
 from megatron_ltd.eval.report import (
     check_writable,
     markdown_table,
     model_record,
     software_versions,
     task_record,
-    write_json,
+    write_results,
 )
 from megatron_ltd.eval.requests import CheckpointScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
@@ -52,7 +53,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         help=f"from {', '.join(TASKS)}, separated by commas; a task without FILE has it under --task-data",
     )
     parser.add_argument("--task-data", metavar="DIR", help="holds task files, as DIR/lambada/lambada_test.jsonl.gz")
-    parser.add_argument("--output", metavar="FILE", help="write results as JSON, after each task")
+    parser.add_argument("--output", nargs="+", metavar="FILE",
+                        help="write results after each task: .json, .md (the table) or .csv, or several of them")
+    parser.add_argument("--num-fewshot", type=int, metavar="K", help="solved examples before each question, from the "
+                        "task's training file beside its own, or else from the other questions (default 0; with "
+                        "--harness the task's own)")
+    parser.add_argument("--harness", action="store_true", help="--tasks names tasks of lm-evaluation-harness (needs "
+                        "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl takes the place of a download")
+    parser.add_argument("--bos-token-id", type=int, metavar="ID", help="token with which every text begins, for models "
+                        "that were trained so (Llama, Mistral); default: none")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N passages, articles or documents")
     parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows at once (default 8)")
     parser.add_argument(
@@ -71,6 +80,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} = {value} must be at least 1.")
+    for name in ("num_fewshot", "bos_token_id"):
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} = {value} must be at least 0.")
+    if args.harness and args.overlapping_eval is not None:
+        raise ConfigError("--overlapping-eval has no meaning with --harness, whose tasks cut texts their own way.")
     return args
 
 
@@ -102,13 +117,16 @@ def agree_on_inputs(problem: str | None, digests: dict[str, str]) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Find the files, load the model, see that all processes read the same, and score."""
-    output = None if args.output is None else Path(args.output)
+    outputs = [Path(name) for name in args.output or ()]
     plan: list[TaskRun] = []
+    chosen: list[HarnessTask] = []
     tokenizer: Tokenizer | None = None
     problem = None
     try:
-        plan = plan_tasks(args.tasks, None if args.task_data is None else Path(args.task_data))
-        if output is not None and console.speaks:
+        folder = None if args.task_data is None else Path(args.task_data)
+        chosen = plan_harness(args.tasks, folder) if args.harness else []
+        plan = [] if args.harness else plan_tasks(args.tasks, folder)
+        for output in outputs if console.speaks else ():
             check_writable(output)
     except UserError as error:
         if console.speaks:
@@ -123,25 +141,31 @@ def run(args: argparse.Namespace, console: Console) -> None:
     )
     try:
         vocab_size = scorer.manifest.config["model"]["vocab_size"]
-        tokenizer = build_tokenizer(tokenizer_settings(scorer.tokenizer_config, args), vocab_size)
+        if args.bos_token_id is not None and args.bos_token_id >= vocab_size:
+            raise ConfigError(f"--bos-token-id = {args.bos_token_id} must be below the model's vocabulary of "
+                              f"{vocab_size}.")
+        tokenizer = tokenizer_of_model(tokenizer_settings(scorer.tokenizer_config, args), vocab_size)
     except UserError as error:
         problem = problem or str(error)
-    digests = {item.name: item.sha256 for item in plan}
+    digests = {item.name: item.sha256 for item in plan} | {task.name: task.sha256 for task in chosen}
     agree_on_inputs(problem, digests | ({} if tokenizer is None else {"tokenizer": tokenizer.digest}))
     assert tokenizer is not None
-    options = EvalOptions(args.limit, args.overlapping_eval, show_progress=console.speaks)
-    score(args.load, plan, scorer, tokenizer, options, output, console)
+    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, args.bos_token_id)
+    if args.harness:
+        plan = run_harness(chosen, scorer, tokenizer, options, args.num_fewshot)
+    score(args.load, plan, scorer, tokenizer, options, outputs, console)
 
 
 def score(
     load: str, plan: list[TaskRun], scorer: CheckpointScorer, tokenizer: Tokenizer, options: EvalOptions,
-    output: Path | None, console: Console,
+    outputs: list[Path], console: Console,
 ) -> None:
     """Every task in turn; what is scored is written before the next one starts."""
     record: dict[str, Any] = {
         "model": model_record(load, scorer.manifest),
         "tokenizer_digest": tokenizer.digest,
-        "options": {"limit": options.limit, "overlapping_eval": options.stride},
+        "options": {"limit": options.limit, "overlapping_eval": options.stride, "num_fewshot": options.num_fewshot,
+                    "bos_token_id": options.bos},
         "versions": software_versions(),
         "tasks": {},
     }
@@ -149,15 +173,15 @@ def score(
     for item in plan:
         results[item.name] = item.task.evaluate(item.path, scorer, tokenizer, options)
         record["tasks"][item.name] = task_record(item.path, item.sha256, results[item.name])
-        if output is not None and console.speaks:
-            write_json(output, record)
+        for output in outputs if console.speaks else ():
+            write_results(output, record, results)
     model = record["model"]
     console.line(
         f"\n{model['load']}, step {model['step']:,}: trained on {model['consumed_tokens']:,} tokens, "
         f"{model['consumed_layer_tokens']:,} layer tokens\n\n{markdown_table(results)}"
     )
-    if output is not None:
-        console.line(f"\nwritten to {output}")
+    if outputs:
+        console.line(f"\nwritten to {', '.join(map(str, outputs))}")
 
 
 def main(argv: list[str]) -> int:

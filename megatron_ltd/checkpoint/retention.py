@@ -12,13 +12,13 @@ from megatron_ltd.checkpoint.layout import checkpoints, defect
 KEPT = 2
 
 
-def superseded(save_dir: Path, step: int, retain_interval: int) -> list[Path]:
+def superseded(save_dir: Path, step: int, retain_interval: int, kept: int = KEPT) -> list[Path]:
     """Checkpoints that may go after one of `step` was published, oldest first."""
     complete = [(s, path) for s, path in checkpoints(save_dir).items() if s <= step and defect(path) is None]
-    return [path for s, path in complete[:-KEPT] if s % retain_interval]
+    return [path for s, path in complete[:-kept] if s % retain_interval]
 
 
-def retain(save_dir: Path, step: int, retain_interval: int) -> None:
+def retain(save_dir: Path, step: int, retain_interval: int, kept: int = KEPT) -> None:
     """Delete superseded checkpoints; links are never followed."""
-    for path in superseded(save_dir, step, retain_interval):
+    for path in superseded(save_dir, step, retain_interval, kept):
         remove_folder(path)

@@ -42,7 +42,7 @@ from megatron_ltd.checkpoint.layout import (
     write_tracker,
 )
 from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
-from megatron_ltd.checkpoint.retention import retain
+from megatron_ltd.checkpoint.retention import KEPT, retain
 from megatron_ltd.checkpoint.storage import SafetensorsWriter
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
@@ -66,15 +66,16 @@ class CheckpointWriter:
         save_dir: on a file system that all ranks share.
         group: all ranks, over gloo, used by nothing else (`agreement.checkpoint_group`); None without ranks.
         background: `save` returns as soon as the tensors are copied to host memory, and a thread does the rest.
-        retain_interval: delete checkpoints of steps that are no multiples of it, except the newest two.
+        retain_interval: delete checkpoints of steps that are no multiples of it, except the newest ones.
+        retained: how many of the newest.
         console: of rank 0, for what went wrong without harm to any checkpoint.
     """
 
     def __init__(self, save_dir: Path, group: dist.ProcessGroup | None, background: bool = False,
-                 retain_interval: int | None = None, console: Console | None = None):
+                 retain_interval: int | None = None, console: Console | None = None, retained: int = KEPT):
         self.save_dir = save_dir
         self.group = group
-        self.retain_interval = retain_interval
+        self.retain_interval, self.retained = retain_interval, retained
         self.console = console or Console(rank_in(group) == 0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if background else None
         self._stager: DefaultStager | None = None
@@ -194,7 +195,7 @@ class CheckpointWriter:
             if os.path.lexists(aside):
                 remove_folder(aside)
             if self.retain_interval is not None:
-                retain(self.save_dir, step, self.retain_interval)
+                retain(self.save_dir, step, self.retain_interval, self.retained)
         except OSError as error:
             self.console.warn(f"an old checkpoint in {self.save_dir} could not be deleted: {reason(error)}")
 

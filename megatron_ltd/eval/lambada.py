@@ -30,7 +30,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     return whole[:cut], whole[cut:]
 
 
-def last_word_row(line: TextLine, tokenizer: Tokenizer, max_length: int) -> tuple[ScoreRow, bool]:
+def last_word_row(line: TextLine, tokenizer: Tokenizer, max_length: int,
+                  bos: int | None = None) -> tuple[ScoreRow, bool]:
     """The row that scores the passage's last word, and whether its context was cut on the left.
 
     Raises:
@@ -43,6 +44,7 @@ def last_word_row(line: TextLine, tokenizer: Tokenizer, max_length: int) -> tupl
             "them. Mend or remove the line."
         )
     context_tokens, word_tokens = encode_pair(tokenizer, context, space + word)
+    context_tokens = context_tokens if bos is None else [bos, *context_tokens]
     if not context_tokens or not 1 <= len(word_tokens) <= max_length:
         raise DataError(
             f"{line.place}: the last word {word!r} is {len(word_tokens)} tokens after a context of "
@@ -57,7 +59,7 @@ def last_word_row(line: TextLine, tokenizer: Tokenizer, max_length: int) -> tupl
 def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
     """Last-word accuracy and perplexity of the passages in `path`."""
     lines = read_jsonl_texts(path, options.limit)
-    rows, cut = zip(*(last_word_row(line, tokenizer, scorer.max_length) for line in lines), strict=True)
+    rows, cut = zip(*(last_word_row(line, tokenizer, scorer.max_length, options.bos) for line in lines), strict=True)
     answers = score_rows(scorer, list(rows), "lambada", options.show_progress)
     accuracy = mean_and_stderr([float(answer.greedy.all()) for answer in answers])
     return TaskResult(

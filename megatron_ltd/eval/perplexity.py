@@ -40,10 +40,11 @@ def read_documents(path: Path, limit: int | None) -> list[str]:
 def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
     """Token and byte perplexity of the documents in `path`."""
     documents = read_documents(path, options.limit)
+    first = tokenizer.eod if options.bos is None else options.bos
     rows = [
         row
         for tokens in tokenizer.encode_batch(documents)
-        for row in text_windows([tokenizer.eod, *tokens], scorer.max_length, options.stride)
+        for row in text_windows([first, *tokens], scorer.max_length, options.stride)
     ]
     if not rows:
         raise DataError(f"{path} gives no tokens. Check that the tokenizer is the model's.")

@@ -1,5 +1,7 @@
-"""Results of an evaluation as JSON and as a Markdown table."""
+"""Results of an evaluation as JSON, as a Markdown table, and as CSV."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -17,6 +19,10 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval.results import Metric, TaskResult
 from megatron_ltd.train.state import TrainState
+
+FORMATS = (".json", ".md", ".csv")
+CSV_HEAD = ["load", "step", "consumed_tokens", "consumed_layer_tokens", "task", "metric", "value", "stderr", "n",
+            "unit", "truncated", "num_fewshot", "file", "sha256"]
 
 
 def model_record(load: str, manifest: Manifest) -> dict[str, Any]:
@@ -68,18 +74,42 @@ def check_writable(path: Path) -> None:
     """Find out before hours of scoring that the results cannot be written.
 
     Raises:
-        DataError: the folder is missing or read-only, or the path is a folder.
+        DataError: the folder is missing or read-only, the path is a folder, or its suffix stands for no format.
     """
     folder = path.parent
+    if path.suffix not in FORMATS:
+        raise DataError(f"--output = {path}: the suffix says how results are written. Use one of {', '.join(FORMATS)}.")
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DataError(f"--output = {path} cannot be written: it must be a file in an existing, writable folder.")
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
+def write_results(path: Path, record: dict[str, Any], results: dict[str, TaskResult]) -> None:
     """Write through a temporary name, so that a reader never sees half a file."""
+    if path.suffix == ".md":
+        text = markdown_table(results) + "\n"
+    elif path.suffix == ".csv":
+        text = csv_table(record)
+    else:
+        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def csv_table(record: dict[str, Any]) -> str:
+    """One line for each metric of each task, with the model it is of."""
+    model = record["model"]
+    lines = [[model["load"], model["step"], model["consumed_tokens"], model["consumed_layer_tokens"], task, name,
+              _plain(metric["value"]), _plain(metric["stderr"]), entry["n"], entry["unit"], entry["truncated"],
+              record["options"]["num_fewshot"], entry["file"], entry["sha256"]]
+             for task, entry in record["tasks"].items() for name, metric in entry["metrics"].items()]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([CSV_HEAD, *lines])
+    return table.getvalue()
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else repr(value)
 
 
 def markdown_table(results: dict[str, TaskResult]) -> str:

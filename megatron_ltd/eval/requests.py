@@ -5,6 +5,7 @@ with the log-probability of every scored token and whether it was the model's fi
 batches and distributes rows as it likes: the answer to a row depends on that row alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +51,10 @@ class ScoredRow:
         return float(self.logprobs.sum(dtype=np.float64))
 
 
+Finished = Callable[[list[int]], bool]
+"""Whether the tokens that were generated so far are enough."""
+
+
 class TokenScorer(Protocol):
     """A language model as the tasks see it."""
 
@@ -59,6 +64,9 @@ class TokenScorer(Protocol):
 
     def score(self, rows: list[ScoreRow]) -> list[ScoredRow]:
         """Answers in the order of the rows; on several processes all call it with the same rows."""
+
+    def generate(self, texts: list[list[int]], new_tokens: int, eod: int, finished: Finished) -> list[list[int]]:
+        """The most probable tokens after each text, as `Decoder.generate`; all processes call it alike."""
 
 
 class CheckpointScorer(TokenScorer, Protocol):

@@ -42,11 +42,15 @@ class EvalOptions:
         limit: score only the first so many examples, documents or articles.
         stride: predict so many tokens a window, with overlapping windows; None for disjoint predictions.
         show_progress: whether this process draws progress bars.
+        num_fewshot: solved examples before each question.
+        bos: id of a token that every text begins with, for models trained that way.
     """
 
     limit: int | None = None
     stride: int | None = None
     show_progress: bool = False
+    num_fewshot: int = 0
+    bos: int | None = None
 
 
 def mean_and_stderr(values: Sequence[float]) -> Metric:

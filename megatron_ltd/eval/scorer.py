@@ -28,8 +28,11 @@ from megatron_ltd.config import (
 )
 from megatron_ltd.config_checks import check
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.eval.requests import ScoredRow, ScoreRow
+from megatron_ltd.eval.decode import Decoder
+from megatron_ltd.eval.requests import Finished, ScoredRow, ScoreRow
+from megatron_ltd.eval.sampling import GREEDY, Sampling
 from megatron_ltd.log import Console
+from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.train import launch, state
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.resume import saved_config
@@ -46,6 +49,7 @@ class ModelScorer:
     def __init__(self, model: Model, runtime: Runtime, config: RunConfig, manifest: Manifest, batch_rows: int):
         self.model, self.runtime, self.config, self.manifest = model, runtime, config, manifest
         self.batch_rows = batch_rows
+        self.decoder = Decoder(model, runtime.device, self.max_length)
 
     @property
     def max_length(self) -> int:
@@ -65,7 +69,7 @@ class ModelScorer:
         mesh = self.runtime.mesh
         self.model.eval_mode()
         for batch in batches[mesh.dp_rank::mesh.dp_size]:
-            scored = self._forward([rows[i].tokens for i in batch])
+            scored = self._forward([rows[i] for i in batch])
             if scored is None or mesh.tp_rank != 0:
                 continue
             for line, i in enumerate(batch):
@@ -78,19 +82,34 @@ class ModelScorer:
         return [ScoredRow(logprobs[starts[i]:starts[i + 1]], greedy[starts[i]:starts[i + 1]] > 0.5)
                 for i in range(len(rows))]
 
-    def _forward(self, rows: Sequence[list[int]]) -> torch.Tensor | None:
-        """Log-probability and greediness of every token but each row's first; None off the last stage.
+    def generate(self, texts: list[list[int]], new_tokens: int, eod: int, finished: Finished,
+                 sampling: Sampling = GREEDY) -> list[list[int]]:
+        """What follows each text; data-parallel ranks take batches in turn."""
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        batches = [order[start:start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
+        mesh = self.runtime.mesh
+        mine: list[tuple[int, list[int]]] = []
+        for batch in batches[mesh.dp_rank::mesh.dp_size]:
+            answers = self.decoder.generate([texts[i] for i in batch], new_tokens, sampling, eod=eod,
+                                            finished=finished)
+            mine += zip(batch, answers, strict=True)
+        found = {i: answer for answers in gather_json(mine) for i, answer in answers}
+        return [found[i] for i in range(len(texts))]
+
+    def _forward(self, rows: Sequence[ScoreRow]) -> torch.Tensor | None:
+        """Log-probability and greediness of the scored tokens, at the place before each; None off the last stage.
 
         Shapes:
             -> [2, rows, longest - 1]
         """
-        length = len(rows[0]) - 1
+        length = len(rows[0].tokens) - 1
         tokens = torch.zeros(len(rows), length + 1, dtype=torch.int64)
+        scored = torch.zeros(len(rows), length)
         for line, row in enumerate(rows):
-            tokens[line, :len(row)] = torch.tensor(row)
+            tokens[line, :len(row.tokens)] = torch.tensor(row.tokens)
+            scored[line, row.first_scored - 1:len(row.tokens) - 1] = 1.0
         tokens = tokens.to(self.runtime.device)
-        facts = {"labels": tokens[:, 1:].contiguous(),
-                 "loss_mask": torch.ones(len(rows), length, device=self.runtime.device),
+        facts = {"labels": tokens[:, 1:].contiguous(), "loss_mask": scored.to(self.runtime.device),
                  "sample_ids": torch.zeros(len(rows), dtype=torch.int64, device=self.runtime.device)}
         return self.model.pipeline.forward(tokens[:, :-1].contiguous(), facts)
 
@@ -113,7 +132,7 @@ def scoring_config(saved: RunConfig, *, tensor_parallel: int, pipeline_parallel:
                                 distributed_timeout_minutes=saved.parallel.distributed_timeout_minutes),
         training=replace(saved.training, micro_batch_size=batch_rows, rampup_batch_size=None, compile=False,
                          global_batch_size=batch_rows * dp * pipeline_parallel, train_iters=1, train_samples=None,
-                         train_tokens=None),
+                         train_tokens=None, train_epochs=None),
         optimizer=OptimizerConfig(lr=1.0))
     try:
         # What an imported model does not say, budget, learning rate and corpus, plays no part here.
@@ -144,6 +163,6 @@ def build_scorer(load_dir: str, *, step: int | None, tensor_parallel: int, pipel
     runtime = launch.start(config, place)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
     path = agree_on_checkpoint(Path(load_dir), group, step, Console(False))
-    model = build_model(config, runtime.mesh, runtime.device, draw=False)
+    model = build_model(config, runtime.mesh, runtime.device, draw=False, decodes=True)
     manifest = state.load(path, model, None, group)
     return ModelScorer(model, runtime, config, manifest, micro_batch_size)

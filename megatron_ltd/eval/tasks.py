@@ -1,4 +1,4 @@
-"""The tasks by name: one task is one file with `FILES` and `evaluate`."""
+"""The tasks by name: a task is a file with `FILES` and `evaluate`, or a question of `choices.py`."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,7 +7,16 @@ from pathlib import Path
 
 from megatron_ltd.data.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError
-from megatron_ltd.eval import lambada, perplexity, wikitext
+from megatron_ltd.eval import (
+    commonsense,
+    comprehension,
+    lambada,
+    minimal_pairs,
+    open_questions,
+    perplexity,
+    science,
+    wikitext,
+)
 from megatron_ltd.eval.requests import TokenScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
 from megatron_ltd.eval.task_files import find_task_file, sha256_of
@@ -26,10 +35,14 @@ class Task:
     evaluate: Callable[[Path, TokenScorer, Tokenizer, EvalOptions], TaskResult]
 
 
+CHOICE_TASKS = {**commonsense.TASKS, **science.TASKS, **comprehension.TASKS, **minimal_pairs.TASKS,
+                **open_questions.TASKS}
+
 TASKS: dict[str, Task] = {
     "lambada": Task(lambada.FILES, lambada.evaluate),
     "wikitext": Task(wikitext.FILES, wikitext.evaluate),
     "perplexity": Task(perplexity.FILES, perplexity.evaluate),
+    **{name: Task(task.files, task.evaluate) for name, task in CHOICE_TASKS.items()},
 }
 
 

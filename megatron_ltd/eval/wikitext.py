@@ -79,11 +79,12 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
     articles = split_articles(text)[:options.limit]
     if not articles:
         raise DataError(f"{path} has no text. The task needs WikiText's raw file, such as wiki.test.raw.")
+    first = tokenizer.eod if options.bos is None else options.bos
     if options.stride is None:
         rows = [
             row
             for article in articles
-            for row in rolling_windows([tokenizer.eod, *tokenizer.encode(detokenize(article))], scorer.max_length)
+            for row in rolling_windows([first, *tokenizer.encode(detokenize(article))], scorer.max_length)
         ]
         words = sum(map(harness_words, articles))
         protocol = BY_ARTICLE

@@ -8,10 +8,13 @@ For a layer that processes k tokens of a sample (a multiply-add counts two):
 
     pairs          causal k (k + 1) / 2, in a cross layer k (s + 1) / 2; bidirectional k c
     head of GPT    2 s h v                                all tokens of the sample, real vocabulary
+    head of ViT    2 h v                                  the class token; v classes
+    patches of ViT 2 (s - 1) h c q^2                      of q x q pixels of c channels
     head of BERT   2 p (h h + h v) + 2 h h + 4 h          p predicted tokens; the sentence-order head
 
-The backward pass takes twice the forward pass. Recomputation is not counted: it is not the model's work. Norms,
-embeddings and dropout are left out, as in Megatron-LM's and PaLM's counts.
+The backward pass takes twice the forward pass, that of the patches as much as it: pixels need no gradient.
+Recomputation is not counted: it is not the model's work. Norms, tables and dropout are left out, as in Megatron-LM's
+and PaLM's counts.
 """
 
 from collections.abc import Collection
@@ -29,7 +32,7 @@ def layer_flops(config: ModelConfig, kept_tokens: int, *, cross: bool = False) -
     heads, groups = config.num_attention_heads, config.query_groups
     keys = config.seq_length if cross else k
     projections = 2 * k * h * d * heads + 4 * keys * h * d * groups + 2 * k * heads * d * h
-    pairs_twice = 2 * k * keys if config.family == "bert" else k * (keys + 1)
+    pairs_twice = k * (keys + 1) if config.family == "gpt" else 2 * k * keys
     mlp = 2 * k * h * config.ffn * (3 if config.swiglu else 2)
     return projections + 2 * heads * d * pairs_twice + mlp
 
@@ -38,14 +41,22 @@ def head_flops(config: ModelConfig, predictions: int | None = None) -> int:
     """Forward operations of the head for one sample.
 
     Args:
-        predictions: tokens of a sample that BERT predicts; None for GPT, which predicts all.
+        predictions: tokens of a sample that BERT predicts; None for GPT, which predicts all, and for ViT.
     """
-    assert config.vocab_size is not None
     h = config.hidden_size
+    if config.family == "vit":
+        assert config.num_classes is not None
+        return 2 * h * config.num_classes
+    assert config.vocab_size is not None
     if predictions is None:
         return 2 * config.seq_length * h * config.vocab_size
     sentence_order = 0 if config.bert_no_binary_head else 2 * h * h + 4 * h
     return 2 * predictions * h * (h + config.vocab_size) + sentence_order
+
+
+def patch_flops(config: ModelConfig) -> int:
+    """Forward operations of ViT's patch embedding for one image; 0 for other models, whose embedding is a table."""
+    return 2 * (config.seq_length - 1) * config.hidden_size * config.patch_values if config.family == "vit" else 0
 
 
 def sample_flops(config: ModelConfig, dropped_layers: Collection[int] = (), kept_tokens: int | None = None, *,
@@ -61,4 +72,4 @@ def sample_flops(config: ModelConfig, dropped_layers: Collection[int] = (), kept
     layers = sum(layer_flops(config, kept if layer in dropped_layers else config.seq_length,
                              cross=layer == cross_layer and kept < config.seq_length)
                  for layer in range(config.num_layers))
-    return 3 * (layers + head_flops(config, predictions))
+    return 3 * (layers + head_flops(config, predictions)) + 2 * patch_flops(config)

@@ -19,7 +19,7 @@ class GPT(Transformer):
     """A stage of GPT.
 
     In training mode the last stage returns the sum of the masked cross-entropy over the microbatch; in evaluation mode
-    the log-probability of each label, and 1.0 where it is the most probable token.
+    the log-probability of each label that the mask keeps, and 1.0 where it is the most probable token; zeros elsewhere.
 
     Shapes:
         x: tokens [b, s] int64 on the first stage, the residual stream [s/t or s, b, h] on the others
@@ -50,6 +50,10 @@ class GPT(Transformer):
             if self.loss_record is not None:
                 self.loss_record.add(targets, losses, mask)
             return total[None]
-        log_probabilities, greedy = token_log_probabilities(hidden, weight, targets, self.vocab)
-        both = torch.stack((log_probabilities, greedy.float()))
+        # The head is the larger part of a small model: only tokens that are asked for pass it.
+        asked = mask.nonzero()[:, 0]
+        both = torch.zeros(2, len(targets), device=hidden.device)
+        if len(asked):
+            log_probabilities, greedy = token_log_probabilities(hidden[asked], weight, targets[asked], self.vocab)
+            both[:, asked] = torch.stack((log_probabilities, greedy.float()))
         return both.unflatten(1, (labels.shape[1], labels.shape[0])).transpose(1, 2).contiguous()  # [2, b, s]

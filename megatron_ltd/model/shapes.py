@@ -11,6 +11,8 @@ Shape = tuple[int, ...]
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Shape by global name, from the embedding to the head."""
+    if config.family == "vit":
+        return _vit(config)
     h, vocabulary = config.hidden_size, config.padded_vocab_size
     is_bert, has_order = config.family == "bert", config.family == "bert" and not config.bert_no_binary_head
     shapes: dict[str, Shape] = {"embedding.word.weight": (vocabulary, h)}
@@ -29,6 +31,16 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     if has_order:
         shapes |= dict(_linear("pooler", h, h, True)) | dict(_linear("binary_head", SENTENCE_ORDERS, h, True))
     return shapes
+
+
+def _vit(config: ModelConfig) -> dict[str, Shape]:
+    h = config.hidden_size
+    assert config.num_classes is not None
+    shapes: dict[str, Shape] = {"embedding.class_token": (h,), "embedding.position.weight": (config.seq_length, h)}
+    shapes |= dict(_linear("embedding.patch", h, config.patch_values, True))
+    for layer in range(config.num_layers):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config)}
+    return shapes | _norm(config, "final_norm") | dict(_linear("classifier", config.num_classes, h, True))
 
 
 def _layer(config: ModelConfig) -> Iterator[tuple[str, Shape]]:

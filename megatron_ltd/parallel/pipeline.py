@@ -55,17 +55,18 @@ class Pipeline:
         group: the pipeline's process group.
         hidden_shape: of what stages exchange, [s/t or s, b, h].
         token_shape: of the first stage's input, [b, s].
+        token_dtype: of the same.
         dtype: of what stages exchange.
         loss_terms: numbers that the last stage returns for a microbatch in training.
         full_backward: do not split the backward pass, whatever the schedule.
     """
 
     def __init__(self, modules: Sequence[nn.Module], *, schedule: str, group: dist.ProcessGroup, device: torch.device,
-                 hidden_shape: tuple[int, ...], token_shape: tuple[int, int], dtype: torch.dtype, full_backward: bool,
-                 loss_terms: int = 1):
+                 hidden_shape: tuple[int, ...], token_shape: tuple[int, ...], dtype: torch.dtype, full_backward: bool,
+                 loss_terms: int = 1, token_dtype: torch.dtype = torch.int64):
         self.modules, self.schedule, self.group, self.device = list(modules), schedule, group, device
         self.hidden_shape, self.token_shape, self.dtype = hidden_shape, token_shape, dtype
-        self.loss_terms = loss_terms
+        self.loss_terms, self.token_dtype = loss_terms, token_dtype
         self.size, self.rank = group.size(), dist.get_rank(group)
         self.stages = len(self.modules) * self.size
         self.local = stages_of_rank(schedule, self.rank, self.size, len(self.modules))
@@ -118,8 +119,6 @@ class Pipeline:
         Returns:
             what the last stage returns, on the process that holds it; None elsewhere.
         """
-        slices = self.token_shape[1] // self.hidden_shape[0]
-        shape = (tokens.shape[1] // slices, tokens.shape[0], self.hidden_shape[2])
         x: torch.Tensor | None = None
         for stage in range(self.stages):
             if stage not in self.local:
@@ -127,6 +126,8 @@ class Pipeline:
             if stage == 0:
                 x = tokens
             elif stage - 1 not in self.local:
+                slices = self.token_shape[1] // self.hidden_shape[0]
+                shape = (tokens.shape[1] // slices, tokens.shape[0], self.hidden_shape[2])
                 x = torch.empty(shape, dtype=self.dtype, device=self.device)
                 dist.recv(x, group=self.group, group_src=self._owner(stage - 1))
             x = self.modules[self.local.index(stage)](x, **facts)
@@ -145,7 +146,7 @@ class Pipeline:
     def _engine_stage(self, kind: type[PipelineStage], stage: int, module: nn.Module) -> PipelineStage:
         # Shapes given in advance spare the engine two extra passes to find them out.
         hidden = torch.empty(self.hidden_shape, dtype=self.dtype, device="meta", requires_grad=True)
-        tokens = torch.empty(self.token_shape, dtype=torch.int64, device="meta")
+        tokens = torch.empty(self.token_shape, dtype=self.token_dtype, device="meta")
         loss = torch.empty(self.loss_terms, dtype=torch.float32, device="meta", requires_grad=True)
         return kind(module, stage, self.stages, self.device, input_args=tokens if stage == 0 else hidden,
                     output_args=loss if stage == self.stages - 1 else hidden, group=self.group)

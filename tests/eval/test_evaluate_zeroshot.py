@@ -88,7 +88,7 @@ def test_results_hold_every_metric_and_where_it_comes_from(
     assert lambada["file"].endswith("lambada_test.jsonl.gz") and len(lambada["sha256"]) == 64
     assert found["tasks"]["wikitext"]["metrics"]["token_perplexity"]["value"] == pytest.approx(8)
     assert {"megatron_ltd", "torch", "python", "numpy"} <= set(found["versions"])
-    assert found["options"] == {"limit": None, "overlapping_eval": None}
+    assert found["options"] == {"limit": None, "overlapping_eval": None, "num_fewshot": 0, "bos_token_id": None}
     table = capsys.readouterr().out
     assert "| lambada  | accuracy" in table and "| wikitext | bits_per_byte" in table
     assert "step 7: trained on 224 tokens, 120 layer tokens" in table
@@ -103,7 +103,7 @@ def test_limit_and_stride_reach_the_tasks(folder: Path) -> None:
     found = results_of(output)
     assert found["tasks"]["lambada"]["n"] == 1
     assert "stride 4" in found["tasks"]["wikitext"]["protocol"]
-    assert found["options"] == {"limit": 1, "overlapping_eval": 4}
+    assert found["options"] == {"limit": 1, "overlapping_eval": 4, "num_fewshot": 0, "bos_token_id": None}
 
 
 def test_tokenizer_flags_take_the_place_of_recorded_files_that_have_moved(folder: Path, stand_in: StandIn) -> None:

@@ -14,6 +14,7 @@ from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
+from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel.collectives import TensorParallel
 
 SEED = 1234
@@ -56,7 +57,7 @@ def build_gpt(config: ModelConfig, tp: TensorParallel, **settings: Any) -> GPT:
     return model
 
 
-def lively_weights(model: GPT | BERT) -> dict[str, torch.Tensor]:
+def lively_weights(model: GPT | BERT | ViT) -> dict[str, torch.Tensor]:
     """Whole weights by global name, the same on every layout, with which a mistake anywhere shows: norms and biases
     are not the neutral ones, and attention is far from uniform."""
     weights = {}
@@ -86,7 +87,7 @@ def whole_parameters(model: GPT | BERT) -> dict[str, torch.Tensor]:
             if isinstance(p, DTensor)}
 
 
-def whole_gradients(model: GPT | BERT) -> dict[str, torch.Tensor]:
+def whole_gradients(model: GPT | BERT | ViT) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in model.named_parameters():
         assert isinstance(parameter.grad, DTensor), f"{name} has no gradient"

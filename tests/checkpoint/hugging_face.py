@@ -1,0 +1,104 @@
+"""Tiny `transformers` models of each family, saved as users save them, and the tool that converts them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MegatronBertConfig,
+    MegatronBertForPreTraining,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from tools import convert_checkpoint
+
+VOCABULARY, POSITIONS = 61, 24
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+
+
+def gpt2(**changes: Any) -> PreTrainedModel:
+    settings = TOKENS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": POSITIONS, "resid_pdrop": 0.0,
+                         "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**(settings | changes)))
+
+
+def decoder_settings(**changes: Any) -> dict[str, Any]:
+    settings = TOKENS | {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 8,
+                         "num_key_value_heads": 8, "max_position_embeddings": POSITIONS, "rms_norm_eps": 1e-5,
+                         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    return settings | changes
+
+
+def llama(**changes: Any) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**decoder_settings(**changes)))
+
+
+def mistral(**changes: Any) -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(**decoder_settings(sliding_window=POSITIONS, **changes)))
+
+
+def qwen2(**changes: Any) -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**decoder_settings(**changes)))
+
+
+def megatron_bert(**changes: Any) -> PreTrainedModel:
+    settings = TOKENS | {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
+                         "max_position_embeddings": POSITIONS, "hidden_dropout_prob": 0.0, "layer_norm_eps": 1e-6,
+                         "attention_probs_dropout_prob": 0.0}
+    return MegatronBertForPreTraining(MegatronBertConfig(**(settings | changes)))
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2": gpt2,
+    "gpt2-untied-exact-gelu": lambda: gpt2(tie_word_embeddings=False, activation_function="gelu", n_inner=72),
+    "llama-ratio-1-untied": llama,
+    "llama-ratio-3-tied": lambda: llama(num_attention_heads=6, num_key_value_heads=2, hidden_size=48, vocab_size=67,
+                                        tie_word_embeddings=True),
+    "llama-ratio-8-wide-heads": lambda: llama(num_key_value_heads=1, head_dim=12),
+    "llama-biases": lambda: llama(num_key_value_heads=4, attention_bias=True, mlp_bias=True),
+    "mistral-ratio-4": lambda: mistral(num_key_value_heads=2, vocab_size=127),
+    "qwen2-qkv-biases": lambda: qwen2(num_key_value_heads=2, tie_word_embeddings=True, vocab_size=129),
+    "megatron-bert": megatron_bert,
+}
+
+
+def lively(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights with which attention is far from uniform and no bias is zero."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm = any(word in name.lower() for word in ("norm", "ln_", ".ln."))
+            parameter.copy_(1.0 + 0.2 * noise if is_norm and name.endswith("weight") else 0.25 * noise)
+    return model.eval()
+
+
+def saved(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model folder."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def read_in(source: Path, save: Path, *flags: str) -> int:
+    return convert_checkpoint.main(["--from-hf", str(source), "--save", str(save), *flags])
+
+
+def write_out(load: Path, target: Path, *flags: str) -> int:
+    return convert_checkpoint.main(["--load", str(load), "--to-hf", str(target), *flags])

@@ -1,0 +1,125 @@
+"""Converts models between Hugging Face folders and our checkpoints: GPT-2, Llama, Mistral, Qwen2, MegatronBert, ViT.
+
+    python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --save checkpoints/llama
+    python tools/convert_checkpoint.py --load checkpoints/350m --to-hf exported/350m --dtype bf16
+
+An imported checkpoint holds weights alone and is trained on with `--load DIR --finetune --use-checkpoint-args`, or
+scored. An exported folder is opened by `AutoModelForCausalLM.from_pretrained` as it is. Only safetensors are read, no
+code that comes with a model is run, and memory holds one tensor at a time. Any layout may have written the checkpoint.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
+from megatron_ltd.checkpoint.hf_export import SHARD_BYTES, Source, export_model
+from megatron_ltd.checkpoint.hf_import import import_model
+from megatron_ltd.checkpoint.layout import find_checkpoint
+from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.config import DataConfig, RunConfig
+from megatron_ltd.data.tokenizer import tokenizer_of_model
+from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.log import Console
+from megatron_ltd.train.resume import saved_config
+from megatron_ltd.train.state import TrainState
+
+DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+TOKENIZER_SETTINGS = ("tokenizer_model", "vocab_file", "merge_file")
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--from-hf", metavar="DIR", help="folder of a Hugging Face model, with --save")
+    parser.add_argument("--save", metavar="DIR", help="new folder for the checkpoint")
+    parser.add_argument("--seq-length", type=int, metavar="TOKENS",
+                        help="with --from-hf: tokens of a sample to train on; default: all of the model's positions")
+    parser.add_argument("--load", metavar="DIR", help="folder of checkpoints, with --to-hf")
+    parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
+    parser.add_argument("--to-hf", metavar="DIR", help="new folder for the Hugging Face model")
+    parser.add_argument("--dtype", choices=DTYPES, help="with --to-hf: precision of the weights; default: fp32, "
+                        "or the one an imported model came in")
+    parser.add_argument("--max-shard-bytes", type=int, default=SHARD_BYTES, metavar="BYTES",
+                        help="with --to-hf: largest file (default 5 GiB)")
+    for name in TOKENIZER_SETTINGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="FILE",
+                            help="with --to-hf: in place of the recorded file, if it has moved")
+    args = parser.parse_args(argv)
+    reads, writes = (args.from_hf, args.save), (args.load, args.to_hf)
+    if all(reads) and not any(writes) or all(writes) and not any(reads):
+        return args
+    raise ConfigError("Give --from-hf DIR --save DIR to read a Hugging Face model, or --load DIR --to-hf DIR to write "
+                      "one.")
+
+
+def read_model(args: argparse.Namespace, console: Console) -> None:
+    path, config = import_model(Path(args.from_hf), Path(args.save), TrainState().counters(),
+                                seq_length=args.seq_length)
+    reads = "images" if config.model.family == "vit" else f"vocabulary {config.model.vocab_size}"
+    if config.model.family == "vit":
+        console.line(f"images of {config.model.img_h} x {config.model.img_w}, {config.model.num_classes} classes")
+    elif config.data.tokenizer_type is None:
+        console.warn(f"{args.from_hf} has no tokenizer files; name the tokenizer (--tokenizer-type and its files) when "
+                     "you use the checkpoint")
+    else:
+        tell_tokenizer(config, console)
+    console.line(f"wrote {path}: {config.model.num_layers} layers x {config.model.hidden_size}, {reads}; "
+                 f"train on it with --load {args.save} --finetune --use-checkpoint-args")
+
+
+def tell_tokenizer(config: RunConfig, console: Console) -> None:
+    """Say which tokenizer came with the model; one that cannot be used here is no reason to refuse the weights."""
+    try:
+        tokenizer = tokenizer_of_model(config.data, config.model.vocab_size)
+    except UserError as error:
+        console.warn(f"the model's tokenizer cannot be used here; name another when you use the checkpoint: {error}")
+        return
+    console.line(f"tokenizer: {config.data.tokenizer_type}, {tokenizer.vocab_size} ids")
+
+
+def write_model(args: argparse.Namespace, console: Console) -> None:
+    if args.max_shard_bytes < 1:
+        raise ConfigError(f"--max-shard-bytes = {args.max_shard_bytes} must be at least 1.")
+    path = find_checkpoint(Path(args.load), args.ckpt_step, console)
+    config = saved_config(read_manifest(path), path)
+    given = {name: getattr(args, name) for name in TOKENIZER_SETTINGS if getattr(args, name) is not None}
+    settings = dataclasses.replace(config.data, **given)
+    eod = end_of_document(settings, config.model.vocab_size, console)
+    dtype = None if args.dtype is None else DTYPES[args.dtype]
+    carried = export_model(Source(path, dtype, settings, eod, args.max_shard_bytes), Path(args.to_hf))
+    files = ", ".join(carried) if carried else "none; from_pretrained opens the model without them"
+    console.line(f"wrote {args.to_hf} from {path}; tokenizer files: {files}")
+
+
+def end_of_document(settings: DataConfig, vocab_size: int | None, console: Console) -> tuple[int, str] | None:
+    """Id and text of the token that ends documents, for the generation settings; None where there is no tokenizer."""
+    if settings.tokenizer_type in (None, "NullTokenizer"):
+        return None
+    try:
+        tokenizer = tokenizer_of_model(settings, vocab_size)
+    except UserError as error:
+        console.warn(f"the model is written without a tokenizer: {error}")
+        return None
+    return tokenizer.eod, tokenizer.decode([tokenizer.eod])
+
+
+def main(argv: list[str]) -> int:
+    console = Console()
+    try:
+        args = parse_args(argv)
+        if args.from_hf is not None:
+            read_model(args, console)
+        else:
+            write_model(args, console)
+    except UserError as error:
+        console.error(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
