@@ -12,6 +12,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 PLOT = ["matplotlib>=3.8"]
+VISION = ["pillow>=10"]
 LOG = ["tensorboard>=2.16", "wandb>=0.17"]
 
 
@@ -59,18 +60,25 @@ setup(
         "eval": ["lm-eval>=0.4.9"],
         # A faster tokenizer for byte-level BPE, same token ids.
         "fast": ["gigatoken>=0.10"],
+        # Parquet files as input of tools/preprocess_data.py.
+        "parquet": ["pyarrow>=15"],
         # The trained sentence splitter that Megatron-LM uses; its data comes by python -m nltk.downloader punkt_tab.
         "sentences": ["nltk>=3.9"],
         # What --compile needs on GPUs. PyTorch's CUDA builds bring their own; nothing else has to be installed.
         "gpu": ["triton>=3.0; platform_system == 'Linux'"],
+        # Folders of images for ViT; idx files need nothing.
+        "vision": VISION,
         "plot": PLOT,
         "log": LOG,
         "dev": [
             *PLOT,
+            *VISION,
+            "gigatoken>=0.10",
             "hypothesis>=6.100",
             "megatron-core==0.16.1",  # reference for sample order, file formats and layers
             "mypy>=1.11",
             "nltk>=3.9",  # reference for sentences
+            "pyarrow>=15",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
             "ruff>=0.6",

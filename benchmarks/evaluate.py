@@ -95,8 +95,8 @@ def main(argv: list[str]) -> int:
             print(f"round {number}/{args.rounds}", file=sys.stderr, flush=True)
         launch.stop()
     print(f"\nGPT-2 of {args.layers} layers x {args.hidden}, first {args.limit} questions, batches of "
-          f"{args.batch_size}; fp32, {args.rounds} rounds, cpu clock\n{machine.describe('cpu')}\n\n| task | ours, s | lm-eval, s | ours / lm-eval |\n"
-          "|---|--:|--:|--:|")
+          f"{args.batch_size}; fp32, {args.rounds} rounds, cpu clock\n{machine.describe('cpu')}\n\n"
+          "| task | ours, s | lm-eval, s | ours / lm-eval |\n|---|--:|--:|--:|")
     for name in TASKS:
         ours, theirs = seconds[f"{name}, ours"], seconds[f"{name}, lm-eval"]
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

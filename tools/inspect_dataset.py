@@ -4,8 +4,9 @@
     python tools/inspect_dataset.py --data-path data/books_text_sentence --documents 0 17 \\
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
-Opening a corpus checks its header, its index and both file sizes; --verify reads every token besides, and with a
-tokenizer checks it against the vocabulary. A corpus that fails ends the run with exit code 21 and file and offset.
+Opening a corpus checks its header, its index and both file sizes, and its manifest where it has one; --verify reads
+every token besides, and with a tokenizer checks it against the vocabulary, and with a manifest the digests of both
+files. A corpus that fails ends the run with exit code 21, and with file and offset or what the manifest says.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.bert_mapping import LONGEST_SENTENCE_TOKENS
 from megatron_ltd.data.indexed import IndexedCorpus
+from megatron_ltd.data.manifest import Manifest, check_manifest, verify_manifest
 from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
 
@@ -71,6 +73,17 @@ def describe(corpus: IndexedCorpus, ids: tuple[int, int], everything: bool) -> l
                   f"  for BERT        {int((sequences >= 2).sum()):,} documents of two sentences or more; "
                   f"{len(owners):,} are left out for a sentence of more than {LONGEST_SENTENCE_TOKENS} tokens"]
     return [*lines, f"  digest          {corpus.content_digest}"]
+
+
+def origin(manifest: Manifest | None, verified: bool) -> list[str]:
+    """What the manifest says of where a corpus comes from."""
+    if manifest is None:
+        return ["  manifest        none: where the corpus comes from is not known"]
+    kind = manifest.settings.get("tokenizer_type", "not known")
+    size = sum(source.bytes for source in manifest.sources)
+    return [f"  tokenizer       {kind}, {manifest.vocab_size} ids, digest {(manifest.tokenizer or 'not known')[:12]}",
+            f"  made from       {len(manifest.sources)} files of {size / 1e6:,.1f} MB",
+            f"  manifest        agrees with {'all of both files' if verified else 'the index and both sizes'}"]
 
 
 def table(tokens: NDArray[np.int64]) -> list[str]:
@@ -160,11 +173,17 @@ def run(options: argparse.Namespace) -> None:
             vocab_file=options.vocab_file, merge_file=options.merge_file), options.vocab_size)
     corpora = [IndexedCorpus(prefix) for prefix in options.data_path]
     for corpus in corpora:
+        check = verify_manifest if options.verify else check_manifest
+        manifest = check(corpus, tokenizer.digest if tokenizer is not None else None)
         ids = corpus.token_id_range(spans=None if options.verify else SPANS)
+        if manifest is not None and manifest.vocab_size is not None and ids[1] >= manifest.vocab_size:
+            raise DataError(f"Corpus {corpus.prefix} holds token id = {ids[1]}, and its manifest says that there are "
+                            f"{manifest.vocab_size}. Write it again.")
         if tokenizer is not None and (ids[0] < 0 or ids[1] >= tokenizer.vocab_size):
             raise DataError(f"Corpus {corpus.prefix} holds token ids from {ids[0]} to {ids[1]}, and the tokenizer has "
                             f"ids in [0, {tokenizer.vocab_size}). Use the tokenizer with which it was written.")
-        lines = [*describe(corpus, ids, options.verify), *table(document_tokens(corpus))]
+        lines = [*describe(corpus, ids, options.verify), *origin(manifest, options.verify),
+                 *table(document_tokens(corpus))]
         for number in options.documents:
             lines += show(corpus, number, tokenizer)
         print("\n".join(lines))

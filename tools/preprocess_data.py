@@ -8,13 +8,16 @@ For BERT, --split-sentences makes every sentence a sequence, in `{output-prefix}
     python tools/preprocess_data.py --input books.jsonl.zst --output-prefix data/books --split-sentences --workers 4 \\
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
-Input is loose JSON (an object a line) in plain, .gz or .zst files; a .txt file is one document. Each
---json-keys makes a corpus of its own. The output does not depend on --workers. A line that holds
+Input is loose JSON (an object a line) in plain, .gz or .zst files, or .parquet (a row a document); a .txt file is one
+document. Each --json-keys makes a corpus of its own. The output does not depend on --workers. A line that holds
 no document ends the run with exit code 21 and its place; --on-bad-line leaves such lines out (skip), or keeps them
 beside the output too (quarantine: {output-prefix}_rejected.jsonl, and .txt with the reasons).
+
+A corpus gets its name when it is complete. After a kill or a failure the same command with --resume goes on.
 """
 
 import argparse
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -23,7 +26,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.preprocess import EncodingPlan, Progress, preprocess
+from megatron_ltd.data.encoding import EncodingPlan
+from megatron_ltd.data.fast_bpe import ENGINES
+from megatron_ltd.data.preprocess import CHECKPOINT_SECONDS, Progress, preprocess
+from megatron_ltd.data.run_state import state_path
 from megatron_ltd.data.sentences import SPLITTERS, SentencePlan
 from megatron_ltd.data.text_input import expand_inputs
 from megatron_ltd.errors import ConfigError, UserError
@@ -39,7 +45,7 @@ NOT_HERE = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, in order")
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs, in order")
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
     parser.add_argument("--split-sentences", action="store_true", help="every sentence is a sequence of its own (BERT)")
@@ -53,6 +59,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--on-bad-line", choices=["fail", "skip", "quarantine"], default="fail",
                         help="what to do with lines that hold no document")
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
+    parser.add_argument("--tokenizer-engine", choices=ENGINES, default="auto",
+                        help="library for byte-level BPE; the ids are the same (auto: gigatoken where it can)")
+    parser.add_argument("--resume", action="store_true", help="go on where a run that was killed or failed had come to")
+    parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, metavar="SECONDS",
+                        help="time between two notes of how far the run is, for --resume")
     parser.add_argument("--log-interval", type=int, default=1000, help="documents between progress lines")
     parser.add_argument("--tokenizer-type", required=True, choices=[
         "GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "BertWordPieceLowerCase",
@@ -70,6 +81,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in ("workers", "log_interval"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} = {getattr(options, name)} must be at least 1.")
+    if not options.checkpoint_seconds >= 0:
+        raise ConfigError(f"--checkpoint-seconds = {options.checkpoint_seconds} must be at least 0.")
     if not options.split_sentences:
         given = {"--keep-newlines": options.keep_newlines, "--sentence-splitter": options.sentence_splitter != "auto",
                  "--lang": options.lang != "english"}
@@ -95,7 +108,8 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = DataConfig(tokenizer_type=options.tokenizer_type, tokenizer_model=options.tokenizer_model,
                            vocab_file=options.vocab_file, merge_file=options.merge_file)
     plan = EncodingPlan(tokenizer, options.vocab_size, tuple(options.json_keys), options.append_eod,
-                        sentence_plan(options) if options.split_sentences else None, options.on_bad_line)
+                        sentence_plan(options) if options.split_sentences else None, options.on_bad_line,
+                        options.tokenizer_engine)
 
     rejected = 0
 
@@ -105,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         print(progress.line(), file=sys.stderr, flush=True)
 
     written = preprocess(plan, expand_inputs(options.input), options.output_prefix, options.workers, report,
-                         options.log_interval)
+                         options.log_interval, options.resume, options.checkpoint_seconds)
     if rejected:
         kept = f"; they are in {options.output_prefix}_rejected.jsonl, the reasons in .txt" \
             if options.on_bad_line == "quarantine" else ""
@@ -116,15 +130,21 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    options = None
     try:
-        run(parse(arguments))
+        options = parse(arguments)
+        run(options)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except KeyboardInterrupt:
         print("Interrupted; nothing was written.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+        code = 128 + signal.SIGINT
+    else:
+        return 0
+    if options is not None and os.path.exists(state_path(options.output_prefix)):
+        print("What was done is kept: the same command with --resume goes on from there.", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megatron_ltd.data.documents import documents
-from megatron_ltd.data.text_input import TextInput, expand_inputs
+from megatron_ltd.data.parquet_input import open_input
+from megatron_ltd.data.text_input import expand_inputs
 from megatron_ltd.data.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError, UserError
 
@@ -37,7 +38,7 @@ SENTENCE_BYTES = 4000  # SentencePiece leaves out longer sentences
 def texts(paths: list[str], key: str) -> Iterator[str]:
     """The documents of all files."""
     for path in paths:
-        for block in TextInput(path).blocks():
+        for block in open_input(path, (key,)).blocks():
             yield from documents(block, (key,))[0]
 
 

@@ -50,6 +50,8 @@ def sorted_documents(block: Block, json_keys: Sequence[str],
     Args:
         most_bad: stop at so many bad lines.
     """
+    if block.columns is not None:
+        return _sorted_rows(block, block.columns, json_keys, most_bad)
     texts: list[list[str]] = [[] for _ in json_keys]
     bad: list[BadLine] = []
     first_byte = block.first_byte
@@ -63,6 +65,26 @@ def sorted_documents(block: Block, json_keys: Sequence[str],
             for text, column in zip(found, texts, strict=True):
                 column.append(text)
         first_byte += len(line) + 1
+    return texts, bad
+
+
+def _sorted_rows(block: Block, columns: tuple[tuple[object, ...], ...], json_keys: Sequence[str],
+                 most_bad: int | None) -> tuple[list[list[str]], list[BadLine]]:
+    """The same for a table; a row has no place in bytes, and stands among the bad lines as an object of JSON."""
+    texts: list[list[str]] = [[] for _ in json_keys]
+    bad: list[BadLine] = []
+    for number, row in enumerate(zip(*columns, strict=True)):
+        wrong = next((key for key, text in zip(json_keys, row, strict=True) if not isinstance(text, str)), None)
+        if wrong is not None:
+            shown = json.dumps(dict(zip(json_keys, row, strict=True)), ensure_ascii=False, default=repr).encode()
+            found = type(row[json_keys.index(wrong)]).__name__
+            bad.append(BadLine(block.path, block.first_line + number, 0,
+                               f"{found} under key {wrong!r}; it must hold a string (--json-keys)", shown))
+            if len(bad) == most_bad:
+                break
+            continue
+        for text, column in zip(row, texts, strict=True):
+            column.append(str(text))
     return texts, bad
 
 

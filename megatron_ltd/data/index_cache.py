@@ -2,16 +2,19 @@
 
 A file is the SHA-256 of (key, body), then the body: arrays in `.npy` form, one after the other. It is published by
 rename and read only if the checksum holds, so a truncated, flipped, foreign or outdated file means building again,
-and any number of processes may build and publish the same file at once.
+and any number of processes may build and publish the same file at once. Where the file system has locks (it is the
+folder that is locked), one process builds and the others wait for its file; the lock ends with the process.
 """
 
+import fcntl
 import hashlib
-import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,11 @@ from megatron_ltd.errors import DataError
 
 CODE_VERSION = 1
 """Part of every key; raise it when the same key should give other arrays."""
+
+_DIGEST_BYTES = 32
+_CHUNK_BYTES = 1 << 22
+_PARTIAL = ".partial"
+_LEFT_OVER_SECONDS = 3600.0
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -40,46 +48,81 @@ def cached_arrays(folder: str | None, key: dict[str, Any], build: Callable[[], A
     path = os.path.join(folder, f"{hashlib.sha256(text).hexdigest()[:32]}.index")
     try:
         arrays = _read(path, text)
-        if arrays is None:
-            arrays = build()
-            _publish(folder, path, text, arrays)
+        if arrays is not None:
+            return arrays
+        os.makedirs(folder, exist_ok=True)
+        with _alone(folder) as alone:
+            arrays = _read(path, text) if alone else None  # another process may have built it meanwhile
+            if arrays is None:
+                arrays = build()
+                _publish(folder, path, text, arrays)
+                if alone:
+                    _remove_left_over(folder)
     except OSError as error:
         raise DataError(f"--data-cache-path = {folder} cannot be used: {error}. Choose a folder that can be written, "
                         "or leave the flag out to build the index in memory.") from error
     return arrays
 
 
-def _checksum(text: bytes, body: memoryview) -> bytes:
-    digest = hashlib.sha256(len(text).to_bytes(8, "little") + text)
-    digest.update(body)
-    return digest.digest()
+@contextmanager
+def _alone(folder: str) -> Iterator[bool]:
+    """Waits until no other process builds an index in this folder; False where the file system has no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+class _Checksum:
+    """A stream that also digests what is written to it."""
+
+    def __init__(self, stream: BinaryIO, text: bytes):
+        self._stream = stream
+        self._hash = hashlib.sha256(len(text).to_bytes(8, "little") + text)
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._stream.write(data)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 def _read(path: str, text: bytes) -> Arrays | None:
     """The arrays, or None if there is no sound file."""
     if not os.path.exists(path):
         return None
-    with open(path, "rb") as stream:
-        data = memoryview(stream.read())
-    if bytes(data[:32]) != _checksum(text, data[32:]):
-        return None
-    body = io.BytesIO(data[32:])
-    arrays = []
-    while body.tell() < len(data) - 32:
-        arrays.append(np.load(body, allow_pickle=False))
+    with open(path, "rb") as stream:  # the same file for both passes, even if another is published meanwhile
+        written = stream.read(_DIGEST_BYTES)
+        checksum = hashlib.sha256(len(text).to_bytes(8, "little") + text)
+        while chunk := stream.read(_CHUNK_BYTES):
+            checksum.update(chunk)
+        if written != checksum.digest():
+            return None
+        end = stream.tell()
+        stream.seek(_DIGEST_BYTES)
+        arrays = []
+        while stream.tell() < end:
+            arrays.append(np.load(stream, allow_pickle=False))
     return tuple(arrays)
 
 
 def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
-    os.makedirs(folder, exist_ok=True)
-    body = io.BytesIO()
-    for array in arrays:
-        np.save(body, array, allow_pickle=False)
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=_PARTIAL, dir=folder)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(_checksum(text, body.getbuffer()))
-            stream.write(body.getbuffer())
+            stream.write(bytes(_DIGEST_BYTES))
+            body = _Checksum(stream, text)
+            for array in arrays:
+                np.save(body, array, allow_pickle=False)
+            stream.seek(0)
+            stream.write(body.digest())
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes files that other users of a shared cache cannot read
@@ -87,3 +130,14 @@ def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _remove_left_over(folder: str) -> None:
+    """Partial files of processes that were killed; one that lately grew may be that of a machine without our lock."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith(".") and entry.name.endswith(_PARTIAL):
+            try:
+                if time.time() - entry.stat().st_mtime > _LEFT_OVER_SECONDS:
+                    os.unlink(entry.path)
+            except FileNotFoundError:
+                continue  # it was published, or another process has removed it

@@ -51,6 +51,7 @@ class IndexedCorpus:
         document_indices: sequences before each document, int64, one more than documents.
         dtype: type of a token on disk.
         tokens: tokens in all sequences.
+        index_sha256: SHA-256 of `.idx`.
         content_digest: SHA-256 of the bytes of `.idx` and the size of `.bin`.
 
     Raises:
@@ -78,6 +79,7 @@ class IndexedCorpus:
             raise _damaged(self._bin_path, min(bin_bytes, expected_bytes),
                            f"a file of {expected_bytes} bytes ({self.tokens} tokens of {self.dtype.itemsize} bytes, "
                            f"as {self._idx_path} says)", f"{bin_bytes} bytes")
+        self.index_sha256 = self._hash.hexdigest()
         self._hash.update(struct.pack("<Q", bin_bytes))
         self.content_digest = self._hash.hexdigest()
 

@@ -2,76 +2,37 @@
 
 The order and the bytes of the output do not depend on the number of workers. A line that holds no document stops
 everything, with its place, and nothing is left under the names of the output; or such lines are left out
-(`rejected.py`).
+(`rejected.py`). From time to time all that was done is brought to disk, with a note of how far that is
+(`run_state.py`), so that a run that was killed, or failed, can go on.
 """
 
+import dataclasses
 import functools
-import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from megatron_ltd.config import DataConfig
-from megatron_ltd.data.documents import BadLine, sorted_documents
+from megatron_ltd.data.encoding import EncodedBlock, EncodingPlan, encode_block
+from megatron_ltd.data.fast_bpe import Engine, FastBpe
 from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
-from megatron_ltd.data.rejected import Policy, RejectedLines
-from megatron_ltd.data.sentences import SentencePlan, SentenceSplitter
-from megatron_ltd.data.text_input import Block, TextInput
-from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_ltd.data.manifest import Manifest, SourceFacts, read_manifest
+from megatron_ltd.data.parquet_input import ParquetInput, open_input
+from megatron_ltd.data.partial_files import publish_corpus
+from megatron_ltd.data.rejected import RejectedLines
+from megatron_ltd.data.run_state import RunState, load_state, remove_state, save_state
+from megatron_ltd.data.text_input import START, Block, Place, TextInput
+from megatron_ltd.data.tokenizer import Tokenizer
 from megatron_ltd.data.worker_processes import WorkerProcesses
-from megatron_ltd.errors import DataError
+from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.log import Console
 
-
-@dataclass(frozen=True)
-class EncodingPlan:
-    """How documents become tokens.
-
-    Attributes:
-        json_keys: each key of an object becomes a corpus of its own.
-        append_eod: end every document that has a token with the end-of-document token.
-        sentences: every sentence becomes a sequence of its own; None: every document does.
-        on_bad_line: fail, or leave out lines that hold no document.
-    """
-
-    tokenizer: DataConfig
-    vocab_size: int | None
-    json_keys: tuple[str, ...] = ("text",)
-    append_eod: bool = False
-    sentences: SentencePlan | None = None
-    on_bad_line: Literal["fail"] | Policy = "fail"
-
-    @property
-    def level(self) -> str:
-        """What a sequence is: the last part of a corpus's name."""
-        return "document" if self.sentences is None else "sentence"
-
-    def build_tokenizer(self) -> Tokenizer:
-        return build_tokenizer(self.tokenizer, self.vocab_size)
-
-
-@dataclass(frozen=True)
-class EncodedDocuments:
-    """Documents of one key: all tokens back to back, the tokens of each sequence, the sequences of each document."""
-
-    tokens: NDArray[np.int32]
-    lengths: NDArray[np.int64]
-    sequences: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class EncodedBlock:
-    """A block of input: its size decompressed, its documents for each key, and its lines that hold none."""
-
-    size_bytes: int
-    documents: list[EncodedDocuments]
-    bad: list[BadLine]
+Input = TextInput | ParquetInput
+CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -104,97 +65,165 @@ class WrittenCorpus:
 
 
 def preprocess(plan: EncodingPlan, inputs: Sequence[str], output_prefix: str, workers: int,
-               report: Callable[[Progress], None], log_interval: int = 1000) -> list[WrittenCorpus]:
+               report: Callable[[Progress], None], log_interval: int = 1000, resume: bool = False,
+               checkpoint_seconds: float = CHECKPOINT_SECONDS) -> list[WrittenCorpus]:
     """Writes `{output_prefix}_{key}_document`, or `_sentence`, for each key.
 
     Args:
         inputs: files in order.
         workers: processes that tokenize; 1 tokenizes in this one.
         report: called about every `log_interval` documents and at the end.
+        resume: go on where an interrupted run with the same settings and files was; from the start if there is none.
+        checkpoint_seconds: how often to note how far the run is.
 
     Raises:
+        ConfigError: the interrupted run had other settings or files.
         DataError: a line or file that cannot be read, or no document at all.
     """
-    tokenizer = plan.build_tokenizer()
-    files = [TextInput(path) for path in inputs]
-    size_bytes = sum(file.size_bytes for file in files) if all(file.size_bytes for file in files) else 0
-    started, count, text_bytes = time.monotonic(), 0, 0
-
-    def progress() -> Progress:
-        share = sum(file.read_bytes for file in files) / size_bytes if size_bytes else None
-        return Progress(count, text_bytes, share, max(time.monotonic() - started, 1e-9), rejected.count)
-
-    with ExitStack() as stack:
-        rejected = stack.enter_context(RejectedLines("skip" if plan.on_bad_line == "fail" else plan.on_bad_line,
-                                                     output_prefix))
-        writers = [stack.enter_context(IndexedCorpusWriter(f"{output_prefix}_{key}_{plan.level}", tokenizer.vocab_size))
-                   for key in plan.json_keys]
-        blocks = (block for file in files for block in file.blocks())
-        for block in _encode_in_order(plan, blocks, workers):
-            for writer, batch in zip(writers, block.documents, strict=True):
-                writer.add_documents(batch.tokens, batch.lengths, batch.sequences)
-            for bad in block.bad:
-                rejected.add(bad)
-            before, count = count, count + len(block.documents[0].sequences)
-            text_bytes += block.size_bytes
-            if count // log_interval > before // log_interval:
-                report(progress())
-        if count == 0:
-            raise DataError(f"No document in {', '.join(inputs)}: nothing to write.")
-        report(progress())
-    return [WrittenCorpus(writer.prefix, writer.documents, writer.sequences, writer.tokens, writer.dtype.name)
-            for writer in writers]
+    run = _Run(plan, inputs, output_prefix, resume)
+    if not run.state.complete:
+        run.write(workers, report, log_interval, checkpoint_seconds)
+    for prefix in plan.prefixes(output_prefix):
+        publish_corpus(prefix)
+    RejectedLines("quarantine" if plan.on_bad_line == "quarantine" else "skip", output_prefix,
+                  run.state.rejected).publish()
+    remove_state(output_prefix)
+    return [_written(prefix) for prefix in plan.prefixes(output_prefix)]
 
 
-def encode_block(plan: EncodingPlan, block: Block) -> EncodedBlock:
-    """Tokenizes the documents of a block.
+class _Run:
+    """One run: `write` leaves finished partial files and a state that says so."""
 
-    Raises:
-        DataError: the block has a bad line, and these are not to be left out.
-    """
-    fail = plan.on_bad_line == "fail"
-    texts, bad = sorted_documents(block, plan.json_keys, most_bad=1 if fail else None)
-    if fail and bad:
-        raise DataError(f"{bad[0]} Correct or remove this line (file:line:byte) and run again, or leave such lines out "
-                        "with --on-bad-line skip or quarantine; nothing was written.")
-    return EncodedBlock(len(block.data), [_encode(plan, _tools(plan), column) for column in texts], bad)
+    def __init__(self, plan: EncodingPlan, inputs: Sequence[str], output_prefix: str, resume: bool):
+        self.plan, self.inputs, self.output_prefix = plan, inputs, output_prefix
+        self.tokenizer, remark = plan.choose_tokenizer()
+        if remark is not None:
+            Console().warn(remark)
+        self.files: list[Input] = [open_input(path, plan.json_keys) for path in inputs]
+        key = _key(plan, inputs, self.tokenizer)
+        found = load_state(output_prefix, key) if resume else None
+        if found is not None and not all(os.path.isfile(path) for path in inputs):
+            raise ConfigError("--resume: --input holds a pipe, which cannot be read again from where the run was. Run "
+                              "without --resume.")
+        self.resumed, self.state = found is not None, found or RunState(key)
+        for file in self.files[:self.state.file]:
+            file.read_bytes = file.size_bytes
+        sizes = [file.size_bytes for file in self.files]
+        self.size_bytes = sum(sizes) if all(sizes) else 0
+        self.started = time.monotonic() - self.state.seconds
+        self.file, self.place = self.state.file, self.state.place
+        self.count, self.text_bytes = self.state.documents, self.state.text_bytes
+
+    def write(self, workers: int, report: Callable[[Progress], None], log_interval: int,
+              checkpoint_seconds: float) -> None:
+        """Reads, tokenizes and writes all that is not yet there."""
+        with ExitStack() as stack:
+            marks = self.state.marks if self.resumed else [None] * len(self.plan.json_keys)
+            self.writers = [stack.enter_context(IndexedCorpusWriter(prefix, self.tokenizer.vocab_size, resume=mark))
+                            for prefix, mark in zip(self.plan.prefixes(self.output_prefix), marks, strict=True)]
+            self.rejected = stack.enter_context(RejectedLines(
+                "quarantine" if self.plan.on_bad_line == "quarantine" else "skip", self.output_prefix,
+                self.state.rejected))
+            if not self.resumed:
+                remove_state(self.output_prefix)
+            self.rejected.keep = self.resumed
+            last = time.monotonic()
+            for block in self._encode_in_order(workers):
+                before = self.count
+                self._add(block)
+                if self.count // log_interval > before // log_interval:
+                    report(self._progress())
+                if time.monotonic() - last >= checkpoint_seconds:
+                    self._save()
+                    last = time.monotonic()
+            if self.count == 0:
+                raise DataError(f"No document in {', '.join(self.inputs)}: nothing to write.")
+            report(self._progress())
+            for writer in self.writers:
+                writer.describe(self._manifest(writer))
+            self._save(complete=True)
+
+    def _add(self, block: EncodedBlock) -> None:
+        for writer, batch in zip(self.writers, block.documents, strict=True):
+            writer.add_documents(batch.tokens, batch.lengths, batch.sequences)
+        for bad in block.bad:
+            self.rejected.add(bad)
+        self.count += len(block.documents[0].sequences)
+        self.text_bytes += block.size_bytes
+
+    def _progress(self) -> Progress:
+        share = sum(file.read_bytes for file in self.files) / self.size_bytes if self.size_bytes else None
+        return Progress(self.count, self.text_bytes, share, max(time.monotonic() - self.started, 1e-9),
+                        self.rejected.count)
+
+    def _save(self, complete: bool = False) -> None:
+        """Brings everything so far to disk, and then the note that it is there."""
+        sources = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):self.file])
+        marks = () if complete else tuple(writer.mark() for writer in self.writers)
+        state = RunState(self.state.key, self.file, self.place, self.count, self.text_bytes,
+                         time.monotonic() - self.started, sources, self.rejected.mark(), marks, complete)
+        save_state(self.output_prefix, state)
+        self.state = state
+        self.rejected.keep = True
+        for writer in self.writers:
+            writer.keep = True
+
+    def _blocks(self) -> Iterator[tuple[int, Block]]:
+        """What is left of the input: number of the file, and block."""
+        for number in range(self.state.file, len(self.files)):
+            start = self.state.place if number == self.state.file else START
+            for block in self.files[number].blocks(start):
+                yield number, block
+
+    def _encode_in_order(self, workers: int) -> Iterator[EncodedBlock]:
+        """The blocks, tokenized, in order; `file` and `place` are then where each ends."""
+        if workers == 1:
+            for number, block in self._blocks():
+                self.file, self.place = number, block.end
+                yield encode_block(self.plan, block, self.tokenizer)
+            return
+        waiting: deque[tuple[int, Place, Future[EncodedBlock]]] = deque()
+
+        def first() -> EncodedBlock:
+            number, place, future = waiting.popleft()
+            encoded = future.result()
+            self.file, self.place = number, place
+            return encoded
+
+        engine: Engine = "gigatoken" if isinstance(self.tokenizer, FastBpe) else "tokenizers"
+        plan = dataclasses.replace(self.plan, engine=engine)
+        with WorkerProcesses(functools.partial(encode_block, plan), workers) as pool:
+            for number, block in self._blocks():
+                waiting.append((number, block.end, pool.submit(block)))
+                if len(waiting) > 2 * workers:
+                    yield first()
+            while waiting:
+                yield first()
+
+    def _manifest(self, writer: IndexedCorpusWriter) -> Manifest:
+        plan, (bin_facts, idx_facts) = self.plan, writer.finish()
+        digests = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):])
+        sources = tuple(SourceFacts(file.size_bytes, digest, file.path)
+                        for file, digest in zip(self.files, digests, strict=True))
+        settings = {"tokenizer_type": plan.tokenizer.tokenizer_type, "tokenizer_files": list(self.tokenizer.files),
+                    "json_key": plan.json_keys[self.writers.index(writer)], "append_eod": plan.append_eod,
+                    "sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
+                    "bad_lines_left_out": self.rejected.count}
+        return Manifest(bin_facts, idx_facts, writer.dtype.name, writer.documents, writer.sequences, writer.tokens,
+                        self.tokenizer.digest, self.tokenizer.vocab_size, settings, sources)
 
 
-def _encode(plan: EncodingPlan, tools: tuple[Tokenizer, SentenceSplitter | None],
-            texts: list[str]) -> EncodedDocuments:
-    tokenizer, splitter = tools
-    parts = [[text] for text in texts] if splitter is None or plan.sentences is None else \
-        [plan.sentences.cut(text, splitter) for text in texts]
-    ids = iter(tokenizer.encode_batch([part for text in parts for part in text]))
-    encoded: list[list[int]] = []
-    sequences = np.empty(len(texts), dtype=np.int64)
-    for number, text in enumerate(parts):
-        found = [sequence for sequence in itertools.islice(ids, len(text)) if sequence]
-        if plan.append_eod and found:  # as Megatron does: a document without tokens stays without tokens
-            found[-1].append(tokenizer.eod)
-        encoded += found
-        sequences[number] = len(found)
-    lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-    tokens = np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum()))
-    return EncodedDocuments(tokens, lengths, sequences)
+def _key(plan: EncodingPlan, inputs: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that decides the bytes of the output, by the flags that give it."""
+    found = [os.stat(path) for path in inputs]
+    return {"--tokenizer-type": plan.tokenizer.tokenizer_type, "the tokenizer's digest": tokenizer.digest,
+            "--json-keys": plan.json_keys, "--append-eod": plan.append_eod, "--on-bad-line": plan.on_bad_line,
+            "--split-sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
+            "--input": list(inputs), "sizes and times of the input": [[s.st_size, s.st_mtime_ns] for s in found]}
 
 
-@functools.lru_cache(maxsize=1)
-def _tools(plan: EncodingPlan) -> tuple[Tokenizer, SentenceSplitter | None]:
-    return plan.build_tokenizer(), None if plan.sentences is None else plan.sentences.build()
-
-
-def _encode_in_order(plan: EncodingPlan, blocks: Iterator[Block], workers: int) -> Iterator[EncodedBlock]:
-    """The blocks, tokenized, in order."""
-    if workers == 1:
-        for block in blocks:
-            yield encode_block(plan, block)
-        return
-    waiting: deque[Future[EncodedBlock]] = deque()
-    with WorkerProcesses(functools.partial(encode_block, plan), workers) as pool:
-        for block in blocks:
-            waiting.append(pool.submit(block))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _written(prefix: str) -> WrittenCorpus:
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        raise DataError(f"{prefix}.manifest.json has gone while the corpus was published. Run again.")
+    return WrittenCorpus(prefix, manifest.documents, manifest.sequences, manifest.tokens, manifest.dtype)

@@ -1,6 +1,7 @@
 """Reads text input, plain, gzip (.gz) or Zstandard (.zst), as a stream of blocks that end where lines end."""
 
 import glob
+import hashlib
 import os
 import select
 import zlib
@@ -12,8 +13,10 @@ from typing import Protocol
 from megatron_ltd.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
-_BLOCK_BYTES = 1 << 18
+_BLOCK_BYTES = 1 << 19
 _SIGNAL_SECONDS = 0.5
+INPUT_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".json", ".txt") for packed in ("", ".gz", ".zst")
+                       ) + (".parquet",)
 
 
 class _Decoder(Protocol):
@@ -27,13 +30,27 @@ class _Decoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a document begins in a file: the number of its line (row) from 1, and its (decompressed) byte."""
+
+    line: int = 1
+    byte: int = 0
+
+
+START = Place()
+
+
+@dataclass(frozen=True)
 class Block:
-    """Consecutive lines of one file, or all of a file that is one document.
+    """Consecutive lines of one file, or all of a file that is one document, or rows of a table.
 
     Attributes:
         first_line: number of its first line, from 1.
         first_byte: where it begins in the (decompressed) file.
         whole: the file is one document.
+        columns: of a table, its rows for each key; a text or what else stands there. `data` is empty then.
+        end: where the next block begins.
+        size_bytes: of its text.
     """
 
     path: str
@@ -41,6 +58,9 @@ class Block:
     first_byte: int
     data: bytes
     whole: bool = False
+    columns: tuple[tuple[object, ...], ...] | None = None
+    end: Place = START
+    size_bytes: int = 0
 
     def lines(self) -> list[bytes]:
         """The lines, without the newlines that end them."""
@@ -49,17 +69,24 @@ class Block:
 
 
 def expand_inputs(patterns: Sequence[str]) -> list[str]:
-    """Files and pipes named by paths and globs, in the order given and each glob in order of name.
+    """Files and pipes named by paths, folders and globs: in the order given, each folder and glob in order of name.
+
+    Of a folder all files whose names end as `INPUT_SUFFIXES` do are taken, also those in folders in it.
 
     Raises:
-        DataError: a path or glob names no file.
+        DataError: a path, folder or glob names no file.
     """
     paths: list[str] = []
     for pattern in patterns:
-        if os.path.exists(pattern) and not os.path.isdir(pattern):
-            paths.append(pattern)
-            continue
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        if os.path.isdir(pattern):
+            found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(pattern, followlinks=True)
+                           for name in names if name.endswith(INPUT_SUFFIXES) and not name.startswith("."))
+            if not found:
+                raise DataError(f"--input = {pattern}: no file in this folder ends in {', '.join(INPUT_SUFFIXES)}.")
+        elif os.path.exists(pattern):
+            found = [pattern]
+        else:
+            found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not found:
             raise DataError(f"--input = {pattern}: no such file.")
         paths.extend(found)
@@ -72,6 +99,7 @@ class TextInput:
     Attributes:
         size_bytes: size on disk; 0 for a pipe.
         read_bytes: how much of that has been read.
+        sha256: of what has been read, as it is on disk.
         whole: a .txt file is one document; everything else is loose JSON, an object a line.
     """
 
@@ -79,34 +107,45 @@ class TextInput:
         self.path = path
         self.size_bytes = os.path.getsize(path)
         self.read_bytes = 0
+        self._hash = hashlib.sha256()
         self._kind = os.path.splitext(path)[1]
         plain = path.removesuffix(self._kind) if self._kind in (".gz", ".zst") else path
         self.whole = plain.endswith(".txt")
 
-    def blocks(self) -> Iterator[Block]:
-        """The file in pieces of about 256 KiB, or one line where that is longer.
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def blocks(self, start: Place = START) -> Iterator[Block]:
+        """The file in pieces of about 512 KiB, or one line where that is longer.
+
+        Args:
+            start: where the first block begins; what is before it is read and left out.
 
         Raises:
             DataError: the file cannot be read or decompressed, or its end is missing.
         """
-        first_line, first_byte = 1, 0
+        place = start
         pieces: list[bytes] = []
         held_bytes = 0
-        for chunk in self._chunks():
+        for chunk in _without(self._chunks(), start.byte):
             pieces.append(chunk)
             held_bytes += len(chunk)
             cut = chunk.rfind(b"\n") + 1
             if held_bytes < _BLOCK_BYTES or not cut or self.whole:
                 continue
             pieces[-1] = chunk[:cut]
-            data = b"".join(pieces)
-            yield Block(self.path, first_line, first_byte, data)
-            first_line += data.count(b"\n")
-            first_byte += len(data)
+            block = self._block(place, b"".join(pieces))
+            yield block
+            place = block.end
             pieces, held_bytes = [chunk[cut:]], len(chunk) - cut
         data = b"".join(pieces)
         if data:
-            yield Block(self.path, first_line, first_byte, data, self.whole)
+            yield self._block(place, data)
+
+    def _block(self, place: Place, data: bytes) -> Block:
+        end = Place(place.line + data.count(b"\n"), place.byte + len(data))
+        return Block(self.path, place.line, place.byte, data, self.whole, None, end, len(data))
 
     def _chunks(self) -> Iterator[bytes]:
         """The decompressed bytes."""
@@ -115,6 +154,7 @@ class TextInput:
             with open(self.path, "rb", buffering=0) as stream:
                 while raw := _read_when_ready(stream):
                     self.read_bytes += len(raw)
+                    self._hash.update(raw)
                     if self._kind not in (".gz", ".zst"):
                         yield raw
                         continue
@@ -142,6 +182,14 @@ class TextInput:
         except ImportError as error:
             raise DataError(f"{self.path} needs the package zstandard. Install it: pip install zstandard.") from error
         return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+
+def _without(chunks: Iterator[bytes], first: int) -> Iterator[bytes]:
+    """The bytes from `first` on."""
+    for chunk in chunks:
+        if first < len(chunk):
+            yield chunk[first:] if first else chunk
+        first = max(first - len(chunk), 0)
 
 
 def _read_when_ready(stream: FileIO) -> bytes:

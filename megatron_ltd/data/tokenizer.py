@@ -7,6 +7,7 @@ token of its own, such as a beginning-of-text token, to what it encodes: only `t
 adds the end-of-document token.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_ltd.config import DataConfig
+from megatron_ltd.data.tokenizer_identity import library_digest
 from megatron_ltd.data.wordpiece import (
     CLS,
     MASK,
@@ -44,7 +46,7 @@ class Tokenizer(Protocol):
         vocab_size: ids are in [0, vocab_size).
         eod: id of the end-of-document token.
         pad: id of the padding token, if there is one.
-        digest: SHA-256 of all that decides the ids.
+        digest: SHA-256 of all that decides the ids, whatever flags and files it was given by.
         files: what it was read from.
     """
 
@@ -114,16 +116,29 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
     return tokenizer
 
 
+def tokenizer_of_model(config: DataConfig, vocab_size: int | None) -> Tokenizer:
+    """The tokenizer of a trained model.
+
+    Args:
+        vocab_size: the model's; with a NullTokenizer it counts the end of document, which --vocab-size does not.
+
+    Raises:
+        as `build_tokenizer`.
+    """
+    if config.tokenizer_type == "NullTokenizer" and vocab_size is not None:
+        vocab_size -= 1
+    return build_tokenizer(config, vocab_size)
+
+
 class HuggingFaceEngine:
     """A tokenizer that runs in the `tokenizers` library.
 
     Args:
-        kind: the --tokenizer-type, a part of the digest.
         engine: the library's tokenizer; truncation and padding in it are turned off.
         eod_tokens: names of the end-of-document token, the first that exists is taken.
     """
 
-    def __init__(self, kind: str, engine: tokenizers.Tokenizer, files: tuple[str, ...], eod_tokens: tuple[str, ...]):
+    def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...], eod_tokens: tuple[str, ...]):
         engine.no_truncation()
         engine.no_padding()
         self._engine = engine
@@ -135,7 +150,13 @@ class HuggingFaceEngine:
                             "Add one of them to the tokenizer's special tokens.")
         self.eod = eod
         self.pad = _first_id(engine, PAD_TOKENS)
-        self.digest = _digest(kind, files)
+        self.digest = library_digest(self.definition)
+
+    @functools.cached_property
+    def definition(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        text: str = self._engine.to_str()
+        return text
 
     def encode(self, text: str) -> list[int]:
         return self._engine.encode(text, add_special_tokens=False).ids
@@ -150,8 +171,8 @@ class HuggingFaceEngine:
 class MaskedEngine(HuggingFaceEngine):
     """A WordPiece tokenizer with BERT's special tokens."""
 
-    def __init__(self, kind: str, engine: tokenizers.Tokenizer, files: tuple[str, ...]):
-        super().__init__(kind, engine, files, (SEP,))
+    def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...]):
+        super().__init__(engine, files, (SEP,))
         self.pad: int | None = engine.token_to_id(PAD)
         self.cls, self.sep, self.mask, self.unk = (engine.token_to_id(token) for token in (CLS, SEP, MASK, UNK))
         self.continues_word = continuations(engine, self.vocab_size)
@@ -160,7 +181,7 @@ class MaskedEngine(HuggingFaceEngine):
 def bert_tokenizer(vocab_file: str, kind: str) -> MaskedEngine:
     """BERT's WordPiece from vocab.txt; ids equal those of transformers' BertTokenizerFast."""
     path = _readable(vocab_file, "--vocab-file")
-    return MaskedEngine(kind, wordpiece_engine(read_vocabulary(path), kind == "BertWordPieceLowerCase"), (path,))
+    return MaskedEngine(wordpiece_engine(read_vocabulary(path), kind == "BertWordPieceLowerCase"), (path,))
 
 
 def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
@@ -176,7 +197,7 @@ def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
     engine.decoder = decoders.ByteLevel()
     if EOD_TOKENS[0] in vocab:
         engine.add_special_tokens([EOD_TOKENS[0]])
-    return HuggingFaceEngine("GPT2BPETokenizer", engine, files, EOD_TOKENS[:1])
+    return HuggingFaceEngine(engine, files, EOD_TOKENS[:1])
 
 
 def hugging_face_tokenizer(path: str) -> HuggingFaceEngine:
@@ -188,8 +209,8 @@ def hugging_face_tokenizer(path: str) -> HuggingFaceEngine:
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{file} is no tokenizer.json of Hugging Face tokenizers: {error}.") from error
     if is_masked_wordpiece(engine):
-        return MaskedEngine("HuggingFaceTokenizer", engine, (file,))
-    return HuggingFaceEngine("HuggingFaceTokenizer", engine, (file,), EOD_TOKENS)
+        return MaskedEngine(engine, (file,))
+    return HuggingFaceEngine(engine, (file,), EOD_TOKENS)
 
 
 class SentencePieceTokenizer:
@@ -209,7 +230,7 @@ class SentencePieceTokenizer:
                             "Train it with an eos_id, or use another tokenizer.")
         pad = self._engine.pad_id()
         self.pad = pad if pad >= 0 else None
-        self.digest = _digest("SentencePieceTokenizer", self.files)
+        self.digest = hashlib.sha256(b"SentencePiece" + Path(path).read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._engine.encode(text)
@@ -270,9 +291,3 @@ def _first_id(engine: tokenizers.Tokenizer, names: tuple[str, ...]) -> int | Non
         if token is not None:
             return token
     return None
-
-
-def _digest(kind: str, files: tuple[str, ...]) -> str:
-    """SHA-256 of the kind and of each file's SHA-256."""
-    parts = [kind.encode(), *(hashlib.sha256(Path(file).read_bytes()).digest() for file in files)]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()

@@ -7,6 +7,7 @@ import numpy as np
 
 from megatron_ltd.data.indexed import IndexedCorpus
 from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
+from megatron_ltd.data.manifest import Manifest, file_facts, manifest_path
 
 Documents = Sequence[Sequence[int]]
 
@@ -33,6 +34,15 @@ def write_sentences(prefix: Path, documents: Sequence[Documents], vocab_size: in
             writer.add_document([token for sentence in sentences for token in sentence],
                                 [len(sentence) for sentence in sentences])
     return IndexedCorpus(str(prefix))
+
+
+def described(corpus: IndexedCorpus, tokenizer: str | None, vocab_size: int | None) -> Manifest:
+    """Writes a manifest beside a corpus."""
+    manifest = Manifest(file_facts(f"{corpus.prefix}.bin"), file_facts(f"{corpus.prefix}.idx"), corpus.dtype.name,
+                        len(corpus.document_indices) - 1, len(corpus), corpus.tokens, tokenizer, vocab_size,
+                        {"tokenizer_type": "Test"}, ())
+    Path(manifest_path(corpus.prefix)).write_bytes(manifest.to_bytes())
+    return manifest
 
 
 def random_sentences(seed: int, count: int, most: int, longest: int, vocab_size: int) -> list[list[list[int]]]:

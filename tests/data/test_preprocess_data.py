@@ -18,8 +18,9 @@ import pytest
 import zstandard
 
 from megatron_ltd.config import DataConfig
+from megatron_ltd.data.encoding import EncodingPlan
 from megatron_ltd.data.indexed import IndexedCorpus
-from megatron_ltd.data.preprocess import EncodingPlan, Progress, preprocess
+from megatron_ltd.data.preprocess import Progress, preprocess
 from megatron_ltd.data.sentences import RuleSplitter, SentencePlan
 from megatron_ltd.errors import DataError
 from tools import preprocess_data
@@ -120,8 +121,11 @@ def test_bytes_do_not_depend_on_workers_files_or_compression(tmp_path: Path) -> 
             ([tmp_path / "all.jsonl.gz"], 1), ([tmp_path / "all.jsonl.zst"], 1)]):
         preprocess_quietly(NUMBERS, inputs, tmp_path / str(number) / "c", workers)
         found.append(corpus_hashes(tmp_path / str(number)))
+    assert set(found[0]) == {"c_text_document.bin", "c_text_document.idx", "c_text_document.manifest.json"}
+    assert found[:3] == [found[0]] * 3
+    for hashes in found:
+        del hashes["c_text_document.manifest.json"]  # it names the input
     assert found == [found[0]] * len(found)
-    assert set(found[0]) == {"c_text_document.bin", "c_text_document.idx"}
 
 
 SENTENCES = EncodingPlan(DataConfig(tokenizer_type="NullTokenizer"), 1000, append_eod=True,
@@ -326,6 +330,9 @@ def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) 
     (["--input", "bad.jsonl", *COMMON, "--partitions=4"], 20, ["--partitions: use --workers"]),
     (["--input", "bad.jsonl", *COMMON, "--colour"], 20, ["--colour: there is no such flag"]),
     (["--input", "bad.jsonl", *COMMON, "--workers", 0], 20, ["--workers = 0 must be at least 1"]),
+    (["--input", "bad.jsonl", *COMMON, "--checkpoint-seconds", "-1"], 20, ["--checkpoint-seconds = -1.0 must be at"]),
+    (["--input", "bad.jsonl", *COMMON, "--checkpoint-seconds", "nan"], 20, ["--checkpoint-seconds = nan must be at"]),
+    (["--input", "bad.jsonl", *COMMON, "--tokenizer-engine", "gigatoken"], 20, ["gigatoken runs byte-level BPE"]),
     (["--input", "bad.jsonl", *COMMON, "--json-keys", "a", "a"], 20, ["a key is given twice"]),
     (["--input", "bad.jsonl", *COMMON[:4]], 20, ["--vocab-size = None"]),
     (["--input", "bad.jsonl", *COMMON, "--tokenizer-type", "TikTokenizer"], 2, ["invalid choice: 'TikTokenizer'"]),
@@ -360,7 +367,8 @@ def interruptible() -> None:
 def running_tool(folder: Path) -> Iterator[tuple[subprocess.Popen[str], TextIO]]:
     """The tool at work with two workers, and the stream of its input, which does not end by itself."""
     os.mkfifo(folder / "in.jsonl")
-    command = [sys.executable, str(TOOL), "--input", str(folder / "in.jsonl"), "--workers", "2", "--log-interval", "1"]
+    command = [sys.executable, str(TOOL), "--input", str(folder / "in.jsonl"), "--workers", "2", "--log-interval", "1",
+               "--checkpoint-seconds", "3600"]
     with (open(os.open(folder / "in.jsonl", os.O_RDWR), "w", encoding="utf-8") as stream,
           subprocess.Popen([*command, *map(str, COMMON)], cwd=folder, stderr=subprocess.PIPE, text=True,
                            preexec_fn=interruptible) as run):

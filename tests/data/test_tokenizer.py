@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.tokenizer import MaskedTokenizer, Tokenizer, build_tokenizer
+from megatron_ltd.data.tokenizer import MaskedTokenizer, Tokenizer, build_tokenizer, tokenizer_of_model
 from megatron_ltd.data.wordpiece import read_vocabulary, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError
 
@@ -267,3 +267,10 @@ def test_the_digest_follows_content_and_kind_but_not_place(tmp_path: Path) -> No
     assert gpt2(vocab, merges).digest != first.digest
     null = [build_tokenizer(DataConfig(tokenizer_type="NullTokenizer"), size).digest for size in (10, 11)]
     assert len({*null, first.digest}) == 3
+
+
+def test_the_vocabulary_of_a_model_counts_the_end_of_document_that_the_null_tokenizer_adds() -> None:
+    settings = DataConfig(tokenizer_type="NullTokenizer")
+    assert build_tokenizer(settings, 100).vocab_size == 101
+    found = tokenizer_of_model(settings, 101)
+    assert (found.vocab_size, found.eod) == (101, 100)

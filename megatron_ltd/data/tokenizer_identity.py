@@ -1,0 +1,36 @@
+"""What of a tokenizer decides its ids, as a digest that does not depend on the flags and files it was given by."""
+
+import hashlib
+import json
+from typing import Any
+
+_TABLES = ("vocab", "merges")
+_OFFSETS = "trim_offsets"  # places of tokens in the text, which nobody asks for
+
+
+def library_digest(definition: str) -> str:
+    """SHA-256 of the parts of a tokenizer of the `tokenizers` library that decide its ids.
+
+    GPT-2's vocab.json with merges.txt and the tokenizer.json made of them have the same one. Padding, truncation, the
+    decoder, and tokens that would be put around a text take no part in it, nor do settings that are off.
+
+    Args:
+        definition: what the library's `to_str` gives.
+    """
+    described = json.loads(definition)
+    normalizer = described.get("normalizer")
+    flags = ("id", "content", "single_word", "lstrip", "rstrip", *(("normalized",) if normalizer else ()))
+    added = sorted([token.get(flag) for flag in flags] for token in described.get("added_tokens") or ())
+    kept = {"added_tokens": added, "model": _bare(described["model"]), "normalizer": _bare(normalizer),
+            "pre_tokenizer": _bare(described.get("pre_tokenizer"))}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _bare(setting: Any) -> Any:
+    """A setting without what is off in it; tables of tokens as they are."""
+    if isinstance(setting, list):
+        return [_bare(value) for value in setting]
+    if not isinstance(setting, dict):
+        return setting
+    return {name: value if name in _TABLES else _bare(value) for name, value in setting.items()
+            if name != _OFFSETS and value is not None and value is not False and value != ""}

@@ -1,0 +1,47 @@
+"""Makes one .bin/.idx corpus of several, in order.
+
+    python tools/merge_datasets.py --input data/part-0_text_document data/part-1_text_document --output-prefix data/all
+    python tools/merge_datasets.py --input parts --output-prefix data/all      # all corpora in a folder, by name
+
+Corpora must have one token type, and one tokenizer where their manifests say which; where they have not, exit code 21
+comes with what does not fit.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
+from megatron_ltd.data.merge import corpora_in, merge_corpora
+from megatron_ltd.errors import UserError
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH",
+                        help="corpora without .bin or .idx, or folders of corpora")
+    parser.add_argument("--output-prefix", required=True, metavar="PATH", help="path of the output without suffix")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    prefixes = [prefix for path in options.input for prefix in (corpora_in(path) if os.path.isdir(path) else [path])]
+    corpus = merge_corpora(prefixes, options.output_prefix)
+    print(f"Wrote {corpus.prefix}.bin and .idx from {len(prefixes)} corpora: {len(corpus.document_indices) - 1} "
+          f"documents, {len(corpus)} sequences, {corpus.tokens} tokens of type {corpus.dtype.name}.")
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        run(parse(arguments))
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
