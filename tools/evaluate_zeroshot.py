@@ -22,6 +22,7 @@ from megatron_ltd.data.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError, DataError, UserError
 from megatron_ltd.eval.harness_tasks import HarnessTask, plan_harness, run_harness
 from megatron_ltd.eval.report import (
+    check_format,
     check_writable,
     markdown_table,
     model_record,
@@ -127,6 +128,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         chosen = plan_harness(args.tasks, folder) if args.harness else []
         plan = [] if args.harness else plan_tasks(args.tasks, folder)
         for output in outputs if console.speaks else ():
+            check_format(output)
             check_writable(output)
     except UserError as error:
         if console.speaks:

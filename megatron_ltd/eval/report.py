@@ -71,16 +71,24 @@ def software_versions() -> dict[str, str]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before hours of scoring that the results cannot be written.
+    """Find out before hours of work that its results cannot be written.
 
     Raises:
-        DataError: the folder is missing or read-only, the path is a folder, or its suffix stands for no format.
+        DataError: the folder is missing or read-only, or the path is a folder.
     """
     folder = path.parent
-    if path.suffix not in FORMATS:
-        raise DataError(f"--output = {path}: the suffix says how results are written. Use one of {', '.join(FORMATS)}.")
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DataError(f"--output = {path} cannot be written: it must be a file in an existing, writable folder.")
+
+
+def check_format(path: Path) -> None:
+    """Find out before hours of scoring that nothing says how to write the results.
+
+    Raises:
+        DataError: the suffix stands for no format.
+    """
+    if path.suffix not in FORMATS:
+        raise DataError(f"--output = {path}: the suffix says how results are written. Use one of {', '.join(FORMATS)}.")
 
 
 def write_results(path: Path, record: dict[str, Any], results: dict[str, TaskResult]) -> None:
