@@ -67,6 +67,11 @@ class BatchRamp:
             steps -= taken
         return consumed + steps * self.full_samples
 
+    def steps_covering(self, samples: int) -> int:
+        """The smallest number of steps that consume at least `samples`."""
+        steps = self.steps_within(samples)
+        return steps if self.samples_after(steps) >= samples else steps + 1
+
     def steps_within(self, samples: int) -> int:
         """The largest number of steps that consume at most `samples`."""
         steps = 0

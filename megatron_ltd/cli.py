@@ -8,9 +8,9 @@ Flags are written out in full. Everything that is wrong is reported at once.
 import sys
 import textwrap
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config import Family, RunConfig
 from megatron_ltd.config_checks import config_error
 from megatron_ltd.config_file import read_config_file
 from megatron_ltd.deepspeed_config import DeepSpeedConfig
@@ -27,12 +27,14 @@ FILE_FLAGS = {CONFIG_FLAG: CONFIG_FLAG, DEEPSPEED_FLAG: DEEPSPEED_FLAG, "--deeps
 _FILE_KINDS = {CONFIG_FLAG: "FILE.toml", DEEPSPEED_FLAG: "FILE.json"}
 
 
-def parse_run_config(argv: list[str], family: Literal["gpt", "bert"] = "gpt") -> tuple[RunConfig, list[str]]:
+def parse_run_config(argv: list[str], family: Family = "gpt", *,
+                     finetuning: bool = False) -> tuple[RunConfig, list[str]]:
     """The settings of a run, and what the user should be told about them once.
 
     Args:
         argv: the words after the program's name.
         family: the model that the program trains.
+        finetuning: the program sets the schedule of dropping where it is not given.
 
     Raises:
         ConfigError: everything that is wrong with the words and the file, in one message.
@@ -59,7 +61,7 @@ def parse_run_config(argv: list[str], family: Literal["gpt", "bert"] = "gpt") ->
         raise config_error(problems)
     config = _assemble(settings)
     config = replace(config, model=replace(config.model, family=family))
-    return config, notes + idle_settings(config)
+    return config, notes + idle_settings(config, finetuning=finetuning)
 
 
 def asks_for_help(argv: list[str]) -> bool:

@@ -14,13 +14,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Family = Literal["gpt", "bert", "vit"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The transformer: what a checkpoint's weights mean."""
 
-    family: Literal["gpt", "bert"] = field(default="gpt", metadata={"flag": False})
-    """Set by the entry point: causal with a head for the next token, or bidirectional with BERT's heads."""
+    family: Family = field(default="gpt", metadata={"flag": False})
+    """Set by the entry point: causal with a head for the next token, bidirectional with BERT's heads, or images with a
+    classifier."""
     num_layers: int = 0
     """Transformer layers."""
     hidden_size: int = 0
@@ -61,6 +64,16 @@ class ModelConfig:
     """A head with its own weights, rather than the word embedding's."""
     bert_no_binary_head: bool = False
     """BERT without the sentence-order head, its pooler and token types; samples are then single stretches of text."""
+    img_h: int | None = None
+    """Height of an image in pixels, of ViT. Default: 224."""
+    img_w: int | None = None
+    """Width of an image in pixels, of ViT. Default: 224."""
+    patch_dim: int | None = None
+    """Height and width of the patches, of ViT; each is a token, and one more is the class token. Default: 16."""
+    num_channels: int | None = None
+    """Channels of an image, of ViT. Default: 3."""
+    num_classes: int | None = None
+    """Classes that ViT tells apart. Default: 1000."""
     vocab_size: int | None = None
     """Tokens the model can tell apart. Default: the tokenizer's."""
     make_vocab_size_divisible_by: int = 128
@@ -95,6 +108,18 @@ class ModelConfig:
     @property
     def max_positions(self) -> int:
         return self.max_position_embeddings if self.max_position_embeddings is not None else self.seq_length
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        assert self.img_h is not None and self.img_w is not None and self.patch_dim is not None
+        return self.img_h // self.patch_dim, self.img_w // self.patch_dim
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch."""
+        assert self.num_channels is not None and self.patch_dim is not None
+        return self.num_channels * self.patch_dim**2
 
     @property
     def tied(self) -> bool:
@@ -213,6 +238,13 @@ class TrainingConfig:
     """Samples to train on."""
     train_tokens: int | None = None
     """Tokens to train on, in the unit of --token-budget."""
+    train_epochs: int | None = None
+    """Finetuning: passes over the training set, each in another order; the last step may begin one more. The validation
+    set is scored after each."""
+    epoch_samples: int | None = field(default=None, metadata={"flag": False})
+    """Set by the entry point: samples of one pass over the training set."""
+    early_stopping_patience: int | None = None
+    """Finetuning: the run ends after so many evaluations in a row without a lower validation loss."""
     token_budget: Literal["raw", "layer"] = "raw"
     """What --train-tokens counts: `raw` tokens, samples x sequence length; or `layer` tokens, the mean over layers of
     the tokens a layer processes, as Megatron-DeepSpeed counts with random-LTD."""
@@ -306,7 +338,8 @@ class DataConfig:
     data_path: tuple[str, ...] | None = None
     """Prefix of a .bin/.idx corpus, or several, or WEIGHT PREFIX pairs."""
     train_data_path: tuple[str, ...] | None = None
-    """As --data-path, for training only; then --split is not used."""
+    """As --data-path, for training only; then --split is not used. For ViT: a folder with a folder of images for each
+    class (needs Pillow), or an idx file of images and one of labels, plain or .gz."""
     valid_data_path: tuple[str, ...] | None = None
     """As --data-path, for validation only."""
     test_data_path: tuple[str, ...] | None = None
@@ -317,6 +350,22 @@ class DataConfig:
     """Folder for index files. Default: none, indices are built in memory."""
     mock_data: bool = False
     """Random tokens in place of a corpus, for throughput runs."""
+    train_jsonl: tuple[str, ...] | None = None
+    """Finetuning on prompts and responses: files or globs of one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst), in
+    place of a corpus. The loss is that of the responses."""
+    valid_jsonl: tuple[str, ...] | None = None
+    """As --train-jsonl, for validation."""
+    test_jsonl: tuple[str, ...] | None = None
+    """As --train-jsonl, for a test set that is evaluated once, after the last step."""
+    image_augmentation: Literal["none", "crop", "crop-flip"] = "none"
+    """Training images of ViT are shifted by up to an eighth of their size, and mirrored, at random."""
+    prompt_key: str = "prompt"
+    """Key of the prompt in a line of --train-jsonl."""
+    response_key: str = "response"
+    """Key of the response in a line of --train-jsonl."""
+    overlong_samples: Literal["refuse", "skip"] = "refuse"
+    """What becomes of a prompt with its response that is longer than --seq-length: nothing is trained, or it is left
+    out and counted. Nothing is cut short."""
     num_workers: int = 0
     """Background threads that read the next step's samples; 0 reads them when they are needed."""
     tokenizer_type: Literal["GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer",
@@ -364,6 +413,9 @@ class CheckpointConfig:
     """Write checkpoints in the background."""
     finetune: bool = False
     """Load weights only: step, samples and optimizer start afresh."""
+    pretrained_checkpoint: str | None = None
+    """Finetuning: folder of the model to start from, as by --load with --finetune, as long as --load holds nothing; so
+    one command both starts a run and continues it."""
     no_load_optim: bool = False
     """Do not load optimizer state."""
     no_save_optim: bool = False

@@ -8,12 +8,13 @@ A message names the setting and its value, the constraint, and the remedy. Plain
 the tokenizer knows is checked once it is set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.derived import (
     data_parallel_size,
     dropped_layers,
+    length_is_given,
     parse_layer_list,
     parse_length_list,
     start_length,
@@ -24,6 +25,7 @@ from megatron_ltd.family_checks import family_violations
 from megatron_ltd.layout_checks import layout_violations
 from megatron_ltd.learning_rate_checks import learning_rate_violations
 from megatron_ltd.value_checks import flag_name, repaired, value_violations
+from megatron_ltd.vision_checks import image_sources, vision_violations
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -35,9 +37,15 @@ def check(config: RunConfig, world_size: int) -> None:
     Raises:
         ConfigError: with every violation.
     """
-    problems = violations(config, world_size)
-    if problems:
-        raise config_error(problems)
+    refuse(violations(config, world_size))
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises:
+        ConfigError: with every problem, if there is one.
+    """
+    if found := list(problems):
+        raise config_error(found)
 
 
 def config_error(problems: list[str]) -> ConfigError:
@@ -62,9 +70,9 @@ def _together(config: RunConfig, world_size: int, no_budget: bool) -> list[str]:
     """What is wrong with settings that are right one by one."""
     layout = list(layout_violations(config, world_size))
     dropping = list(_token_drop(config))
-    problems = [*_model(config), *dropping, *family_violations(config), *layout]
+    problems = [*_model(config), *dropping, *family_violations(config), *vision_violations(config), *layout]
     by_layer = config.training.token_budget == "layer" or config.optimizer.layer_token_lr
-    countable = not (layout or no_budget or _budget(config) or (dropping and by_layer))
+    countable = not (layout or no_budget or _budget(config) or (dropping and by_layer)) and length_is_given(config)
     too_short = list(_length(config, world_size)) if countable else []
     length_known = countable and not too_short
     return problems + too_short + learning_rate_violations(config, world_size if length_known else None)
@@ -162,7 +170,7 @@ def _layer_list(config: RunConfig) -> Iterator[str]:
 def _budget(config: RunConfig) -> list[str]:
     training = config.training
     budgets = {"--train-iters": training.train_iters, "--train-samples": training.train_samples,
-               "--train-tokens": training.train_tokens}
+               "--train-tokens": training.train_tokens, "--train-epochs": training.train_epochs}
     given = [f"{flag} = {value}" for flag, value in budgets.items() if value is not None]
     if len(given) == 1:
         return []
@@ -192,11 +200,18 @@ def _precision(config: RunConfig) -> Iterator[str]:
 
 def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
+    if config.model.family == "vit":
+        yield from image_sources(config)
+        return
     split = {"--train-data-path": data.train_data_path, "--valid-data-path": data.valid_data_path,
              "--test-data-path": data.test_data_path}
     separate = [flag for flag, value in split.items() if value is not None]
     sources = (["--mock-data"] if data.mock_data else []) + (["--data-path"] if data.data_path is not None else [])
-    if len(sources) + bool(separate) > 1:
+    lines = [flag for flag, value in (("--train-jsonl", data.train_jsonl), ("--valid-jsonl", data.valid_jsonl),
+                                      ("--test-jsonl", data.test_jsonl)) if value is not None]
+    if lines:
+        yield from _lines_alone(lines, sources + separate)
+    elif len(sources) + bool(separate) > 1:
         yield (f"{' and '.join(sources + separate)} are given: the corpus must come from one of --data-path, separate "
                "paths for each split, or --mock-data; keep one")
     elif not sources and not separate:
@@ -205,6 +220,13 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield f"{separate[0]} is given without --train-data-path: nothing to train on; add it"
     yield from _split(data.split)
     yield from _tokenizer(config)
+
+
+def _lines_alone(lines: list[str], others: list[str]) -> Iterator[str]:
+    if others:
+        yield (f"{lines[0]} and {others[0]} are given: a run reads prompts and responses or a corpus; keep one")
+    if "--train-jsonl" not in lines:
+        yield f"{lines[0]} is given without --train-jsonl: nothing to train on; add it"
 
 
 def _split(text: str) -> Iterator[str]:

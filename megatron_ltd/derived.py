@@ -39,17 +39,26 @@ def batch_ramp(config: RunConfig, dp: int) -> BatchRamp:
 
 
 def total_steps(config: RunConfig, dp: int) -> int:
-    """Steps of the run: as given, or as many whole steps as fit in the budget of samples, raw or layer tokens."""
+    """Steps of the run: as given, or as many whole steps as fit in the budget of samples, raw or layer tokens, or as
+    many as it takes to read all epochs."""
     training = config.training
     if training.train_iters is not None:
         return training.train_iters
     if training.train_tokens is not None and training.token_budget == "layer":
         return layer_tokens(config, dp).steps_within(training.train_tokens)
+    if training.train_epochs is not None:
+        assert training.epoch_samples is not None, "finetuning counts the samples of an epoch before it asks"
+        return batch_ramp(config, dp).steps_covering(training.train_epochs * training.epoch_samples)
     samples = training.train_samples
     if samples is None:
         assert training.train_tokens is not None, "config_checks requires a budget"
         samples = training.train_tokens // config.model.seq_length
     return batch_ramp(config, dp).steps_within(samples)
+
+
+def length_is_given(config: RunConfig) -> bool:
+    """Whether the settings alone say how long the run is: epochs do once their samples are counted."""
+    return config.training.train_epochs is None or config.training.epoch_samples is not None
 
 
 def total_samples(config: RunConfig, dp: int) -> int:
@@ -139,8 +148,8 @@ def parse_length_list(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def predictions_per_sample(config: RunConfig) -> int | None:
-    """Tokens of a sample that BERT predicts at most; None for GPT, which predicts all."""
-    if config.model.family == "gpt":
+    """Tokens of a sample that BERT predicts at most; None for other models."""
+    if config.model.family != "bert":
         return None
     return max(1, round(config.data.mask_prob * config.model.seq_length))
 

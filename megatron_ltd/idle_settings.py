@@ -3,12 +3,21 @@
 They are no errors, so that one command runs on several layouts, and with and without token dropping.
 """
 
+from dataclasses import replace
+
 from megatron_ltd.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
 
 
-def idle_settings(config: RunConfig) -> list[str]:
-    """One sentence for each setting that differs from its default and has no effect."""
-    return [*_idle_layout(config), *_idle_token_drop(config.token_drop), *_idle_model(config.model),
+def idle_settings(config: RunConfig, *, finetuning: bool = False) -> list[str]:
+    """One sentence for each setting that differs from its default and has no effect.
+
+    Args:
+        finetuning: the kept length grows even if it is not said for how long.
+    """
+    drop = config.token_drop
+    if finetuning and drop.random_ltd_steps is None and drop.random_ltd_length_list is None:
+        drop = replace(drop, random_ltd_steps=1 if drop.policy == "random" else None)
+    return [*_idle_layout(config), *_idle_token_drop(drop), *_idle_model(config.model),
             *_idle_data(config), *_idle_training(config.training), *_idle_optimizer(config.optimizer),
             *_idle_checkpoint(config)]
 
@@ -70,10 +79,24 @@ def _idle_data(config: RunConfig) -> list[str]:
     if config.model.family == "bert":
         return ["--mask-longer-ngrams has no effect with --mask-geometric, which draws the lengths"] \
             if data.mask_geometric and data.mask_longer_ngrams else []
+    idle = _idle_lines(data)
     fields = ("mask_prob", "mask_max_ngram", "mask_whole_word", "mask_longer_ngrams", "mask_geometric",
               "short_seq_prob")
-    return [f"--{field.replace('_', '-')} has no effect on GPT pretraining, which predicts every token"
-            for field in fields if getattr(data, field) != getattr(default, field)]
+    return idle + [f"--{field.replace('_', '-')} has no effect on GPT, which predicts every token"
+                   for field in fields if getattr(data, field) != getattr(default, field)]
+
+
+def _idle_lines(data: DataConfig) -> list[str]:
+    """What packs prompts and responses, or cuts a corpus, and nothing else."""
+    default = DataConfig()
+    if data.train_jsonl is None:
+        return [f"--{field.replace('_', '-')} has no effect without --train-jsonl"
+                for field in ("prompt_key", "response_key", "overlong_samples")
+                if getattr(data, field) != getattr(default, field)]
+    return [f"--{field.replace('_', '-')} has no effect with --train-jsonl, whose samples are packed by rules of "
+            "their own"
+            for field in ("split", "reset_position_ids", "reset_attention_mask", "eod_mask_loss", "data_cache_path")
+            if getattr(data, field) != getattr(default, field)]
 
 
 def _idle_training(training: TrainingConfig) -> list[str]:

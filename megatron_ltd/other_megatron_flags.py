@@ -22,7 +22,7 @@ OTHER_FLAGS: frozenset[str] = frozenset("--" + name for name in """
     freeze-all-layers fsdp-db-use-persist-buf-on-alloc-fail fsdp-double-buffer fsdp-manual-registration
     gtp-expert-remat-nccl-ub gtp-remat-nccl-ub gtp-remat-reduce-scatter-with-fp32-accumulation
     heterogeneous-layers-config-encoded-json heterogeneous-layers-config-path hidden-size-teacher
-    hierarchical-context-parallel-sizes high-priority-stream-groups ict-head-size ict-load img-h img-w
+    hierarchical-context-parallel-sizes high-priority-stream-groups ict-head-size ict-load
     indexer-batch-size indexer-log-interval inference is-hybrid-model iter-per-epoch kd
     keep-fp8-transpose-cache keep-fp8-transpose-cache-when-using-custom-fsdp kill-switch-file kv-lora-rank
     langrl-env-config linear-attention-freq lion-beta1 lion-beta2 load-model-opt-format load-teacher
@@ -31,11 +31,11 @@ OTHER_FLAGS: frozenset[str] = frozenset("--" + name for name in """
     mos mrope-section mscale mscale-all-dim nccl-all-reduce-for-prefill nccl-communicator-config-path
     no-fp8-wgrad no-pin-cpu-grads no-pin-cpu-params no-use-layer-wise-param-layout
     no-use-tokenizer-model-from-checkpoint-args no-weight-decay-cond-type
-    no-yarn-correction-range-round-to-int num-attention-heads-teacher num-channels num-classes
+    no-yarn-correction-range-round-to-int num-attention-heads-teacher
     num-experts-switch num-experts-teacher num-layers-at-end-in-bf16 num-layers-at-start-in-bf16
     num-layers-teacher num-speculative-tokens object-storage-cache-path optimizer-cuda-graph
     optimizer-offload-fraction outer-dp-sharding-strategy output-bert-embeddings output-logit-dtype
-    overlap-cpu-optimizer-d2h-h2d override-ckpt-iteration partition-activations patch-dim
+    overlap-cpu-optimizer-d2h-h2d override-ckpt-iteration partition-activations
     per-dataset-sequences-path perform-rl-step persistent-save-interval phase-transition-iterations
     pipeline-model-parallel-comm-backend profile-backward profile_steps q-lora-rank qk-head-dim
     qk-pos-emb-head-dim query-in-block-prob record-memory-history refit-method

@@ -37,7 +37,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "model": {
         **dict.fromkeys(("num_layers", "hidden_size", "num_attention_heads", "seq_length", "ffn_hidden_size",
                          "kv_channels", "num_query_groups", "max_position_embeddings", "vocab_size",
-                         "make_vocab_size_divisible_by"), _ONE_OR_MORE),
+                         "make_vocab_size_divisible_by", "img_h", "img_w", "patch_dim", "num_channels",
+                         "num_classes"), _ONE_OR_MORE),
         "rotary_base": Range(1, low_open=True),
         "rotary_percent": Range(0, 1, low_open=True),
         **dict.fromkeys(("norm_epsilon", "init_method_std"), _ABOVE_ZERO),
@@ -57,7 +58,8 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "training": {
         **dict.fromkeys(("micro_batch_size", "global_batch_size", "train_iters", "train_samples", "train_tokens",
-                         "exit_interval", "loss_scale_window", "hysteresis"), _ONE_OR_MORE),
+                         "train_epochs", "early_stopping_patience", "exit_interval", "loss_scale_window",
+                         "hysteresis"), _ONE_OR_MORE),
         **dict.fromkeys(("exit_duration_in_mins", "loss_scale", "initial_loss_scale", "min_loss_scale"), _ABOVE_ZERO),
         "seed": Range(0, 2**32, high_open=True),
     },

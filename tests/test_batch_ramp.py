@@ -77,3 +77,10 @@ def test_the_documented_example_by_hand() -> None:
     ramp = BatchRamp(32, 16, 8, 300)  # two increments, one each 150 samples
     assert [ramp.at(consumed) for consumed in (0, 149, 150, 299, 300)] == [16, 16, 24, 24, 32]
     assert ramp.phases() == [(10, 16), (6, 24)]  # 0..160 in steps of 16, then 160..304 in steps of 24
+
+
+@pytest.mark.parametrize("ramp", [BatchRamp(48), BatchRamp(32, 16, 8, 300)])
+def test_the_steps_that_cover_samples_are_the_fewest_that_do(ramp: BatchRamp) -> None:
+    for samples in range(1, 500):
+        steps = ramp.steps_covering(samples)
+        assert ramp.samples_after(steps) >= samples > ramp.samples_after(steps - 1)

@@ -327,9 +327,25 @@ def test_the_runnable_settings_have_no_idle_ones() -> None:
     ({"optimizer": "sgd", "adam_eps": 1.0}, "--adam-eps"),
     ({"async_save": True}, "--async-save"),
     ({"no_load_optim": True}, "--no-load-optim"),
+    ({"prompt_key": "question"}, "--prompt-key"),
+    ({"train_jsonl": ("a.jsonl",), "eod_mask_loss": True}, "--eod-mask-loss"),
 ])
 def test_a_setting_without_effect_is_named(changes: dict[str, Any], flag: str) -> None:
     notes = idle_settings(with_settings(**changes))
     assert len(notes) == 1 and notes[0].startswith(f"{flag} has no effect")
 
 
+def test_in_finetuning_the_kept_length_grows_without_being_told_for_how_long() -> None:
+    config = with_settings(random_ltd_steps=None, random_ltd_length_step=8)
+    assert idle_settings(config, finetuning=True) == []
+    assert len(idle_settings(with_settings(config, random_ltd=False), finetuning=True)) == 2
+
+
+def test_epochs_are_a_budget_whose_length_is_known_once_their_samples_are_counted() -> None:
+    config = with_settings(train_iters=None, train_epochs=3, lr_warmup_iters=40)
+    assert violations(config, 1) == []
+    assert violations(with_settings(config, epoch_samples=800), 1) == []
+    (problem,) = violations(with_settings(config, epoch_samples=100), 1)  # 7 steps
+    assert "--lr-warmup-iters = 40: warm-up is not shorter" in problem
+    (problem,) = violations(with_settings(config, train_iters=5), 1)
+    assert "--train-iters = 5 and --train-epochs = 3 are given" in problem

@@ -12,6 +12,7 @@ from megatron_ltd.derived import (
     dropped_layers,
     global_batch_size,
     kept_length,
+    layer_tokens,
     parse_layer_list,
     parse_length_list,
     parse_pipeline_split,
@@ -37,6 +38,9 @@ def test_the_global_batch_is_one_microbatch_a_process_unless_it_is_given() -> No
 
 @pytest.mark.parametrize(("training", "steps", "samples"), [
     (TrainingConfig(train_iters=10, global_batch_size=8), 10, 80),
+    (TrainingConfig(train_epochs=2, epoch_samples=39, global_batch_size=8), 10, 80),
+    (TrainingConfig(train_epochs=2, epoch_samples=40, global_batch_size=8), 10, 80),
+    (TrainingConfig(train_epochs=2, epoch_samples=3, global_batch_size=8), 1, 8),
     (TrainingConfig(train_samples=83, global_batch_size=8), 10, 80),
     (TrainingConfig(train_tokens=80 * 32 + 31, global_batch_size=8), 10, 80),
     (TrainingConfig(train_samples=7, global_batch_size=8), 0, 0),
@@ -159,3 +163,16 @@ def test_a_budget_in_layer_tokens_takes_more_steps_than_one_in_raw_tokens() -> N
     assert total_steps(replace(config, training=replace(config.training, train_tokens=20_480)), 1) == 20
     raw = replace(config, training=replace(config.training, token_budget="raw"))
     assert total_steps(raw, 1) == 9
+
+
+def test_lengths_and_layer_tokens_of_the_published_vit_whose_197_tokens_are_no_multiple_of_8() -> None:
+    config = RunConfig(
+        model=ModelConfig(family="vit", num_layers=12, seq_length=197),
+        token_drop=TokenDropConfig(random_ltd=True, random_ltd_start_length=32, random_ltd_length_step=8,
+                                   random_ltd_steps=3910),
+        training=TrainingConfig(train_iters=5474, global_batch_size=128))
+    schedule = kept_length(config)
+    lengths = [schedule.at(step) for step in range(5474)]
+    by_hand = [(32 + 165 * step // 3910) // 8 * 8 if step < 3910 else 197 for step in range(5474)]
+    assert lengths == by_hand and set(lengths) == {*range(32, 193, 8), 197}
+    assert layer_tokens(config, 1).sum_after(5474) == sum(128 * (2 * 197 + 10 * length) for length in lengths)

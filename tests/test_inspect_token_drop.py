@@ -110,6 +110,7 @@ def test_the_tool_prints_a_table_and_draws(tmp_path: Path) -> None:
     ([*FLAGS, "--plot", "drop.txt"], "--plot = drop.txt"),
     ([word for word in FLAGS if word not in ("--vocab-size", "99")], "give --vocab-size"),
     ([*FLAGS, "--tensor-model-parallel-size", "2", "--world-size", "3"], "3 processes"),
+    ([word for word in FLAGS if word not in ("--train-iters", "40")] + ["--train-epochs", "2"], "give --train-iters"),
 ])
 def test_what_the_tool_cannot_do_is_refused(words: list[str], fragment: str) -> None:
     done = command(*words)

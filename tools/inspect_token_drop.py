@@ -178,8 +178,11 @@ def runnable(config: RunConfig) -> RunConfig:
     """The run without what is not looked at: corpus and checkpoints.
 
     Raises:
-        ConfigError: the size of the vocabulary is not known.
+        ConfigError: the size of the vocabulary, or the length of the run, is not known.
     """
+    if config.training.train_epochs is not None:
+        raise ConfigError(f"--train-epochs = {config.training.train_epochs}: how many steps that is follows from the "
+                          "data, which are not read here; give --train-iters in its place")
     vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
     if vocabulary is None:
         raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "

@@ -1,6 +1,7 @@
 """Training, validation and test sets of a run, from --data-path and --split, from a path for each, or made up."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from megatron_ltd.data.blend import (
 from megatron_ltd.data.gpt_dataset import GPTDataset
 from megatron_ltd.data.gpt_index import SPLITS, split_bounds, split_range
 from megatron_ltd.data.indexed import IndexedCorpus
+from megatron_ltd.data.manifest import check_manifest
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
 from megatron_ltd.data.tokenizer import MaskedTokenizer, Tokenizer
@@ -60,7 +62,7 @@ def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, 
         datasets = [_mock_dataset(split, count, config.training.seed, form) if count else None
                     for split, count in enumerate(samples)]
     else:
-        builder = _Builder(config, form)
+        builder = _Builder(config, form, tokenizer.digest)
         datasets = [builder.blend(name, *source, count) if count and source is not None else None
                     for name, source, count in zip(SPLITS, _sources(config), samples, strict=True)]
     train, valid, test = datasets
@@ -68,6 +70,18 @@ def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, 
         raise ConfigError("No training data: give --train-data-path, or --data-path and a --split whose first share is "
                           "above 0.")
     return Datasets(train, valid, test)
+
+
+def one_epoch_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset | None]:
+    """Training, validation and test sets of GPT samples that hold the whole corpus once; None for no data.
+
+    Raises:
+        ConfigError, DataError: as `build_datasets`.
+    """
+    builder = _Builder(config, _form(config, tokenizer, None), tokenizer.digest)
+    skipped = {"valid", "test"} if config.logging.eval_iters == 0 else set()
+    return [builder.epoch(name, source[0].prefixes, source[1]) if source is not None and name not in skipped else None
+            for name, source in zip(SPLITS, _sources(config), strict=True)]
 
 
 def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
@@ -140,10 +154,14 @@ def _sources(config: RunConfig) -> list[tuple[BlendSource, Bounds] | None]:
 
 
 class _Builder:
-    """Builds datasets and opens each corpus once."""
+    """Builds datasets and opens each corpus once.
 
-    def __init__(self, config: RunConfig, form: Form):
-        self.config, self.form = config, form
+    Args:
+        tokenizer: digest of the run's tokenizer.
+    """
+
+    def __init__(self, config: RunConfig, form: Form, tokenizer: str):
+        self.config, self.form, self.tokenizer = config, form, tokenizer
         self.corpora: dict[str, IndexedCorpus] = {}
 
     def blend(self, split: str, source: BlendSource, bounds: Bounds, num_samples: int) -> Dataset:
@@ -152,14 +170,7 @@ class _Builder:
         if source.weights is None and len(prefixes) == 1:
             return self.part(split, prefixes[0], bounds, num_samples)
         if source.weights is None:
-            datasets = [self.part(split, prefix, bounds, None) for prefix in prefixes]
-            lengths = [len(dataset) for dataset in datasets]
-            if sum(lengths) < num_samples:
-                raise DataError(
-                    f"{split}: the run reads {num_samples} samples, and one epoch of {', '.join(prefixes)} holds "
-                    f"{sum(lengths)}. Give weights (WEIGHT PREFIX pairs), with which corpora are repeated, or ask for "
-                    "fewer samples.")
-            return BlendedDataset(datasets, BlendIndex(lengths, num_samples, cache))
+            return self.epoch(split, prefixes, bounds, num_samples)
         weights = normalize(source.weights)
         index = BlendIndex(weights, sum(dataset_sizes(num_samples, weights)), cache)
         datasets = []
@@ -169,6 +180,21 @@ class _Builder:
             if len(dataset) < drawn:  # many small weights: the blend draws more than the share and its surplus
                 dataset = self.part(split, prefix, bounds, drawn)
             datasets.append(dataset)
+        return BlendedDataset(datasets, index)
+
+    def epoch(self, split: str, prefixes: Sequence[str], bounds: Bounds, num_samples: int | None = None) -> Dataset:
+        """One epoch of the corpora of a split, or the first samples of it."""
+        datasets = [self.part(split, prefix, bounds, None) for prefix in prefixes]
+        if len(datasets) == 1 and num_samples is None:
+            return datasets[0]
+        lengths = [len(dataset) for dataset in datasets]
+        if num_samples is not None and sum(lengths) < num_samples:
+            raise DataError(
+                f"{split}: the run reads {num_samples} samples, and one epoch of {', '.join(prefixes)} holds "
+                f"{sum(lengths)}. Give weights (WEIGHT PREFIX pairs), with which corpora are repeated, or ask for "
+                "fewer samples.")
+        index = BlendIndex(lengths, sum(lengths) if num_samples is None else num_samples,
+                           self.config.data.data_cache_path)
         return BlendedDataset(datasets, index)
 
     def part(self, split: str, prefix: str, bounds: Bounds, num_samples: int | None) -> Dataset:
@@ -190,6 +216,7 @@ class _Builder:
     def corpus(self, prefix: str) -> IndexedCorpus:
         if prefix not in self.corpora:
             corpus = IndexedCorpus(prefix)
+            check_manifest(corpus, self.tokenizer)
             smallest, largest = corpus.token_id_range(spans=_VOCABULARY_SPANS)
             if smallest < 0 or largest >= self.form.vocab_size:
                 raise DataError(

@@ -100,6 +100,8 @@ class StepReport:
 
 def held_out_fields(name: str, step: int, found: HeldOut) -> dict[str, Any]:
     """One line of the metrics file for a held-out set, `validation` or `test`."""
+    if found.top1 is not None and found.top5 is not None:
+        return {"step": step, f"{name}_loss": found.loss, f"{name}_top1": found.top1, f"{name}_top5": found.top5}
     fields = {"step": step, f"{name}_loss": found.loss, f"{name}_ppl": math.exp(min(found.loss, 700.0))}
     if found.sentence_order_loss is not None:
         fields[f"{name}_sentence_order_loss"] = found.sentence_order_loss
@@ -108,6 +110,9 @@ def held_out_fields(name: str, step: int, found: HeldOut) -> dict[str, Any]:
 
 def held_out_line(name: str, step: int, found: HeldOut) -> str:
     """Megatron-LM's line."""
+    if found.top1 is not None and found.top5 is not None:
+        return (f" {name} loss at iteration {step} | loss value: {found.loss:.6E} | top-1: {100 * found.top1:.2f}% |"
+                f" top-5: {100 * found.top5:.2f}% |")
     order = "" if found.sentence_order_loss is None else f" sop loss value: {found.sentence_order_loss:.6E} |"
     return (f" {name} loss at iteration {step} | lm loss value: {found.loss:.6E} |"
             f" lm loss PPL: {math.exp(min(found.loss, 700.0)):.6E} |{order}")

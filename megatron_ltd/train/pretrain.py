@@ -1,16 +1,17 @@
 """A pretraining run, whatever the model: settings, checks, process group, data, model, checkpoint, loop, exit code."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
 from megatron_ltd.cli import asks_for_help, parse_run_config
-from megatron_ltd.config import RunConfig
-from megatron_ltd.config_checks import check
+from megatron_ltd.config import Family, RunConfig
+from megatron_ltd.config_checks import check, refuse
 from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
 from megatron_ltd.data.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
@@ -20,7 +21,9 @@ from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.pipeline_costs import describe as describe_pipeline
+from megatron_ltd.recipe_checks import pretraining_violations
 from megatron_ltd.train import launch
+from megatron_ltd.train.best import best_writer
 from megatron_ltd.train.exits import clear_exit_record, report, write_exit_record
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.launch import Launch, Runtime
@@ -30,8 +33,11 @@ from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.trainer import Trainer
 
+T = TypeVar("T")
+Prepare = Callable[[RunConfig, Runtime, Console], tuple[RunConfig, Datasets]]
 
-def read_settings(arguments: list[str], family: Literal["gpt", "bert"], console: Console) -> RunConfig:
+
+def read_settings(arguments: list[str], family: Family, console: Console) -> RunConfig:
     """The settings of a run of this model family, not checked yet.
 
     Raises:
@@ -41,10 +47,19 @@ def read_settings(arguments: list[str], family: Literal["gpt", "bert"], console:
     for note in notes:
         console.line(note)
     config = with_checkpoint_model(config)
+    require_family(config, family, "pretrain")
+    return config
+
+
+def require_family(config: RunConfig, family: str, recipe: str) -> None:
+    """The checkpoint whose settings were taken must hold a model of this kind.
+
+    Raises:
+        CheckpointError: it does not.
+    """
     if config.model.family != family:
         raise CheckpointError(f"--load = {config.checkpoint.load}: the checkpoint holds a {config.model.family} model; "
-                              f"continue it with megatron_ltd.pretrain_{config.model.family}")
-    return config
+                              f"continue it with megatron_ltd.{recipe}_{config.model.family}")
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:
@@ -64,7 +79,7 @@ def with_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 
 def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> Datasets:
-    """The run's samples, after all processes have seen that they read the same ones.
+    """The run's samples.
 
     Raises:
         DataError: on every process, if one of them cannot read its data or reads other data.
@@ -72,35 +87,51 @@ def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> 
     dp = runtime.mesh.dp_size
     valid_samples = config.logging.eval_iters * global_batch_size(config, dp)
     test_samples = valid_samples if config.data.test_data_path is not None else 0
-    problem, digest, datasets = None, None, None
+    return read_together(
+        lambda: build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples,
+                               predictions_per_sample(config)),
+        lambda datasets: datasets_digest(tokenizer, datasets))
+
+
+def read_together(read: Callable[[], T], digest_of: Callable[[T], str]) -> T:
+    """What `read` gives, after all processes have seen that they read the same.
+
+    Raises:
+        DataError: on every process, if one of them cannot read its data or reads other data.
+    """
+    problem, digest, found = None, None, None
     try:
-        datasets = build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples,
-                                  predictions_per_sample(config))
-        digest = datasets_digest(tokenizer, datasets)
+        found = read()
+        digest = digest_of(found)
     except UserError as error:
         problem = str(error)
     answers = gather_json([problem, digest])
-    problems = {found for found, _ in answers if found is not None}
+    problems = {said for said, _ in answers if said is not None}
     if problems:
         raise DataError("\n".join(sorted(problems)))
-    if len({found for _, found in answers}) > 1:
+    if len({read_there for _, read_there in answers}) > 1:
         raise DataError("The processes read different corpora or tokenizers under the same names; copy the same files "
                         "to every machine")
-    assert datasets is not None
-    return datasets
+    assert found is not None
+    return found
 
 
-def train(config: RunConfig, tokenizer: Tokenizer, place: Launch) -> int:
+def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare) -> int:
     """The run on this process; returns its exit code.
+
+    Args:
+        tokenizer: None for models that read no text.
+        prepare: reads the data once the processes have met, and completes the settings with what follows from them.
 
     Raises:
         UserError: what the user can repair.
     """
     with StopWatcher(config.training) as watcher:
-        return watched_train(config, tokenizer, place, watcher)
+        return watched_train(config, tokenizer, place, prepare, watcher)
 
 
-def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watcher: StopWatcher) -> int:
+def watched_train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare,
+                  watcher: StopWatcher) -> int:
     """`train`, from the first moment to the last of which a request to stop is noted rather than obeyed at once."""
     runtime = launch.start(config, place)
     console = Console(place.rank == 0)
@@ -110,16 +141,17 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watche
         if place.rank == 0:
             clear_exit_record(config.checkpoint.save)
     native.tell(console)
-    datasets = read_datasets(config, tokenizer, runtime)
+    config, datasets = prepare(config, runtime, console)
     model = build_model(config, runtime.mesh, runtime.device)
-    if config.token_drop.policy == "importance":
+    if config.token_drop.policy == "importance" and tokenizer is not None:
         model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
     state = restore(config, model, optimizer, group, console)
-    writer = None
+    writer, best = None, None
     if config.checkpoint.save is not None:
         writer = CheckpointWriter(Path(config.checkpoint.save), group, config.checkpoint.async_save,
                                   config.checkpoint.save_retain_interval, console)
+        best = best_writer(config, group, console)
     metrics = open_metrics(config, console, state.consumed.steps)
     mesh = runtime.mesh
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
@@ -131,7 +163,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer, place: Launch, watche
         if warning is not None:
             console.warn(warning)
     try:
-        code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer).run(watcher)
+        code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer, best).run(watcher)
     except UserError:
         if writer is not None:
             finish_quietly(writer, console)
@@ -171,7 +203,7 @@ def finish_quietly(writer: CheckpointWriter, console: Console) -> None:
         console.warn(str(error))
 
 
-def main(arguments: list[str] | None, family: Literal["gpt", "bert"]) -> int:
+def main(arguments: list[str] | None, family: Family) -> int:
     """Run and return the exit code; what a user can repair is printed as one message."""
     rank, save = 0, None
     try:
@@ -182,11 +214,13 @@ def main(arguments: list[str] | None, family: Literal["gpt", "bert"]) -> int:
             return EXIT_COMPLETE  # one process prints it
         config = read_settings(arguments, family, Console(rank == 0))
         save = config.checkpoint.save
+        refuse(pretraining_violations(config))
         check(config, place.world_size)
         tokenizer = read_tokenizer(config)
         config = with_vocabulary(config, tokenizer)
         check(config, place.world_size)
-        return train(config, tokenizer, place)
+        return train(config, tokenizer, place,
+                     lambda config, runtime, _: (config, read_datasets(config, tokenizer, runtime)))
     except Exception as error:
         return report(error, rank, save)
     finally:

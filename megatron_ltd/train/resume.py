@@ -14,6 +14,7 @@ from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.train import state
+from megatron_ltd.train.adapt import Adaptation, adaptation
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState
 
@@ -74,7 +75,12 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     state.check_model_settings(config, manifest, path)
     weights_only = settings.finetune or settings.no_load_optim
     goes_on = not settings.finetune and manifest.stored_name(state.IMPORTANCE) is not None
-    state.load(path, model, None if weights_only else optimizer, group, importance=goes_on)
+    adapt = Adaptation()
+    if settings.finetune and config.model.family == "vit":
+        adapt = adaptation(config.model, manifest, saved_config(manifest, path).model)
+    state.load(path, model, None if weights_only else optimizer, group, importance=goes_on, adapt=adapt)
+    if adapt.describe():
+        console.line(adapt.describe())
     if model.importance is not None and not goes_on:
         console.line("the importance of tokens is learned afresh: it is not taken from the checkpoint")
     console.line(f"loaded {path}" + (" (weights only)" if weights_only else ""))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
+from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel import data_parallel
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.gradients import reduce_replicated, reduce_tied
@@ -24,7 +26,7 @@ from megatron_ltd.pipeline_costs import pipeline_layers
 from megatron_ltd.token_drop.importance import ImportanceTable, LossRecord
 from megatron_ltd.train.compilation import prepare_compilation
 
-Stage = GPT | BERT
+Stage = GPT | BERT | ViT
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,19 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
     _, slice_length = tp.sequence_span(length)
     pipeline = Pipeline(
         stages, schedule=schedule, group=mesh.pp_group, device=device,
-        hidden_shape=(slice_length, samples, config.model.hidden_size), token_shape=(samples, length),
+        hidden_shape=(slice_length, samples, config.model.hidden_size), **_first_input(config.model, samples),
         dtype=data_parallel.compute_dtype(config.training.precision),
         full_backward=whole_backward(config),
         loss_terms=loss_terms(config.model))
     return Model(stages, pipeline, mesh, tp)
+
+
+def _first_input(model: ModelConfig, samples: int) -> dict[str, Any]:
+    """What the first stage reads of a microbatch."""
+    if model.family == "vit":
+        assert model.num_channels is not None and model.img_h is not None and model.img_w is not None
+        return {"token_shape": (samples, model.num_channels, model.img_h, model.img_w), "token_dtype": torch.float32}
+    return {"token_shape": (samples, model.seq_length)}
 
 
 def loss_terms(model: ModelConfig) -> int:
@@ -142,7 +152,9 @@ def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: M
     training = config.training
     drop = TokenDrop(frozenset(dropped_layers(config)), training.seed, config.token_drop.random_ltd_strata,
                      shared=config.token_drop.policy == "importance", cross_layer=cross_layer(config))
-    kind = BERT if config.model.family == "bert" else DecodingGPT if decodes else GPT
+    kinds: dict[str, type[GPT] | type[BERT] | type[ViT]] = {
+        "bert": BERT, "vit": ViT, "gpt": DecodingGPT if decodes else GPT}
+    kind = kinds[config.model.family]
     stage = kind(config.model, tp, span, drop=drop, seed=training.seed, recompute=config.parallel.recompute)
     reshard_after_forward = config.parallel.sharding == "optim_grads_params"
 

@@ -19,6 +19,8 @@ from megatron_ltd.errors import CheckpointError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.train.adapt import FREE, Adaptation
+from megatron_ltd.train.best import BestSoFar
 from megatron_ltd.train.setup import Model
 
 
@@ -29,10 +31,11 @@ class TrainState:
     consumed: Consumed = field(default_factory=Consumed)
     loss_scale: LossScale = field(default_factory=LossScale)
     updates: int = 0
+    best: BestSoFar = BestSoFar()
 
     def counters(self) -> dict[str, Any]:
         return {"consumed": dataclasses.asdict(self.consumed), "loss_scale": dataclasses.asdict(self.loss_scale),
-                "updates": self.updates}
+                "updates": self.updates, "best": dataclasses.asdict(self.best)}
 
     @classmethod
     def from_counters(cls, counters: dict[str, Any]) -> "TrainState":
@@ -42,7 +45,9 @@ class TrainState:
             CheckpointError: they are not what this version writes.
         """
         try:
-            return cls(Consumed(**counters["consumed"]), LossScale(**counters["loss_scale"]), counters["updates"])
+            # Checkpoints of earlier versions do not say what was best.
+            return cls(Consumed(**counters["consumed"]), LossScale(**counters["loss_scale"]), counters["updates"],
+                       BestSoFar(**counters.get("best", {})))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint's counters are not those of this version: {error}") from error
 
@@ -65,11 +70,12 @@ def named_tensors(model: Model, optimizer: ShardedOptimizer | None, updates: int
 
 
 def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: dist.ProcessGroup | None, *,
-         importance: bool = False) -> Manifest:
+         importance: bool = False, adapt: Adaptation | None = None) -> Manifest:
     """Fill weights, and the optimizer's state if given, from a checkpoint, in place.
 
     Args:
         importance: fill the model's importance table too.
+        adapt: what is not taken as it is; only without an optimizer.
 
     Raises:
         CheckpointError: on all ranks; the checkpoint is damaged or does not fit the model.
@@ -80,7 +86,11 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
     targets: dict[str, torch.Tensor] = {}
     repeated: list[tuple[torch.Tensor, torch.Tensor]] = []
     moments = optimizer.state_tensors(updates) if optimizer is not None else {}
+    beside = {} if adapt is None else adapt.read
+    targets |= {f"model.{name}": tensor for name, tensor in beside.items()}
     for p in model.parameters:
+        if p.global_name in beside:
+            continue
         wanted: dict[str, torch.Tensor] = {f"model.{p.global_name}": p.parameter}
         if optimizer is not None:
             wanted |= {f"optimizer.{m}.{p.global_name}": moments[f"{m}.{p.name}"] for m in optimizer.moments}
@@ -91,6 +101,8 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
     if importance and model.importance is not None:
         targets[IMPORTANCE] = model.importance.values
     manifest = io.load(path, targets, group)
+    if adapt is not None:
+        adapt.finish({p.global_name: p.parameter for p in model.parameters})
     for copy, original in repeated:
         with torch.no_grad():
             copy.copy_(original)
@@ -98,12 +110,15 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
 
 
 def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> None:
-    """The settings that decide what weights mean must be those the checkpoint was written with.
+    """The settings that decide what weights mean must be those the checkpoint was written with; a ViT that starts from
+    another's weights may differ in what they are adapted to.
 
     Raises:
         CheckpointError: they differ; names them all.
     """
     free = {"hidden_dropout", "attention_dropout", "init_method_std", "seq_length", "max_position_embeddings"}
+    if config.model.family == "vit" and config.checkpoint.finetune:
+        free |= FREE
     saved, mine = manifest.config["model"], config.to_dict()["model"]
     lines = [f"--{name.replace('_', '-')}: {saved.get(name)} in the checkpoint, {mine[name]} in this run"
              for name in mine if name not in free and saved.get(name) != mine[name]]

@@ -31,6 +31,7 @@ from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.lr_schedule import LearningRate
+from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.log_writers import Metrics
 from megatron_ltd.train.metrics import StepReport, peak_tflops
@@ -40,7 +41,7 @@ from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
 from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.summary import StepTimes, summary
-from megatron_ltd.train.validate import held_out_loss
+from megatron_ltd.train.validate import HeldOut, held_out_loss
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Trainer:
     Args:
         state: where the run stands; advanced by `run`.
         writer: saves checkpoints; None without --save.
+        best: saves the best model of a finetuning run; None otherwise.
     """
 
     config: RunConfig
@@ -60,6 +62,7 @@ class Trainer:
     state: TrainState
     metrics: Metrics
     writer: CheckpointWriter | None
+    best: CheckpointWriter | None = None
 
     def __post_init__(self) -> None:
         dp = self.runtime.mesh.dp_size
@@ -91,7 +94,8 @@ class Trainer:
         mesh = self.runtime.mesh
         with Loader(self.datasets.train, self.config.training.micro_batch_size, mesh.dp_rank, mesh.dp_size,
                     self.config.data.num_workers) as loader:
-            code = EXIT_COMPLETE if self.state.consumed.steps >= self.total_steps else None
+            over = self.state.consumed.steps >= self.total_steps or self._gives_up()
+            code = EXIT_COMPLETE if over else None
             profiler = StepProfiler(self.config.logging, self.runtime.launch.rank)
             while code is None:
                 code = self._one_step(loader, watcher)
@@ -125,6 +129,7 @@ class Trainer:
         self.times.add(kept_tokens=kept, samples=samples, seconds=seconds, sample_flops=self._sample_flops(kept))
         self.unreported_seconds += seconds
         self.unreported_steps += 1
+        epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
         state.consumed = consumed
         state.updates += int(result.updated)
         state.loss_scale = scale.after_step(not result.updated, settings)
@@ -137,7 +142,7 @@ class Trainer:
                 f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale.scale}: not "
                 f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
                 "lower --lr, a smaller --clip-grad, or --bf16")
-        return self._after_step(step, result, watcher)
+        return self._after_step(step, result, watcher, epoch_ends)
 
     def _sample_flops(self, kept: int) -> int:
         return sample_flops(self.config.model, self.dropped, kept, cross_layer=self.cross,
@@ -150,17 +155,42 @@ class Trainer:
             error.everywhere = False  # another process reads other samples, or another disk
             raise
 
-    def _after_step(self, step: int, result: StepResult, watcher: StopWatcher) -> int | None:
+    def _after_step(self, step: int, result: StepResult, watcher: StopWatcher, epoch_ends: bool) -> int | None:
         code = watcher.exit_code(step, self.total_steps, result.stop_level)
         # Before the save, so that a run which continues from it neither lacks nor repeats the numbers.
-        if code == EXIT_COMPLETE or step % self.config.logging.eval_interval == 0:
-            self._evaluate(self.datasets.valid, "validation")
+        if code == EXIT_COMPLETE or epoch_ends or step % self.config.logging.eval_interval == 0:
+            found = self._evaluate(self.datasets.valid, "validation")
+            if found is not None and is_finetuning(self.config):
+                self._judge(step, found)
+        if code is None and self._gives_up():
+            code = EXIT_COMPLETE
+            self.metrics.console.line(
+                f"stopped after {self.state.best.evaluations_since} evaluations without a lower validation loss than "
+                f"{self.state.best.loss:.6f} of step {self.state.best.step}")
         if code == EXIT_COMPLETE:
             self._evaluate(self.datasets.test, "test")
         interval = self.config.checkpoint.save_interval
         if interval is not None and step % interval == 0:
             self._save()
         return code
+
+    def _epochs(self, samples: int) -> int:
+        """Epochs that are complete after so many samples; 0 where none are counted."""
+        epoch_samples = self.config.training.epoch_samples
+        return 0 if epoch_samples is None else samples // epoch_samples
+
+    def _gives_up(self) -> bool:
+        return self.state.best.gives_up(self.config.training.early_stopping_patience)
+
+    def _judge(self, step: int, found: HeldOut) -> None:
+        """Note an evaluation of a finetuning run, and keep the model if it is the best so far."""
+        self.state.best = self.state.best.after(step, found.loss)
+        if self.best is None or self.state.best.step != step:
+            return
+        if self.writer is not None:
+            self.writer.wait()  # the two share a process group
+        self.best.save(step, named_tensors(self.model, None, self.state.updates), config=self.config.to_dict(),
+                       counters=self.state.counters())
 
     def _report(self, result: StepResult, rate: float, samples: int, kept: int, scale: float) -> None:
         model = self.config.model
@@ -174,17 +204,18 @@ class Trainer:
             peak_tflops=self.peak, sentence_order_loss=result.sentence_order_loss))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
-    def _evaluate(self, dataset: Dataset | None, name: str) -> None:
-        """The loss on the first --eval-iters global batches of a held-out set: the same ones every time, so that the
-        curve shows the model and not the draw."""
+    def _evaluate(self, dataset: Dataset | None, name: str) -> HeldOut | None:
+        """The loss on the first --eval-iters global batches of a held-out set, or on all of it: the same ones every
+        time, so that the curve shows the model and not the draw."""
         if dataset is None or self.config.logging.eval_iters == 0:
-            return
+            return None
         mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
         batches: list[Batch] = []
-        for number in range(self.config.logging.eval_iters):
+        for number in range(min(self.config.logging.eval_iters, len(dataset) // full)):
             batches += microbatches(dataset, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
-        self.metrics.held_out(name, self.state.consumed.steps,
-                              held_out_loss(self.model, batches, self.runtime.device))
+        found = held_out_loss(self.model, batches, self.runtime.device)
+        self.metrics.held_out(name, self.state.consumed.steps, found)
+        return found
 
     def _save(self) -> None:
         if self.writer is None:

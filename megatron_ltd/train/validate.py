@@ -17,10 +17,13 @@ class HeldOut:
     Args:
         loss: mean cross-entropy of the predicted tokens.
         sentence_order_loss: mean cross-entropy of the sentence order; None for models without that head.
+        top1, top5: shares of images whose class is the most probable, or among the first five; None for other models.
     """
 
     loss: float
     sentence_order_loss: float | None = None
+    top1: float | None = None
+    top5: float | None = None
 
 
 def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> HeldOut:
@@ -30,7 +33,8 @@ def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) 
         batches: microbatches of this data-parallel rank; every rank gives as many.
     """
     model.eval_mode()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    classifies = model.stages[0].config.family == "vit"
     for batch in batches:
         facts = {name: tensor.to(device) for name, tensor in batch.items()}
         scored = model.pipeline.forward(facts.pop("tokens"), facts)
@@ -38,8 +42,12 @@ def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) 
             mask = facts["loss_mask"].double()
             losses = -scored[0].double()
             tokens, order = losses[:, :mask.shape[1]], losses[:, mask.shape[1]:]
-            sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_tensor(order.numel())))
+            right = (scored[1:].double() * mask).sum(dim=(1, 2)) if classifies else mask.new_zeros(2)  # first, five
+            sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_tensor(order.numel()),
+                                 *right))
     model.after_evaluation()
     dist.all_reduce(sums)
-    loss, tokens_counted, order_loss, samples_counted = sums.tolist()
-    return HeldOut(loss / max(tokens_counted, 1.0), order_loss / samples_counted if samples_counted else None)
+    loss, tokens_counted, order_loss, samples_counted, first, five = sums.tolist()
+    counted = max(tokens_counted, 1.0)
+    return HeldOut(loss / counted, order_loss / samples_counted if samples_counted else None,
+                   first / counted if classifies else None, five / counted if classifies else None)

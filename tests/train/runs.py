@@ -19,7 +19,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from megatron_ltd import pretrain_bert, pretrain_gpt
+from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
 from megatron_ltd.checkpoint import io as checkpoint_io
 from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.manifest import read_manifest
@@ -31,6 +31,8 @@ from megatron_ltd.model.stack import Stack
 from megatron_ltd.train.launch import Launch
 from tests.gloo import launch_ranks
 
+RECIPES: dict[str, Any] = {"pretrain_gpt": pretrain_gpt, "pretrain_bert": pretrain_bert, "finetune_gpt": finetune_gpt,
+                           "finetune_vit": finetune_vit}
 VOCABULARY = 320
 EOD = "<|endoftext|>"
 TEXT_CHARACTERS = 150_000
@@ -172,13 +174,13 @@ def launched(place: Launch) -> Iterator[None]:
 
 
 def pretrain(rank: int, world_size: int, init_method: str, *settings: Settings) -> Ending:
-    """`pretrain_gpt`, or `pretrain_bert` where the settings name its family, on one rank.
+    """`pretrain_gpt`, or `pretrain_bert` where the settings name its family, or the recipe that they name, on one rank.
 
     Args:
         settings: those of all ranks, or of each rank its own.
     """
     flags = dict(settings[rank % len(settings)])
-    recipe = pretrain_bert if flags.pop("family", "gpt") == "bert" else pretrain_gpt
+    recipe = RECIPES[flags.pop("recipe", "pretrain_" + flags.pop("family", "gpt"))]
     place = Launch(rank, rank, world_size, init_method if world_size > 1 else None)
     with launched(place), contextlib.redirect_stderr(io.StringIO()) as said, recorded_draws() as kept:
         code = recipe.main(words(flags))

@@ -1,0 +1,152 @@
+"""A finetuning run: a pretrained model, whole epochs of a training set, its loss on a validation set after each."""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_ltd.checkpoint.layout import holds_nothing
+from megatron_ltd.cli import asks_for_help, parse_run_config
+from megatron_ltd.config import Family, RunConfig
+from megatron_ltd.config_checks import check, refuse
+from megatron_ltd.data.build import Datasets
+from megatron_ltd.data.finetuning import Epoch, describe, of_epochs
+from megatron_ltd.data.images import augmented
+from megatron_ltd.data.tokenizer import Tokenizer
+from megatron_ltd.derived import global_batch_size, total_samples, total_steps
+from megatron_ltd.errors import EXIT_COMPLETE, ConfigError
+from megatron_ltd.log import Console
+from megatron_ltd.recipe_checks import finetuning_violations
+from megatron_ltd.train import launch
+from megatron_ltd.train.exits import report
+from megatron_ltd.train.launch import Launch, Runtime
+from megatron_ltd.train.pretrain import read_together, read_tokenizer, require_family, train, with_vocabulary
+from megatron_ltd.train.resume import with_checkpoint_model
+from megatron_ltd.vision_checks import with_image_sizes
+
+START_TOKENS = 128
+GROWING_SHARE = 0.3
+"""Of the steps, over which the kept length grows; as in the published GPT-2 finetuning runs."""
+ReadEpoch = Callable[[RunConfig, Tokenizer | None], Epoch]
+
+
+def main(arguments: list[str] | None, family: Family, read_epoch: ReadEpoch) -> int:
+    """Run and return the exit code; what a user can repair is printed as one message.
+
+    Args:
+        arguments: the command line's without the program's name; None takes this process's.
+        read_epoch: reads every set once.
+    """
+    rank, save = 0, None
+    try:
+        place = Launch.from_environment()
+        rank = place.rank
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if rank != 0 and asks_for_help(arguments):
+            return EXIT_COMPLETE  # one process prints it
+        config = read_settings(arguments, family, Console(rank == 0))
+        save = config.checkpoint.save
+        refuse(finetuning_violations(config))
+        check(config, place.world_size)
+        tokenizer = None
+        if family != "vit":
+            tokenizer = read_tokenizer(config)
+            config = with_vocabulary(config, tokenizer)
+            check(config, place.world_size)
+        return train(config, tokenizer, place,
+                     lambda config, runtime, console: prepare(config, tokenizer, runtime, console, read_epoch))
+    except Exception as error:
+        return report(error, rank, save)
+    finally:
+        launch.stop()
+
+
+def read_settings(arguments: list[str], family: Family, console: Console) -> RunConfig:
+    """The settings of a finetuning run of this model family, not checked yet.
+
+    Raises:
+        UserError: flags or files that cannot be read, or a checkpoint of another family.
+    """
+    config, notes = parse_run_config(arguments, family, finetuning=True)
+    for note in notes:
+        console.line(note)
+    config = from_pretrained(config, console)
+    given = config.model
+    config = with_checkpoint_model(config)
+    require_family(config, family, "finetune")
+    if family == "vit":
+        config = replace(config, model=with_image_sizes(config.model, given))
+    if config.checkpoint.use_checkpoint_args and family == "gpt" and given.seq_length:
+        # Samples may be shorter than what the model was trained on; its positions are what they are.
+        positions = config.model.max_positions
+        config = replace(config, model=replace(config.model, seq_length=given.seq_length,
+                                               max_position_embeddings=positions))
+    return with_start_length(config)
+
+
+def from_pretrained(config: RunConfig, console: Console) -> RunConfig:
+    """With --pretrained-checkpoint, the run starts from there as long as --load holds nothing."""
+    settings = config.checkpoint
+    if settings.pretrained_checkpoint is None:
+        return config
+    if settings.finetune and settings.load is not None:
+        raise ConfigError(f"--finetune is given with --pretrained-checkpoint = {settings.pretrained_checkpoint}: the "
+                          f"model to start from would be both that and --load = {settings.load}; leave --finetune out")
+    if settings.load is not None and not holds_nothing(Path(settings.load)):
+        console.line(f"continuing from --load = {settings.load}; --pretrained-checkpoint is where it once began")
+        return config
+    return replace(config, checkpoint=replace(settings, load=settings.pretrained_checkpoint, finetune=True))
+
+
+def with_start_length(config: RunConfig) -> RunConfig:
+    """Random-LTD keeps 128 tokens at first, or half of shorter samples, in whole strata."""
+    drop, length = config.token_drop, config.model.seq_length
+    if drop.policy != "random" or drop.random_ltd_start_length is not None or drop.random_ltd_length_list is not None:
+        return config
+    strata = max(1, drop.random_ltd_strata)
+    start = max(strata, min(START_TOKENS, length // 2) // strata * strata)
+    return replace(config, token_drop=replace(drop, random_ltd_start_length=start))
+
+
+def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, console: Console,
+            read_epoch: ReadEpoch) -> tuple[RunConfig, Datasets]:
+    """The sets, and the settings with what follows from their sizes.
+
+    Raises:
+        ConfigError: the settings do not fit an epoch of this length.
+        DataError: on every process, if one of them cannot read its data or reads other data.
+    """
+    epoch = read_together(lambda: read_epoch(config, tokenizer), lambda epoch: _digest(tokenizer, epoch))
+    dp = runtime.mesh.dp_size
+    config = with_epoch(config, len(epoch[0]), dp)
+    check(config, runtime.launch.world_size)
+    batch = global_batch_size(config, dp)
+    for line in describe(epoch):
+        console.line(line)
+    scored = config.logging.eval_iters * batch
+    if epoch[1] is not None and len(epoch[1]) > scored > 0:
+        console.line(f"validation scores the first {scored} of {len(epoch[1])} samples; raise --eval-iters for all")
+    drop = config.token_drop
+    growth = f", tokens are dropped in the first {drop.random_ltd_steps}" if drop.random_ltd_steps is not None else ""
+    console.line(f"{total_steps(config, dp)} steps of {batch} samples{growth}")
+    datasets = of_epochs(epoch, config, total_samples(config, dp), batch)
+    return config, datasets if config.model.family != "vit" else augmented(datasets, config)
+
+
+def with_epoch(config: RunConfig, epoch_samples: int, dp: int) -> RunConfig:
+    """With the length of an epoch, and random-LTD's schedule, which ends after three tenths of the steps."""
+    config = replace(config, training=replace(config.training, epoch_samples=epoch_samples))
+    drop = config.token_drop
+    if drop.policy != "random" or drop.random_ltd_steps is not None or drop.random_ltd_length_list is not None:
+        return config
+    if config.training.token_budget == "layer":
+        return config  # the number of steps then follows from the schedule
+    steps = max(1, round(GROWING_SHARE * total_steps(config, dp)))
+    return replace(config, token_drop=replace(drop, random_ltd_steps=steps))
+
+
+def _digest(tokenizer: Tokenizer | None, epoch: Epoch) -> str:
+    parts = ["" if tokenizer is None else tokenizer.digest]
+    parts += ["none" if dataset is None else dataset.digest for dataset in epoch]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
