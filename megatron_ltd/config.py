@@ -4,6 +4,8 @@ The literal under a field is its documentation: the command line, `docs/flags.md
 generated from it. A field `num_layers` is the flag `--num-layers`, with Megatron-LM's name wherever the concept
 exists there. Values that follow from others are properties, never written back. `None` means "not given".
 
+One file on purpose, however long: it is the one list of settings, half of it their documentation.
+
 Precedence: the defaults here < `--config file.toml` < flags. `megatron_ltd.cli` builds a `RunConfig`,
 `megatron_ltd.config_checks` finds everything wrong with it at once.
 """

@@ -19,8 +19,7 @@ from megatron_ltd.checkpoint.hf_layout import (
     transposed,
 )
 from megatron_ltd.config import ModelConfig
-
-TOKEN_TYPES, SENTENCE_ORDERS = 2, 2
+from megatron_ltd.model.shapes import SENTENCE_ORDERS, TOKEN_TYPES
 
 
 def mapping(family: str, config: ModelConfig) -> list[Mapped]:

@@ -13,14 +13,13 @@ from torch.distributed.tensor import Shard
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.facts import SampleFacts
 from megatron_ltd.model.norm import build_norm
+from megatron_ltd.model.shapes import SENTENCE_ORDERS
 from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan, Transformer
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.cross_entropy import head_loss, token_log_probabilities
 from megatron_ltd.parallel.layers import ReplicatedLinear, local, sharded_parameter
 from megatron_ltd.token_drop.importance import LossRecord
-
-SENTENCE_ORDERS = 2
 
 
 class MaskedTokenHead(nn.Module):

@@ -7,10 +7,9 @@ from torch.distributed.tensor import Replicate
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import dropout
+from megatron_ltd.model.shapes import TOKEN_TYPES
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import VocabParallelEmbedding, local, sharded_parameter
-
-TOKEN_TYPES = 2
 
 
 class Table(nn.Module):

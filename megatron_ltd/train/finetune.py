@@ -1,27 +1,24 @@
 """A finetuning run: a pretrained model, whole epochs of a training set, its loss on a validation set after each."""
 
 import hashlib
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_ltd.checkpoint.layout import holds_nothing
-from megatron_ltd.cli import asks_for_help, parse_run_config
+from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import Family, RunConfig
-from megatron_ltd.config_checks import check, refuse
+from megatron_ltd.config_checks import check
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.finetuning import Epoch, describe, of_epochs
 from megatron_ltd.data.images import augmented
 from megatron_ltd.data.tokenizer import Tokenizer
 from megatron_ltd.derived import global_batch_size, total_samples, total_steps
-from megatron_ltd.errors import EXIT_COMPLETE, ConfigError
+from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.recipe_checks import finetuning_violations
-from megatron_ltd.train import launch
-from megatron_ltd.train.exits import report
-from megatron_ltd.train.launch import Launch, Runtime
-from megatron_ltd.train.pretrain import read_together, read_tokenizer, require_family, train, with_vocabulary
+from megatron_ltd.train.launch import Runtime
+from megatron_ltd.train.pretrain import read_together, require_family, run_recipe
 from megatron_ltd.train.resume import with_checkpoint_model
 from megatron_ltd.vision_checks import with_image_sizes
 
@@ -38,28 +35,9 @@ def main(arguments: list[str] | None, family: Family, read_epoch: ReadEpoch) -> 
         arguments: the command line's without the program's name; None takes this process's.
         read_epoch: reads every set once.
     """
-    rank, save = 0, None
-    try:
-        place = Launch.from_environment()
-        rank = place.rank
-        arguments = sys.argv[1:] if arguments is None else arguments
-        if rank != 0 and asks_for_help(arguments):
-            return EXIT_COMPLETE  # one process prints it
-        config = read_settings(arguments, family, Console(rank == 0))
-        save = config.checkpoint.save
-        refuse(finetuning_violations(config))
-        check(config, place.world_size)
-        tokenizer = None
-        if family != "vit":
-            tokenizer = read_tokenizer(config)
-            config = with_vocabulary(config, tokenizer)
-            check(config, place.world_size)
-        return train(config, tokenizer, place,
-                     lambda config, runtime, console: prepare(config, tokenizer, runtime, console, read_epoch))
-    except Exception as error:
-        return report(error, rank, save)
-    finally:
-        launch.stop()
+    return run_recipe(arguments, lambda words, console: read_settings(words, family, console), finetuning_violations,
+                      lambda config, tokenizer, runtime, console: prepare(config, tokenizer, runtime, console,
+                                                                          read_epoch))
 
 
 def read_settings(arguments: list[str], family: Family, console: Console) -> RunConfig:

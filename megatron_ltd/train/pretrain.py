@@ -1,11 +1,11 @@
 """A pretraining run, whatever the model: settings, checks, process group, data, model, checkpoint, loop, exit code."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
@@ -204,7 +204,22 @@ def finish_quietly(writer: CheckpointWriter, console: Console) -> None:
 
 
 def main(arguments: list[str] | None, family: Family) -> int:
-    """Run and return the exit code; what a user can repair is printed as one message."""
+    """Run and return the exit code."""
+    return run_recipe(arguments, lambda words, console: read_settings(words, family, console), pretraining_violations,
+                      lambda config, tokenizer, runtime, _: (config, read_datasets(config, tokenizer, runtime)))
+
+
+def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console], RunConfig],
+               violations: Callable[[RunConfig], Iterable[str]],
+               prepare: Callable[[RunConfig, Any, Runtime, Console], tuple[RunConfig, Datasets]]) -> int:
+    """From the words of a command line to its exit code; what a user can repair is printed as one message.
+
+    Args:
+        arguments: the command line's without the program's name; None takes this process's.
+        read: the settings that they ask for, not checked yet.
+        violations: what the recipe refuses besides what every run does.
+        prepare: gives the data, and the settings that follow from them; it is handed the tokenizer, None for images.
+    """
     rank, save = 0, None
     try:
         place = Launch.from_environment()
@@ -212,15 +227,17 @@ def main(arguments: list[str] | None, family: Family) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
         if rank != 0 and asks_for_help(arguments):
             return EXIT_COMPLETE  # one process prints it
-        config = read_settings(arguments, family, Console(rank == 0))
+        config = read(arguments, Console(rank == 0))
         save = config.checkpoint.save
-        refuse(pretraining_violations(config))
+        refuse(violations(config))
         check(config, place.world_size)
-        tokenizer = read_tokenizer(config)
-        config = with_vocabulary(config, tokenizer)
-        check(config, place.world_size)
+        tokenizer = None
+        if config.model.family != "vit":
+            tokenizer = read_tokenizer(config)
+            config = with_vocabulary(config, tokenizer)
+            check(config, place.world_size)
         return train(config, tokenizer, place,
-                     lambda config, runtime, _: (config, read_datasets(config, tokenizer, runtime)))
+                     lambda config, runtime, console: prepare(config, tokenizer, runtime, console))
     except Exception as error:
         return report(error, rank, save)
     finally:

@@ -18,7 +18,7 @@ from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel import data_parallel
 from megatron_ltd.parallel.collectives import TensorParallel
-from megatron_ltd.parallel.gradients import reduce_replicated, reduce_tied
+from megatron_ltd.parallel.gradients import missing_gradients, reduce_replicated, reduce_tied
 from megatron_ltd.parallel.mesh import Mesh
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
@@ -91,7 +91,7 @@ class Model:
         Raises:
             RuntimeError: the engine left a parameter without a gradient.
         """
-        missing = [p.name for p in self.parameters if p.parameter.grad is None]
+        missing = missing_gradients((p.name, p.parameter) for p in self.parameters)
         if missing:
             raise RuntimeError(f"no gradient for {', '.join(missing[:5])} and {len(missing)} parameters in all; "
                                "the step is not applied")

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -193,8 +192,7 @@ def test_a_file_with_code_in_it_is_refused_before_the_code_runs(tmp_path: Path,
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     write_files(tmp_path / "theirs", config_of(GPT), 1, 1, 3.0, hook=Harmful())
     assert run(tmp_path / "theirs", tmp_path / "ours") == 22
-    message = capsys.readouterr().err
-    assert "cannot be opened without trusting it" in message and "ran" not in message.split(":")[0]
+    assert "cannot be opened without trusting it" in capsys.readouterr().err  # rather than SystemExit from the file
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,8 +203,3 @@ def test_damaged_and_missing_files_are_refused(tmp_path: Path, capsys: pytest.Ca
     file.write_bytes(file.read_bytes()[:5000])
     assert run(tmp_path / "theirs", tmp_path / "ours") == 22
     assert f"{file} cannot be opened" in capsys.readouterr().err
-
-
-def test_the_command_says_what_it_trusts() -> None:
-    module: ModuleType = tool
-    assert "TRUST" in (module.__doc__ or "") and "weights_only" in (module.__doc__ or "")

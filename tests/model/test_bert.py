@@ -7,13 +7,16 @@ import torch
 from transformers import MegatronBertConfig, MegatronBertForPreTraining
 
 from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.parallel.gradients import reduce_replicated
 from tests.gloo import run_ranks
 from tests.model import dense_reference
 from tests.model.tiny import (
     assert_gradients_close,
     build_model,
+    documents,
     load,
     run,
+    tiny_batch,
     tiny_bert_batch,
     tiny_config,
     whole_gradients,
@@ -105,7 +108,6 @@ def test_a_sample_that_keeps_nothing_but_padding_stays_a_number(tp: TensorParall
 @pytest.mark.parametrize("settings", [{}, {"position_embedding_type": "rope"}], ids=["learned", "rotary"])
 def test_the_cross_layer_of_gpt_sees_earlier_tokens_of_its_document(tp: TensorParallel,
                                                                     settings: dict[str, Any]) -> None:
-    from tests.model.tiny import documents, tiny_batch
     config = tiny_config(**settings)
     for facts in ({}, documents(config)):
         batch = tiny_batch(config) | facts | {"kept": torch.tensor(KEPT)}
@@ -129,7 +131,6 @@ def on_ranks(rank: int, ranks: int, sequence_parallel: bool, settings: dict[str,
     batch = tiny_bert_batch(config) | ({"kept": torch.tensor(KEPT_IN_HALVES)} if drop else {})
     losses, gradients = losses_and_gradients(model, batch)
     if sequence_parallel:  # what the training step does: replicated parameters have the gradient of their slice
-        from megatron_ltd.parallel.gradients import reduce_replicated
         reduce_replicated(list(model.parameters()), tp)
         gradients = whole_gradients(model)
     with torch.no_grad():
