@@ -1,5 +1,6 @@
 """What a run tells about itself, in numbers and as a line.
 
+    consumed_flops        forward and backward FLOPs of the run so far, after dropping
     tokens_per_second     raw tokens of the global batch / seconds of the step
     model_flops           forward and backward FLOPs of the step, after dropping (`megatron_ltd.model.flops`)
     tflops_per_device     model_flops / seconds / devices / 1e12
@@ -59,6 +60,7 @@ class StepReport:
             "consumed_samples": self.consumed.samples,
             "consumed_tokens": self.consumed.tokens,
             "consumed_layer_tokens": self.consumed.layer_tokens(self.layers),
+            "consumed_flops": self.consumed.flops,
             "lm_loss": self.loss,
             **order,
             "grad_norm": self.gradient_norm,

@@ -4,8 +4,8 @@
     D   its FLOPs
     C   FLOPs of N steps of random-LTD whose kept length grows so that a third of the layer tokens is saved: the claim
 
-Every other arm spends C, or reads the raw tokens of N steps, or both; `random-LTD, D FLOPs` spends D. FLOPs are those of
-the run's own accounting: attention's quadratic term, embedding and head included.
+Every other arm spends C, or reads the raw tokens of N steps, or both; one more arm of random-LTD spends D. FLOPs are
+those of the runs' own accounting: attention's quadratic term and head included.
 """
 
 import sys
@@ -19,7 +19,7 @@ from examples.experiments.compute_saving.editions import Edition
 from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import RunConfig
 from megatron_ltd.derived import cross_layer, dropped_layers, global_batch_size, kept_length, layer_tokens
-from megatron_ltd.model.flops import layer_flops, sample_flops
+from megatron_ltd.model.flops import sample_flops
 
 SAVED_LAYER_TOKENS = 1 / 3
 PUBLISHED_GROWTH = 0.54

@@ -42,6 +42,6 @@ EDITIONS = {
     "gpu": Edition("gpu", HERE / "gpu.toml", vocab_size=16384, steps=1600, seeds=(1,), rates=(5e-4, 1e-3, 2e-3),
                    grid_share=0.125, grid_seed=1, start_tokens=128, length_step=128, jobs=1),
     # A rehearsal: seconds a run, nothing to learn from its numbers.
-    "rehearsal": Edition("rehearsal", HERE / "rehearsal.toml", vocab_size=320, steps=24, seeds=(1, 2), rates=(1e-3, 2e-3),
-                         grid_share=0.5, grid_seed=1, start_tokens=16, length_step=16, jobs=2),
+    "rehearsal": Edition("rehearsal", HERE / "rehearsal.toml", vocab_size=320, steps=24, seeds=(1, 2),
+                         rates=(1e-3, 2e-3), grid_share=0.5, grid_seed=1, start_tokens=16, length_step=16, jobs=2),
 }

@@ -28,8 +28,9 @@ class Text:
         train, valid = (tuple(sorted(folder.glob(f"*.{part}*.jsonl*"))) for part in ("train", "valid"))
         for name, found in (("train", train), ("valid", valid)):
             if not found:
-                raise ConfigError(f"--text = {folder}: no file there is called *.{name}.jsonl, .jsonl.gz or .jsonl.zst; "
-                                  'put {"text": "..."} lines into books.train.jsonl and books.valid.jsonl, say')
+                raise ConfigError(f"--text = {folder}: no file there is called *.{name}.jsonl, .jsonl.gz or "
+                                  '.jsonl.zst; put {"text": "..."} lines into books.train.jsonl and books.valid.jsonl, '
+                                  "say")
         return cls(train, valid)
 
 

@@ -3,7 +3,7 @@
 A run lives in a folder of its own:
 
     run.json            what it is: arm, seed, peak rate, steps, command, commit
-    metrics.jsonl       its curve; after an interruption training drops what lies beyond the checkpoint it continues from
+    metrics.jsonl       its curve; training that continues drops what lies beyond the checkpoint it continues from
     log                 everything it said
     checkpoints/        deleted when the run is complete, except where its model is wanted
     done.json           written last, by rename: final loss, digest of the curve
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ class Stopped(Exception):
     """Someone asked the driver to stop."""
 
 
-def complete_all(runs: Sequence[Run], jobs: int, say: Any) -> dict[str, dict[str, Any]]:
+def complete_all(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """The results of all runs by name; those that are missing are made, `jobs` at a time.
 
     Args:
