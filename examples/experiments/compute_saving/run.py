@@ -106,7 +106,7 @@ def experiment(args: argparse.Namespace) -> None:
             for seed in edition.seeds for arm in chosen]
     say(f"{len(runs)} runs: {len(chosen)} arms, seeds {', '.join(map(str, edition.seeds))}")
     complete_all(runs, args.jobs or edition.jobs, say)
-    report(edition, known, args.output_dir, say)
+    report(known, args.output_dir, say)
 
 
 def say(line: str) -> None:
