@@ -30,6 +30,7 @@ from megatron_ltd.derived import cross_layer, dropped_layers, predictions_per_sa
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.token_drop.importance import ImportanceTable
+from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.setup import build_model
@@ -81,8 +82,8 @@ def our_step(config: RunConfig, runtime: Runtime, batch: Batch, kept: int) -> Ca
             config.model.vocab_size, initial_importance=10.0, beta=0.995, always_keep=(1, 2, 3, 4), always_drop=(0,),
             device=runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
-    return lambda: train_step(model, optimizer, [batch], config, learning_rate=1e-4, kept_tokens=kept, loss_scale=1.0,
-                              stop_level=0, device=runtime.device)
+    return lambda: train_step(model, optimizer, [batch], config, StepWork(config.model.seq_length, kept),
+                              learning_rate=1e-4, loss_scale=1.0, stop_level=0, device=runtime.device)
 
 
 def transformers_step(args: argparse.Namespace, batch: Batch) -> Callable[[], Any]:

@@ -16,6 +16,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.model.facts import SampleFacts
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
@@ -52,11 +53,15 @@ class OurModel:
         self._steps = 0
 
     def step(self, kept_tokens: int) -> float:
-        """One training step; its loss."""
+        """One training step in which dropped layers keep so many tokens; its loss."""
+        return self.step_of(StepWork(self.config.model.seq_length, kept_tokens))
+
+    def step_of(self, work: StepWork) -> float:
+        """One training step of this work; its loss."""
         batch = self._batches[self._steps % _BATCHES]
         self._steps += 1
-        result = train_step(self.model, self.optimizer, batch, self.config, learning_rate=1e-4,
-                            kept_tokens=kept_tokens, loss_scale=1.0, stop_level=0, device=self.runtime.device)
+        result = train_step(self.model, self.optimizer, batch, self.config, work, learning_rate=1e-4, loss_scale=1.0,
+                            stop_level=0, device=self.runtime.device)
         return result.loss
 
     def oracle_step(self, kept_tokens: int) -> float:

@@ -27,6 +27,7 @@ from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.partition import stage_spans
 from megatron_ltd.pipeline_costs import pipeline_layers, predict
+from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch
 
@@ -59,7 +60,7 @@ def stage_steps(config: RunConfig, tp: TensorParallel) -> list[Callable[[], None
             frozenset(dropped_layers(config))))
         materialize(stage, model, prefix="", seed=0, device=torch.device("cpu"), draw=True)
         stage.train()
-        stage.stack.kept_tokens = start_length(config)
+        stage.stack.work = StepWork(model.seq_length, start_length(config))
         x = text[:, :-1].contiguous() if first == 0 else torch.randn(
             model.seq_length, samples, model.hidden_size, generator=generator, requires_grad=True)
 

@@ -138,7 +138,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class TokenDropConfig:
     """Token dropping: middle layers process a part of each sample (random-LTD, https://arxiv.org/abs/2211.11586; Token
-    Dropping, https://arxiv.org/abs/2203.13240). Length, layers and strata apply to every policy."""
+    Dropping, https://arxiv.org/abs/2203.13240). Length, layers and strata apply to every policy. And two other ways to
+    compute less, to compare with or to add: LayerDrop, and samples that are cut short at first."""
 
     random_ltd: bool = False
     """Random layerwise token dropping; short for --token-drop-policy random."""
@@ -174,6 +175,18 @@ class TokenDropConfig:
     BERT tokenizer."""
     token_drop_always_drop_ids: tuple[int, ...] | None = None
     """With `importance`: vocabulary ids that are dropped before all others. Default: [PAD]."""
+    layer_drop_rate: float = 0.0
+    """LayerDrop (https://arxiv.org/abs/1909.11556): at each step every layer is skipped with this probability, for the
+    whole global batch. Evaluation uses all layers, and nothing is rescaled."""
+    layer_drop_layers: str | None = None
+    """Layers that LayerDrop may skip, as in --random-ltd-layers. Default: all."""
+    seq_length_curriculum_start_length: int | None = None
+    """Sequence curriculum of GPT: at first only so many tokens of each training sample are read, and the rest of it
+    never is. Evaluation reads whole samples."""
+    seq_length_curriculum_steps: int | None = None
+    """Steps over which the sequence curriculum grows linearly to --seq-length."""
+    seq_length_curriculum_length_step: int = 64
+    """The length of the sequence curriculum is a multiple of this while it grows."""
 
     @property
     def policy(self) -> str:

@@ -13,17 +13,15 @@ from collections.abc import Iterable, Iterator
 from megatron_ltd.config import RunConfig
 from megatron_ltd.derived import (
     data_parallel_size,
-    dropped_layers,
+    has_curriculum,
     length_is_given,
-    parse_layer_list,
-    parse_length_list,
-    start_length,
     total_steps,
 )
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.family_checks import family_violations
 from megatron_ltd.layout_checks import layout_violations
 from megatron_ltd.learning_rate_checks import learning_rate_violations
+from megatron_ltd.token_drop_checks import curriculum_violations, layer_drop_violations, token_drop_violations
 from megatron_ltd.value_checks import flag_name, repaired, value_violations
 from megatron_ltd.vision_checks import image_sources, vision_violations
 
@@ -69,10 +67,10 @@ def violations(config: RunConfig, world_size: int) -> list[str]:
 def _together(config: RunConfig, world_size: int, no_budget: bool) -> list[str]:
     """What is wrong with settings that are right one by one."""
     layout = list(layout_violations(config, world_size))
-    dropping = list(_token_drop(config))
+    dropping = [*token_drop_violations(config), *layer_drop_violations(config), *curriculum_violations(config)]
     problems = [*_model(config), *dropping, *family_violations(config), *vision_violations(config), *layout]
-    by_layer = config.training.token_budget == "layer" or config.optimizer.layer_token_lr
-    countable = not (layout or no_budget or _budget(config) or (dropping and by_layer)) and length_is_given(config)
+    in_tokens = config.training.token_budget == "layer" or config.optimizer.layer_token_lr or has_curriculum(config)
+    countable = not (layout or no_budget or _budget(config) or (dropping and in_tokens)) and length_is_given(config)
     too_short = list(_length(config, world_size)) if countable else []
     length_known = countable and not too_short
     return problems + too_short + learning_rate_violations(config, world_size if length_known else None)
@@ -104,67 +102,6 @@ def _model(config: RunConfig) -> Iterator[str]:
     if model.seq_length > model.max_positions:
         yield (f"--seq-length = {model.seq_length}: more than --max-position-embeddings = {model.max_positions}; "
                "raise that, or leave it out")
-
-
-def _token_drop(config: RunConfig) -> Iterator[str]:
-    drop, seq, tp = config.token_drop, config.model.seq_length, config.parallel.tensor_model_parallel_size
-    if drop.policy == "none":
-        return
-    strata = drop.random_ltd_strata
-    try:
-        sizes = _kept_lengths(config)
-    except ConfigError as error:
-        yield str(error)
-        sizes = []
-    listed = {flag: value for flag, value in (("--random-ltd-start-length", drop.random_ltd_start_length),
-                                              ("--random-ltd-steps", drop.random_ltd_steps)) if value is not None}
-    if drop.random_ltd_length_list is not None and listed:
-        yield (f"--random-ltd-length-list = {drop.random_ltd_length_list} is given with "
-               f"{' and '.join(f'{flag} = {value}' for flag, value in listed.items())}: the list is the whole "
-               "schedule; keep one of them")
-    for flag, size in [("--seq-length", seq), *sizes]:
-        if size > seq and flag != "--random-ltd-length-step":
-            yield f"{flag} = {size}: more than --seq-length = {seq}; choose at most {seq}"
-        if size % strata:
-            yield (f"{flag} = {size}: not a multiple of --random-ltd-strata = {strata}; choose "
-                   f"{(size // strata + 1) * strata}, or fewer strata")
-    if config.parallel.sequence_parallel and strata % tp:
-        yield (f"--random-ltd-strata = {strata}: with --sequence-parallel it must be a multiple of "
-               f"--tensor-model-parallel-size = {tp}; use --random-ltd-strata {(strata // tp + 1) * tp}")
-    yield from _layer_list(config)
-
-
-def _kept_lengths(config: RunConfig) -> list[tuple[str, int]]:
-    """(flag, length) of everything that a kept length follows from."""
-    drop = config.token_drop
-    if drop.random_ltd_length_list is not None:
-        return [("a length of --random-ltd-length-list", length)
-                for length in sorted({length for _, length in parse_length_list(drop.random_ltd_length_list)})]
-    sizes = [("--random-ltd-start-length", start_length(config))]
-    if drop.random_ltd_steps is not None:
-        sizes.append(("--random-ltd-length-step", drop.random_ltd_length_step))
-    return sizes
-
-
-def _layer_list(config: RunConfig) -> Iterator[str]:
-    text, layers = config.token_drop.random_ltd_layers, config.model.num_layers
-    if text is None:
-        if not dropped_layers(config):
-            yield (f"--num-layers = {layers}: no layer drops tokens, since by default the first and the last do not; "
-                   "give --random-ltd-layers, or leave --random-ltd out")
-        return
-    try:
-        listed = parse_layer_list(text)
-    except ConfigError as error:
-        yield str(error)
-        return
-    outside = sorted({layer for layer in listed if layer >= layers})
-    if outside:
-        yield (f"--random-ltd-layers = {text}: layer {outside[0]} does not exist, --num-layers = {layers} are counted "
-               f"from 0; name layers up to {layers - 1}")
-    doubled = sorted({layer for layer in listed if listed.count(layer) > 1})
-    if doubled:
-        yield f"--random-ltd-layers = {text}: layer {doubled[0]} is listed twice; list every layer once"
 
 
 def _budget(config: RunConfig) -> list[str]:

@@ -52,6 +52,8 @@ def total_steps(config: RunConfig, dp: int) -> int:
     samples = training.train_samples
     if samples is None:
         assert training.train_tokens is not None, "config_checks requires a budget"
+        if has_curriculum(config):
+            return layer_tokens(config, dp).steps_within_raw(training.train_tokens)
         samples = training.train_tokens // config.model.seq_length
     return batch_ramp(config, dp).steps_within(samples)
 
@@ -68,13 +70,17 @@ def total_samples(config: RunConfig, dp: int) -> int:
 
 @lru_cache(maxsize=16)
 def layer_tokens(config: RunConfig, dp: int) -> LayerTokens:
-    """Tokens that the run processes, summed over layers, as a function of the step."""
-    return LayerTokens(batch_ramp(config, dp), kept_length(config), config.model.seq_length, config.model.num_layers,
+    """Tokens that the run reads, and those it processes, summed over layers, as a function of the step. Layers that
+    LayerDrop skips are counted as if it did not, since they follow from its draws."""
+    return LayerTokens(batch_ramp(config, dp), kept_length(config), sequence_length(config), config.model.num_layers,
                        len(dropped_layers(config)))
 
 
-def parse_layer_list(text: str) -> tuple[int, ...]:
+def parse_layer_list(text: str, flag: str = "--random-ltd-layers") -> tuple[int, ...]:
     """Layer numbers of a text such as `1-22` or `1,3,5-9`, in the order given.
+
+    Args:
+        flag: the setting it is of, for the message.
 
     Raises:
         ConfigError: it is not such a text; doubled layers are not looked for.
@@ -85,7 +91,7 @@ def parse_layer_list(text: str) -> tuple[int, ...]:
         first = int(match[1]) if match else 0
         last = int(match[2]) if match and match[2] else first
         if match is None or last < first or last > MAX_LISTED_LAYER:
-            raise ConfigError(f"--random-ltd-layers = {text!r}: {part.strip()!r} is neither a layer nor an ascending "
+            raise ConfigError(f"{flag} = {text!r}: {part.strip()!r} is neither a layer nor an ascending "
                               f"range up to layer {MAX_LISTED_LAYER}; write for example 1-22 or 1,3,5-9")
         layers.extend(range(first, last + 1))
     return tuple(layers)
@@ -100,6 +106,16 @@ def dropped_layers(config: RunConfig) -> tuple[int, ...]:
         first = layers // 2 - 1 if config.token_drop.policy == "importance" else 1
         return tuple(range(max(1, first), layers - 1))
     return tuple(sorted(parse_layer_list(config.token_drop.random_ltd_layers)))
+
+
+def skippable_layers(config: RunConfig) -> tuple[int, ...]:
+    """Global ids of the layers that LayerDrop may skip, ascending; none without it."""
+    drop = config.token_drop
+    if drop.layer_drop_rate == 0.0:
+        return ()
+    if drop.layer_drop_layers is None:
+        return tuple(range(config.model.num_layers))
+    return tuple(sorted(parse_layer_list(drop.layer_drop_layers, "--layer-drop-layers")))
 
 
 def cross_layer(config: RunConfig) -> int | None:
@@ -129,6 +145,20 @@ def kept_length(config: RunConfig) -> KeptSchedule:
         return ListedLength(parse_length_list(drop.random_ltd_length_list))
     return KeptLength(start_length(config), full, drop.random_ltd_steps, drop.random_ltd_length_step,
                       drop.random_ltd_root_degree)
+
+
+def has_curriculum(config: RunConfig) -> bool:
+    """Whether training samples are cut short at first."""
+    return config.token_drop.seq_length_curriculum_start_length is not None
+
+
+def sequence_length(config: RunConfig) -> KeptSchedule:
+    """Tokens of a sample that are read, over the run: all, or what a sequence curriculum has grown to."""
+    full, drop = config.model.seq_length, config.token_drop
+    if drop.seq_length_curriculum_start_length is None:
+        return KeptLength(full, full)
+    return KeptLength(drop.seq_length_curriculum_start_length, full, drop.seq_length_curriculum_steps,
+                      drop.seq_length_curriculum_length_step)
 
 
 def parse_length_list(text: str) -> tuple[tuple[int, int], ...]:

@@ -44,7 +44,18 @@ def _idle_token_drop(token_drop: TokenDropConfig) -> list[str]:
     idle = [f"--{field.replace('_', '-')} has no effect without --token-drop-policy importance"
             for field in importance if token_drop.policy != "importance" and
             getattr(token_drop, field) != getattr(default, field)]
-    return idle + _idle_schedule(token_drop)
+    return idle + _idle_schedule(token_drop) + _idle_comparison(token_drop)
+
+
+def _idle_comparison(token_drop: TokenDropConfig) -> list[str]:
+    idle = []
+    if token_drop.layer_drop_rate == 0.0 and token_drop.layer_drop_layers is not None:
+        idle.append("--layer-drop-layers has no effect without --layer-drop-rate: no layer is skipped")
+    if token_drop.seq_length_curriculum_start_length is None and \
+            token_drop.seq_length_curriculum_length_step != TokenDropConfig().seq_length_curriculum_length_step:
+        idle.append("--seq-length-curriculum-length-step has no effect without --seq-length-curriculum-start-length: "
+                    "samples are read whole")
+    return idle
 
 
 def _idle_schedule(token_drop: TokenDropConfig) -> list[str]:

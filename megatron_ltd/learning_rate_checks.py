@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import data_parallel_size
+from megatron_ltd.derived import data_parallel_size, has_curriculum
 from megatron_ltd.lr_progress import (
     FLAG_SUFFIX,
     Unit,
@@ -55,12 +55,23 @@ def _units(config: RunConfig) -> Iterator[str]:
     unit = progress_unit(config)
     foreign = [_flags(name, {origin: length}) for name, given in spans.items() for origin, length in given.items()
                if not convertible(origin, unit)]
+    if has_curriculum(config) and unit in ("samples", "tokens"):
+        yield from _without_conversion(spans, unit)
     if foreign and unit == "layer tokens":
         yield (f"{' and '.join(foreign)}: with --layer-token-lr the learning rate is counted in layer tokens; give all "
                "its lengths in tokens (-tokens), or leave --layer-token-lr out")
     elif foreign and all(len(given) <= 1 for given in spans.values()):
         yield (f"{' and '.join(foreign)}: the learning rate is counted in {unit} here, and steps have no fixed "
                "number of samples; give all its lengths in steps (-iters), or all in samples or tokens")
+
+
+def _without_conversion(spans: dict[str, dict[Unit, int]], unit: Unit) -> Iterator[str]:
+    """Under a sequence curriculum a sample has no fixed number of tokens."""
+    other: Unit = "tokens" if unit == "samples" else "samples"
+    foreign = [_flags(name, {other: given[other]}) for name, given in spans.items() if other in given]
+    if foreign:
+        yield (f"{' and '.join(foreign)}: the learning rate is counted in {unit} here, and with a sequence curriculum "
+               f"samples have no fixed number of tokens; give all its lengths in {unit} (-{FLAG_SUFFIX[unit]})")
 
 
 def _lengths(config: RunConfig, dp: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
-from megatron_ltd.derived import layer_tokens, total_samples, total_steps
+from megatron_ltd.derived import has_curriculum, layer_tokens, total_samples, total_steps
 
 Unit = Literal["steps", "samples", "tokens", "layer tokens"]
 UNITS: tuple[Unit, ...] = ("steps", "samples", "tokens")
@@ -87,6 +87,8 @@ def learning_rate_spans(config: RunConfig, dp: int) -> LearningRateSpans:
 
 
 def _total_tokens(config: RunConfig, dp: int) -> int:
+    if has_curriculum(config):
+        return layer_tokens(config, dp).raw_after(total_steps(config, dp))
     return total_samples(config, dp) * config.model.seq_length
 
 

@@ -9,7 +9,7 @@ _DECAY = "weight decay is constant over the run: give --weight-decay alone"
 _DEEPSPEED = ("there is no DeepSpeed engine; leave it out. ZeRO is --data-parallel-sharding-strategy, and of "
               "DeepSpeed's file --deepspeed-config takes the block random_ltd")
 _ZERO = "use --data-parallel-sharding-strategy optim_grads (stages 1 and 2) or optim_grads_params (stage 3)"
-_CURRICULUM = "a sequence-length curriculum is not available; --random-ltd saves compute on short sequences its own way"
+_CURRICULUM = "use --seq-length-curriculum-start-length with --seq-length-curriculum-steps"
 
 UNSUPPORTED: dict[str, str] = {
     # model

@@ -46,7 +46,9 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "token_drop": {
         **dict.fromkeys(("random_ltd_start_length", "random_ltd_steps", "random_ltd_length_step",
-                         "random_ltd_strata"), _ONE_OR_MORE),
+                         "random_ltd_strata", "seq_length_curriculum_start_length", "seq_length_curriculum_steps",
+                         "seq_length_curriculum_length_step"), _ONE_OR_MORE),
+        "layer_drop_rate": _BELOW_ONE,
         "random_ltd_root_degree": Range(1, 64),
         "token_drop_beta": _BELOW_ONE,
         "token_drop_initial_importance": Range(-1e4, 1e4, low_open=True, high_open=True),

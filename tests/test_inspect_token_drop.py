@@ -36,7 +36,7 @@ def test_totals_by_hand() -> None:
 def test_rows_go_from_the_first_step_to_the_last() -> None:
     rows = list(inspect_token_drop.rows(CONFIG, 1))
     assert [row.step for row in rows] == [0, 1, 2, 3, 4, 5]
-    assert [row.kept_tokens for row in rows] == [8, 8, 8, 16, 32, 32]
+    assert [row.work.kept_tokens for row in rows] == [8, 8, 8, 16, 32, 32]
     assert [row.raw_tokens for row in rows] == [64 * step for step in range(6)]
     assert [row.layer_tokens for row in rows] == [0, 32, 64, 96, 138, 202]  # 32, 32, 32, 42 2/3, 64 a step
     assert [round(row.saving, 3) for row in rows][-2:] == [0.0, 0.0] and rows[0].saving > rows[3].saving > 0.0

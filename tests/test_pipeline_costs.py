@@ -11,11 +11,12 @@ from megatron_ltd.pipeline_costs import (
     best_split,
     describe,
     head_cost,
-    kept_samples,
     layer_costs,
     pipeline_layers,
     predict,
+    work_samples,
 )
+from megatron_ltd.token_drop.step_work import StepWork
 
 
 def bert_large(pp: int, split: str, **parallel: Any) -> RunConfig:
@@ -50,22 +51,25 @@ def test_the_work_of_the_layers_and_the_head_is_that_of_the_sample() -> None:
         cross = 11 if config.model.family == "bert" else None
         dropped = range(11, 23) if cross else range(1, 5)
         predictions = 77 if cross else None
-        assert sum(layer_costs(config, kept)) + head_cost(config) == sample_flops(
+        work = StepWork(config.model.seq_length, kept)
+        assert sum(layer_costs(config, work)) + head_cost(config, work) == sample_flops(
             config.model, dropped, kept, cross_layer=cross, predictions=predictions)
 
 
 def test_recomputed_layers_cost_a_forward_pass_more_and_the_head_does_not() -> None:
     plain, again = growing(), growing(recompute_granularity="full")
-    assert [3 * cost for cost in layer_costs(again, 16)] == [4 * cost for cost in layer_costs(plain, 16)]
-    assert head_cost(again) == head_cost(plain)
+    work = StepWork(64, 16)
+    assert [3 * cost for cost in layer_costs(again, work)] == [4 * cost for cost in layer_costs(plain, work)]
+    assert head_cost(again, work) == head_cost(plain, work)
 
 
 def test_flops_are_averaged_over_the_run_rather_than_the_length() -> None:
     config = growing(pipeline_split="3,3")
-    assert kept_samples(config, 1) == {16: 240, 64: 80}
-    short, full = layer_costs(config, 16), layer_costs(config, 64)
+    dropped, whole = StepWork(64, 16), StepWork.whole(64)
+    assert work_samples(config, 1) == {dropped: 240, whole: 80}
+    short, full = layer_costs(config, dropped), layer_costs(config, whole)
     first = 0.75 * sum(short[:3]) + 0.25 * sum(full[:3])
-    last = 0.75 * sum(short[3:]) + 0.25 * sum(full[3:]) + head_cost(config)
+    last = 0.75 * sum(short[3:]) + 0.25 * sum(full[3:]) + head_cost(config, whole)
     found = predict(config, 1, (3, 3))
     assert found.shares == pytest.approx((2 * first / (first + last), 2 * last / (first + last)))
     # 1f1b with four microbatches: (4 + 1) passes of the busiest, less what the other one is shorter by
@@ -75,7 +79,7 @@ def test_flops_are_averaged_over_the_run_rather_than_the_length() -> None:
 
 def test_a_run_without_dropping_has_equal_layers_and_needs_no_length() -> None:
     config = replace(growing(pipeline_split="auto"), token_drop=TokenDropConfig(), training=TrainingConfig())
-    assert len(set(layer_costs(config, 64))) == 1
+    assert len(set(layer_costs(config, StepWork.whole(64)))) == 1
     assert pipeline_layers(config, 1) == (3, 3)
 
 

@@ -21,20 +21,19 @@ from megatron_ltd.config import CheckpointConfig, DataConfig, RunConfig
 from megatron_ltd.config_checks import check
 from megatron_ltd.derived import (
     batch_ramp,
-    cross_layer,
     data_parallel_size,
     dropped_layers,
-    kept_length,
+    has_curriculum,
     layer_tokens,
-    predictions_per_sample,
     total_steps,
 )
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
-from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.pipeline_costs import describe as describe_pipeline
-from megatron_ltd.pipeline_costs import kept_samples
+from megatron_ltd.pipeline_costs import work_samples
+from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.train.work import WorkSchedule
 
 ROWS = 12
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
@@ -47,7 +46,7 @@ class Row:
     """Where the run stands before a step, and what the step does."""
 
     step: int
-    kept_tokens: int
+    work: StepWork
     raw_tokens: int
     layer_tokens: int
     learning_rate: float
@@ -73,40 +72,36 @@ class Totals:
     skipping: float
 
 
-def flops(config: RunConfig, kept_tokens: int) -> int:
-    """Of one sample."""
-    return sample_flops(config.model, dropped_layers(config), kept_tokens, cross_layer=cross_layer(config),
-                        predictions=predictions_per_sample(config))
-
-
 def rows(config: RunConfig, dp: int, count: int = ROWS) -> Iterator[Row]:
     """Steps at equal distances, the first and the last among them."""
-    last, layers, length = total_steps(config, dp) - 1, config.model.num_layers, config.model.seq_length
-    ramp, tokens, kept = batch_ramp(config, dp), layer_tokens(config, dp), kept_length(config)
+    last, layers = total_steps(config, dp) - 1, config.model.num_layers
+    ramp, tokens, schedule = batch_ramp(config, dp), layer_tokens(config, dp), WorkSchedule.of_run(config)
     rate = LearningRate.of_run(config, dp)
     for step in sorted({last * number // (count - 1) for number in range(count)}):
-        samples = ramp.samples_after(step)
-        yield Row(step, kept.at(step), samples * length, tokens.sum_after(step) // layers,
-                  rate.at(step, samples, ramp.at(samples)), 1.0 - flops(config, kept.at(step)) / flops(config, length))
+        samples, work = ramp.samples_after(step), schedule.at(step)
+        yield Row(step, work, tokens.raw_after(step), tokens.sum_after(step) // layers,
+                  rate.at(step, samples, ramp.at(samples)), 1.0 - schedule.flops(work) / schedule.whole_flops(work))
 
 
 def totals(config: RunConfig, dp: int) -> Totals:
     """Sums and means over all samples of the run, in closed form."""
-    steps, length, dropped = total_steps(config, dp), config.model.seq_length, len(dropped_layers(config))
-    by_length = kept_samples(config, dp)
-    samples = sum(by_length.values())
-    shares = {kept: min(1.0, kept / length) for kept in by_length}
+    steps, dropped, schedule = total_steps(config, dp), len(dropped_layers(config)), WorkSchedule.of_run(config)
+    by_work = work_samples(config, dp)
+    samples = sum(by_work.values())
+    # A mean over the tokens that are read: a longer sample counts more.
+    shares = {work: (work.kept_tokens / work.sequence_tokens, count * work.sequence_tokens)
+              for work, count in by_work.items()}
+    read = sum(tokens for _, tokens in shares.values())
     # Each layer of random-LTD draws anew; the importance policy shows all its layers the same tokens.
     draws = dropped if config.token_drop.policy == "random" else 1
     of_run = batch_ramp(config, dp).samples_after(steps)
     return Totals(
-        steps=steps, raw_tokens=of_run * length,
+        steps=steps, raw_tokens=layer_tokens(config, dp).raw_after(steps),
         layer_tokens=layer_tokens(config, dp).sum_after(steps) // config.model.num_layers,
-        flops=sum(count * flops(config, kept) for kept, count in by_length.items()) * of_run // samples,
-        full_flops=of_run * flops(config, length),
-        visits=sum(count * shares[kept] for kept, count in by_length.items()) / samples,
-        skipping=sum(count * (1.0 - shares[kept])**draws for kept, count in by_length.items()) / samples
-        if dropped else 0.0)
+        flops=sum(count * schedule.flops(work) for work, count in by_work.items()) * of_run // samples,
+        full_flops=sum(count * schedule.whole_flops(work) for work, count in by_work.items()) * of_run // samples,
+        visits=sum(share * tokens for share, tokens in shares.values()) / read,
+        skipping=sum((1.0 - share)**draws * tokens for share, tokens in shares.values()) / read if dropped else 0.0)
 
 
 def report(config: RunConfig, dp: int) -> str:
@@ -114,7 +109,7 @@ def report(config: RunConfig, dp: int) -> str:
     found, dropped, layers = totals(config, dp), dropped_layers(config), config.model.num_layers
     lines = ["| step | kept length | raw tokens before | layer tokens before | learning rate | FLOPs saved |",
              "|--:|--:|--:|--:|--:|--:|"]
-    lines += [f"| {row.step} | {row.kept_tokens} | {row.raw_tokens:.4g} | {row.layer_tokens:.4g} | "
+    lines += [f"| {row.step} | {_lengths(config, row.work)} | {row.raw_tokens:.4g} | {row.layer_tokens:.4g} | "
               f"{row.learning_rate:.3g} | {row.saving:.1%} |" for row in rows(config, dp)]
     share = found.layer_tokens / found.raw_tokens
     lines += [
@@ -127,7 +122,7 @@ def report(config: RunConfig, dp: int) -> str:
             f"{len(dropped)} of {layers} layers drop tokens; one of them processes a token {found.visits:.3f} times a "
             f"pass on average, all of them {found.visits * len(dropped):.2f} times",
             f"{found.skipping:.2%} of the tokens skip all {len(dropped)} dropped layers ("
-            + " -> ".join(f"{_skipping(config, row.kept_tokens):.1%}" for row in _ends(config, dp)) + " over the run)"]
+            + " -> ".join(f"{_skipping(config, row.work):.1%}" for row in _ends(config, dp)) + " over the run)"]
     else:
         lines.append("no layer drops tokens: give --random-ltd")
     if config.parallel.pipeline_model_parallel_size > 1:
@@ -139,9 +134,14 @@ def _ends(config: RunConfig, dp: int) -> list[Row]:
     return list(rows(config, dp, 2))
 
 
-def _skipping(config: RunConfig, kept_tokens: int) -> float:
+def _lengths(config: RunConfig, work: StepWork) -> str:
+    """The kept length; with a sequence curriculum, of the tokens read."""
+    return f"{work.kept_tokens} of {work.sequence_tokens}" if has_curriculum(config) else str(work.kept_tokens)
+
+
+def _skipping(config: RunConfig, work: StepWork) -> float:
     draws = len(dropped_layers(config)) if config.token_drop.policy == "random" else 1
-    return (1.0 - min(1.0, kept_tokens / config.model.seq_length))**draws
+    return (1.0 - work.kept_tokens / work.sequence_tokens)**draws
 
 
 def draw(config: RunConfig, dp: int, path: Path) -> None:
@@ -157,7 +157,7 @@ def draw(config: RunConfig, dp: int, path: Path) -> None:
     points = list(rows(config, dp, 400))
     steps = [point.step for point in points]
     figure, (lengths, tokens, rates) = pyplot.subplots(3, 1, sharex=True, figsize=(7.5, 7.5), layout="constrained")
-    lengths.plot(steps, [point.kept_tokens for point in points], drawstyle="steps-post", color="#1f6fb4")
+    lengths.plot(steps, [point.work.kept_tokens for point in points], drawstyle="steps-post", color="#1f6fb4")
     lengths.axhline(config.model.seq_length, color="#4a5a6a", linewidth=0.8, linestyle=":")
     lengths.set_ylabel("kept length")
     lengths.set_ylim(bottom=0)
@@ -178,11 +178,14 @@ def runnable(config: RunConfig) -> RunConfig:
     """The run without what is not looked at: corpus and checkpoints.
 
     Raises:
-        ConfigError: the size of the vocabulary, or the length of the run, is not known.
+        ConfigError: the size of the vocabulary, the length of the run, or what a step computes is not known.
     """
     if config.training.train_epochs is not None:
         raise ConfigError(f"--train-epochs = {config.training.train_epochs}: how many steps that is follows from the "
                           "data, which are not read here; give --train-iters in its place")
+    if config.token_drop.layer_drop_rate > 0.0:
+        raise ConfigError(f"--layer-drop-rate = {config.token_drop.layer_drop_rate}: which layers a step skips is "
+                          "drawn at that step, and here only what is planned is shown; leave it out")
     vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
     if vocabulary is None:
         raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "

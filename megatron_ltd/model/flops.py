@@ -18,8 +18,10 @@ and PaLM's counts.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.token_drop.step_work import StepWork
 
 
 def layer_flops(config: ModelConfig, kept_tokens: int, *, cross: bool = False) -> int:
@@ -60,16 +62,30 @@ def patch_flops(config: ModelConfig) -> int:
 
 
 def sample_flops(config: ModelConfig, dropped_layers: Collection[int] = (), kept_tokens: int | None = None, *,
-                 cross_layer: int | None = None, predictions: int | None = None) -> int:
+                 cross_layer: int | None = None, predictions: int | None = None,
+                 skipped_layers: Collection[int] = ()) -> int:
     """Forward and backward operations of the whole model for one sample.
 
     Args:
         dropped_layers: layers that process only `kept_tokens`; the others process the whole sample.
         cross_layer: the dropped layer, if any, whose keys and values are those of the whole sample.
         predictions: see `head_flops`.
+        skipped_layers: layers that process nothing.
     """
     kept = config.seq_length if kept_tokens is None else min(kept_tokens, config.seq_length)
     layers = sum(layer_flops(config, kept if layer in dropped_layers else config.seq_length,
                              cross=layer == cross_layer and kept < config.seq_length)
-                 for layer in range(config.num_layers))
+                 for layer in range(config.num_layers) if layer not in skipped_layers)
     return 3 * (layers + head_flops(config, predictions)) + 2 * patch_flops(config)
+
+
+def work_flops(config: ModelConfig, work: StepWork, dropped_layers: Collection[int], *, cross_layer: int | None = None,
+               predictions: int | None = None) -> int:
+    """`sample_flops` of what a step does with a sample: cut short, with dropped tokens, with skipped layers."""
+    return sample_flops(cut_to(config, work.sequence_tokens), dropped_layers, work.kept_tokens,
+                        cross_layer=cross_layer, predictions=predictions, skipped_layers=work.skipped_layers)
+
+
+def cut_to(config: ModelConfig, sequence_tokens: int) -> ModelConfig:
+    """The same model on samples of which only the first tokens are read."""
+    return replace(config, seq_length=sequence_tokens)

@@ -3,6 +3,7 @@
     full layer       stream = stream + block(stream)
     dropped layer    stream[rows] += block(stream[rows])            rows: the kept tokens of this layer and microbatch
     cross layer      stream[rows] += block(stream[rows], stream)    a dropped layer that attends to all tokens
+    skipped layer    stream = stream                                by LayerDrop, for this step
 
 Dropped tokens pass unchanged; the kept ones do not see them in that layer, unless it is a cross layer, and they are not
 lost to the next. The stream has
@@ -23,6 +24,7 @@ from megatron_ltd.model.facts import SampleFacts
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop import stream as residual
 from megatron_ltd.token_drop.sampling import kept_positions, stream_rows
+from megatron_ltd.token_drop.step_work import StepWork
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TokenDrop:
 class Stack(nn.Module):
     """Consecutive layers of the model.
 
-    `kept_tokens` is set between steps: how many tokens of each sample a dropped layer keeps.
+    `work` is set between steps: how many tokens of each sample a dropped layer keeps, and which layers are skipped.
 
     Args:
         layers: global ids of the layers this stack holds.
@@ -61,7 +63,7 @@ class Stack(nn.Module):
         super().__init__()
         self.tp = tp
         self.drop = drop
-        self.kept_tokens = config.seq_length
+        self.work = StepWork.whole(config.seq_length)
         self.recompute_layers = recompute == "full"
         self.blocks = nn.ModuleDict(
             {str(layer): Block(config, tp, recompute_attention=recompute == "selective") for layer in layers})
@@ -69,9 +71,11 @@ class Stack(nn.Module):
 
     def forward(self, stream: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
         kept = self._select(facts)
-        owned = False
+        owned, given = False, stream
         for name, block in self.blocks.items():
             layer = int(name)
+            if self.training and layer in self.work.skipped_layers:
+                continue
             if layer in kept and layer == self.drop.cross_layer:
                 stream = self._cross_layer(residual.release(stream) if owned else stream, block, kept[layer], facts,
                                            layer)
@@ -82,18 +86,21 @@ class Stack(nn.Module):
             else:
                 stream, owned = residual.release(stream) if owned else stream, False
                 stream = stream + self._run(block, stream, facts.for_layer(layer))
+        if stream is given:
+            # Every layer was skipped, and the pipeline engine detaches what a stage returns from what it was given.
+            return stream.clone()
         return residual.release(stream) if owned else stream
 
     def _select(self, facts: SampleFacts) -> dict[int, torch.Tensor]:
         """Kept positions [b, k] of each dropped layer; empty when nothing is dropped."""
-        if not self.training or not self.dropped or self.kept_tokens >= facts.sequence_tokens:
+        if not self.training or not self.dropped or self.work.kept_tokens >= facts.sequence_tokens:
             return {}
         if self.drop.shared:
             assert facts.kept is not None, "the step gives the kept positions of a shared set"
             return dict.fromkeys(self.dropped, facts.kept)
         layers = torch.tensor(self.dropped, device=facts.sample_ids.device)
         kept = kept_positions(self.drop.seed, facts.sample_ids, layers, sequence_tokens=facts.sequence_tokens,
-                              kept_tokens=self.kept_tokens, strata=self.drop.strata)
+                              kept_tokens=self.work.kept_tokens, strata=self.drop.strata)
         return dict(zip(self.dropped, kept, strict=True))
 
     def _dropped_layer(self, stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,

@@ -31,22 +31,21 @@ class LearningRate:
     Args:
         optimizer: peak, minimum and shapes.
         spans: the unit of progress, and the lengths of warm-up and decay in it.
-        seq_length: raw tokens of a sample.
-        layer_tokens: of the run, for progress in them; None for other units.
+        tokens: of the run, raw and layer tokens, for progress in them; None for other units.
     """
 
     optimizer: OptimizerConfig
     spans: LearningRateSpans
-    seq_length: int
-    layer_tokens: LayerTokens | None = None
+    tokens: LayerTokens | None = None
 
     @classmethod
     def of_run(cls, config: RunConfig, data_parallel_size: int) -> "LearningRate":
-        return cls(config.optimizer, learning_rate_spans(config, data_parallel_size), config.model.seq_length,
-                   layer_tokens(config, data_parallel_size) if config.optimizer.layer_token_lr else None)
+        spans = learning_rate_spans(config, data_parallel_size)
+        in_tokens = spans.unit in ("tokens", "layer tokens")
+        return cls(config.optimizer, spans, layer_tokens(config, data_parallel_size) if in_tokens else None)
 
     def at(self, step: int, consumed_samples: int, batch_samples: int,
-           layer_token_sums: tuple[int, int] | None = None) -> float:
+           layer_token_sums: tuple[int, int] | None = None, raw_tokens: tuple[int, int] | None = None) -> float:
         """The rate of one step.
 
         Args:
@@ -55,15 +54,16 @@ class LearningRate:
             batch_samples: its own.
             layer_token_sums: tokens summed over layers, before and after it, as the run has counted them. Without
                 them, what they are in a run that had these settings from its first step on.
+            raw_tokens: the same, of tokens read.
         """
         if self.spans.unit == "steps":
             return self.at_progress(step, step + 1)
-        if self.layer_tokens is not None:
-            before, after = layer_token_sums or (
-                self.layer_tokens.sum_after(step), self.layer_tokens.sum_after(step + 1))
-            return self.at_progress(before / self.layer_tokens.layers, after / self.layer_tokens.layers)
-        tokens = self.seq_length if self.spans.unit == "tokens" else 1
-        return self.at_progress(consumed_samples * tokens, (consumed_samples + batch_samples) * tokens)
+        if self.tokens is None:
+            return self.at_progress(consumed_samples, consumed_samples + batch_samples)
+        if self.spans.unit == "tokens":
+            return self.at_progress(*(raw_tokens or (self.tokens.raw_after(step), self.tokens.raw_after(step + 1))))
+        before, after = layer_token_sums or (self.tokens.sum_after(step), self.tokens.sum_after(step + 1))
+        return self.at_progress(before / self.tokens.layers, after / self.tokens.layers)
 
     def at_progress(self, before: float, after: float) -> float:
         """The rate of a step that takes progress from `before` to `after`, in the unit of the spans."""

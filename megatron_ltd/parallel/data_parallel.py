@@ -46,6 +46,15 @@ def shard(module: nn.Module, mesh: Mesh, *, precision: str, reshard_after_forwar
         module.set_gradient_divide_factor(1.0)
 
 
+def gather_once(modules: Iterable[nn.Module]) -> None:
+    """Before a step that leaves one of these modules out: FSDP2's backward pass looks at the gathered parameters of
+    every module, and fails where there have never been any."""
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
 def reshard(modules: Iterable[nn.Module]) -> None:
     """After a forward pass without a backward pass, put the sharded parameters back in place: until then `parameters()`
     are gathered copies, and what is written to them is lost."""

@@ -23,6 +23,13 @@ def missing_gradients(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> l
     return [name for name, parameter in named_parameters if parameter.grad is None]
 
 
+def zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gradients for parameters that no forward pass used: zeros, sharded like the parameters."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, group: dist.ProcessGroup | None) -> None:
     """Give the two copies of a tied embedding the sum of their gradients.
 

@@ -1,7 +1,9 @@
 """The pipeline: torch's schedules over the stages of this process, and a forward-only pass for evaluation.
 
-Stages exchange the residual stream, which has one shape whatever the kept length is. What a microbatch's samples are
-(ids, labels, masks) does not travel: every process reads its own copy and hands it to each of its stages.
+Stages exchange the residual stream, which has one shape whatever the kept length is. Under a sequence curriculum it
+grows now and then: the engine's stages, which fix their shapes, are then made anew around the same modules. What a
+microbatch's samples are (ids, labels, masks) does not travel: every process reads its own copy and hands it to each of
+its stages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,8 +55,8 @@ class Pipeline:
         modules: this process's stages in order of depth; called as `module(x, **facts)`.
         schedule: a name of --pipeline-schedule.
         group: the pipeline's process group.
-        hidden_shape: of what stages exchange, [s/t or s, b, h].
-        token_shape: of the first stage's input, [b, s].
+        hidden_shape: of what stages exchange, [s/t or s, b, h], for whole samples.
+        token_shape: of the first stage's input, [b, s], for whole samples.
         token_dtype: of the same.
         dtype: of what stages exchange.
         loss_terms: numbers that the last stage returns for a microbatch in training.
@@ -71,9 +73,9 @@ class Pipeline:
         self.stages = len(self.modules) * self.size
         self.local = stages_of_rank(schedule, self.rank, self.size, len(self.modules))
         split = schedule in ZERO_BUBBLE and not full_backward
-        kind = PipelineStage if split else _FullBackwardStage
-        self._engine_stages = [self._engine_stage(kind, stage, module)
-                               for stage, module in zip(self.local, self.modules, strict=True)]
+        self._stage_kind = PipelineStage if split else _FullBackwardStage
+        self._engine_stages: list[PipelineStage] = []
+        self._length = 0
         self._schedule: Any = None
         self._microbatches = 0
         self._loss_weights = torch.ones(loss_terms, device=device)
@@ -103,9 +105,14 @@ class Pipeline:
             loss_weights [loss_terms] fp32 -> the same
         """
         self._loss_weights, self._loss_sums = loss_weights, []
-        if microbatches != self._microbatches:
+        length = tokens.shape[1]
+        if length != self._length:
+            self._engine_stages = [self._engine_stage(stage, module, length)
+                                   for stage, module in zip(self.local, self.modules, strict=True)]
+        if microbatches != self._microbatches or length != self._length:
             # A schedule sizes the engine's stages for its number of microbatches; an older one would not fit them.
             self._schedule, self._microbatches = self._build_schedule(microbatches), microbatches
+            self._length = length
         self._schedule.step(*((tokens,) if self.has_first else ()), return_outputs=False,
                             target=tokens if self.has_last else None, **facts)
         if not self._loss_sums:
@@ -126,8 +133,7 @@ class Pipeline:
             if stage == 0:
                 x = tokens
             elif stage - 1 not in self.local:
-                slices = self.token_shape[1] // self.hidden_shape[0]
-                shape = (tokens.shape[1] // slices, tokens.shape[0], self.hidden_shape[2])
+                shape = (self._slice_length(tokens.shape[1]), tokens.shape[0], self.hidden_shape[2])
                 x = torch.empty(shape, dtype=self.dtype, device=self.device)
                 dist.recv(x, group=self.group, group_src=self._owner(stage - 1))
             x = self.modules[self.local.index(stage)](x, **facts)
@@ -143,12 +149,20 @@ class Pipeline:
         return next(rank for rank in range(self.size)
                     if stage in stages_of_rank(self.schedule, rank, self.size, len(self.modules)))
 
-    def _engine_stage(self, kind: type[PipelineStage], stage: int, module: nn.Module) -> PipelineStage:
+    def _slice_length(self, length: int) -> int:
+        """Tokens of a sample in what stages exchange: all, or those of a slice under sequence parallelism."""
+        return length // (self.token_shape[1] // self.hidden_shape[0])
+
+    def _engine_stage(self, stage: int, module: nn.Module, length: int) -> PipelineStage:
         # Shapes given in advance spare the engine two extra passes to find them out.
-        hidden = torch.empty(self.hidden_shape, dtype=self.dtype, device="meta", requires_grad=True)
-        tokens = torch.empty(self.token_shape, dtype=self.token_dtype, device="meta")
+        hidden_shape, token_shape = self.hidden_shape, self.token_shape
+        if length != token_shape[1]:
+            hidden_shape = (self._slice_length(length), *hidden_shape[1:])
+            token_shape = (token_shape[0], length, *token_shape[2:])
+        hidden = torch.empty(hidden_shape, dtype=self.dtype, device="meta", requires_grad=True)
+        tokens = torch.empty(token_shape, dtype=self.token_dtype, device="meta")
         loss = torch.empty(self.loss_terms, dtype=torch.float32, device="meta", requires_grad=True)
-        return kind(module, stage, self.stages, self.device, input_args=tokens if stage == 0 else hidden,
+        return self._stage_kind(module, stage, self.stages, self.device, input_args=tokens if stage == 0 else hidden,
                     output_args=loss if stage == self.stages - 1 else hidden, group=self.group)
 
     def _build_schedule(self, microbatches: int) -> Any:

@@ -1,13 +1,16 @@
 """What a run has consumed, in the three units that token dropping tells apart.
 
-    raw tokens      samples x sequence length: what was read
+    raw tokens      samples x tokens read of each: the sequence length, or what a sequence curriculum cuts it to
     layer tokens    the mean over layers of the tokens a layer processed (https://arxiv.org/abs/2211.11586, section 3.4)
     FLOPs           what was computed; attention's quadratic term, embedding and head included (`model.flops`)
 
 Layer tokens are kept as an integer, the sum over layers, so that no rounding accumulates over a run.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from megatron_ltd.token_drop.step_work import StepWork
 
 
 @dataclass(frozen=True)
@@ -21,17 +24,16 @@ class Consumed:
     """Tokens processed, summed over layers; divide by the number of layers for layer tokens."""
     flops: int = 0
     full_flops: int = 0
-    """FLOPs of the same samples without dropping."""
+    """FLOPs of the same tokens without dropping and without skipped layers."""
 
-    def after_step(self, *, samples: int, sequence_tokens: int, kept_tokens: int, layers: int, dropped_layers: int,
+    def after_step(self, work: StepWork, *, samples: int, layers: int, dropped_layers: Collection[int],
                    sample_flops: int, full_sample_flops: int) -> "Consumed":
         """The counters after one more step of `samples` samples."""
-        processed = sequence_tokens * (layers - dropped_layers) + min(kept_tokens, sequence_tokens) * dropped_layers
         return Consumed(
             steps=self.steps + 1,
             samples=self.samples + samples,
-            tokens=self.tokens + samples * sequence_tokens,
-            layer_token_sum=self.layer_token_sum + samples * processed,
+            tokens=self.tokens + samples * work.sequence_tokens,
+            layer_token_sum=self.layer_token_sum + samples * work.layer_token_sum(layers, dropped_layers),
             flops=self.flops + samples * sample_flops,
             full_flops=self.full_flops + samples * full_sample_flops,
         )

@@ -8,7 +8,7 @@ set so that one graph for each length fits, and beyond them torch raises an erro
 import torch
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import kept_length
+from megatron_ltd.derived import has_curriculum, kept_length, sequence_length
 
 GRAPHS_OF_A_LENGTH = 4
 """Training and evaluation, with and without what a cross layer attends to."""
@@ -26,5 +26,8 @@ def prepare_compilation(config: RunConfig) -> None:
 
 
 def distinct_lengths(config: RunConfig) -> int:
-    """Kept lengths that the schedule goes through."""
-    return len({length for _, length in kept_length(config).changes()})
+    """Lengths that layers see over the run: kept ones, and those that a sequence curriculum goes through."""
+    kept = {length for _, length in kept_length(config).changes()}
+    if not has_curriculum(config):
+        return len(kept)
+    return len(kept | {length for _, length in sequence_length(config).changes()})

@@ -1,12 +1,15 @@
 """What a run tells about itself, in numbers and as a line.
 
     consumed_flops        forward and backward FLOPs of the run so far, after dropping
-    tokens_per_second     raw tokens of the global batch / seconds of the step
+    tokens_per_second     raw tokens read of the global batch / seconds of the step
     model_flops           forward and backward FLOPs of the step, after dropping (`megatron_ltd.model.flops`)
     tflops_per_device     model_flops / seconds / devices / 1e12
     mfu                   tflops_per_device / peak TFLOP/s of a device, where that is known
-    theoretical_saving    share of the step's FLOPs that dropping left out
+    theoretical_saving    share of the step's FLOPs that dropping and skipped layers left out, against the same tokens
+                          read; tokens that a sequence curriculum does not read are no saving
     cumulative_saving     the same for the run so far
+    sequence_length       with a sequence curriculum: tokens read of each sample
+    skipped_layers        with LayerDrop: the layers that the step skipped
 
 The loss is that of the logged step, not a mean since the last line, so that a resumed run logs the same numbers.
 """
@@ -49,12 +52,16 @@ class StepReport:
     full_step_flops: int
     peak_tflops: float | None
     sentence_order_loss: float | None = None
+    has_curriculum: bool = False
+    skipped_layers: tuple[int, ...] | None = None
 
     def fields(self) -> dict[str, Any]:
         """One line of the metrics file."""
         seconds = max(self.step_seconds, 1e-9)
         tflops = self.step_flops / seconds / self.devices / 1e12
         order = {} if self.sentence_order_loss is None else {"sentence_order_loss": self.sentence_order_loss}
+        length = {"sequence_length": self.sequence_tokens} if self.has_curriculum else {}
+        skipped = {} if self.skipped_layers is None else {"skipped_layers": list(self.skipped_layers)}
         return {
             "step": self.consumed.steps,
             "consumed_samples": self.consumed.samples,
@@ -66,7 +73,9 @@ class StepReport:
             "grad_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
             "global_batch_size": self.global_batch_size,
+            **length,
             "kept_length": self.kept_length,
+            **skipped,
             "step_seconds": self.step_seconds,
             "tokens_per_second": self.global_batch_size * self.sequence_tokens / seconds,
             "model_flops": self.step_flops,
@@ -82,6 +91,7 @@ class StepReport:
         """Megatron-LM's line, and what token dropping adds to it."""
         f = self.fields()
         order = "" if self.sentence_order_loss is None else f" sop loss: {self.sentence_order_loss:.6E} |"
+        length = f" sequence length: {self.sequence_tokens:5d} |" if self.has_curriculum else ""
         mfu = "" if f["mfu"] is None else f" MFU: {100 * f['mfu']:.1f}% |"
         return (
             f" [{datetime.now():%Y-%m-%d %H:%M:%S}] iteration {self.consumed.steps:8d}/{self.total_steps:8d} |"
@@ -93,7 +103,7 @@ class StepReport:
             f" grad norm: {self.gradient_norm:.3f} |"
             f" number of skipped iterations: {int(self.skipped):3d} |"
             f" number of nan iterations: {int(not math.isfinite(self.loss)):3d} |"
-            f" kept length: {self.kept_length:5d}/{self.sequence_tokens:5d} |"
+            f"{length} kept length: {self.kept_length:5d}/{self.sequence_tokens:5d} |"
             f" consumed tokens: {self.consumed.tokens:12d} |"
             f" layer tokens: {self.consumed.layer_tokens(self.layers):12d} |"
             f" tokens/s: {f['tokens_per_second']:.0f} |{mfu}"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from megatron_ltd.config import ModelConfig, RunConfig
-from megatron_ltd.derived import cross_layer, dropped_layers, virtual_chunks, whole_backward
+from megatron_ltd.derived import cross_layer, dropped_layers, skippable_layers, virtual_chunks, whole_backward
 from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.decoding import DecodingGPT
 from megatron_ltd.model.gpt import GPT
@@ -18,15 +18,18 @@ from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel import data_parallel
 from megatron_ltd.parallel.collectives import TensorParallel
-from megatron_ltd.parallel.gradients import missing_gradients, reduce_replicated, reduce_tied
+from megatron_ltd.parallel.gradients import missing_gradients, reduce_replicated, reduce_tied, zero_gradients
 from megatron_ltd.parallel.mesh import Mesh
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
 from megatron_ltd.pipeline_costs import pipeline_layers
 from megatron_ltd.token_drop.importance import ImportanceTable, LossRecord
+from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.compilation import prepare_compilation
 
 Stage = GPT | BERT | ViT
+LAYERS = "stack.blocks."
+"""How the names of the layers' parameters begin; the number of the layer follows."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class NamedParameter:
     parameter: nn.Parameter
     is_copy: bool
 
+    @property
+    def layer(self) -> int | None:
+        """Global id of the layer it belongs to; None for what belongs to none."""
+        return int(self.name.removeprefix(LAYERS).split(".")[0]) if self.name.startswith(LAYERS) else None
+
 
 class Model:
     """The stages of this process and what has to happen to their gradients.
@@ -56,6 +64,7 @@ class Model:
     def __init__(self, stages: list[Stage], pipeline: Pipeline, mesh: Mesh, tp: TensorParallel):
         self.stages, self.pipeline, self.mesh, self.tp = stages, pipeline, mesh, tp
         self.parameters = list(self._named_parameters())
+        self.work = StepWork.whole(stages[0].config.seq_length)
         self.importance: ImportanceTable | None = None
         self.loss_record: LossRecord | None = None
 
@@ -72,11 +81,12 @@ class Model:
                 known_as = global_name(name, stage.config)
                 yield NamedParameter(name, known_as, parameter, known_as != name and name == "head.weight")
 
-    def train_mode(self, kept_tokens: int) -> None:
-        """Ready for a training step in which dropped layers keep so many tokens of a sample."""
+    def train_mode(self, work: StepWork) -> None:
+        """Ready for a training step that computes this."""
+        self.work = work
         for stage in self.stages:
             stage.train()
-            stage.stack.kept_tokens = kept_tokens
+            stage.stack.work = work
 
     def eval_mode(self) -> None:
         for stage in self.stages:
@@ -86,11 +96,13 @@ class Model:
         data_parallel.reshard(self.stages)
 
     def finish_gradients(self) -> None:
-        """The sums that are left to take once every stage has run its backward passes.
+        """The sums that are left to take once every stage has run its backward passes. Layers that were skipped have
+        gradients of zero.
 
         Raises:
             RuntimeError: the engine left a parameter without a gradient.
         """
+        zero_gradients(p.parameter for p in self.parameters if p.layer in self.work.skipped_layers)
         missing = missing_gradients((p.name, p.parameter) for p in self.parameters)
         if missing:
             raise RuntimeError(f"no gradient for {', '.join(missing[:5])} and {len(missing)} parameters in all; "
@@ -165,6 +177,8 @@ def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: M
     for layer, block in stage.stack.blocks.items():
         if training.compile:
             block.forward = torch.compile(block.forward)
-        allocate_and_shard(block, f"stack.blocks.{layer}")
+        allocate_and_shard(block, f"{LAYERS}{layer}")
     allocate_and_shard(stage, "")
+    skippable = set(skippable_layers(config))
+    data_parallel.gather_once(block for layer, block in stage.stack.blocks.items() if int(layer) in skippable)
     return stage

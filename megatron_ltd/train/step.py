@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron_ltd.config import RunConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.clip import gradient_norm, scale_gradients
+from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.setup import Model
 
 
@@ -30,7 +31,7 @@ class StepResult:
 
 
 def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[str, torch.Tensor]], config: RunConfig,
-               *, learning_rate: float, kept_tokens: int, loss_scale: float, stop_level: int,
+               work: StepWork, *, learning_rate: float, loss_scale: float, stop_level: int,
                device: torch.device) -> StepResult:
     """One optimizer step on the microbatches of this data-parallel rank.
 
@@ -39,17 +40,19 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
 
     Args:
         batch: microbatches, as the loader gives them.
+        work: what the step computes; samples are cut to its sequence length.
         loss_scale: of fp16; 1 otherwise.
         stop_level: how urgently this process was asked to stop, 0 for not at all; every process learns the maximum.
     """
-    merged = {name: torch.cat([part[name] for part in batch]).to(device, non_blocking=True) for name in batch[0]}
+    parts = [cut(part, work.sequence_tokens, config.model.seq_length) for part in batch]
+    merged = {name: torch.cat([part[name] for part in parts]).to(device, non_blocking=True) for name in parts[0]}
     tokens = merged.pop("tokens")
     predictions, samples = _global_batch(model, merged)
-    if model.importance is not None and kept_tokens < tokens.shape[1]:
-        merged["kept"] = model.importance.kept_positions(tokens, merged.get("padding_mask"), kept_tokens,
+    if model.importance is not None and work.kept_tokens < tokens.shape[1]:
+        merged["kept"] = model.importance.kept_positions(tokens, merged.get("padding_mask"), work.kept_tokens,
                                                          config.token_drop.random_ltd_strata)
     optimizer.zero_grad()
-    model.train_mode(kept_tokens)
+    model.train_mode(work)
     means = 1.0 / torch.tensor([predictions, samples][:model.pipeline.loss_terms])
     sums = model.pipeline.train_step(tokens, merged, microbatches=len(batch),
                                      loss_weights=(means * loss_scale).to(device))
@@ -66,6 +69,17 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
         optimizer.step(learning_rate)
     _learn_importance(model, updated)
     return StepResult(losses[0], losses[1] if len(losses) > 1 else None, norm, updated, int(stop))
+
+
+def cut(microbatch: dict[str, torch.Tensor], sequence_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:
+    """The first tokens of each sample of GPT, with all that is said of them.
+
+    Shapes:
+        those of [b, s] come out as [b, sequence_tokens], those of [b] as they are
+    """
+    if sequence_tokens == full_tokens:
+        return microbatch
+    return {name: tensor[:, :sequence_tokens] if tensor.dim() == 2 else tensor for name, tensor in microbatch.items()}
 
 
 def _global_batch(model: Model, facts: Mapping[str, torch.Tensor]) -> tuple[float, float]:

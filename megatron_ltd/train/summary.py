@@ -7,6 +7,7 @@ the full length and with dropped tokens.
 from dataclasses import dataclass, field
 
 from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.token_drop.step_work import StepWork
 
 
 @dataclass
@@ -30,10 +31,10 @@ class _Steps:
 
 @dataclass
 class StepTimes:
-    """Seconds of the steps of this process, at the full length and at smaller kept lengths.
+    """Seconds of the steps of this process, at the full length and at smaller kept lengths or with skipped layers.
 
     Args:
-        full_tokens: the sequence length.
+        full_tokens: the sequence length; steps that read less are not compared with others.
         full_flops: FLOPs of one sample without dropping.
     """
 
@@ -43,15 +44,19 @@ class StepTimes:
     dropped: _Steps = field(default_factory=_Steps)
     fewest_tokens: int = 0
     most_tokens: int = 0
+    most_skipped: int = 0
 
-    def add(self, *, kept_tokens: int, samples: int, seconds: float, sample_flops: int) -> None:
+    def add(self, work: StepWork, *, samples: int, seconds: float, sample_flops: int) -> None:
         """Count a step."""
-        if kept_tokens >= self.full_tokens:
+        if work.sequence_tokens < self.full_tokens:
+            return
+        if work.is_whole:
             self.full.add(samples, seconds, samples * sample_flops)
             return
         self.dropped.add(samples, seconds, samples * sample_flops)
-        self.fewest_tokens = min(kept_tokens, self.fewest_tokens or kept_tokens)
-        self.most_tokens = max(kept_tokens, self.most_tokens)
+        self.fewest_tokens = min(work.kept_tokens, self.fewest_tokens or work.kept_tokens)
+        self.most_tokens = max(work.kept_tokens, self.most_tokens)
+        self.most_skipped = max(len(work.skipped_layers), self.most_skipped)
 
     @property
     def time_saving(self) -> float | None:
@@ -70,11 +75,13 @@ def summary(consumed: Consumed, layers: int, times: StepTimes) -> list[str]:
     """The lines that end a run's log."""
     share = consumed.layer_tokens(layers) / max(1, consumed.tokens)
     lines = [f"consumed in {consumed.steps} steps: {consumed.tokens} raw tokens, {consumed.layer_tokens(layers)} layer "
-             f"tokens ({100 * share:.1f}%), {consumed.flops:.4g} FLOPs; without dropping the same samples take "
+             f"tokens ({100 * share:.1f}%), {consumed.flops:.4g} FLOPs; without dropping the same tokens take "
              f"{consumed.full_flops:.4g}: theoretical saving {100 * consumed.saving:.1f}%"]
     if not times.dropped.seen:
         return lines
     lengths = f"{times.fewest_tokens} to {times.most_tokens} of {times.full_tokens} tokens kept"
+    if times.most_skipped:
+        lengths += f" and up to {times.most_skipped} layers skipped"
     if times.time_saving is None:
         missing = "at the full length" if not times.full.samples else "with dropped tokens"
         lines.append(f"time saved: not measured, since this process timed no step {missing}")

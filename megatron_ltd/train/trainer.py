@@ -2,7 +2,7 @@
 
     while steps remain:
         read the step's microbatches, a function of the samples consumed so far
-        choose kept length and learning rate, functions of the counters
+        choose what to compute and the learning rate, functions of the counters
         step; count; log
         now and then: validate, save
         stop if the run is over or someone asked
@@ -19,18 +19,12 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.loader import Batch, Loader, microbatches
 from megatron_ltd.data.sample import Dataset
-from megatron_ltd.derived import (
-    batch_ramp,
-    cross_layer,
-    dropped_layers,
-    kept_length,
-    predictions_per_sample,
-    total_steps,
-)
+from megatron_ltd.derived import batch_ramp, has_curriculum, total_steps
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
-from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.lr_schedule import LearningRate
+from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.log_writers import Metrics
@@ -42,6 +36,7 @@ from megatron_ltd.train.step import StepResult, train_step
 from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.summary import StepTimes, summary
 from megatron_ltd.train.validate import HeldOut, held_out_loss
+from megatron_ltd.train.work import WorkSchedule
 
 
 @dataclass
@@ -69,16 +64,14 @@ class Trainer:
         self.total_steps = total_steps(self.config, dp)
         self.ramp: BatchRamp = batch_ramp(self.config, dp)
         self.rate = LearningRate.of_run(self.config, dp)
-        self.kept = kept_length(self.config)
-        self.dropped = dropped_layers(self.config)
-        self.cross, self.predictions = cross_layer(self.config), predictions_per_sample(self.config)
-        self.full_flops = self._sample_flops(self.config.model.seq_length)
+        self.work = WorkSchedule.of_run(self.config)
         self.peak = self.config.logging.peak_tflops
         if self.peak is None and self.runtime.device.type == "cuda":
             self.peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         self.saved_step = self.state.consumed.steps
         self.unreported_seconds, self.unreported_steps = 0.0, 0
-        self.times = StepTimes(self.config.model.seq_length, self.full_flops)
+        whole = StepWork.whole(self.config.model.seq_length)
+        self.times = StepTimes(whole.sequence_tokens, self.work.flops(whole))
 
     def run(self, watcher: StopWatcher) -> int:
         """Train to the end or until asked to stop; the exit code says which.
@@ -115,18 +108,16 @@ class Trainer:
         state, scale, settings = self.state, self.state.loss_scale, self.config.training
         started = time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
-        kept = self.kept.at(state.consumed.steps)
-        consumed = state.consumed.after_step(
-            samples=samples, sequence_tokens=self.config.model.seq_length, kept_tokens=kept,
-            layers=self.config.model.num_layers, dropped_layers=len(self.dropped),
-            sample_flops=self._sample_flops(kept), full_sample_flops=self.full_flops)
+        work = self.work.at(state.consumed.steps)
+        consumed = self._after(work, samples)
         rate = self.rate.at(state.consumed.steps, state.consumed.samples, samples,
-                            (state.consumed.layer_token_sum, consumed.layer_token_sum))
+                            (state.consumed.layer_token_sum, consumed.layer_token_sum),
+                            (state.consumed.tokens, consumed.tokens))
         result = train_step(
-            self.model, self.optimizer, self._read(loader, samples), self.config, learning_rate=rate, kept_tokens=kept,
+            self.model, self.optimizer, self._read(loader, samples), self.config, work, learning_rate=rate,
             loss_scale=scale.scale, stop_level=watcher.level(), device=self.runtime.device)
         seconds = time.monotonic() - started
-        self.times.add(kept_tokens=kept, samples=samples, seconds=seconds, sample_flops=self._sample_flops(kept))
+        self.times.add(work, samples=samples, seconds=seconds, sample_flops=self.work.flops(work))
         self.unreported_seconds += seconds
         self.unreported_steps += 1
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
@@ -136,7 +127,7 @@ class Trainer:
         step = state.consumed.steps
         diverged = not result.updated and (settings.precision != "fp16" or scale.exhausted(settings))
         if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
-            self._report(result, rate, samples, kept, scale.scale)
+            self._report(result, rate, samples, work, scale.scale)
         if diverged:
             raise DivergenceError(
                 f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale.scale}: not "
@@ -144,9 +135,11 @@ class Trainer:
                 "lower --lr, a smaller --clip-grad, or --bf16")
         return self._after_step(step, result, watcher, epoch_ends)
 
-    def _sample_flops(self, kept: int) -> int:
-        return sample_flops(self.config.model, self.dropped, kept, cross_layer=self.cross,
-                            predictions=self.predictions)
+    def _after(self, work: StepWork, samples: int) -> Consumed:
+        """The counters after one more step."""
+        return self.state.consumed.after_step(
+            work, samples=samples, layers=self.config.model.num_layers, dropped_layers=self.work.dropped,
+            sample_flops=self.work.flops(work), full_sample_flops=self.work.whole_flops(work))
 
     def _read(self, loader: Loader, samples: int) -> list[Batch]:
         try:
@@ -192,16 +185,17 @@ class Trainer:
         self.best.save(step, named_tensors(self.model, None, self.state.updates), config=self.config.to_dict(),
                        counters=self.state.counters())
 
-    def _report(self, result: StepResult, rate: float, samples: int, kept: int, scale: float) -> None:
-        model = self.config.model
+    def _report(self, result: StepResult, rate: float, samples: int, work: StepWork, scale: float) -> None:
         self.metrics.step(StepReport(
             consumed=self.state.consumed, total_steps=self.total_steps, loss=result.loss,
-            gradient_norm=result.gradient_norm, learning_rate=rate, global_batch_size=samples, kept_length=kept,
-            loss_scale=scale, skipped=not result.updated,
-            step_seconds=self.unreported_seconds / max(1, self.unreported_steps), sequence_tokens=model.seq_length,
-            layers=model.num_layers, devices=self.runtime.launch.world_size,
-            step_flops=samples * self._sample_flops(kept), full_step_flops=samples * self.full_flops,
-            peak_tflops=self.peak, sentence_order_loss=result.sentence_order_loss))
+            gradient_norm=result.gradient_norm, learning_rate=rate, global_batch_size=samples,
+            kept_length=work.kept_tokens, loss_scale=scale, skipped=not result.updated,
+            step_seconds=self.unreported_seconds / max(1, self.unreported_steps),
+            sequence_tokens=work.sequence_tokens, layers=self.config.model.num_layers,
+            devices=self.runtime.launch.world_size, step_flops=samples * self.work.flops(work),
+            full_step_flops=samples * self.work.whole_flops(work), peak_tflops=self.peak,
+            sentence_order_loss=result.sentence_order_loss, has_curriculum=has_curriculum(self.config),
+            skipped_layers=tuple(sorted(work.skipped_layers)) if self.work.skippable else None))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
     def _evaluate(self, dataset: Dataset | None, name: str) -> HeldOut | None:

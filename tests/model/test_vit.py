@@ -20,6 +20,7 @@ from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT, resized_positions
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.gradients import reduce_replicated
+from megatron_ltd.token_drop.step_work import StepWork
 from tests.gloo import run_ranks
 from tests.model.tiny import SEED, lively_weights, whole_gradients
 
@@ -39,7 +40,7 @@ def build_vit(config: ModelConfig, tp: TensorParallel, *, dropped: tuple[int, ..
     model = ViT(config, tp, StageSpan(0, LAYERS, LAYERS), drop=TokenDrop(frozenset(dropped), SEED, strata), seed=SEED)
     materialize(model, config, prefix="", seed=SEED, device=torch.device("cpu"), draw=False)
     fill(model, lively_weights(model))
-    model.stack.kept_tokens = kept
+    model.stack.work = StepWork(config.seq_length, kept)
     return model.train()
 
 

@@ -16,6 +16,7 @@ from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.token_drop.step_work import StepWork
 
 SEED = 1234
 
@@ -46,7 +47,7 @@ def build_model(config: ModelConfig, tp: TensorParallel, *, dropped: Collection[
     model = kind(config, tp, StageSpan(first, stop, config.num_layers), drop=drop, seed=SEED, recompute=recompute)
     materialize(model, config, prefix="", seed=SEED, device=torch.device("cpu"), draw=False)
     load(model, lively_weights(model))
-    model.stack.kept_tokens = config.seq_length if kept is None else kept
+    model.stack.work = StepWork(config.seq_length, config.seq_length if kept is None else kept)
     return model.train()
 
 

@@ -39,7 +39,7 @@ def schedules(draw: st.DrawFn) -> LearningRate:
         lr_warmup_init=draw(st.sampled_from([0.0, 1e-6])),
         lr_wsd_decay_style=draw(st.sampled_from(["exponential", "linear", "cosine"])))
     warmup = draw(st.integers(0, decay - 1))
-    return LearningRate(optimizer, LearningRateSpans("steps", warmup, decay, draw(st.integers(1, decay))), 8)
+    return LearningRate(optimizer, LearningRateSpans("steps", warmup, decay, draw(st.integers(1, decay))))
 
 
 @given(schedules(), st.integers(0, 600))
@@ -70,7 +70,7 @@ def test_rates_rise_to_the_peak_and_then_never_rise(schedule: LearningRate) -> N
 
 
 def test_the_first_rate_of_megatron_core_is_zero_and_ours_is_not() -> None:
-    schedule = LearningRate(OptimizerConfig(lr=PEAK), LearningRateSpans("steps", 10, 100, None), 8)
+    schedule = LearningRate(OptimizerConfig(lr=PEAK), LearningRateSpans("steps", 10, 100, None))
     assert megatron_rate(schedule, 0) == 0.0
     assert schedule.at(0, 0, 16) == pytest.approx(PEAK / 10)
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.parallel import collectives
 from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.token_drop.step_work import StepWork
 from tests.gloo import run_ranks
 from tests.model.tiny import LLAMA_LIKE, build_gpt, run, tiny_batch, tiny_config
 from tests.parallel.sharded import tensor_parallel
@@ -94,7 +95,7 @@ def traffic(rank: int, ranks: int, config: ModelConfig, sequence_parallel: bool,
     tallies = []
     for kept in kept_lengths:
         tally.clear()
-        model.stack.kept_tokens = kept
+        model.stack.work = StepWork(config.seq_length, kept)
         run(model, tiny_batch(config)).backward()
         tallies.append(dict(tally))
     return tallies

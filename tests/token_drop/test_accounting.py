@@ -1,16 +1,18 @@
 """Raw tokens, layer tokens and FLOPs of a run, counted by hand."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
 
 from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.token_drop.step_work import StepWork
 
 
 def step(consumed: Consumed, *, kept: int, samples: int = 8, layers: int = 24, dropped: int = 22,
-         flops: int = 30, full_flops: int = 100) -> Consumed:
-    return consumed.after_step(samples=samples, sequence_tokens=2048, kept_tokens=kept, layers=layers,
-                               dropped_layers=dropped, sample_flops=flops, full_sample_flops=full_flops)
+         flops: int = 30, full_flops: int = 100, sequence: int = 2048, skipped: Collection[int] = ()) -> Consumed:
+    return consumed.after_step(StepWork(sequence, kept, frozenset(skipped)), samples=samples, layers=layers,
+                               dropped_layers=range(1, dropped + 1), sample_flops=flops, full_sample_flops=full_flops)
 
 
 def test_one_step_by_hand() -> None:
@@ -19,6 +21,21 @@ def test_one_step_by_hand() -> None:
     assert consumed == Consumed(steps=1, samples=8, tokens=16_384, layer_token_sum=55_296, flops=240, full_flops=800)
     assert consumed.layer_tokens(24) == 2304
     assert consumed.saving == pytest.approx(0.7)
+
+
+def test_skipped_layers_process_nothing() -> None:
+    """Of 6 layers, 4 of which keep 128 of 2,048 tokens, one of each kind is skipped: 2,048 + 3 x 128 a sample."""
+    consumed = step(Consumed(), kept=128, samples=2, layers=6, dropped=4, skipped=(0, 3))
+    assert consumed.layer_token_sum == 2 * (2048 + 3 * 128) and consumed.tokens == 2 * 2048
+    everything = step(Consumed(), kept=128, samples=2, layers=6, dropped=4, skipped=range(6))
+    assert everything.layer_token_sum == 0 and everything.tokens == 2 * 2048
+
+
+def test_tokens_that_a_curriculum_cuts_off_are_neither_read_nor_processed() -> None:
+    consumed = step(Consumed(), kept=128, samples=2, layers=6, dropped=4, sequence=512)
+    assert consumed.tokens == 2 * 512 and consumed.layer_token_sum == 2 * (2 * 512 + 4 * 128)
+    # Layers drop only what is read: no more tokens are kept than there are.
+    assert step(Consumed(), kept=128, samples=2, layers=6, dropped=4, sequence=64).layer_token_sum == 2 * 6 * 64
 
 
 def test_without_dropping_layer_tokens_are_raw_tokens() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ltd.token_drop.sampling import kept_positions, splitmix64, stream_rows
+from megatron_ltd.token_drop.sampling import kept_positions, skipped_layers, splitmix64, stream_rows
 from tests.token_drop import splitmix_reference
 
 LENGTHS = [512, 1000, 2048, 2049, 2304, 3072, 4096, 8192, 32768]
@@ -189,3 +189,40 @@ def test_rows_of_the_stream_are_position_major() -> None:
     assert stream_rows(kept).tolist() == [0, 3, 6, 5, 8, 11]
     stream = torch.arange(12).view(6, 2)  # [s, b], value = 2 * position + sample
     assert torch.equal(stream.flatten()[stream_rows(kept)].view(3, 2), stream.gather(0, kept.t()))
+
+
+def skips(seed: int, steps: range, layers: range, rate: float) -> torch.Tensor:
+    return skipped_layers(seed, torch.tensor(list(steps)), torch.tensor(list(layers)), rate)
+
+
+def test_skipped_layers_are_those_of_unbounded_integers() -> None:
+    found = skips(1234, range(50), range(24), 0.2)
+    expected = [[splitmix_reference.finalise(splitmix_reference.state(1234, step, layer + 2**21)) >> 11 < round(
+        0.2 * 2**53) for step in range(50)] for layer in range(24)]
+    assert found.tolist() == expected
+    # A step asked for alone, or a layer, draws the same.
+    assert skips(1234, range(7, 8), range(5, 6), 0.2).tolist() == [[expected[5][7]]]
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
+def test_layers_are_skipped_as_often_as_the_rate_says_and_independently(rate: float) -> None:
+    steps, layers = 4000, 24
+    drawn = skips(7, range(steps), range(layers), rate).double()
+    sigma = math.sqrt(rate * (1.0 - rate))
+    assert abs(float(drawn.mean()) - rate) < NORMAL_QUANTILE * sigma / math.sqrt(steps * layers)
+    assert float((drawn.mean(dim=1) - rate).abs().max()) < 5.0 * sigma / math.sqrt(steps)
+    centred = (drawn - rate) / sigma
+    between_layers = (centred @ centred.t() / steps).fill_diagonal_(0.0)
+    assert float(between_layers.abs().max()) < 5.0 / math.sqrt(steps)
+    between_steps = (centred[:, 1:] * centred[:, :-1]).mean()
+    assert abs(float(between_steps)) < 4.0 / math.sqrt(steps * layers)
+    counts = torch.bincount(drawn.sum(dim=0).long(), minlength=layers + 1).double()
+    binomial = [math.comb(layers, n) * rate**n * (1.0 - rate)**(layers - n) * steps for n in range(layers + 1)]
+    likely = [n for n, expected in enumerate(binomial) if expected > 20.0]
+    statistic = sum((float(counts[n]) - binomial[n])**2 / binomial[n] for n in likely)
+    assert statistic < chi_square_bound(len(likely), NORMAL_QUANTILE)
+
+
+def test_a_higher_rate_skips_more_layers_and_never_fewer() -> None:
+    low, high, none = (skips(3, range(200), range(12), rate) for rate in (0.2, 0.4, 0.0))
+    assert bool((high | ~low).all()) and int(high.sum()) > int(low.sum()) > 0 and not bool(none.any())

@@ -104,6 +104,19 @@ def test_every_layout_gives_the_curve_and_the_weights_of_one_process(
     assert_same_tensors(saved_tensors(tmp_path / "c", 23), saved_tensors(truth[1], 23))
 
 
+def test_skipped_layers_are_the_same_on_every_layout(home: Path, tmp_path: Path) -> None:
+    skipping = {**DROPPING, "layer_drop_rate": 0.4, "train_epochs": None, "train_iters": 6}
+    found = []
+    for name, world_size, layout in (("one", 1, {}), ("four", 4, {**TP2, **ZERO_3})):
+        (tmp_path / name).mkdir()
+        found.append(run(tmp_path / name, settings(home, **skipping, save=str(tmp_path / name / "c"), **layout),
+                         world_size))
+    assert_same_curve(found[1].lines, found[0].lines)
+    drawn = [line["skipped_layers"] for line in found[0].steps]
+    assert drawn == found[1].column("skipped_layers") and len({tuple(layers) for layers in drawn}) > 2
+    assert_same_tensors(saved_tensors(tmp_path / "four" / "c", 6), saved_tensors(tmp_path / "one" / "c", 6))
+
+
 def test_folders_of_images_give_the_samples_of_the_idx_files(home: Path, tmp_path: Path) -> None:
     """In another order, so that only what does not depend on it is equal: the loss before the first update."""
     flags = {"train_epochs": None, "train_iters": 1, "global_batch_size": 90, "log_interval": 1, "lr": 1e-9}

@@ -9,6 +9,7 @@ from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, Ru
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.token_drop.importance import ImportanceTable
+from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
 from tests.gloo import run_ranks
@@ -42,8 +43,8 @@ def table_after(rank: int, ranks: int, steps: int, layout: dict[str, Any]) -> to
                                             always_drop=(0,), device=device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
     for step in range(steps):
-        train_step(model, optimizer, batch(step, mesh.dp_rank), config, learning_rate=1e-2, kept_tokens=LENGTH // 2,
-                   loss_scale=1.0, stop_level=0, device=device)
+        train_step(model, optimizer, batch(step, mesh.dp_rank), config, StepWork(LENGTH, LENGTH // 2),
+                   learning_rate=1e-2, loss_scale=1.0, stop_level=0, device=device)
     assert model.importance is not None
     return model.importance.values
 

@@ -33,6 +33,7 @@ def parsed(line: str) -> dict[str, str]:
 def test_the_numbers_of_a_step_by_hand() -> None:
     assert REPORT.fields() == {
         "step": 100, "consumed_samples": 800, "consumed_tokens": 819_200, "consumed_layer_tokens": 307_200,
+        "consumed_flops": 60 * 10**12,
         "lm_loss": 6.1234567, "grad_norm": 1.23456, "learning_rate": 1.5e-4, "global_batch_size": 8, "kept_length": 256,
         "step_seconds": 0.5, "tokens_per_second": 16_384.0, "model_flops": 6 * 10**11,
         "tflops_per_device": pytest.approx(0.3), "mfu": pytest.approx(0.15), "theoretical_saving": pytest.approx(0.4),
@@ -81,6 +82,15 @@ def test_held_out_sets(name: str) -> None:
         "step": 200, f"{name}_loss": 2.0, f"{name}_ppl": pytest.approx(7.38905609893)}
     assert held_out_line(name, 200, HeldOut(2.0)) == (
         f" {name} loss at iteration 200 | lm loss value: 2.000000E+00 | lm loss PPL: 7.389056E+00 |")
+
+
+def test_a_sequence_curriculum_and_skipped_layers_have_their_own_numbers_where_there_are_any() -> None:
+    report = replace(REPORT, sequence_tokens=512, has_curriculum=True, skipped_layers=(2, 5))
+    assert report.fields() == REPORT.fields() | {"sequence_length": 512, "skipped_layers": [2, 5],
+                                                 "tokens_per_second": 8192.0}
+    values = parsed(report.line())
+    assert values["sequence length"] == "512" and values["kept length"] == "256/  512"
+    assert "sequence length" not in REPORT.line()
 
 
 def test_the_sentence_order_has_its_own_numbers() -> None:

@@ -4,11 +4,12 @@
     D   its FLOPs
     C   FLOPs of N steps of random-LTD whose kept length grows so that a third of the layer tokens is saved: the claim
 
-Every other arm spends C, or reads the raw tokens of N steps, or both; one more arm of random-LTD spends D. FLOPs are
-those of the runs' own accounting: attention's quadratic term and head included.
+Every other arm spends C, or reads the raw tokens of N steps, or both; one more arm of random-LTD spends D. LayerDrop
+spends C in expectation. FLOPs are those of the runs' own accounting: attention's quadratic term and head included.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a ch
 from examples.experiments.compute_saving.editions import Edition
 from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import cross_layer, dropped_layers, global_batch_size, kept_length, layer_tokens
-from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.derived import global_batch_size, layer_tokens
+from megatron_ltd.model.flops import head_flops
+from megatron_ltd.train.work import WorkSchedule
+
+Flags = tuple[str, ...]
 
 SAVED_LAYER_TOKENS = 1 / 3
 PUBLISHED_GROWTH = 0.54
@@ -34,7 +38,7 @@ class Arm:
 
     name: str
     title: str
-    flags: tuple[str, ...]
+    flags: Flags
     steps: int
 
 
@@ -44,16 +48,16 @@ class Budget:
     def __init__(self, edition: Edition):
         self.edition = edition
 
-    def config(self, flags: tuple[str, ...], steps: int) -> RunConfig:
+    def config(self, flags: Flags, steps: int) -> RunConfig:
         words = ["--config", str(self.edition.config), *flags, "--train-iters", str(steps), "--vocab-size",
                  str(self.edition.vocab_size), "--mock-data"]
         return parse_run_config(words)[0]
 
-    def flops(self, flags: tuple[str, ...], steps: int) -> int:
+    def flops(self, flags: Flags, steps: int) -> int:
         """Forward and backward FLOPs of a run."""
         return run_flops(self.config(flags, steps), steps)
 
-    def steps_for(self, flags_of: Callable[[int], tuple[str, ...]], flops: int) -> int:
+    def steps_for(self, flags_of: Callable[[int], Flags], flops: int) -> int:
         """The number of steps whose FLOPs come closest, for flags that depend on it."""
         low, high = 1, 2
         while self.flops(flags_of(high), high) < flops:
@@ -66,41 +70,46 @@ class Budget:
 
 def run_flops(config: RunConfig, steps: int) -> int:
     """FLOPs of the first `steps` steps on one process."""
-    kept, dropped, cross = kept_length(config), dropped_layers(config), cross_layer(config)
-    ends = [first for first, _ in kept.changes()][1:] + [steps]
-    per_sample = sum((min(end, steps) - min(first, steps))
-                     * sample_flops(config.model, dropped, length, cross_layer=cross)
-                     for (first, length), end in zip(kept.changes(), ends, strict=True))
-    return per_sample * global_batch_size(config, 1)
+    schedule = WorkSchedule.of_run(config)
+    works = Counter(schedule.at(step) for step in range(steps))
+    return global_batch_size(config, 1) * sum(count * schedule.flops(work) for work, count in works.items())
 
 
 def arms(edition: Edition, share: float = 1.0) -> dict[str, Arm]:
     """All arms of an edition, or of one with `share` of its budget."""
     budget, steps = Budget(edition), max(4, round(edition.steps * share))
-    sequence = budget.config((), steps).model.seq_length
     linear = _linear(edition, _steps_until_full(budget, steps))
     claim, dense = budget.flops(linear, steps), budget.flops((), steps)
-    published = lambda n: _linear(edition, max(1, round(PUBLISHED_GROWTH * n)))  # noqa: E731
     halved = ("--token-drop-policy", "importance")
-    half_way = _two_stages(budget, steps, linear, sequence)
+
+    def published(n: int) -> Flags:
+        return _linear(edition, max(1, round(PUBLISHED_GROWTH * n)))
+
+    def shortened(n: int) -> Flags:
+        return _curriculum(edition, n)
+
     found = [
         Arm("dense", "dense", (), steps),
         Arm("dense_cut", "dense, fewer steps", (), budget.steps_for(lambda n: (), claim)),
         Arm("ltd", "random-LTD, 1/3 saved", linear, steps),
-        Arm("ltd_two_stages", "random-LTD, 1/3 saved, two stages", half_way, steps),
         Arm("ltd_published", "random-LTD, published growth", published(steps), steps),
         Arm("ltd_long", "random-LTD, dense's FLOPs", *_solved(budget, published, dense)),
+        Arm("ltd_two_stages", "random-LTD, 1/3 saved, two stages", _two_stages(budget, steps, linear), steps),
         Arm("token_drop", "Token Dropping", halved, budget.steps_for(lambda n: halved, claim)),
+        Arm("layer_drop", "LayerDrop", _layer_drop(budget, steps, claim), steps),
+        Arm("curriculum", "sequence curriculum", *_solved(budget, shortened, claim)),
+        Arm("curriculum_ltd", "curriculum + random-LTD",
+            *_solved(budget, lambda n: (*shortened(n), *published(n)), claim)),
     ]
     return {arm.name: arm for arm in found}
 
 
-def _solved(budget: Budget, flags_of: Callable[[int], tuple[str, ...]], flops: int) -> tuple[tuple[str, ...], int]:
+def _solved(budget: Budget, flags_of: Callable[[int], Flags], flops: int) -> tuple[Flags, int]:
     steps = budget.steps_for(flags_of, flops)
     return flags_of(steps), steps
 
 
-def _linear(edition: Edition, growth_steps: int) -> tuple[str, ...]:
+def _linear(edition: Edition, growth_steps: int) -> Flags:
     return ("--random-ltd", "--random-ltd-start-length", str(edition.start_tokens), "--random-ltd-steps",
             str(growth_steps), "--layer-token-lr")
 
@@ -118,12 +127,26 @@ def _steps_until_full(budget: Budget, steps: int) -> int:
     return min(range(1, 2 * steps), key=lambda growth_steps: abs(saved(growth_steps) - SAVED_LAYER_TOKENS))
 
 
-def _two_stages(budget: Budget, steps: int, linear: tuple[str, ...], sequence: int) -> tuple[str, ...]:
+def _two_stages(budget: Budget, steps: int, linear: Flags) -> Flags:
     """The start length and then the full one, with the FLOPs of `linear`."""
-    start = budget.edition.start_tokens
+    start, sequence = budget.edition.start_tokens, budget.config((), steps).model.seq_length
 
-    def flags(switch: int) -> tuple[str, ...]:
+    def flags(switch: int) -> Flags:
         return ("--random-ltd", "--random-ltd-length-list", f"0:{start},{switch}:{sequence}", "--layer-token-lr")
 
     aim = budget.flops(linear, steps)
     return flags(min(range(1, steps), key=lambda switch: abs(budget.flops(flags(switch), steps) - aim)))
+
+
+def _layer_drop(budget: Budget, steps: int, flops: int) -> Flags:
+    """The rate at which `steps` steps are expected to cost so much; what a run costs varies with its draws."""
+    config = budget.config((), steps)
+    dense = budget.flops((), steps)
+    of_layers = dense - 3 * head_flops(config.model) * steps * global_batch_size(config, 1)
+    return ("--layer-drop-rate", f"{(dense - flops) / of_layers:.4f}")
+
+
+def _curriculum(edition: Edition, steps: int) -> Flags:
+    return ("--seq-length-curriculum-start-length", str(edition.start_tokens), "--seq-length-curriculum-steps",
+            str(max(1, round(PUBLISHED_CURRICULUM * steps))), "--seq-length-curriculum-length-step",
+            str(edition.length_step))

@@ -37,10 +37,12 @@ class Edition:
 
 
 EDITIONS = {
-    "cpu": Edition("cpu", HERE / "cpu.toml", vocab_size=4096, steps=768, seeds=(1, 2, 3), rates=(1e-3, 2e-3, 4e-3, 8e-3),
-                   grid_share=0.25, grid_seed=1, start_tokens=64, length_step=64, jobs=2),
-    "gpu": Edition("gpu", HERE / "gpu.toml", vocab_size=16384, steps=800, seeds=(1,), rates=(5e-4, 1e-3, 2e-3, 4e-3),
-                   grid_share=0.125, grid_seed=1, start_tokens=128, length_step=128, jobs=1),
+    "cpu": Edition("cpu", HERE / "cpu.toml", vocab_size=4096, steps=768, seeds=(1, 2, 3),
+                   rates=(1e-3, 2e-3, 4e-3, 8e-3), grid_share=0.25, grid_seed=1, start_tokens=64, length_step=64,
+                   jobs=2),
+    "gpu": Edition("gpu", HERE / "gpu.toml", vocab_size=16384, steps=800, seeds=(1,),
+                   rates=(5e-4, 1e-3, 2e-3, 4e-3), grid_share=0.125, grid_seed=1, start_tokens=128, length_step=128,
+                   jobs=1),
     # A rehearsal: seconds a run, nothing to learn from its numbers.
     "rehearsal": Edition("rehearsal", HERE / "rehearsal.toml", vocab_size=320, steps=24, seeds=(1, 2),
                          rates=(1e-3, 2e-3), grid_share=0.5, grid_seed=1, start_tokens=16, length_step=16, jobs=2),

@@ -45,7 +45,7 @@ def report(known: Mapping[str, Arm], output_dir: Path, say: Callable[[str], None
     text = verdict_text(found) + "\n" + _runs_text(output_dir, found)
     (folder / "verdict.md").write_text(text)
     say(verdict_text(found))
-    say(f"tables and pictures: {folder}/index.html, table.md, verdict.md")
+    say(f"tables and pictures: {folder}/comparison.html, table.md, verdict.md")
 
 
 def verdict_text(found: Mapping[str, ArmResult]) -> str:
