@@ -62,6 +62,8 @@ setup(
         "fast": ["gigatoken>=0.10"],
         # Parquet files as input of tools/preprocess_data.py.
         "parquet": ["pyarrow>=15"],
+        # Hugging Face datasets as input of the same tool; before 4.0 a dataset could run code of its own.
+        "datasets": ["datasets>=4,<6"],
         # The trained sentence splitter that Megatron-LM uses; its data comes by python -m nltk.downloader punkt_tab.
         "sentences": ["nltk>=3.9"],
         # What --compile needs on GPUs. PyTorch's CUDA builds bring their own; nothing else has to be installed.
@@ -73,6 +75,7 @@ setup(
         "dev": [
             *PLOT,
             *VISION,
+            "datasets>=4,<6",
             "gigatoken>=0.10",
             "hypothesis>=6.100",
             "megatron-core==0.16.1",  # reference for sample order, file formats and layers

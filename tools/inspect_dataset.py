@@ -56,7 +56,7 @@ def spread(tokens: NDArray[np.integer]) -> str:
 
 def describe(corpus: IndexedCorpus, ids: tuple[int, int], everything: bool) -> list[str]:
     """The corpus in lines."""
-    documents, tokens = len(corpus.document_indices) - 1, document_tokens(corpus)
+    documents, tokens = corpus.documents, document_tokens(corpus)
     bin_bytes = corpus.tokens * corpus.dtype.itemsize
     lines = [corpus.prefix,
              f"  documents       {documents:,}, {int((tokens == 0).sum()):,} of them without a token",
@@ -133,7 +133,7 @@ def show(corpus: IndexedCorpus, number: int, tokenizer: Tokenizer | None) -> lis
     Raises:
         ConfigError: there is no such document.
     """
-    documents = len(corpus.document_indices) - 1
+    documents = corpus.documents
     if not 0 <= number < documents:
         raise ConfigError(f"--documents = {number}: {corpus.prefix} has documents 0 to {documents - 1}.")
     first, end = corpus.document_indices[number:number + 2].tolist()

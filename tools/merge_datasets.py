@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     prefixes = [prefix for path in options.input for prefix in (corpora_in(path) if os.path.isdir(path) else [path])]
     corpus = merge_corpora(prefixes, options.output_prefix)
-    print(f"Wrote {corpus.prefix}.bin and .idx from {len(prefixes)} corpora: {len(corpus.document_indices) - 1} "
+    print(f"Wrote {corpus.prefix}.bin and .idx from {len(prefixes)} corpora: {corpus.documents} "
           f"documents, {len(corpus)} sequences, {corpus.tokens} tokens of type {corpus.dtype.name}.")
 
 

@@ -9,9 +9,10 @@ For BERT, --split-sentences makes every sentence a sequence, in `{output-prefix}
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
 Input is loose JSON (an object a line) in plain, .gz or .zst files, or .parquet (a row a document); a .txt file is one
-document. Each --json-keys makes a corpus of its own. The output does not depend on --workers. A line that holds
-no document ends the run with exit code 21 and its place; --on-bad-line leaves such lines out (skip), or keeps them
-beside the output too (quarantine: {output-prefix}_rejected.jsonl, and .txt with the reasons).
+document; or the rows of a Hugging Face dataset (--hf-dataset). Each --json-keys makes a corpus of its own. The output
+does not depend on --workers. A line that holds no document ends the run with exit code 21 and its place; --on-bad-line
+leaves such lines out (skip), or keeps them beside the output too (quarantine: {output-prefix}_rejected.jsonl, and .txt
+with the reasons).
 
 A corpus gets its name when it is complete. After a kill or a failure the same command with --resume goes on.
 """
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.encoding import EncodingPlan
 from megatron_ltd.data.fast_bpe import ENGINES
+from megatron_ltd.data.hf_input import HfSource
 from megatron_ltd.data.preprocess import CHECKPOINT_SECONDS, Progress, preprocess
 from megatron_ltd.data.run_state import state_path
 from megatron_ltd.data.sentences import SPLITTERS, SentencePlan
@@ -45,7 +47,13 @@ NOT_HERE = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs, in order")
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="files, folders or globs, in order")
+    parser.add_argument("--hf-dataset", metavar="NAME", help="instead of --input, a dataset of Hugging Face's library: "
+                        "a folder that save_to_disk wrote, a folder or file of data, or a name on the hub")
+    parser.add_argument("--hf-config", metavar="NAME", help="configuration of --hf-dataset")
+    parser.add_argument("--hf-split", metavar="SPLIT", help="split of --hf-dataset (default: train)")
+    parser.add_argument("--hf-streaming", action="store_true",
+                        help="read --hf-dataset without copying it to this machine")
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
     parser.add_argument("--split-sentences", action="store_true", help="every sentence is a sequence of its own (BERT)")
@@ -89,6 +97,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         for flag in (flag for flag in given if given[flag]):
             raise ConfigError(f"{flag} means nothing without --split-sentences; add that, or leave {flag} out: whole "
                               "documents are kept as they are.")
+    if (options.input is None) == (options.hf_dataset is None):
+        raise ConfigError("Give --input or --hf-dataset, one of the two: what is to be tokenized.")
+    for flag in ("--hf-config", "--hf-split", "--hf-streaming"):
+        if getattr(options, flag[2:].replace("-", "_")) and options.hf_dataset is None:
+            raise ConfigError(f"{flag} means nothing without --hf-dataset; add that, or leave {flag} out.")
     if len(set(options.json_keys)) < len(options.json_keys):
         raise ConfigError(f"--json-keys = {' '.join(options.json_keys)}: a key is given twice.")
     return options
@@ -118,7 +131,9 @@ def run(options: argparse.Namespace) -> None:
         rejected = progress.rejected
         print(progress.line(), file=sys.stderr, flush=True)
 
-    written = preprocess(plan, expand_inputs(options.input), options.output_prefix, options.workers, report,
+    inputs: list[str | HfSource] = list(expand_inputs(options.input)) if options.hf_dataset is None else \
+        [HfSource(options.hf_dataset, options.hf_config, options.hf_split or "train", options.hf_streaming)]
+    written = preprocess(plan, inputs, options.output_prefix, options.workers, report,
                          options.log_interval, options.resume, options.checkpoint_seconds)
     if rejected:
         kept = f"; they are in {options.output_prefix}_rejected.jsonl, the reasons in .txt" \

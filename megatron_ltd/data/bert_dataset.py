@@ -37,7 +37,7 @@ class BertDataset:
         if len(corpus) and np.diff(corpus.document_indices).max(initial=0) < 2:
             raise DataError(
                 f"Corpus {corpus.prefix} holds whole documents ({len(corpus)} sequences in "
-                f"{len(corpus.document_indices) - 1} documents), and BERT reads sentences. Write it with "
+                f"{corpus.documents} documents), and BERT reads sentences. Write it with "
                 "tools/preprocess_data.py --split-sentences, which names it ..._sentence.")
         self.corpus, self.form, self._seed = corpus, form, seed
         key: dict[str, Any] = {
@@ -51,7 +51,7 @@ class BertDataset:
                 form.least_sentences),))
         except DataError as error:
             raise DataError(f"Corpus {corpus.prefix}, documents [{documents.start}, {documents.stop}) of "
-                            f"{len(corpus.document_indices) - 1}: {error}") from error
+                            f"{corpus.documents}: {error}") from error
         key["form"] = form.key()
         self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from megatron_ltd.data.wordpiece import MaskedVocabulary
 from megatron_ltd.errors import ConfigError, DataError
 
 _VOCABULARY_SPANS = 64
+_THREADS = 8
 
 
 class Datasets(NamedTuple):
@@ -171,6 +173,7 @@ class _Builder:
             return self.part(split, prefixes[0], bounds, num_samples)
         if source.weights is None:
             return self.epoch(split, prefixes, bounds, num_samples)
+        self.open(prefixes)
         weights = normalize(source.weights)
         index = BlendIndex(weights, sum(dataset_sizes(num_samples, weights)), cache)
         datasets = []
@@ -184,6 +187,7 @@ class _Builder:
 
     def epoch(self, split: str, prefixes: Sequence[str], bounds: Bounds, num_samples: int | None = None) -> Dataset:
         """One epoch of the corpora of a split, or the first samples of it."""
+        self.open(prefixes)
         datasets = [self.part(split, prefix, bounds, None) for prefix in prefixes]
         if len(datasets) == 1 and num_samples is None:
             return datasets[0]
@@ -201,7 +205,7 @@ class _Builder:
         """One split of one corpus: of its sequences for GPT, of its documents for BERT."""
         corpus, form, data = self.corpus(prefix), self.form, self.config.data
         unit, count = ("sequences", len(corpus)) if isinstance(form, GPTSampleForm) else \
-            ("documents", len(corpus.document_indices) - 1)
+            ("documents", corpus.documents)
         part = split_range(bounds, count)
         if not part:
             raise DataError(
@@ -215,12 +219,25 @@ class _Builder:
 
     def corpus(self, prefix: str) -> IndexedCorpus:
         if prefix not in self.corpora:
-            corpus = IndexedCorpus(prefix)
-            check_manifest(corpus, self.tokenizer)
-            smallest, largest = corpus.token_id_range(spans=_VOCABULARY_SPANS)
-            if smallest < 0 or largest >= self.form.vocab_size:
-                raise DataError(
-                    f"Corpus {prefix} holds token ids from {smallest} to {largest}, and the tokenizer has ids in "
-                    f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")
-            self.corpora[prefix] = corpus
+            self.corpora[prefix] = self._opened(prefix)
         return self.corpora[prefix]
+
+    def open(self, prefixes: Sequence[str]) -> None:
+        """Opens corpora, several at a time, for it is mostly disks that this waits for. The first error is raised."""
+        new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self.corpora]
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="corpora") as pool:
+            try:
+                self.corpora.update(zip(new, pool.map(self._opened, new), strict=True))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _opened(self, prefix: str) -> IndexedCorpus:
+        corpus = IndexedCorpus(prefix)
+        check_manifest(corpus, self.tokenizer)
+        smallest, largest = corpus.token_id_range(spans=_VOCABULARY_SPANS)
+        if smallest < 0 or largest >= self.form.vocab_size:
+            raise DataError(
+                f"Corpus {prefix} holds token ids from {smallest} to {largest}, and the tokenizer has ids in "
+                f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")
+        return corpus

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_ltd.data.text_input import Block
+from megatron_ltd.data.text_input import LARGEST_DOCUMENT_BYTES, Block
 from megatron_ltd.errors import DataError
 
 _EXCERPT_BYTES = 80
@@ -74,18 +74,26 @@ def _sorted_rows(block: Block, columns: tuple[tuple[object, ...], ...], json_key
     texts: list[list[str]] = [[] for _ in json_keys]
     bad: list[BadLine] = []
     for number, row in enumerate(zip(*columns, strict=True)):
-        wrong = next((key for key, text in zip(json_keys, row, strict=True) if not isinstance(text, str)), None)
-        if wrong is not None:
-            shown = json.dumps(dict(zip(json_keys, row, strict=True)), ensure_ascii=False, default=repr).encode()
-            found = type(row[json_keys.index(wrong)]).__name__
-            bad.append(BadLine(block.path, block.first_line + number, 0,
-                               f"{found} under key {wrong!r}; it must hold a string (--json-keys)", shown))
+        problem = next(filter(None, map(_problem, json_keys, row)), None)
+        if problem is not None:
+            shown = json.dumps(dict(zip(json_keys, row, strict=True)), ensure_ascii=False, default=repr)
+            bad.append(BadLine(block.path, block.first_line + number, 0, problem,
+                               shown.encode(errors="backslashreplace")))
             if len(bad) == most_bad:
                 break
             continue
         for text, column in zip(row, texts, strict=True):
             column.append(str(text))
     return texts, bad
+
+
+def _problem(key: str, text: object) -> str | None:
+    """What is wrong with a value of a table."""
+    if not isinstance(text, str):
+        return f"{type(text).__name__} under key {key!r}; it must hold a string (--json-keys)"
+    if len(text) > LARGEST_DOCUMENT_BYTES // 4 and len(text.encode()) > LARGEST_DOCUMENT_BYTES:
+        return f"more than {LARGEST_DOCUMENT_BYTES} bytes under key {key!r}; split the document"
+    return None
 
 
 def _whole(data: bytes, json_keys: Sequence[str]) -> list[str] | str:
@@ -116,7 +124,7 @@ def _texts(line: bytes, json_keys: Sequence[str]) -> list[str] | str:
         if not isinstance(text, str):
             found = f"{type(text).__name__} under" if key in document else "no"
             return f"{found} key {key!r}; it must hold a string (--json-keys)"
-        if not text.isascii():
+        if not text.isascii() and b"\\u" in line:  # the line is UTF-8: only an escape can give half of a pair
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:

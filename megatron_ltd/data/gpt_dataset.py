@@ -55,11 +55,13 @@ class GPTDataset:
             raise IndexError(f"sample {index} of {len(self)}")
         row = int(self.index.shuffle_index[index])
         (first, begin), (last, end) = self.index.sample_index[row:row + 2].tolist()
-        parts = []
-        for document in range(first, last + 1):
-            offset = begin if document == first else 0
-            length = end + LABEL_TOKENS - offset if document == last else None
-            parts.append(self.corpus.read(int(self.index.document_index[document]), offset, length))
+        documents = self.index.document_index[first:last + 1].tolist()
+        read = self.corpus.read
+        if first == last:
+            parts = [read(documents[0], begin, end + LABEL_TOKENS - begin)]
+        else:
+            parts = [read(documents[0], begin), *map(read, documents[1:-1]),
+                     read(documents[-1], 0, end + LABEL_TOKENS)]
         text = np.concatenate(parts, dtype=np.int64)
         self._check(text)
         return text
@@ -69,7 +71,8 @@ class GPTDataset:
 
     def _check(self, text: NDArray[np.int64]) -> None:
         largest = int(text.max())
-        if largest >= self.form.vocab_size or int(text.min()) < 0:
-            bad = largest if largest >= self.form.vocab_size else int(text.min())
+        smallest = 0 if self.corpus.dtype.kind == "u" else int(text.min())
+        if largest >= self.form.vocab_size or smallest < 0:
+            bad = largest if largest >= self.form.vocab_size else smallest
             raise DataError(f"Corpus {self.corpus.prefix} holds token id = {bad}, and the tokenizer has ids in "
                             f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")

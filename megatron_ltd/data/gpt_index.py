@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ltd.data.native import helpers
 from megatron_ltd.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
+_CHUNK_DOCUMENTS = 1 << 18
+_LONG_DOCUMENTS = 1 << 12  # shorter arrays are shuffled as fast by numpy
 LABEL_TOKENS = 1  # a sample reads one token beyond its length, the label of its last
 
 
@@ -82,7 +85,6 @@ def build_gpt_index(sequence_lengths: NDArray[np.int32], sequences: range, num_s
     if sequences.stop > np.iinfo(np.int32).max:
         raise DataError(f"A corpus of {len(sequence_lengths)} sequences: the index holds at most 2^31 - 1. Split the "
                         "corpus.")
-    documents = np.arange(sequences.start, sequences.stop, dtype=np.int32)
     epoch_tokens = int(sequence_lengths[sequences.start:sequences.stop].sum(dtype=np.int64))
     if epoch_tokens == 0:
         raise DataError(f"No tokens to sample from: sequences {sequences.start} to {sequences.stop} of "
@@ -97,38 +99,62 @@ def build_gpt_index(sequence_lengths: NDArray[np.int32], sequences: range, num_s
         if num_samples - earlier < int(0.80 * ((epoch_tokens - LABEL_TOKENS) // seq_length)):
             before_last = earlier
     random = np.random.RandomState(seed)
-    document_index = _document_index(documents, epochs, before_last < total_samples, random)
-    return GPTIndex(document_index, _sample_index(sequence_lengths[document_index], total_samples, seq_length),
+    document_index = _document_index(sequences, epochs, before_last < total_samples, random)
+    return GPTIndex(document_index, _sample_index(sequence_lengths, document_index, total_samples, seq_length),
                     _shuffle_index(before_last, total_samples, random))
 
 
-def _document_index(documents: NDArray[np.int32], epochs: int, last_apart: bool,
+def _document_index(sequences: range, epochs: int, last_apart: bool,
                     random: np.random.RandomState) -> NDArray[np.int32]:
-    index = np.tile(documents, epochs)
-    together = len(index) - len(documents) if last_apart else len(index)
-    random.shuffle(index[:together])
+    epoch = np.arange(sequences.start, sequences.stop, dtype=np.int32)
+    index = epoch if epochs == 1 else np.tile(epoch, epochs)
+    together = len(index) - len(sequences) if last_apart else len(index)
+    shuffle(index[:together], random)
     if last_apart:
-        random.shuffle(index[together:])
+        shuffle(index[together:], random)
     return index
 
 
-def _sample_index(lengths: NDArray[np.int32], samples: int, seq_length: int) -> NDArray[Any]:
-    """Where samples begin in the concatenation of documents of these lengths, int32 [samples + 1, 2].
+def shuffle(values: NDArray[np.int32], random: np.random.RandomState, *, native: bool = True) -> None:
+    """`random.shuffle(values)`, in a compiled loop where that is there: the same order and the same state after it."""
+    kind, key, position, *gauss = random.get_state(legacy=True)
+    module = helpers() if native and _LONG_DOCUMENTS <= len(values) < 1 << 32 else None
+    if module is None:
+        random.shuffle(values)
+        return
+    key = np.array(key, dtype=np.uint32)
+    position = module.shuffle(values, key, position)
+    random.set_state((kind, key, position, *gauss))
+
+
+def _sample_index(sequence_lengths: NDArray[np.int32], document_index: NDArray[np.int32], samples: int,
+                  seq_length: int) -> NDArray[Any]:
+    """Where samples begin in the concatenation of the documents, int32 [samples + 1, 2].
 
     A position that falls between two documents belongs to the one that holds the token there.
     """
-    ends = np.cumsum(lengths, dtype=np.int64)
-    starts = np.arange(samples + 1, dtype=np.int64) * seq_length
-    document = np.searchsorted(ends, starts, side="right")
-    offset = starts - (ends[document] - lengths[document])
-    document[0] = offset[0] = 0
-    large = max(len(lengths), int(lengths.max())) > np.iinfo(np.int32).max
-    return np.stack([document, offset], axis=1).astype(np.int64 if large else np.int32)
+    large = len(document_index) > np.iinfo(np.int32).max
+    index = np.empty((samples + 1, 2), dtype=np.int64 if large else np.int32)
+    row = tokens = 0  # before the documents of this round
+    for begin in range(0, len(document_index), _CHUNK_DOCUMENTS):
+        lengths = sequence_lengths[document_index[begin:begin + _CHUNK_DOCUMENTS]]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        end_row = min(samples, (tokens + int(ends[-1]) - 1) // seq_length) + 1
+        starts = np.arange(row, end_row, dtype=np.int64) * seq_length - tokens
+        document = np.searchsorted(ends, starts, side="right")
+        index[row:end_row, 0] = document + begin
+        index[row:end_row, 1] = starts - (ends[document] - lengths[document])
+        row, tokens = end_row, tokens + int(ends[-1])
+    index[0] = 0
+    return index
 
 
 def _shuffle_index(before_last: int, samples: int, random: np.random.RandomState) -> NDArray[Any]:
     index = np.arange(samples, dtype=np.uint32 if samples < np.iinfo(np.uint32).max - 1 else np.int64)
-    random.shuffle(index[:before_last])
-    if before_last < samples:
-        random.shuffle(index[before_last:])
+    parts = (index[:before_last], index[before_last:]) if before_last < samples else (index[:before_last],)
+    for part in parts:
+        if part.dtype == np.uint32:
+            shuffle(part.view(np.int32), random)
+        else:
+            random.shuffle(part)
     return index

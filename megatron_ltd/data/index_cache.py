@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -122,9 +123,7 @@ def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
             for array in arrays:
                 np.save(body, array, allow_pickle=False)
             stream.seek(0)
-            stream.write(body.digest())
-            stream.flush()
-            os.fsync(stream.fileno())
+            stream.write(body.digest())  # no fsync: a file that a power cut has torn fails its checksum
         os.chmod(temporary, 0o644)  # mkstemp makes files that other users of a shared cache cannot read
         os.replace(temporary, path)
     except BaseException:
@@ -132,8 +131,12 @@ def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
         raise
 
 
+@cache
 def _remove_left_over(folder: str) -> None:
-    """Partial files of processes that were killed; one that lately grew may be that of a machine without our lock."""
+    """Partial files of processes that were killed; one that lately grew may be that of a machine without our lock.
+
+    Once a process: with thousands of corpora the folder is long.
+    """
     for entry in os.scandir(folder):
         if entry.name.startswith(".") and entry.name.endswith(_PARTIAL):
             try:

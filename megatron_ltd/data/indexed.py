@@ -19,13 +19,14 @@ are read with `pread`, and a short read is an error: a memory map would kill the
 import hashlib
 import os
 import struct
-import weakref
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ltd.data.open_files import ReadFile
 from megatron_ltd.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -34,6 +35,7 @@ HEADER = struct.Struct("<9sQBQQ")
 TOKEN_DTYPES = {code: np.dtype(name) for code, name in
                 {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()}
 
+_CHUNK = 1 << 15  # numbers that are read and checked at once, so that memory is little more than what is kept
 _SCAN_TOKENS = 1 << 20
 _SPAN_TOKENS = 1 << 13
 
@@ -48,7 +50,7 @@ class IndexedCorpus:
 
     Attributes:
         sequence_lengths: tokens of each sequence, int32.
-        document_indices: sequences before each document, int64, one more than documents.
+        documents: how many there are.
         dtype: type of a token on disk.
         tokens: tokens in all sequences.
         index_sha256: SHA-256 of `.idx`.
@@ -68,16 +70,14 @@ class IndexedCorpus:
         try:
             with open(self._idx_path, "rb") as stream:
                 self._read_index(stream)
-            self._fd = os.open(self._bin_path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._fd)
-            bin_bytes = os.fstat(self._fd).st_size
+            self._bin = ReadFile(self._bin_path)
         except OSError as error:
             raise DataError(f"Corpus {prefix} cannot be read: {error}.") from error
-        self.tokens = int(self.sequence_lengths.sum(dtype=np.int64))
-        expected_bytes = self.tokens * self.dtype.itemsize
+        bin_bytes = self._bin.size_bytes
+        expected_bytes = self.tokens * self._token_bytes
         if bin_bytes != expected_bytes:
             raise _damaged(self._bin_path, min(bin_bytes, expected_bytes),
-                           f"a file of {expected_bytes} bytes ({self.tokens} tokens of {self.dtype.itemsize} bytes, "
+                           f"a file of {expected_bytes} bytes ({self.tokens} tokens of {self._token_bytes} bytes, "
                            f"as {self._idx_path} says)", f"{bin_bytes} bytes")
         self.index_sha256 = self._hash.hexdigest()
         self._hash.update(struct.pack("<Q", bin_bytes))
@@ -87,23 +87,31 @@ class IndexedCorpus:
         """Sequences in the corpus."""
         return len(self.sequence_lengths)
 
+    @property
+    def document_indices(self) -> NDArray[np.int64]:
+        """Sequences before each document, int64, one more than documents."""
+        if self._boundaries is not None:
+            return self._boundaries
+        return np.arange(self.documents + 1, dtype=np.int64)  # every document is a sequence: not kept in memory
+
     def read(self, index: int, offset: int = 0, length: int | None = None) -> TokenArray:
         """Tokens of one sequence from `offset` on: `length` of them, or all."""
-        if not 0 <= index < len(self):
+        if not 0 <= index < len(self.sequence_lengths):
             raise IndexError(f"sequence {index} of {len(self)} in {self.prefix}")
-        available = int(self.sequence_lengths[index])
+        available = self.sequence_lengths.item(index)
         length = available - offset if length is None else length
         if offset < 0 or length < 0 or offset + length > available:
             raise IndexError(f"tokens [{offset}, {offset + length}) of the {available} in sequence {index} of "
                              f"{self.prefix}")
-        return self._read_tokens(int(self._pointers[index]) // self.dtype.itemsize + offset, length)
+        size = self._token_bytes
+        return self._read_bytes(self._pointers.item(index) + offset * size, length * size)
 
     def read_sequences(self, first: int, end: int) -> TokenArray:
         """Tokens of consecutive sequences, back to back."""
         if not 0 <= first < end <= len(self):
             raise IndexError(f"sequences [{first}, {end}) of {len(self)} in {self.prefix}")
         tokens = int(self.sequence_lengths[first:end].sum(dtype=np.int64))
-        return self._read_tokens(int(self._pointers[first]) // self.dtype.itemsize, tokens)
+        return self._read_tokens(int(self._pointers[first]) // self._token_bytes, tokens)
 
     def token_id_range(self, spans: int | None = None) -> tuple[int, int]:
         """Smallest and largest token id: of the whole corpus, or of so many spans of 8,192 tokens spread evenly
@@ -122,20 +130,16 @@ class IndexedCorpus:
 
     def _read_tokens(self, first: int, count: int) -> TokenArray:
         """Tokens [first, first + count) of `.bin`."""
-        start_bytes, size_bytes = first * self.dtype.itemsize, count * self.dtype.itemsize
-        data = b""
-        while len(data) < size_bytes:
-            try:
-                more = os.pread(self._fd, size_bytes - len(data), start_bytes + len(data))
-            except OSError as error:
-                raise DataError(f"{self._bin_path}, byte {start_bytes + len(data)}: {error}.") from error
-            if not more:
-                raise _damaged(self._bin_path, start_bytes + len(data),
-                               f"{size_bytes} bytes from byte {start_bytes}", f"{len(data)}; the file has shrunk")
-            data = data + more if data else more
+        return self._read_bytes(first * self._token_bytes, count * self._token_bytes)
+
+    def _read_bytes(self, start_bytes: int, size_bytes: int) -> TokenArray:
+        data = self._bin.read(start_bytes, size_bytes) if size_bytes else b""
+        if len(data) < size_bytes:
+            raise _damaged(self._bin_path, start_bytes + len(data), f"{size_bytes} bytes from byte {start_bytes}",
+                           f"{len(data)}; the file has shrunk")
         return np.frombuffer(data, dtype=self.dtype)
 
-    def _read_index(self, stream: BinaryIO) -> None:
+    def _read_index(self, stream: BufferedReader) -> None:
         """Reads and checks all of `.idx`."""
         path, idx_bytes = self._idx_path, os.fstat(stream.fileno()).st_size
         header = stream.read(HEADER.size)
@@ -158,46 +162,81 @@ class IndexedCorpus:
             raise _damaged(path, min(idx_bytes, expected_bytes), f"a file of {expected_bytes} bytes for {sequences} "
                            f"sequences and {boundaries} document boundaries", found)
         self.dtype = TOKEN_DTYPES[code]
-        self.sequence_lengths: NDArray[np.int32] = self._read_array(stream, "<i4", sequences)
-        self._pointers: NDArray[np.int64] = self._read_array(stream, "<i8", sequences)
-        self.document_indices: NDArray[np.int64] = self._read_array(stream, "<i8", boundaries)
-        self._check_arrays()
+        self._token_bytes = self.dtype.itemsize
+        self.sequence_lengths = self._read_lengths(stream, sequences)
+        self._pointers = self._read_pointers(stream)
+        self._boundaries = self._read_boundaries(stream, boundaries)
 
-    def _read_array(self, stream: BinaryIO, dtype: str, count: int) -> NDArray[Any]:
-        start_bytes = stream.tell()
-        array = np.fromfile(stream, dtype=dtype, count=count)
-        if len(array) != count:
-            raise _damaged(self._idx_path, start_bytes, f"{count} numbers of type {dtype}", f"{len(array)}")
-        self._hash.update(array.view(np.uint8).data)
-        array.flags.writeable = False
-        return array
+    def _read_lengths(self, stream: BufferedReader, count: int) -> NDArray[np.int32]:
+        lengths = np.empty(count, dtype="<i4")
+        for begin in range(0, count, _CHUNK):
+            part = lengths[begin:begin + _CHUNK]
+            start_bytes = self._fill(stream, part)
+            if (bad := _first(part < 0)) is not None:
+                raise _damaged(self._idx_path, start_bytes + 4 * bad, f"a length >= 0 for sequence {begin + bad}",
+                               f"{part[bad]}")
+        lengths.flags.writeable = False
+        return lengths
 
-    def _check_arrays(self) -> None:
-        lengths, pointers, documents = self.sequence_lengths, self._pointers, self.document_indices
-        lengths_at = HEADER.size
-        pointers_at = lengths_at + lengths.nbytes
-        documents_at = pointers_at + pointers.nbytes
-        if (bad := _first(lengths < 0)) is not None:
-            raise _damaged(self._idx_path, lengths_at + 4 * bad, f"a length >= 0 for sequence {bad}", f"{lengths[bad]}")
-        expected = np.zeros(len(lengths), dtype=np.int64)
-        np.cumsum(lengths[:-1], dtype=np.int64, out=expected[1:])
-        expected *= self.dtype.itemsize
-        if (bad := _first(pointers != expected)) is not None:
-            raise _damaged(self._idx_path, pointers_at + 8 * bad,
-                           f"sequence {bad} to start at byte {expected[bad]}", f"{pointers[bad]}")
-        if documents[0] != 0:
-            raise _damaged(self._idx_path, documents_at, "the first document to start at sequence 0", f"{documents[0]}")
-        if (bad := _first(documents[1:] < documents[:-1])) is not None:
-            raise _damaged(self._idx_path, documents_at + 8 * (bad + 1),
-                           f"document {bad} to end at sequence {documents[bad]} or later", f"{documents[bad + 1]}")
-        if documents[-1] != len(lengths):
-            raise _damaged(self._idx_path, documents_at + 8 * (len(documents) - 1),
-                           f"the last document to end at sequence {len(lengths)}", f"{documents[-1]}")
+    def _read_pointers(self, stream: BufferedReader) -> NDArray[np.int64]:
+        """And counts the tokens."""
+        pointers = np.empty(len(self), dtype="<i8")
+        self.tokens = 0
+        for begin in range(0, len(self), _CHUNK):
+            lengths, part = self.sequence_lengths[begin:begin + _CHUNK], pointers[begin:begin + _CHUNK]
+            start_bytes = self._fill(stream, part)
+            expected = np.cumsum(lengths, dtype=np.int64)
+            tokens = int(expected[-1])
+            expected += self.tokens
+            expected -= lengths
+            expected *= self._token_bytes
+            if (bad := _first(part != expected)) is not None:
+                raise _damaged(self._idx_path, start_bytes + 8 * bad,
+                               f"sequence {begin + bad} to start at byte {expected[bad]}", f"{part[bad]}")
+            self.tokens += tokens
+        pointers.flags.writeable = False
+        return pointers
+
+    def _read_boundaries(self, stream: BufferedReader, count: int) -> NDArray[np.int64] | None:
+        """Sequences before each document; None where every document is a sequence, which needs no memory."""
+        self.documents = count - 1
+        kept: NDArray[np.int64] | None = None
+        last = 0
+        for begin in range(0, count, _CHUNK):
+            part = np.empty(min(_CHUNK, count - begin), dtype="<i8")
+            start_bytes = self._fill(stream, part)
+            if begin == 0 and part[0] != 0:
+                raise _damaged(self._idx_path, start_bytes, "the first document to start at sequence 0", f"{part[0]}")
+            bad = 0 if part[0] < last else _first(part[1:] < part[:-1], 1)  # no difference: that may overflow
+            if bad is not None:
+                raise _damaged(self._idx_path, start_bytes + 8 * bad, f"document {begin + bad - 1} to end at sequence "
+                               f"{part[bad - 1] if bad else last} or later", f"{part[bad]}")
+            if kept is None and not (part[0] == begin and (np.diff(part) == 1).all()):
+                kept = np.arange(count, dtype=np.int64)
+            if kept is not None:
+                kept[begin:begin + len(part)] = part
+            last = int(part[-1])
+        if last != len(self):
+            raise _damaged(self._idx_path, stream.tell() - 8, f"the last document to end at sequence {len(self)}",
+                           f"{last}")
+        if kept is not None:
+            kept.flags.writeable = False
+        return kept
+
+    def _fill(self, stream: BufferedReader, part: NDArray[Any]) -> int:
+        """Reads and digests numbers; the byte where they begin."""
+        start_bytes, view = stream.tell(), part.view(np.uint8).data
+        found = stream.readinto(view)
+        if found != len(view):
+            raise _damaged(self._idx_path, start_bytes, f"{len(part)} numbers of type {part.dtype}",
+                           f"{found // part.itemsize}")
+        self._hash.update(view)
+        return start_bytes
 
 
-def _first(bad: NDArray[np.bool_]) -> int | None:
-    """Position of the first True."""
-    return int(bad.argmax()) if bad.any() else None
+def _first(bad: NDArray[np.bool_], begin: int = 0) -> int | None:
+    """Position of the first True, counted from `begin`."""
+    return begin + int(bad.argmax()) if bad.any() else None
 
 
 def _damaged(path: str, offset_bytes: int, expected: str, found: str) -> DataError:

@@ -57,8 +57,9 @@ def merge_corpora(prefixes: Sequence[str], output_prefix: str) -> IndexedCorpus:
                             "manifests say so. Write one of them again.")
     with IndexedCorpusWriter(output_prefix, dtype=corpora[0].dtype) as writer:
         for corpus in corpora:
+            boundaries = corpus.document_indices
             for begin, end in _spans(corpus):
-                sequences = corpus.document_indices[begin:end + 1]
+                sequences = boundaries[begin:end + 1]
                 tokens = corpus.read_sequences(int(sequences[0]), int(sequences[-1])) \
                     if sequences[-1] > sequences[0] else np.empty(0, dtype=corpus.dtype)
                 writer.add_documents(tokens, corpus.sequence_lengths[sequences[0]:sequences[-1]], np.diff(sequences))

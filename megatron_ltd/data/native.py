@@ -8,7 +8,7 @@ from types import ModuleType
 
 from megatron_ltd.log import Console
 
-VERSION = 1
+VERSION = 2
 """Of `index_helpers.cpp`: an extension that was compiled from other source is not used."""
 
 _REMEDY = "Install again with a C++ compiler at hand (pip install -e .) to build indices of many samples quickly."

@@ -19,6 +19,7 @@ from typing import Any
 
 from megatron_ltd.data.encoding import EncodedBlock, EncodingPlan, encode_block
 from megatron_ltd.data.fast_bpe import Engine, FastBpe
+from megatron_ltd.data.hf_input import HfInput, HfSource
 from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
 from megatron_ltd.data.manifest import Manifest, SourceFacts, read_manifest
 from megatron_ltd.data.parquet_input import ParquetInput, open_input
@@ -31,7 +32,7 @@ from megatron_ltd.data.worker_processes import WorkerProcesses
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.log import Console
 
-Input = TextInput | ParquetInput
+Input = TextInput | ParquetInput | HfInput
 CHECKPOINT_SECONDS = 20.0
 
 
@@ -64,13 +65,13 @@ class WrittenCorpus:
     dtype: str
 
 
-def preprocess(plan: EncodingPlan, inputs: Sequence[str], output_prefix: str, workers: int,
+def preprocess(plan: EncodingPlan, inputs: Sequence[str | HfSource], output_prefix: str, workers: int,
                report: Callable[[Progress], None], log_interval: int = 1000, resume: bool = False,
                checkpoint_seconds: float = CHECKPOINT_SECONDS) -> list[WrittenCorpus]:
     """Writes `{output_prefix}_{key}_document`, or `_sentence`, for each key.
 
     Args:
-        inputs: files in order.
+        inputs: files and datasets in order.
         workers: processes that tokenize; 1 tokenizes in this one.
         report: called about every `log_interval` documents and at the end.
         resume: go on where an interrupted run with the same settings and files was; from the start if there is none.
@@ -94,15 +95,17 @@ def preprocess(plan: EncodingPlan, inputs: Sequence[str], output_prefix: str, wo
 class _Run:
     """One run: `write` leaves finished partial files and a state that says so."""
 
-    def __init__(self, plan: EncodingPlan, inputs: Sequence[str], output_prefix: str, resume: bool):
+    def __init__(self, plan: EncodingPlan, inputs: Sequence[str | HfSource], output_prefix: str, resume: bool):
         self.plan, self.inputs, self.output_prefix = plan, inputs, output_prefix
         self.tokenizer, remark = plan.choose_tokenizer()
         if remark is not None:
             Console().warn(remark)
-        self.files: list[Input] = [open_input(path, plan.json_keys) for path in inputs]
+        self.files: list[Input] = [
+            HfInput(source, plan.json_keys) if isinstance(source, HfSource) else open_input(source, plan.json_keys)
+            for source in inputs]
         key = _key(plan, inputs, self.tokenizer)
         found = load_state(output_prefix, key) if resume else None
-        if found is not None and not all(os.path.isfile(path) for path in inputs):
+        if found is not None and not all(isinstance(source, HfSource) or os.path.isfile(source) for source in inputs):
             raise ConfigError("--resume: --input holds a pipe, which cannot be read again from where the run was. Run "
                               "without --resume.")
         self.resumed, self.state = found is not None, found or RunState(key)
@@ -137,7 +140,7 @@ class _Run:
                     self._save()
                     last = time.monotonic()
             if self.count == 0:
-                raise DataError(f"No document in {', '.join(self.inputs)}: nothing to write.")
+                raise DataError(f"No document in {', '.join(map(str, self.inputs))}: nothing to write.")
             report(self._progress())
             for writer in self.writers:
                 writer.describe(self._manifest(writer))
@@ -213,13 +216,14 @@ class _Run:
                         self.tokenizer.digest, self.tokenizer.vocab_size, settings, sources)
 
 
-def _key(plan: EncodingPlan, inputs: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+def _key(plan: EncodingPlan, inputs: Sequence[str | HfSource], tokenizer: Tokenizer) -> dict[str, Any]:
     """All that decides the bytes of the output, by the flags that give it."""
-    found = [os.stat(path) for path in inputs]
+    found = [os.stat(path) for path in inputs if not isinstance(path, HfSource)]
     return {"--tokenizer-type": plan.tokenizer.tokenizer_type, "the tokenizer's digest": tokenizer.digest,
             "--json-keys": plan.json_keys, "--append-eod": plan.append_eod, "--on-bad-line": plan.on_bad_line,
             "--split-sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
-            "--input": list(inputs), "sizes and times of the input": [[s.st_size, s.st_mtime_ns] for s in found]}
+            "--input": list(map(str, inputs)),
+            "sizes and times of the input": [[s.st_size, s.st_mtime_ns] for s in found]}
 
 
 def _written(prefix: str) -> WrittenCorpus:

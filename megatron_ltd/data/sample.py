@@ -56,11 +56,13 @@ class GPTSampleForm:
             counting from 0: a token attends only to tokens of its own document.
         """
         tokens, labels = text[:-1], text[1:]
-        ends = tokens == self.eod
         loss_mask = np.ones(len(tokens), dtype=np.float32)
+        sample: Sample = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask}
+        if not (self.eod_mask_loss or self.reset_position_ids or self.reset_attention_mask):
+            return sample
+        ends = tokens == self.eod
         if self.eod_mask_loss:
             loss_mask[ends] = 0.0
-        sample: Sample = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask}
         if not (self.reset_position_ids or self.reset_attention_mask):
             return sample
         documents = np.zeros(len(tokens), dtype=np.int64)

@@ -15,6 +15,7 @@ from megatron_ltd.errors import DataError
 _CHUNK_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 19
 _SIGNAL_SECONDS = 0.5
+LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with its end-of-document token no longer than the format's int32 lengths can say
 INPUT_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".json", ".txt") for packed in ("", ".gz", ".zst")
                        ) + (".parquet",)
 
@@ -31,10 +32,15 @@ class _Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a document begins in a file: the number of its line (row) from 1, and its (decompressed) byte."""
+    """Where a document begins in a file: the number of its line (row) from 1, and its (decompressed) byte.
+
+    Attributes:
+        digest: SHA-256 of the rows before it, where the input has no file to be known by.
+    """
 
     line: int = 1
     byte: int = 0
+    digest: str = ""
 
 
 START = Place()
@@ -127,25 +133,36 @@ class TextInput:
         """
         place = start
         pieces: list[bytes] = []
-        held_bytes = 0
+        held_bytes = line_bytes = 0
         for chunk in _without(self._chunks(), start.byte):
+            newline = -1 if self.whole else chunk.find(b"\n")
+            if line_bytes + (len(chunk) if newline < 0 else newline) > LARGEST_DOCUMENT_BYTES:
+                line = place.line + sum(piece.count(b"\n") for piece in pieces)
+                raise self._too_long(place if self.whole else Place(line, place.byte + held_bytes - line_bytes))
             pieces.append(chunk)
             held_bytes += len(chunk)
             cut = chunk.rfind(b"\n") + 1
+            line_bytes = line_bytes + len(chunk) if newline < 0 else len(chunk) - cut
             if held_bytes < _BLOCK_BYTES or not cut or self.whole:
                 continue
             pieces[-1] = chunk[:cut]
             block = self._block(place, b"".join(pieces))
+            pieces, held_bytes, place = [chunk[cut:]], len(chunk) - cut, block.end
             yield block
-            place = block.end
-            pieces, held_bytes = [chunk[cut:]], len(chunk) - cut
+            del block  # a long document is not to be held while the next is read
         data = b"".join(pieces)
+        pieces.clear()
         if data:
             yield self._block(place, data)
 
     def _block(self, place: Place, data: bytes) -> Block:
         end = Place(place.line + data.count(b"\n"), place.byte + len(data))
         return Block(self.path, place.line, place.byte, data, self.whole, None, end, len(data))
+
+    def _too_long(self, place: Place) -> DataError:
+        return DataError(f"{self.path}:{place.line}:{place.byte}: a {'document' if self.whole else 'line'} of more "
+                         f"than {LARGEST_DOCUMENT_BYTES} bytes, the most that one may have. Split it into several "
+                         "documents (file:line:byte) and run again; nothing was written.")
 
     def _chunks(self) -> Iterator[bytes]:
         """The decompressed bytes."""

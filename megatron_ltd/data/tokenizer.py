@@ -188,14 +188,13 @@ def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
     """Byte-level BPE as in GPT-2, from vocab.json and merges.txt; ids equal those of transformers' GPT2Tokenizer."""
     files = (_readable(vocab_file, "--vocab-file"), _readable(merge_file, "--merge-file"))
     try:
-        vocab, merges = models.BPE.read_file(*files)
-        engine = tokenizers.Tokenizer(models.BPE(vocab, merges))
+        engine = tokenizers.Tokenizer(models.BPE.from_file(*files))
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{vocab_file} and {merge_file} are no vocab.json and merges.txt of GPT-2 BPE: "
                         f"{error}.") from error
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
-    if EOD_TOKENS[0] in vocab:
+    if engine.token_to_id(EOD_TOKENS[0]) is not None:
         engine.add_special_tokens([EOD_TOKENS[0]])
     return HuggingFaceEngine(engine, files, EOD_TOKENS[:1])
 

@@ -87,20 +87,20 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     if settings.finetune:
         return fresh
     restored = TrainState.from_counters(manifest.counters)
-    _note_changes(config, manifest, console)
+    before = saved_config(manifest, path)
+    _note_changes(config, before, console)
     if settings.no_load_optim:
         restored.updates = 0
-    if config.training.precision != saved_config(manifest, path).training.precision:
+    if config.training.precision != before.training.precision:
         restored.loss_scale = fresh.loss_scale
     return restored
 
 
-def _note_changes(config: RunConfig, manifest: Manifest, console: Console) -> None:
+def _note_changes(config: RunConfig, before: RunConfig, console: Console) -> None:
     """Say which settings differ from those of the run that is continued: a layout is free to change, and changed data
     or learning rate should not go unnoticed."""
-    saved, mine = manifest.config, config.to_dict()
+    saved, mine = before.to_dict(), config.to_dict()
     for section in ("training", "optimizer", "data", "token_drop", "parallel"):
         for name, value in mine[section].items():
-            before = saved.get(section, {}).get(name)
-            if before != value:
-                console.line(f"continuing with --{name.replace('_', '-')} = {value}; it was {before}")
+            if saved[section][name] != value:
+                console.line(f"continuing with --{name.replace('_', '-')} = {value}; it was {saved[section][name]}")

@@ -77,6 +77,16 @@ def test_the_compiled_blend_is_the_one_of_numpy(weights: list[float], size: int)
         assert mine.dtype == reference.dtype and np.array_equal(mine, reference)
 
 
+@pytest.mark.skipif(native.load()[0] is None, reason=native.load()[1])
+@pytest.mark.parametrize("count", [63, 64, 65, 200, 700])
+def test_the_compiled_blend_of_many_datasets_is_the_one_of_numpy(count: int) -> None:
+    random = np.random.default_rng(count)
+    for weights in (np.ones(count), 1 + np.arange(count) % 7.0, random.lognormal(0, 3, count),
+                    10.0 ** -random.integers(0, 12, count)):
+        mine, reference = (build_blend_index(weights.tolist(), 2500, native=compiled) for compiled in (True, False))
+        assert all(np.array_equal(one, other) for one, other in zip(mine, reference, strict=True))
+
+
 def test_two_samples_of_three_come_from_the_heavier_dataset() -> None:
     assert build_blend_index([2, 1], 6)[0].tolist() == [0, 1, 0, 0, 1, 0]
     assert build_blend_index([1, 1], 4)[0].tolist() == [0, 1, 0, 1]

@@ -1,0 +1,98 @@
+"""Files that are read at any place, by any thread, of which there may be more than a process may have open."""
+
+import os
+import resource
+import threading
+import weakref
+from collections import deque
+
+from megatron_ltd.errors import DataError
+
+_LEFT_TO_OTHERS = 256  # of the files that the process may have open
+_LEAST_OPEN = 64
+
+
+class _Handle:
+    """A file descriptor that is closed when nobody holds it any more."""
+
+    def __init__(self, path: str):
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class ReadFile:
+    """A file of a fixed size; the one that was opened longest ago is closed when there are too many, until it is read.
+
+    Attributes:
+        size_bytes: when it was opened.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._handle: _Handle | None = _Handle(path)
+        self._identity = _identity(self._handle)
+        self.size_bytes = self._identity[2]
+        _opened(self)
+
+    def read(self, start_bytes: int, size_bytes: int) -> bytes:
+        """Bytes from a place on; fewer only where the file ends.
+
+        Raises:
+            DataError: they cannot be read, or another file has taken the name.
+        """
+        try:
+            handle = self._handle or self._reopen()
+            data = os.pread(handle.fd, size_bytes, start_bytes)
+            while len(data) < size_bytes:
+                more = os.pread(handle.fd, size_bytes - len(data), start_bytes + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise DataError(f"{self.path}, near byte {start_bytes}: {error}.") from error
+        return data
+
+    def close(self) -> None:
+        """Frees the descriptor, once no thread reads with it; reading opens the file again."""
+        self._handle = None
+
+    def _reopen(self) -> _Handle:
+        handle = _Handle(self.path)
+        if _identity(handle) != self._identity:
+            raise DataError(f"{self.path} was replaced or changed its size while it was in use. Put the file back and "
+                            "run again; a new version of a corpus needs a name of its own.")
+        self._handle = handle
+        _opened(self)
+        return handle
+
+
+def most_open() -> int:
+    """How many of these files are open at a time: what the limit of the process (ulimit -n) leaves."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(limit - _LEFT_TO_OTHERS, _LEAST_OPEN) if limit != resource.RLIM_INFINITY else 1 << 30
+
+
+_open: "deque[weakref.ref[ReadFile]]" = deque()
+_lock = threading.Lock()
+
+
+def _opened(file: ReadFile) -> None:
+    """Closes what was opened first, where that makes too many."""
+    with _lock:
+        _open.append(weakref.ref(file))
+        most = most_open()
+        while len(_open) > most:
+            oldest = _open.popleft()()
+            if oldest is not None and oldest is not file:
+                oldest.close()
+
+
+def _identity(handle: _Handle) -> tuple[int, int, int]:
+    found = os.fstat(handle.fd)
+    return found.st_dev, found.st_ino, found.st_size
