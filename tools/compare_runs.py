@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
+from tools.command_line import exit_code_of, parser_of
 from tools.comparison import figures
 from tools.comparison.arms import Arm, read_arms
 from tools.comparison.page import page
@@ -64,22 +65,14 @@ def _baseline(arms: list[Arm], name: str | None) -> Arm:
 
 
 def main(argv: list[str]) -> int:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME[@SEED]=FILE", help="arm and --metrics-file of a run; * works")
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="for tables and pictures")
     parser.add_argument("--baseline", metavar="NAME", help="arm that others are compared with (default: the first)")
     parser.add_argument("--title", help="of the tables and pictures")
     parser.add_argument("--allow-different-lengths", action="store_true",
                         help="runs of one arm may end at different steps")
-    try:
-        run(parser.parse_args(argv))
-    except UserError as error:
-        Console().error(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

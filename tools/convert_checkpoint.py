@@ -25,15 +25,14 @@ from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.train.resume import saved_config
 from megatron_ltd.train.state import TrainState
+from tools.command_line import exit_code_of, parser_of
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 TOKENIZER_SETTINGS = ("tokenizer_model", "vocab_file", "merge_file")
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--from-hf", metavar="DIR", help="folder of a Hugging Face model, with --save")
     parser.add_argument("--save", metavar="DIR", help="new folder for the checkpoint")
     parser.add_argument("--seq-length", type=int, metavar="TOKENS",
@@ -107,18 +106,16 @@ def end_of_document(settings: DataConfig, vocab_size: int | None, console: Conso
     return tokenizer.eod, tokenizer.decode([tokenizer.eod])
 
 
-def main(argv: list[str]) -> int:
+def run(args: argparse.Namespace) -> None:
     console = Console()
-    try:
-        args = parse_args(argv)
-        if args.from_hf is not None:
-            read_model(args, console)
-        else:
-            write_model(args, console)
-    except UserError as error:
-        console.error(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    return 0
+    if args.from_hf is not None:
+        read_model(args, console)
+    else:
+        write_model(args, console)
+
+
+def main(argv: list[str]) -> int:
+    return exit_code_of(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.log import Console
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch
+from tools.command_line import parser_of
 
 TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--load", required=True, metavar="DIR", help="folder of checkpoints")
     parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
     parser.add_argument("--prompt", nargs="+", required=True, metavar="TEXT", help="texts to go on with")

@@ -23,16 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 import torch
 
 from megatron_ltd.checkpoint.megatron_import import import_model
-from megatron_ltd.errors import CheckpointError, ConfigError, UserError
+from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.model.shapes import parameter_shapes
 from megatron_ltd.train.state import TrainState
+from tools.command_line import exit_code_of, parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--from-megatron", required=True, metavar="DIR", help="folder of one iteration")
     parser.add_argument("--save", required=True, metavar="DIR", help="new folder for the checkpoint")
     parser.add_argument("--vocab-size", type=int, metavar="N",
@@ -62,19 +61,16 @@ def read(path: Path) -> Any:
     return state
 
 
-def main(argv: list[str]) -> int:
-    console = Console()
-    try:
-        args = parse_args(argv)
-        path, config = import_model(Path(args.from_megatron), read, parameter_shapes, Path(args.save),
-                                    TrainState().counters(), vocab_size=args.vocab_size)
-    except UserError as error:
-        console.error(f"{type(error).__name__}: {error}")
-        return error.exit_code
+def run(args: argparse.Namespace) -> None:
+    path, config = import_model(Path(args.from_megatron), read, parameter_shapes, Path(args.save),
+                                TrainState().counters(), vocab_size=args.vocab_size)
     model = config.model
-    console.line(f"wrote {path}: {model.family}, {model.num_layers} layers x {model.hidden_size}, vocabulary "
-                 f"{model.vocab_size}; train on it with --load {args.save} --finetune --use-checkpoint-args")
-    return 0
+    Console().line(f"wrote {path}: {model.family}, {model.num_layers} layers x {model.hidden_size}, vocabulary "
+                   f"{model.vocab_size}; train on it with --load {args.save} --finetune --use-checkpoint-args")
+
+
+def main(argv: list[str]) -> int:
+    return exit_code_of(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from megatron_ltd.data.bert_mapping import LONGEST_SENTENCE_TOKENS
 from megatron_ltd.data.indexed import IndexedCorpus
 from megatron_ltd.data.manifest import Manifest, check_manifest, verify_manifest
 from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
-from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.errors import ConfigError, DataError
+from tools.command_line import exit_code_of
 
 SPANS = 64  # of the corpus that are read for token ids without --verify
 BAR = 40
@@ -193,12 +194,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    try:
-        run(parse(arguments))
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

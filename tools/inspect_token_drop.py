@@ -27,13 +27,14 @@ from megatron_ltd.derived import (
     layer_tokens,
     total_steps,
 )
-from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.pipeline_costs import work_samples
 from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.work import WorkSchedule
+from tools.command_line import exit_code_of, parser_of
 
 ROWS = 12
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
@@ -217,20 +218,12 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        usage="%(prog)s [--bert] [--world-size N] [--plot FILE] FLAGS OF THE RUN")
+    parser = parser_of(__doc__, usage="%(prog)s [--bert] [--world-size N] [--plot FILE] FLAGS OF THE RUN")
     parser.add_argument("--bert", action="store_true", help="the flags are those of a BERT run")
     parser.add_argument("--world-size", type=int, metavar="N", help="processes of the launch")
     parser.add_argument("--plot", metavar="FILE", help=".png, .svg or .pdf")
     args, flags = parser.parse_known_args(argv)
-    try:
-        run(args, flags)
-    except UserError as error:
-        Console().error(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: run(args, flags))
 
 
 if __name__ == "__main__":

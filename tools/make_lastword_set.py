@@ -17,18 +17,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.errors import DataError, UserError
+from megatron_ltd.errors import DataError
 from megatron_ltd.eval.build_lastword import LastWordOptions, build_lastword_set
 from megatron_ltd.eval.report import check_writable
 from megatron_ltd.eval.task_files import read_jsonl_texts
 from megatron_ltd.log import Console
+from tools.command_line import exit_code_of, parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     defaults = LastWordOptions()
     parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="documents that no model trains on")
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl or .jsonl.gz file")
@@ -70,12 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    try:
-        run(parse_args(argv))
-    except UserError as error:
-        Console().error(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

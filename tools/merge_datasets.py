@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.data.merge import corpora_in, merge_corpora
-from megatron_ltd.errors import UserError
+from tools.command_line import exit_code_of
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,12 +35,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    try:
-        run(parse(arguments))
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 import numpy as np
 
-from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.log import Console
+from tools.command_line import exit_code_of, parser_of
 
 TRAINING_FIELDS = ("step", "consumed_layer_tokens", "lm_loss", "kept_length")
 COLOURS = ("#1f6fb4", "#d9632b", "#2a8c5a", "#8a4fae", "#b8860b", "#c23b75", "#4a5a6a", "#17909b")
@@ -203,20 +204,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--metrics", required=True, nargs="+", metavar="FILE", help="a run's --metrics-file, or more")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of the runs (default: of the files)")
     parser.add_argument("--title", help="over the picture")
     parser.add_argument("--output", required=True, metavar="FILE", help=".png, .svg or .pdf")
-    try:
-        run(parser.parse_args(argv))
-    except UserError as error:
-        Console().error(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

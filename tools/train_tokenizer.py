@@ -28,7 +28,8 @@ from megatron_ltd.data.documents import documents
 from megatron_ltd.data.parquet_input import open_input
 from megatron_ltd.data.text_input import expand_inputs
 from megatron_ltd.data.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
-from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.errors import ConfigError, DataError
+from tools.command_line import exit_code_of
 
 EOD = "<|endoftext|>"
 BYTES = 256
@@ -154,12 +155,7 @@ def run(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""What the tools share: a parser that shows a tool's own text, and an exit code in place of a traceback."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from megatron_ltd.errors import UserError
+from megatron_ltd.log import Console
+
+
+def parser_of(doc: str | None, **settings: Any) -> argparse.ArgumentParser:
+    """A parser whose help is a module's text.
+
+    Args:
+        doc: the module's docstring.
+        settings: further ones of `ArgumentParser`.
+    """
+    summary, _, rest = (doc or "").partition("\n")
+    return argparse.ArgumentParser(description=summary, epilog=rest, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+
+def exit_code_of(run: Callable[[], None]) -> int:
+    """The exit code of a program; what the user can repair is told in one message."""
+    try:
+        run()
+    except UserError as error:
+        Console().error(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
