@@ -16,8 +16,8 @@ import pytest
 
 from examples.experiments.compute_saving.arms import Arm, Budget, arms
 from examples.experiments.compute_saving.editions import EDITIONS
-from examples.experiments.compute_saving.report import ArmResult, verdict_text
-from examples.experiments.compute_saving.runs import Run, complete_all
+from examples.experiments.compute_saving.report import ArmResult, report, verdict_text
+from examples.experiments.compute_saving.runs import Run, complete_all, digest, write_json
 from examples.experiments.compute_saving.verdict import Estimate, compute_saved, difference, estimate, in_words
 from megatron_ltd.errors import DataError
 
@@ -162,3 +162,48 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_fails_says_where_its_log_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"exit code 20; its log says why: .*seed1/log"):
         complete_all([small_run(tmp_path, 1, ("--num-query-groups", "7"))], 1, lambda line: None)
+
+
+def complete_run(folder: Path, arm: Arm, seed: int, loss: float, flops: int) -> None:
+    """A run as the driver leaves it, with a made-up curve."""
+    folder.mkdir(parents=True)
+    records: list[dict[str, Any]] = []
+    for share in (0.5, 1.0):
+        step = round(share * arm.steps)
+        records += [{"step": step, "consumed_samples": step, "consumed_tokens": 64 * step, "lm_loss": seed,
+                     "consumed_layer_tokens": 64 * step, "consumed_flops": round(share * flops), "step_seconds": 0.1},
+                    {"step": step, "validation_loss": loss + 1 - share, "validation_ppl": math.exp(loss + 1 - share)}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_json(folder / "run.json", {"arm": arm.name, "seed": seed, "rate": 1e-3, "commit": "abc"})
+    write_json(folder / "done.json", {"validation_loss": loss, "metrics_sha256": digest(folder / "metrics.jsonl")})
+
+
+def test_the_report_has_every_complete_arm_its_pictures_and_digests(tmp_path: Path) -> None:
+    known = arms(EDITIONS["rehearsal"])
+    losses = {"dense": (3.0, 3.1), "dense_cut": (3.4, 3.4), "ltd": (3.1, 3.2)}
+    for name, values in losses.items():
+        for seed, loss in enumerate(values, 1):
+            complete_run(tmp_path / "runs" / f"{name}-seed{seed}", known[name], seed, loss,
+                         4000 if name == "dense" else 2000)
+    said: list[str] = []
+    report(known, tmp_path, said.append)
+    verdict = (tmp_path / "report" / "verdict.md").read_text()
+    assert "50.0% fewer FLOPs? +0.1000 ± 0.0000 nats against dense" in verdict
+    assert "Against dense with the same FLOPs: -0.2500 ± 0.0500 nats" in verdict
+    assert digest(tmp_path / "runs" / "ltd-seed2" / "metrics.jsonl") in verdict
+    assert verdict.startswith(said[0])
+    page = (tmp_path / "report" / "comparison.html").read_text()
+    assert all(known[name].title in page for name in losses)
+    assert list((tmp_path / "report").glob("loss_flops*.png"))
+
+
+def test_the_time_of_every_arm_is_measured(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "experiments" / "compute_saving" / "timing.py"
+    done = subprocess.run([sys.executable, str(script), "--edition", "rehearsal", "--rounds", "1", "--output",
+                           str(tmp_path / "timing.md")], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "timing.md").read_text().splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
+    assert [row[0].removeprefix("| ") for row in rows] == [arm.title for arm in arms(EDITIONS["rehearsal"]).values()]
+    assert rows[0][3:5] == ["1.000", "1.000"]
+    assert all(float(row[2]) > 0 for row in rows)
