@@ -84,17 +84,22 @@ def test_the_verdict_names_the_difference_and_its_interval() -> None:
     assert "| random-LTD | 0.002 | 9 | 1.000 | 0.667 | 0.700 | 3.3000 ± 0.0577 | +0.2000 ± 0.0000 |" in text
 
 
+STEPS = 60
+
+
 def small_run(folder: Path, seed: int, flags: tuple[str, ...] = ()) -> Run:
     edition = EDITIONS["rehearsal"]
-    arguments = ("--config", str(edition.config), *flags, "--mock-data", "--vocab-size", "320", "--train-iters", "40",
-                 "--lr", "1e-3", "--seed", str(seed), "--save-interval", "10", "--eval-interval", "10")
-    return Run(folder / f"seed{seed}", "ltd", seed, 1e-3, 40, arguments, False, Budget(edition).flops(flags, 40))
+    arguments = ("--config", str(edition.config), *flags, "--mock-data", "--vocab-size", "320", "--train-iters",
+                 str(STEPS), "--lr", "1e-3", "--seed", str(seed), "--save-interval", "15", "--eval-interval", "15")
+    return Run(folder / f"seed{seed}", "ltd", seed, 1e-3, STEPS, arguments, False, Budget(edition).flops(flags, STEPS))
 
 
-DROPPING = ("--random-ltd", "--random-ltd-start-length", "16", "--random-ltd-steps", "30")
+DROPPING = ("--random-ltd", "--random-ltd-start-length", "16", "--random-ltd-steps", "45")
 DRIVER = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is not there where the tests run in the background
 from tests.test_compute_saving import DROPPING, small_run
 from examples.experiments.compute_saving.runs import complete_all
 complete_all([small_run(Path(sys.argv[1]), 1, DROPPING)], 1, print)
@@ -128,12 +133,12 @@ def test_a_driver_that_is_stopped_loses_no_run_and_counts_none_twice(tmp_path: P
         return max([0, *(record["step"] for record in curve(path))]) if path.exists() else 0
 
     first = start()
-    wait_for(lambda: steps_logged() >= 12, first)
+    wait_for(lambda: steps_logged() >= 16, first)
     first.send_signal(signal.SIGINT)
     first.wait(timeout=60)
     assert not (folder / "done.json").exists()
     second = start()
-    wait_for(lambda: steps_logged() >= 24, second)
+    wait_for(lambda: steps_logged() >= 32, second)
     second.kill()  # the run itself lives on, and keeps its folder
     second.wait()
     third = start()
@@ -141,7 +146,7 @@ def test_a_driver_that_is_stopped_loses_no_run_and_counts_none_twice(tmp_path: P
     assert curve(folder / "metrics.jsonl") == curve(tmp_path / "whole" / "seed1" / "metrics.jsonl")
     done = json.loads((folder / "done.json").read_text())
     assert done["validation_loss"] == whole["whole/seed1"]["validation_loss"]
-    assert curve(folder / "metrics.jsonl")[-2]["consumed_flops"] == Budget(EDITIONS["rehearsal"]).flops(DROPPING, 40)
+    assert curve(folder / "metrics.jsonl")[-2]["consumed_flops"] == Budget(EDITIONS["rehearsal"]).flops(DROPPING, STEPS)
     before = (folder / "log").stat().st_size
     complete_all([small_run(tmp_path / "cut", 1, DROPPING)], 1, lambda line: None)
     assert (folder / "log").stat().st_size == before, "a complete run was started again"

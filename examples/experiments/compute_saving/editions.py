@@ -40,9 +40,9 @@ EDITIONS = {
     "cpu": Edition("cpu", HERE / "cpu.toml", vocab_size=4096, steps=768, seeds=(1, 2, 3),
                    rates=(1e-3, 2e-3, 4e-3, 8e-3), grid_share=0.25, grid_seed=1, start_tokens=64, length_step=64,
                    jobs=2),
-    # Three times as long with one seed: does what the shorter runs show last?
-    "cpu-long": Edition("cpu-long", HERE / "cpu.toml", vocab_size=4096, steps=2304, seeds=(1,), rates=(2e-3, 4e-3),
-                        grid_share=1 / 12, grid_seed=1, start_tokens=64, length_step=64, jobs=2),
+    # Twice as long with one seed: does what the shorter runs show last?
+    "cpu-long": Edition("cpu-long", HERE / "cpu.toml", vocab_size=4096, steps=1536, seeds=(1,), rates=(2e-3, 4e-3),
+                        grid_share=1 / 8, grid_seed=1, start_tokens=64, length_step=64, jobs=2),
     "gpu": Edition("gpu", HERE / "gpu.toml", vocab_size=16384, steps=800, seeds=(1,),
                    rates=(5e-4, 1e-3, 2e-3, 4e-3), grid_share=0.125, grid_seed=1, start_tokens=128, length_step=128,
                    jobs=1),
