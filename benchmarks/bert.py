@@ -26,9 +26,9 @@ from megatron_ltd.config import (
     TokenDropConfig,
     TrainingConfig,
 )
-from megatron_ltd.derived import cross_layer, dropped_layers, predictions_per_sample
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.plan.derived import cross_layer, dropped_layers, predictions_per_sample
 from megatron_ltd.token_drop.importance import ImportanceTable
 from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train import launch

@@ -24,12 +24,12 @@ from lm_eval.models.huggingface import HFLM
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from benchmarks import machine
-from megatron_ltd.data.tokenizer import gpt2_bpe_tokenizer
-from megatron_ltd.eval.choices import requests
+from megatron_ltd.data.text.tokenizer import gpt2_bpe_tokenizer
 from megatron_ltd.eval.results import EvalOptions
 from megatron_ltd.eval.scorer import build_scorer
-from megatron_ltd.eval.task_files import find_task_file
-from megatron_ltd.eval.tasks import CHOICE_TASKS
+from megatron_ltd.eval.tasks.choices import requests
+from megatron_ltd.eval.tasks.names import CHOICE_TASKS
+from megatron_ltd.eval.tasks.task_files import find_task_file
 from megatron_ltd.train import launch
 from tools import convert_checkpoint
 

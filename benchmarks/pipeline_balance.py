@@ -19,14 +19,14 @@ import torch
 
 from benchmarks import machine
 from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
-from megatron_ltd.derived import dropped_layers, start_length
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import materialize
 from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.partition import stage_spans
-from megatron_ltd.pipeline_costs import pipeline_layers, predict
+from megatron_ltd.plan.derived import dropped_layers, start_length
+from megatron_ltd.plan.pipeline_costs import pipeline_layers, predict
 from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch

@@ -28,8 +28,8 @@ import gigatoken
 import numpy as np
 import zstandard
 
-from megatron_ltd.data.fast_bpe import FastBpe
-from megatron_ltd.data.tokenizer import HuggingFaceEngine, gpt2_bpe_tokenizer
+from megatron_ltd.data.text.fast_bpe import FastBpe
+from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, gpt2_bpe_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("ours", "ours, tokenizers", "gigatoken alone", "gigatoken alone, with its own reader",

@@ -30,11 +30,11 @@ import numpy as np
 
 from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from megatron_ltd.data.build import build_datasets
-from megatron_ltd.data.gpt_dataset import GPTDataset
-from megatron_ltd.data.indexed import HEADER, MAGIC, VERSION, IndexedCorpus
+from megatron_ltd.data.corpus.indexed import HEADER, MAGIC, VERSION, IndexedCorpus
+from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.loader import Loader
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
-from megatron_ltd.data.tokenizer import NullTokenizer
+from megatron_ltd.data.text.tokenizer import NullTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB_SIZE = 50257

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.data.image_files import IdxImages, ImageShape
+from megatron_ltd.data.vision.image_files import IdxImages, ImageShape
 from megatron_ltd.errors import UserError
 from megatron_ltd.log import Console
 

@@ -6,8 +6,8 @@ exists there. Values that follow from others are properties, never written back.
 
 One file on purpose, however long: it is the one list of settings, half of it their documentation.
 
-Precedence: the defaults here < `--config file.toml` < flags. `megatron_ltd.cli` builds a `RunConfig`,
-`megatron_ltd.config_checks` finds everything wrong with it at once.
+Precedence: the defaults here < `--config file.toml` < flags. `megatron_ltd.settings.cli` builds a `RunConfig`,
+`megatron_ltd.settings.checks.all` finds everything wrong with it at once.
 """
 
 import dataclasses

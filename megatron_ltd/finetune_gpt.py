@@ -2,7 +2,7 @@
 
 import sys
 
-from megatron_ltd.data.finetuning import text_epoch
+from megatron_ltd.data.finetuning.build import text_epoch
 from megatron_ltd.train import finetune
 
 

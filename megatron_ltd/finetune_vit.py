@@ -2,7 +2,7 @@
 
 import sys
 
-from megatron_ltd.data.images import image_epoch
+from megatron_ltd.data.vision.images import image_epoch
 from megatron_ltd.train import finetune
 
 

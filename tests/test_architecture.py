@@ -23,14 +23,14 @@ LEVELS = {
     "base": 0,
     "token_drop": 1, "parallel": 1,
     "model": 2, "data": 2,
-    "settings": 3, "checkpoint": 3,
-    "optim": 4,
+    "plan": 3, "checkpoint": 3,
+    "settings": 4, "optim": 4,
     "train": 5,
     "eval": 6,
     "recipe": 7,
 }
-"""A part of the package imports itself and parts of a lower level; parts of one level are strangers. What settings
-come to is a matter of the schedule, the FLOPs and the stages, so they stand above those; all of it is arithmetic."""
+"""A part of the package imports itself and parts of a lower level; parts of one level do not import each other. The plan
+of a run follows from schedules, FLOPs and stages, so it stands above those; plan and settings are arithmetic only."""
 
 BASE = {"__init__", "__version__", "config", "errors", "log"}
 RECIPES = ("pretrain_", "finetune_")
@@ -122,12 +122,10 @@ def code_lines(source: Source) -> set[int]:
 
 
 def part_of(name: str) -> str:
-    """Where `megatron_ltd.name` belongs. Files beside `config` say what settings mean, unless they are recipes."""
+    """The level that `megatron_ltd.name` belongs to."""
     if name in BASE:
         return "base"
-    if name in LEVELS:
-        return name
-    return "recipe" if name.startswith(RECIPES) else "settings"
+    return "recipe" if name.startswith(RECIPES) else name
 
 
 def may_import(importer: str, target: str) -> bool:
@@ -160,10 +158,10 @@ def test_the_import_rule_refuses_what_it_should(importer: str, target: str) -> N
 
 
 def test_settings_are_read_without_torch() -> None:
-    """A mistake in a command is told at once, and tools that only calculate start at once."""
+    """A mistake in a command is reported at once, and tools that only calculate start at once."""
     settings = sorted(source.name.removesuffix(".py").replace("/", ".") for source in sources(PACKAGE)
-                      if source.part in ("base", "settings") and not source.name.endswith("__init__.py"))
-    assert f"{PACKAGE}.config_checks" in settings
+                      if source.part in ("base", "plan", "settings") and not source.name.endswith("__init__.py"))
+    assert f"{PACKAGE}.settings.checks.all" in settings
     lines = [f"import {name}" for name in settings] + ["import sys", "sys.exit('torch' in sys.modules)"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True,
                           timeout=60, check=False)

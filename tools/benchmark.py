@@ -35,7 +35,7 @@ from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch
-from megatron_ltd.train.metrics import peak_tflops
+from megatron_ltd.train.report.metrics import peak_tflops
 
 Rows = dict[str, Callable[[], Any]]
 

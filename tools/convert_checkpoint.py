@@ -15,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.checkpoint.hf_export import SHARD_BYTES, Source, export_model
-from megatron_ltd.checkpoint.hf_import import import_model
+from megatron_ltd.checkpoint.convert.huggingface.exporting import SHARD_BYTES, Source, export_model
+from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.config import DataConfig, RunConfig
-from megatron_ltd.data.tokenizer import tokenizer_of_model
+from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.train.resume import saved_config

@@ -18,9 +18,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.tokenizer import Tokenizer, tokenizer_of_model
+from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError, DataError, UserError
-from megatron_ltd.eval.harness_tasks import HarnessTask, plan_harness, run_harness
+from megatron_ltd.eval.harness.tasks import HarnessTask, plan_harness, run_harness
 from megatron_ltd.eval.report import (
     check_format,
     check_writable,
@@ -33,7 +33,7 @@ from megatron_ltd.eval.report import (
 from megatron_ltd.eval.requests import CheckpointScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
 from megatron_ltd.eval.scorer import build_scorer
-from megatron_ltd.eval.tasks import TASKS, TaskRun, plan_tasks
+from megatron_ltd.eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.train import launch

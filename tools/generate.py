@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.data.tokenizer import tokenizer_of_model
+from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.eval.sampling import Sampling
 from megatron_ltd.eval.scorer import build_scorer

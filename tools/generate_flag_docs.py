@@ -14,10 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from megatron_ltd.flag_reference import Flag, all_flags, section_classes  # noqa: E402
-from megatron_ltd.flags_without_effect import NO_EFFECT  # noqa: E402
-from megatron_ltd.translated_flags import TRANSLATED  # noqa: E402
-from megatron_ltd.unsupported_flags import FAMILIES, SATISFIED, UNSUPPORTED  # noqa: E402
+from megatron_ltd.settings.flag_reference import Flag, all_flags, section_classes  # noqa: E402
+from megatron_ltd.settings.foreign.flags_without_effect import NO_EFFECT  # noqa: E402
+from megatron_ltd.settings.foreign.translated_flags import TRANSLATED  # noqa: E402
+from megatron_ltd.settings.foreign.unsupported_flags import FAMILIES, SATISFIED, UNSUPPORTED  # noqa: E402
 
 PAGE = ROOT / "docs" / "flags.md"
 

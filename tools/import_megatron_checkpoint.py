@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 import torch
 
-from megatron_ltd.checkpoint.megatron_import import import_model
+from megatron_ltd.checkpoint.convert.megatron.importing import import_model
 from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.model.shapes import parameter_shapes

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.bert_mapping import LONGEST_SENTENCE_TOKENS
-from megatron_ltd.data.indexed import IndexedCorpus
-from megatron_ltd.data.manifest import Manifest, check_manifest, verify_manifest
-from megatron_ltd.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_ltd.data.bert.mapping import LONGEST_SENTENCE_TOKENS
+from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from megatron_ltd.data.corpus.manifest import Manifest, check_manifest, verify_manifest
+from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError
 from tools.command_line import exit_code_of
 

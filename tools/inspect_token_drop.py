@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import CheckpointConfig, DataConfig, RunConfig
-from megatron_ltd.config_checks import check
-from megatron_ltd.derived import (
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.log import Console
+from megatron_ltd.optim.lr_schedule import LearningRate
+from megatron_ltd.plan.derived import (
     batch_ramp,
     data_parallel_size,
     dropped_layers,
@@ -27,11 +28,10 @@ from megatron_ltd.derived import (
     layer_tokens,
     total_steps,
 )
-from megatron_ltd.errors import ConfigError
-from megatron_ltd.log import Console
-from megatron_ltd.optim.lr_schedule import LearningRate
-from megatron_ltd.pipeline_costs import describe as describe_pipeline
-from megatron_ltd.pipeline_costs import work_samples
+from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
+from megatron_ltd.plan.pipeline_costs import work_samples
+from megatron_ltd.settings.checks.all import check
+from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.work import WorkSchedule
 from tools.command_line import exit_code_of, parser_of

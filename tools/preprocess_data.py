@@ -27,13 +27,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.encoding import EncodingPlan
-from megatron_ltd.data.fast_bpe import ENGINES
-from megatron_ltd.data.hf_input import HfSource
-from megatron_ltd.data.preprocess import CHECKPOINT_SECONDS, Progress, preprocess
-from megatron_ltd.data.run_state import state_path
-from megatron_ltd.data.sentences import SPLITTERS, SentencePlan
-from megatron_ltd.data.text_input import expand_inputs
+from megatron_ltd.data.preprocess.encoding import EncodingPlan
+from megatron_ltd.data.preprocess.hf_input import HfSource
+from megatron_ltd.data.preprocess.pipeline import CHECKPOINT_SECONDS, Progress, preprocess
+from megatron_ltd.data.preprocess.run_state import state_path
+from megatron_ltd.data.preprocess.text_input import expand_inputs
+from megatron_ltd.data.text.fast_bpe import ENGINES
+from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
 from megatron_ltd.errors import ConfigError, UserError
 
 NOT_HERE = {

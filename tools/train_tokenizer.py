@@ -24,10 +24,10 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from megatron_ltd.data.documents import documents
-from megatron_ltd.data.parquet_input import open_input
-from megatron_ltd.data.text_input import expand_inputs
-from megatron_ltd.data.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
+from megatron_ltd.data.preprocess.documents import documents
+from megatron_ltd.data.preprocess.parquet_input import open_input
+from megatron_ltd.data.preprocess.text_input import expand_inputs
+from megatron_ltd.data.text.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError
 from tools.command_line import exit_code_of
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.data.index_cache import cached_arrays
+from megatron_ltd.data.corpus.index_cache import cached_arrays
 from megatron_ltd.data.native import helpers
 from megatron_ltd.data.sample import Dataset, Sample
 from megatron_ltd.errors import ConfigError

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.data.bert_dataset import BertDataset
-from megatron_ltd.data.bert_sample import LEAST_TOKENS as BERT_LEAST_TOKENS
-from megatron_ltd.data.bert_sample import BertSampleForm
+from megatron_ltd.data.bert.dataset import BertDataset
+from megatron_ltd.data.bert.sample import LEAST_TOKENS as BERT_LEAST_TOKENS
+from megatron_ltd.data.bert.sample import BertSampleForm
 from megatron_ltd.data.blend import (
     SURPLUS,
     BlendedDataset,
@@ -20,14 +20,14 @@ from megatron_ltd.data.blend import (
     normalize,
     parse_blend,
 )
-from megatron_ltd.data.gpt_dataset import GPTDataset
-from megatron_ltd.data.gpt_index import SPLITS, split_bounds, split_range
-from megatron_ltd.data.indexed import IndexedCorpus
-from megatron_ltd.data.manifest import check_manifest
+from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from megatron_ltd.data.corpus.manifest import check_manifest
+from megatron_ltd.data.gpt.dataset import GPTDataset
+from megatron_ltd.data.gpt.index import SPLITS, split_bounds, split_range
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
-from megatron_ltd.data.tokenizer import MaskedTokenizer, Tokenizer
-from megatron_ltd.data.wordpiece import MaskedVocabulary
+from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
+from megatron_ltd.data.text.wordpiece import MaskedVocabulary
 from megatron_ltd.errors import ConfigError, DataError
 
 _VOCABULARY_SPANS = 64

@@ -1,5 +1,5 @@
 // The loops of index building that numpy cannot express, or not as fast: which sentences make up a BERT sample, the order
-// of a blend, and a shuffle. bert_mapping.py, blend.py and gpt_index.py hold the same in Python, and say what the results
+// of a blend, and a shuffle. bert/mapping.py, blend.py and gpt/index.py hold the same in Python, and say what the results
 // mean.
 
 #include <pybind11/numpy.h>

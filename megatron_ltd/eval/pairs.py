@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_ltd.data.tokenizer import Tokenizer
+from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval.requests import ScoreRow
 

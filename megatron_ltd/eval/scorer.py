@@ -26,13 +26,13 @@ from megatron_ltd.config import (
     RunConfig,
     TokenDropConfig,
 )
-from megatron_ltd.config_checks import check
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.decode import Decoder
 from megatron_ltd.eval.requests import Finished, ScoredRow, ScoreRow
 from megatron_ltd.eval.sampling import GREEDY, Sampling
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import gather_json
+from megatron_ltd.settings.checks.all import check
 from megatron_ltd.train import launch, state
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.resume import saved_config

@@ -1,7 +1,7 @@
 """The learning rate: a pure function of progress, with nothing to save or restore.
 
-Progress is counted in steps, samples, raw tokens or layer tokens (`megatron_ltd.lr_progress`); D is the decay length
-and W the warm-up, both from the start of the run:
+Progress is counted in steps, samples, raw tokens or layer tokens (`megatron_ltd.plan.lr_progress`); D is the decay
+length and W the warm-up, both from the start of the run:
 
     warm-up               init + (peak - init) x W'/W
     linear                min + (peak - min) (1 - r)             r = (n - W) / (D - W)
@@ -19,9 +19,9 @@ import math
 from dataclasses import dataclass
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
-from megatron_ltd.derived import layer_tokens
-from megatron_ltd.layer_tokens import LayerTokens
-from megatron_ltd.lr_progress import LearningRateSpans, learning_rate_spans
+from megatron_ltd.plan.derived import layer_tokens
+from megatron_ltd.plan.layer_tokens import LayerTokens
+from megatron_ltd.plan.lr_progress import LearningRateSpans, learning_rate_spans
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LearningRate:
 
     def at_progress(self, before: float, after: float) -> float:
         """The rate of a step that takes progress from `before` to `after`, in the unit of the spans."""
-        assert self.optimizer.lr is not None, "config_checks requires --lr"
+        assert self.optimizer.lr is not None, "the checks require --lr"
         peak, warmup = self.optimizer.lr, self.spans.warmup
         if 0 < warmup and before <= warmup:
             return self.optimizer.lr_warmup_init + (peak - self.optimizer.lr_warmup_init) * min(1.0, after / warmup)
@@ -84,7 +84,7 @@ class LearningRate:
         style = self.optimizer.lr_decay_style
         if style != "WSD":
             return _falling(style, (progress - self.spans.warmup) / (self.spans.decay - self.spans.warmup))
-        assert self.spans.final_decay is not None, "config_checks requires the length of WSD's final decay"
+        assert self.spans.final_decay is not None, "the checks require the length of WSD's final decay"
         start = self.spans.decay - self.spans.final_decay
         if progress <= start:
             return 1.0

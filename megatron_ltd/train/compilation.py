@@ -8,7 +8,7 @@ set so that one graph for each length fits, and beyond them torch raises an erro
 import torch
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import has_curriculum, kept_length, sequence_length
+from megatron_ltd.plan.derived import has_curriculum, kept_length, sequence_length
 
 GRAPHS_OF_A_LENGTH = 4
 """Training and evaluation, with and without what a cross layer attends to."""

@@ -6,21 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_ltd.checkpoint.layout import holds_nothing
-from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import Family, RunConfig
-from megatron_ltd.config_checks import check
 from megatron_ltd.data.build import Datasets
-from megatron_ltd.data.finetuning import Epoch, describe, of_epochs
-from megatron_ltd.data.images import augmented
-from megatron_ltd.data.tokenizer import Tokenizer
-from megatron_ltd.derived import global_batch_size, total_samples, total_steps
+from megatron_ltd.data.finetuning.build import Epoch, describe, of_epochs
+from megatron_ltd.data.text.tokenizer import Tokenizer
+from megatron_ltd.data.vision.images import augmented
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from megatron_ltd.recipe_checks import finetuning_violations
+from megatron_ltd.plan.derived import global_batch_size, total_samples, total_steps
+from megatron_ltd.settings.checks.all import check
+from megatron_ltd.settings.checks.recipe import finetuning_violations
+from megatron_ltd.settings.checks.vision import with_image_sizes
+from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.pretrain import read_together, require_family, run_recipe
 from megatron_ltd.train.resume import with_checkpoint_model
-from megatron_ltd.vision_checks import with_image_sizes
 
 START_TOKENS = 128
 GROWING_SHARE = 0.3

@@ -3,7 +3,7 @@
 import torch
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.data.tokenizer import Tokenizer
+from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.token_drop.importance import ImportanceTable
 

@@ -9,25 +9,25 @@ from typing import Any, TypeVar
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
-from megatron_ltd.cli import asks_for_help, parse_run_config
 from megatron_ltd.config import Family, RunConfig
-from megatron_ltd.config_checks import check, refuse
 from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
-from megatron_ltd.data.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
-from megatron_ltd.derived import global_batch_size, predictions_per_sample, total_samples
+from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, ConfigError, DataError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
-from megatron_ltd.pipeline_costs import describe as describe_pipeline
-from megatron_ltd.recipe_checks import pretraining_violations
+from megatron_ltd.plan.derived import global_batch_size, predictions_per_sample, total_samples
+from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
+from megatron_ltd.settings.checks.all import check, refuse
+from megatron_ltd.settings.checks.recipe import pretraining_violations
+from megatron_ltd.settings.cli import asks_for_help, parse_run_config
 from megatron_ltd.train import launch
 from megatron_ltd.train.best import best_writer
 from megatron_ltd.train.exits import clear_exit_record, report, write_exit_record
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.launch import Launch, Runtime
-from megatron_ltd.train.log_writers import Metrics
+from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.resume import restore, with_checkpoint_model
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.stopping import StopWatcher

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from megatron_ltd.config import ModelConfig, RunConfig
-from megatron_ltd.derived import cross_layer, dropped_layers, skippable_layers, virtual_chunks, whole_backward
 from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.decoding import DecodingGPT
 from megatron_ltd.model.gpt import GPT
@@ -22,7 +21,8 @@ from megatron_ltd.parallel.gradients import missing_gradients, reduce_replicated
 from megatron_ltd.parallel.mesh import Mesh
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
-from megatron_ltd.pipeline_costs import pipeline_layers
+from megatron_ltd.plan.derived import cross_layer, dropped_layers, skippable_layers, virtual_chunks, whole_backward
+from megatron_ltd.plan.pipeline_costs import pipeline_layers
 from megatron_ltd.token_drop.importance import ImportanceTable, LossRecord
 from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.compilation import prepare_compilation

@@ -13,28 +13,28 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_ltd.batch_ramp import BatchRamp
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.loader import Batch, Loader, microbatches
 from megatron_ltd.data.sample import Dataset
-from megatron_ltd.derived import batch_ramp, has_curriculum, total_steps
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.lr_schedule import LearningRate
+from megatron_ltd.plan.batch_ramp import BatchRamp
+from megatron_ltd.plan.derived import batch_ramp, has_curriculum, total_steps
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.launch import Runtime
-from megatron_ltd.train.log_writers import Metrics
-from megatron_ltd.train.metrics import StepReport, peak_tflops
-from megatron_ltd.train.profiling import StepProfiler
+from megatron_ltd.train.report.log_writers import Metrics
+from megatron_ltd.train.report.metrics import StepReport, peak_tflops
+from megatron_ltd.train.report.profiling import StepProfiler
+from megatron_ltd.train.report.summary import StepTimes, summary
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
 from megatron_ltd.train.stopping import StopWatcher
-from megatron_ltd.train.summary import StepTimes, summary
 from megatron_ltd.train.validate import HeldOut, held_out_loss
 from megatron_ltd.train.work import WorkSchedule
 

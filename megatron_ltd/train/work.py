@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import (
+from megatron_ltd.model.flops import work_flops
+from megatron_ltd.plan.derived import (
     cross_layer,
     dropped_layers,
     kept_length,
@@ -13,7 +14,6 @@ from megatron_ltd.derived import (
     sequence_length,
     skippable_layers,
 )
-from megatron_ltd.model.flops import work_flops
 from megatron_ltd.token_drop.sampling import skipped_layers
 from megatron_ltd.token_drop.schedule import KeptSchedule
 from megatron_ltd.token_drop.step_work import StepWork

@@ -13,8 +13,8 @@ from megatron.core.datasets.helpers_cpp import build_mapping
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split, get_blend_from_list
 
-from megatron_ltd.data.bert_masking import MaskingSettings
-from megatron_ltd.data.wordpiece import MaskedVocabulary
+from megatron_ltd.data.bert.masking import MaskingSettings
+from megatron_ltd.data.text.wordpiece import MaskedVocabulary
 
 
 def mapping(documents: np.ndarray, lengths: np.ndarray, samples: int, longest: int, short_seq_prob: float, seed: int,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ltd.data.indexed import IndexedCorpus
-from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
-from megatron_ltd.data.manifest import Manifest, file_facts, manifest_path
+from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from megatron_ltd.data.corpus.manifest import Manifest, file_facts, manifest_path
+from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
 
 Documents = Sequence[Sequence[int]]
 

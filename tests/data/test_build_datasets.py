@@ -8,8 +8,8 @@ import pytest
 from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from megatron_ltd.data.blend import BlendedDataset
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
-from megatron_ltd.data.gpt_dataset import GPTDataset
-from megatron_ltd.data.tokenizer import NullTokenizer
+from megatron_ltd.data.gpt.dataset import GPTDataset
+from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.errors import ConfigError, DataError
 from tests.data.corpora import random_documents, write_corpus
 

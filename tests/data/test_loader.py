@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from megatron_ltd.data.gpt_dataset import GPTDataset
+from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.loader import Batch, Loader, microbatches, sample_ids
 from megatron_ltd.data.mock_dataset import MockDataset
 from megatron_ltd.data.sample import GPTSampleForm, Sample

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from megatron_ltd.data.tokenizer import Tokenizer, gpt2_bpe_tokenizer
+from megatron_ltd.data.text.tokenizer import Tokenizer, gpt2_bpe_tokenizer
 from megatron_ltd.eval.requests import ScoredRow, ScoreRow
 
 EOD = 50256

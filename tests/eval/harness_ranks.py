@@ -16,7 +16,7 @@ def ask(rank: int, world_size: int, init_method: str, checkpoints: str, shared_d
     """What one rank is told of each kind of requests, and how many rows it ran."""
     with launched(Launch(rank, rank, world_size, init_method if world_size > 1 else None)):
         scorer = build_scorer(checkpoints, step=None, tensor_parallel=tp, pipeline_parallel=pp, micro_batch_size=3)
-    model = importlib.import_module("megatron_ltd.eval.harness").HarnessModel(scorer, gpt2_tokenizer(shared_data))
+    model = importlib.import_module("megatron_ltd.eval.harness.model").HarnessModel(scorer, gpt2_tokenizer(shared_data))
     instance = importlib.import_module("lm_eval.api.instance").Instance
     answers = []
     for kind, arguments in requests:

@@ -13,7 +13,7 @@ from megatron_ltd.eval.results import EvalOptions
 from tests.checkpoint.hugging_face import read_in
 from tests.eval import harness, stories
 from tests.eval.task_ranks import evaluate
-from tests.eval.test_choice_agreement import harness_docs, task_file
+from tests.eval.tasks.test_choice_agreement import harness_docs, task_file
 from tests.gloo import launch_ranks
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")

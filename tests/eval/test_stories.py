@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_ltd.data.tokenizer import SentencePieceTokenizer
+from megatron_ltd.data.text.tokenizer import SentencePieceTokenizer
 from megatron_ltd.eval.requests import ScoreRow
 from megatron_ltd.eval.scorer import ModelScorer, build_scorer
 from megatron_ltd.train import launch

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification
 
-from megatron_ltd.checkpoint.hf_names import mapping
+from megatron_ltd.checkpoint.convert.huggingface.names import mapping
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.model.init import global_name, materialize

@@ -23,9 +23,9 @@ from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
 from megatron_ltd.checkpoint import io as checkpoint_io
 from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.manifest import read_manifest
-from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
-from megatron_ltd.data.sentences import RuleSplitter
-from megatron_ltd.data.wordpiece import SPECIAL_TOKENS, wordpiece_engine
+from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
+from megatron_ltd.data.text.sentences import RuleSplitter
+from megatron_ltd.data.text.wordpiece import SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.model.facts import SampleFacts
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.train.launch import Launch

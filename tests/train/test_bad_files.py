@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from megatron_ltd.data.indexed_writer import IndexedCorpusWriter
+from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
 from megatron_ltd.train import pretrain as recipe
 from tests.gloo import launch_ranks
 from tests.train.refusals import (

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from megatron_ltd.checkpoint.hf_import import import_model
+from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.layout import checkpoints
-from megatron_ltd.data.epochs import EpochDataset
-from megatron_ltd.data.indexed import IndexedCorpus
-from megatron_ltd.data.packing import PackedDataset
-from megatron_ltd.data.responses import ResponseForm, Responses, read_responses
-from megatron_ltd.data.tokenizer import NullTokenizer
+from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from megatron_ltd.data.finetuning.epochs import EpochDataset
+from megatron_ltd.data.finetuning.packing import PackedDataset
+from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read_responses
+from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.train.state import TrainState
 from tests.train.refusals import CONFIG, DATA, assert_clear, refused_in_this_process
 from tests.train.runs import TINY, Corpus, Run, run, saved_tensors

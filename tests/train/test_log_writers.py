@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from megatron_ltd.train.log_writers import Metrics, MetricsFile
+from megatron_ltd.train.report.log_writers import Metrics, MetricsFile
 from megatron_ltd.train.validate import HeldOut
 from tests.train.test_metrics import REPORT
 

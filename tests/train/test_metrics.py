@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.train.metrics import StepReport, held_out_fields, held_out_line, peak_tflops
+from megatron_ltd.train.report.metrics import StepReport, held_out_fields, held_out_line, peak_tflops
 from megatron_ltd.train.validate import HeldOut
 
 REPORT = StepReport(

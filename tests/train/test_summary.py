@@ -4,7 +4,7 @@ import pytest
 
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.step_work import StepWork
-from megatron_ltd.train.summary import StepTimes, summary
+from megatron_ltd.train.report.summary import StepTimes, summary
 
 CONSUMED = Consumed(steps=9, samples=36, tokens=36 * 512, layer_token_sum=6 * 36 * 256 + 1, flops=60, full_flops=80)
 

@@ -17,10 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a checkout that is not installed
 
 from examples.experiments.compute_saving.editions import Edition
-from megatron_ltd.cli import parse_run_config
 from megatron_ltd.config import RunConfig
-from megatron_ltd.derived import global_batch_size, layer_tokens
 from megatron_ltd.model.flops import head_flops
+from megatron_ltd.plan.derived import global_batch_size, layer_tokens
+from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.train.work import WorkSchedule
 
 Flags = tuple[str, ...]

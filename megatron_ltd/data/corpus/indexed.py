@@ -1,0 +1,255 @@
+"""Reads a Megatron corpus: `{prefix}.bin` is token ids back to back, `{prefix}.idx` says where sequences begin.
+
+Layout of `.idx`, little-endian, S sequences and D = documents + 1 boundaries:
+
+    offset     bytes  field
+    0          9      b"MMIDIDX" and two zero bytes
+    9          8      version, 1
+    17         1      code of the token type
+    18         8      S
+    26         8      D
+    34         4 S    tokens of each sequence, int32
+    34 + 4 S   8 S    where each sequence starts in .bin, in bytes, int64
+    34 + 12 S  8 D    number of sequences before each document, from 0 to S, int64
+
+Every field is checked when the corpus is opened, so that a damaged file is refused before a token is served. Tokens
+are read with `pread`, and a short read is an error: a memory map would kill the process if the file shrank.
+"""
+
+import hashlib
+import os
+import struct
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ltd.data.corpus.open_files import ReadFile
+from megatron_ltd.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+TOKEN_DTYPES = {code: np.dtype(name) for code, name in
+                {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()}
+
+_CHUNK = 1 << 15  # numbers that are read and checked at once, so that memory is little more than what is kept
+_SCAN_TOKENS = 1 << 20
+_SPAN_TOKENS = 1 << 13
+
+TokenArray = NDArray[np.integer[Any]]
+
+
+class IndexedCorpus:
+    """An opened corpus; safe to read from several threads.
+
+    Args:
+        prefix: path of the two files without `.bin` and `.idx`.
+
+    Attributes:
+        sequence_lengths: tokens of each sequence, int32.
+        documents: how many there are.
+        dtype: type of a token on disk.
+        tokens: tokens in all sequences.
+        index_sha256: SHA-256 of `.idx`.
+        content_digest: SHA-256 of the bytes of `.idx` and the size of `.bin`.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not match the other.
+    """
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+        self._bin_path, self._idx_path = f"{prefix}.bin", f"{prefix}.idx"
+        for path in (self._idx_path, self._bin_path):
+            if not os.path.isfile(path):
+                raise DataError(f"Corpus {prefix}: no file {path}. {_hint(prefix)}")
+        self._hash = hashlib.sha256()
+        try:
+            with open(self._idx_path, "rb") as stream:
+                self._read_index(stream)
+            self._bin = ReadFile(self._bin_path)
+        except OSError as error:
+            raise DataError(f"Corpus {prefix} cannot be read: {error}.") from error
+        bin_bytes = self._bin.size_bytes
+        expected_bytes = self.tokens * self._token_bytes
+        if bin_bytes != expected_bytes:
+            raise _damaged(self._bin_path, min(bin_bytes, expected_bytes),
+                           f"a file of {expected_bytes} bytes ({self.tokens} tokens of {self._token_bytes} bytes, "
+                           f"as {self._idx_path} says)", f"{bin_bytes} bytes")
+        self.index_sha256 = self._hash.hexdigest()
+        self._hash.update(struct.pack("<Q", bin_bytes))
+        self.content_digest = self._hash.hexdigest()
+
+    def __len__(self) -> int:
+        """Sequences in the corpus."""
+        return len(self.sequence_lengths)
+
+    @property
+    def document_indices(self) -> NDArray[np.int64]:
+        """Sequences before each document, int64, one more than documents."""
+        if self._boundaries is not None:
+            return self._boundaries
+        return np.arange(self.documents + 1, dtype=np.int64)  # every document is a sequence: not kept in memory
+
+    def read(self, index: int, offset: int = 0, length: int | None = None) -> TokenArray:
+        """Tokens of one sequence from `offset` on: `length` of them, or all."""
+        if not 0 <= index < len(self.sequence_lengths):
+            raise IndexError(f"sequence {index} of {len(self)} in {self.prefix}")
+        available = self.sequence_lengths.item(index)
+        length = available - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > available:
+            raise IndexError(f"tokens [{offset}, {offset + length}) of the {available} in sequence {index} of "
+                             f"{self.prefix}")
+        size = self._token_bytes
+        return self._read_bytes(self._pointers.item(index) + offset * size, length * size)
+
+    def read_sequences(self, first: int, end: int) -> TokenArray:
+        """Tokens of consecutive sequences, back to back."""
+        if not 0 <= first < end <= len(self):
+            raise IndexError(f"sequences [{first}, {end}) of {len(self)} in {self.prefix}")
+        tokens = int(self.sequence_lengths[first:end].sum(dtype=np.int64))
+        return self._read_tokens(int(self._pointers[first]) // self._token_bytes, tokens)
+
+    def token_id_range(self, spans: int | None = None) -> tuple[int, int]:
+        """Smallest and largest token id: of the whole corpus, or of so many spans of 8,192 tokens spread evenly
+        from its first token to its last. (0, 0) for a corpus without tokens."""
+        if spans is None or spans * _SPAN_TOKENS >= self.tokens:
+            starts, count = list(range(0, self.tokens, _SCAN_TOKENS)), _SCAN_TOKENS
+        else:
+            last = self.tokens - _SPAN_TOKENS
+            starts, count = [last * i // max(spans - 1, 1) for i in range(spans)], _SPAN_TOKENS
+        smallest, largest = [], []
+        for start in starts:
+            ids = self._read_tokens(start, min(count, self.tokens - start))
+            smallest.append(int(ids.min()))
+            largest.append(int(ids.max()))
+        return min(smallest, default=0), max(largest, default=0)
+
+    def _read_tokens(self, first: int, count: int) -> TokenArray:
+        """Tokens [first, first + count) of `.bin`."""
+        return self._read_bytes(first * self._token_bytes, count * self._token_bytes)
+
+    def _read_bytes(self, start_bytes: int, size_bytes: int) -> TokenArray:
+        data = self._bin.read(start_bytes, size_bytes) if size_bytes else b""
+        if len(data) < size_bytes:
+            raise _damaged(self._bin_path, start_bytes + len(data), f"{size_bytes} bytes from byte {start_bytes}",
+                           f"{len(data)}; the file has shrunk")
+        return np.frombuffer(data, dtype=self.dtype)
+
+    def _read_index(self, stream: BufferedReader) -> None:
+        """Reads and checks all of `.idx`."""
+        path, idx_bytes = self._idx_path, os.fstat(stream.fileno()).st_size
+        header = stream.read(HEADER.size)
+        self._hash.update(header)
+        if len(header) < HEADER.size:
+            raise _damaged(path, len(header), f"a header of {HEADER.size} bytes", f"a file of {len(header)} bytes")
+        magic, version, code, sequences, boundaries = HEADER.unpack(header)
+        if magic != MAGIC:
+            raise _damaged(path, 0, f"{MAGIC!r}", f"{magic!r}")
+        if version != VERSION:
+            raise _damaged(path, 9, f"version {VERSION}", f"{version}")
+        if code not in TOKEN_DTYPES:
+            raise _damaged(path, 17, f"the code of an integer type, one of {sorted(TOKEN_DTYPES)}", f"{code}")
+        if boundaries < 1:
+            raise _damaged(path, 26, "at least 1 document boundary", "0")
+        expected_bytes = HEADER.size + 12 * sequences + 8 * boundaries
+        if idx_bytes != expected_bytes:
+            found = f"{idx_bytes} bytes" + (" (multimodal corpora are not supported)"
+                                            if idx_bytes == expected_bytes + sequences else "")
+            raise _damaged(path, min(idx_bytes, expected_bytes), f"a file of {expected_bytes} bytes for {sequences} "
+                           f"sequences and {boundaries} document boundaries", found)
+        self.dtype = TOKEN_DTYPES[code]
+        self._token_bytes = self.dtype.itemsize
+        self.sequence_lengths = self._read_lengths(stream, sequences)
+        self._pointers = self._read_pointers(stream)
+        self._boundaries = self._read_boundaries(stream, boundaries)
+
+    def _read_lengths(self, stream: BufferedReader, count: int) -> NDArray[np.int32]:
+        lengths = np.empty(count, dtype="<i4")
+        for begin in range(0, count, _CHUNK):
+            part = lengths[begin:begin + _CHUNK]
+            start_bytes = self._fill(stream, part)
+            if (bad := _first(part < 0)) is not None:
+                raise _damaged(self._idx_path, start_bytes + 4 * bad, f"a length >= 0 for sequence {begin + bad}",
+                               f"{part[bad]}")
+        lengths.flags.writeable = False
+        return lengths
+
+    def _read_pointers(self, stream: BufferedReader) -> NDArray[np.int64]:
+        """And counts the tokens."""
+        pointers = np.empty(len(self), dtype="<i8")
+        self.tokens = 0
+        for begin in range(0, len(self), _CHUNK):
+            lengths, part = self.sequence_lengths[begin:begin + _CHUNK], pointers[begin:begin + _CHUNK]
+            start_bytes = self._fill(stream, part)
+            expected = np.cumsum(lengths, dtype=np.int64)
+            tokens = int(expected[-1])
+            expected += self.tokens
+            expected -= lengths
+            expected *= self._token_bytes
+            if (bad := _first(part != expected)) is not None:
+                raise _damaged(self._idx_path, start_bytes + 8 * bad,
+                               f"sequence {begin + bad} to start at byte {expected[bad]}", f"{part[bad]}")
+            self.tokens += tokens
+        pointers.flags.writeable = False
+        return pointers
+
+    def _read_boundaries(self, stream: BufferedReader, count: int) -> NDArray[np.int64] | None:
+        """Sequences before each document; None where every document is a sequence, which needs no memory."""
+        self.documents = count - 1
+        kept: NDArray[np.int64] | None = None
+        last = 0
+        for begin in range(0, count, _CHUNK):
+            part = np.empty(min(_CHUNK, count - begin), dtype="<i8")
+            start_bytes = self._fill(stream, part)
+            if begin == 0 and part[0] != 0:
+                raise _damaged(self._idx_path, start_bytes, "the first document to start at sequence 0", f"{part[0]}")
+            bad = 0 if part[0] < last else _first(part[1:] < part[:-1], 1)  # no difference: that may overflow
+            if bad is not None:
+                raise _damaged(self._idx_path, start_bytes + 8 * bad, f"document {begin + bad - 1} to end at sequence "
+                               f"{part[bad - 1] if bad else last} or later", f"{part[bad]}")
+            if kept is None and not (part[0] == begin and (np.diff(part) == 1).all()):
+                kept = np.arange(count, dtype=np.int64)
+            if kept is not None:
+                kept[begin:begin + len(part)] = part
+            last = int(part[-1])
+        if last != len(self):
+            raise _damaged(self._idx_path, stream.tell() - 8, f"the last document to end at sequence {len(self)}",
+                           f"{last}")
+        if kept is not None:
+            kept.flags.writeable = False
+        return kept
+
+    def _fill(self, stream: BufferedReader, part: NDArray[Any]) -> int:
+        """Reads and digests numbers; the byte where they begin."""
+        start_bytes, view = stream.tell(), part.view(np.uint8).data
+        found = stream.readinto(view)
+        if found != len(view):
+            raise _damaged(self._idx_path, start_bytes, f"{len(part)} numbers of type {part.dtype}",
+                           f"{found // part.itemsize}")
+        self._hash.update(view)
+        return start_bytes
+
+
+def _first(bad: NDArray[np.bool_], begin: int = 0) -> int | None:
+    """Position of the first True, counted from `begin`."""
+    return begin + int(bad.argmax()) if bad.any() else None
+
+
+def _damaged(path: str, offset_bytes: int, expected: str, found: str) -> DataError:
+    return DataError(f"{path}, byte {offset_bytes}: expected {expected}, found {found}. The corpus is damaged or was "
+                     "not fully copied; copy it again, or write it again with tools/preprocess_data.py.")
+
+
+def _hint(prefix: str) -> str:
+    """What the user may have meant by a prefix that names no corpus."""
+    path = Path(prefix)
+    if path.suffix in (".bin", ".idx") and path.with_suffix(".idx").is_file():
+        return f"Give the prefix without {path.suffix}: {path.with_suffix('')}."
+    near = sorted(path.parent.glob(f"{path.name}_*.idx")) if path.name and path.parent.is_dir() else []
+    if near:
+        return f"Did you mean {near[0].with_suffix('')}?"
+    return "Give the prefix that tools/preprocess_data.py wrote, such as my-corpus_text_document."

@@ -1,0 +1,137 @@
+"""The documents in a block of loose JSON, an object a line, or in a file that is one document."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_ltd.data.preprocess.text_input import LARGEST_DOCUMENT_BYTES, Block
+from megatron_ltd.errors import DataError
+
+_EXCERPT_BYTES = 80
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that holds no document.
+
+    Attributes:
+        first_byte: where it begins in the (decompressed) file.
+        data: the line without its newline, or all of a file that was to be one document.
+    """
+
+    path: str
+    line: int
+    first_byte: int
+    problem: str
+    data: bytes
+
+    def __str__(self) -> str:
+        excerpt = self.data[:_EXCERPT_BYTES].decode("utf-8", errors="backslashreplace")
+        end = "..." if len(self.data) > _EXCERPT_BYTES else "."
+        return f"{self.path}:{self.line}:{self.first_byte}: {self.problem}: {excerpt!r}{end}"
+
+
+def documents(block: Block, json_keys: Sequence[str]) -> list[list[str]]:
+    """The texts of a block, for each key.
+
+    Raises:
+        DataError: a line is no JSON object with a string under every key; it names file, line and byte.
+    """
+    texts, bad = sorted_documents(block, json_keys, most_bad=1)
+    if bad:
+        raise DataError(f"{bad[0]} Correct or remove this line (file:line:byte) and run again; nothing was written.")
+    return texts
+
+
+def sorted_documents(block: Block, json_keys: Sequence[str],
+                     most_bad: int | None = None) -> tuple[list[list[str]], list[BadLine]]:
+    """The texts of a block's good lines, for each key, and its bad lines.
+
+    Args:
+        most_bad: stop at so many bad lines.
+    """
+    if block.columns is not None:
+        return _sorted_rows(block, block.columns, json_keys, most_bad)
+    texts: list[list[str]] = [[] for _ in json_keys]
+    bad: list[BadLine] = []
+    first_byte = block.first_byte
+    for number, line in enumerate([block.data] if block.whole else block.lines()):
+        found = _whole(line, json_keys) if block.whole else _texts(line, json_keys)
+        if isinstance(found, str):
+            bad.append(BadLine(block.path, block.first_line + number, first_byte, found, line))
+            if len(bad) == most_bad:
+                break
+        else:
+            for text, column in zip(found, texts, strict=True):
+                column.append(text)
+        first_byte += len(line) + 1
+    return texts, bad
+
+
+def _sorted_rows(block: Block, columns: tuple[tuple[object, ...], ...], json_keys: Sequence[str],
+                 most_bad: int | None) -> tuple[list[list[str]], list[BadLine]]:
+    """The same for a table; a row has no place in bytes, and stands among the bad lines as an object of JSON."""
+    texts: list[list[str]] = [[] for _ in json_keys]
+    bad: list[BadLine] = []
+    for number, row in enumerate(zip(*columns, strict=True)):
+        problem = next(filter(None, map(_problem, json_keys, row)), None)
+        if problem is not None:
+            shown = json.dumps(dict(zip(json_keys, row, strict=True)), ensure_ascii=False, default=repr)
+            bad.append(BadLine(block.path, block.first_line + number, 0, problem,
+                               shown.encode(errors="backslashreplace")))
+            if len(bad) == most_bad:
+                break
+            continue
+        for text, column in zip(row, texts, strict=True):
+            column.append(str(text))
+    return texts, bad
+
+
+def _problem(key: str, text: object) -> str | None:
+    """What is wrong with a value of a table."""
+    if not isinstance(text, str):
+        return f"{type(text).__name__} under key {key!r}; it must hold a string (--json-keys)"
+    if len(text) > LARGEST_DOCUMENT_BYTES // 4 and len(text.encode()) > LARGEST_DOCUMENT_BYTES:
+        return f"more than {LARGEST_DOCUMENT_BYTES} bytes under key {key!r}; split the document"
+    return None
+
+
+def _whole(data: bytes, json_keys: Sequence[str]) -> list[str] | str:
+    """The document that a file is, or what is wrong with it."""
+    try:
+        return [data.decode("utf-8")] * len(json_keys)
+    except UnicodeDecodeError as error:
+        return _not_utf8(error)
+
+
+def _texts(line: bytes, json_keys: Sequence[str]) -> list[str] | str:
+    """The text of a line under each key, or what is wrong with it."""
+    if not line.strip():
+        return "a blank line"
+    try:
+        document = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _not_utf8(error)
+    except json.JSONDecodeError as error:
+        return f"no JSON object: {error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless brackets
+        return f"no JSON object that can be read: {error}"
+    if not isinstance(document, dict):
+        return f"a JSON {type(document).__name__}, not an object"
+    texts = []
+    for key in json_keys:
+        text = document.get(key)
+        if not isinstance(text, str):
+            found = f"{type(text).__name__} under" if key in document else "no"
+            return f"{found} key {key!r}; it must hold a string (--json-keys)"
+        if not text.isascii() and b"\\u" in line:  # the line is UTF-8: only an escape can give half of a pair
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                return f"key {key!r} holds half of a surrogate pair ({text[error.start]!a})"
+        texts.append(text)
+    return texts
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: {error.reason} at byte {error.start} of the line"

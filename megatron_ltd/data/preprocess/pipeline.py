@@ -1,0 +1,233 @@
+"""Text files to corpora: read in blocks, tokenize them in worker processes, write in the order of the input.
+
+The order and the bytes of the output do not depend on the number of workers. A line that holds no document stops
+everything, with its place, and nothing is left under the names of the output; or such lines are left out
+(`rejected.py`). From time to time all that was done is brought to disk, with a note of how far that is
+(`run_state.py`), so that a run that was killed, or failed, can go on.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_ltd.data.corpus.manifest import Manifest, SourceFacts, read_manifest
+from megatron_ltd.data.corpus.partial_files import publish_corpus
+from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
+from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block
+from megatron_ltd.data.preprocess.hf_input import HfInput, HfSource
+from megatron_ltd.data.preprocess.parquet_input import ParquetInput, open_input
+from megatron_ltd.data.preprocess.rejected import RejectedLines
+from megatron_ltd.data.preprocess.run_state import RunState, load_state, remove_state, save_state
+from megatron_ltd.data.preprocess.text_input import START, Block, Place, TextInput
+from megatron_ltd.data.preprocess.worker_processes import WorkerProcesses
+from megatron_ltd.data.text.fast_bpe import Engine, FastBpe
+from megatron_ltd.data.text.tokenizer import Tokenizer
+from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.log import Console
+
+Input = TextInput | ParquetInput | HfInput
+CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; text is counted decompressed, the share by input bytes on disk (None: read from a pipe)."""
+
+    documents: int
+    text_bytes: int
+    share: float | None
+    seconds: float
+    rejected: int = 0
+
+    def line(self) -> str:
+        left = f", {100 * self.share:.0f}% of the input, about {self.seconds / self.share - self.seconds:.0f} s left" \
+            if self.share else ""
+        left += f", {self.rejected} bad lines left out" if self.rejected else ""
+        return (f"Processed {self.documents} documents ({self.documents / self.seconds:.1f} docs/s, "
+                f"{self.text_bytes / self.seconds / 1e6:.2f} MB/s){left}.")
+
+
+@dataclass(frozen=True)
+class WrittenCorpus:
+    """One corpus of the output."""
+
+    prefix: str
+    documents: int
+    sequences: int
+    tokens: int
+    dtype: str
+
+
+def preprocess(plan: EncodingPlan, inputs: Sequence[str | HfSource], output_prefix: str, workers: int,
+               report: Callable[[Progress], None], log_interval: int = 1000, resume: bool = False,
+               checkpoint_seconds: float = CHECKPOINT_SECONDS) -> list[WrittenCorpus]:
+    """Writes `{output_prefix}_{key}_document`, or `_sentence`, for each key.
+
+    Args:
+        inputs: files and datasets in order.
+        workers: processes that tokenize; 1 tokenizes in this one.
+        report: called about every `log_interval` documents and at the end.
+        resume: go on where an interrupted run with the same settings and files was; from the start if there is none.
+        checkpoint_seconds: how often to note how far the run is.
+
+    Raises:
+        ConfigError: the interrupted run had other settings or files.
+        DataError: a line or file that cannot be read, or no document at all.
+    """
+    run = _Run(plan, inputs, output_prefix, resume)
+    if not run.state.complete:
+        run.write(workers, report, log_interval, checkpoint_seconds)
+    for prefix in plan.prefixes(output_prefix):
+        publish_corpus(prefix)
+    RejectedLines("quarantine" if plan.on_bad_line == "quarantine" else "skip", output_prefix,
+                  run.state.rejected).publish()
+    remove_state(output_prefix)
+    return [_written(prefix) for prefix in plan.prefixes(output_prefix)]
+
+
+class _Run:
+    """One run: `write` leaves finished partial files and a state that says so."""
+
+    def __init__(self, plan: EncodingPlan, inputs: Sequence[str | HfSource], output_prefix: str, resume: bool):
+        self.plan, self.inputs, self.output_prefix = plan, inputs, output_prefix
+        self.tokenizer, remark = plan.choose_tokenizer()
+        if remark is not None:
+            Console().warn(remark)
+        self.files: list[Input] = [
+            HfInput(source, plan.json_keys) if isinstance(source, HfSource) else open_input(source, plan.json_keys)
+            for source in inputs]
+        key = _key(plan, inputs, self.tokenizer)
+        found = load_state(output_prefix, key) if resume else None
+        if found is not None and not all(isinstance(source, HfSource) or os.path.isfile(source) for source in inputs):
+            raise ConfigError("--resume: --input holds a pipe, which cannot be read again from where the run was. Run "
+                              "without --resume.")
+        self.resumed, self.state = found is not None, found or RunState(key)
+        for file in self.files[:self.state.file]:
+            file.read_bytes = file.size_bytes
+        sizes = [file.size_bytes for file in self.files]
+        self.size_bytes = sum(sizes) if all(sizes) else 0
+        self.started = time.monotonic() - self.state.seconds
+        self.file, self.place = self.state.file, self.state.place
+        self.count, self.text_bytes = self.state.documents, self.state.text_bytes
+
+    def write(self, workers: int, report: Callable[[Progress], None], log_interval: int,
+              checkpoint_seconds: float) -> None:
+        """Reads, tokenizes and writes all that is not yet there."""
+        with ExitStack() as stack:
+            marks = self.state.marks if self.resumed else [None] * len(self.plan.json_keys)
+            self.writers = [stack.enter_context(IndexedCorpusWriter(prefix, self.tokenizer.vocab_size, resume=mark))
+                            for prefix, mark in zip(self.plan.prefixes(self.output_prefix), marks, strict=True)]
+            self.rejected = stack.enter_context(RejectedLines(
+                "quarantine" if self.plan.on_bad_line == "quarantine" else "skip", self.output_prefix,
+                self.state.rejected))
+            if not self.resumed:
+                remove_state(self.output_prefix)
+            self.rejected.keep = self.resumed
+            last = time.monotonic()
+            for block in self._encode_in_order(workers):
+                before = self.count
+                self._add(block)
+                if self.count // log_interval > before // log_interval:
+                    report(self._progress())
+                if time.monotonic() - last >= checkpoint_seconds:
+                    self._save()
+                    last = time.monotonic()
+            if self.count == 0:
+                raise DataError(f"No document in {', '.join(map(str, self.inputs))}: nothing to write.")
+            report(self._progress())
+            for writer in self.writers:
+                writer.describe(self._manifest(writer))
+            self._save(complete=True)
+
+    def _add(self, block: EncodedBlock) -> None:
+        for writer, batch in zip(self.writers, block.documents, strict=True):
+            writer.add_documents(batch.tokens, batch.lengths, batch.sequences)
+        for bad in block.bad:
+            self.rejected.add(bad)
+        self.count += len(block.documents[0].sequences)
+        self.text_bytes += block.size_bytes
+
+    def _progress(self) -> Progress:
+        share = sum(file.read_bytes for file in self.files) / self.size_bytes if self.size_bytes else None
+        return Progress(self.count, self.text_bytes, share, max(time.monotonic() - self.started, 1e-9),
+                        self.rejected.count)
+
+    def _save(self, complete: bool = False) -> None:
+        """Brings everything so far to disk, and then the note that it is there."""
+        sources = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):self.file])
+        marks = () if complete else tuple(writer.mark() for writer in self.writers)
+        state = RunState(self.state.key, self.file, self.place, self.count, self.text_bytes,
+                         time.monotonic() - self.started, sources, self.rejected.mark(), marks, complete)
+        save_state(self.output_prefix, state)
+        self.state = state
+        self.rejected.keep = True
+        for writer in self.writers:
+            writer.keep = True
+
+    def _blocks(self) -> Iterator[tuple[int, Block]]:
+        """What is left of the input: number of the file, and block."""
+        for number in range(self.state.file, len(self.files)):
+            start = self.state.place if number == self.state.file else START
+            for block in self.files[number].blocks(start):
+                yield number, block
+
+    def _encode_in_order(self, workers: int) -> Iterator[EncodedBlock]:
+        """The blocks, tokenized, in order; `file` and `place` are then where each ends."""
+        if workers == 1:
+            for number, block in self._blocks():
+                self.file, self.place = number, block.end
+                yield encode_block(self.plan, block, self.tokenizer)
+            return
+        waiting: deque[tuple[int, Place, Future[EncodedBlock]]] = deque()
+
+        def first() -> EncodedBlock:
+            number, place, future = waiting.popleft()
+            encoded = future.result()
+            self.file, self.place = number, place
+            return encoded
+
+        engine: Engine = "gigatoken" if isinstance(self.tokenizer, FastBpe) else "tokenizers"
+        plan = dataclasses.replace(self.plan, engine=engine)
+        with WorkerProcesses(functools.partial(encode_block, plan), workers) as pool:
+            for number, block in self._blocks():
+                waiting.append((number, block.end, pool.submit(block)))
+                if len(waiting) > 2 * workers:
+                    yield first()
+            while waiting:
+                yield first()
+
+    def _manifest(self, writer: IndexedCorpusWriter) -> Manifest:
+        plan, (bin_facts, idx_facts) = self.plan, writer.finish()
+        digests = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):])
+        sources = tuple(SourceFacts(file.size_bytes, digest, file.path)
+                        for file, digest in zip(self.files, digests, strict=True))
+        settings = {"tokenizer_type": plan.tokenizer.tokenizer_type, "tokenizer_files": list(self.tokenizer.files),
+                    "json_key": plan.json_keys[self.writers.index(writer)], "append_eod": plan.append_eod,
+                    "sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
+                    "bad_lines_left_out": self.rejected.count}
+        return Manifest(bin_facts, idx_facts, writer.dtype.name, writer.documents, writer.sequences, writer.tokens,
+                        self.tokenizer.digest, self.tokenizer.vocab_size, settings, sources)
+
+
+def _key(plan: EncodingPlan, inputs: Sequence[str | HfSource], tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that decides the bytes of the output, by the flags that give it."""
+    found = [os.stat(path) for path in inputs if not isinstance(path, HfSource)]
+    return {"--tokenizer-type": plan.tokenizer.tokenizer_type, "the tokenizer's digest": tokenizer.digest,
+            "--json-keys": plan.json_keys, "--append-eod": plan.append_eod, "--on-bad-line": plan.on_bad_line,
+            "--split-sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
+            "--input": list(map(str, inputs)),
+            "sizes and times of the input": [[s.st_size, s.st_mtime_ns] for s in found]}
+
+
+def _written(prefix: str) -> WrittenCorpus:
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        raise DataError(f"{prefix}.manifest.json has gone while the corpus was published. Run again.")
+    return WrittenCorpus(prefix, manifest.documents, manifest.sequences, manifest.tokens, manifest.dtype)

@@ -1,0 +1,154 @@
+"""Byte-level BPE in the `gigatoken` library (extra [fast]): the ids of the `tokenizers` library, many times faster.
+
+The two know different versions of Unicode, and so disagree about characters that one of them takes for unassigned
+("\\u088f's" is cut differently). A text with a character that Python's own tables do not know goes to `tokenizers`, for
+they are older than those of both; around every other character the two were found equal. Texts that are hard to cut
+are compared at every start.
+"""
+
+import importlib.util
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, Tokenizer
+from megatron_ltd.errors import ConfigError
+
+Engine = Literal["auto", "tokenizers", "gigatoken"]
+ENGINES: tuple[Engine, ...] = ("auto", "tokenizers", "gigatoken")
+FlatIds = tuple[NDArray[np.integer[Any]], NDArray[np.int64]]
+
+_ASCII = bytes(range(128))
+_HARD_TEXTS = (
+    "", "a", " ", "  \n\n\t x", "<|endoftext|>", "a<|endoftext|>b <|endoftext|> <|endoftext|>", "<|endoftext",
+    "I'll we've 'S 's don'T 't 'RE", "１２３ ٣٤ x² ⅷ ½", "\u00a0\u2028\u3000a\u200bb", "é e\u0301 ́́́", "日本語テキスト",
+    "🙂🙃👩‍👩‍👧's", "\0\x01\x7f\ufeffx", "a" * 3000, " " * 3000, "x\r\ny  z\n", "ﬁ İ ß ſ'ſ K",
+    "\U0010ffff \ud7ff \ue000", "!!!???...---", "1234567890" * 30, "  leading", "trailing  ", "\t\ttab\n \n",
+    "नमस्ते दुनिया", "ไทย", "שלום's", "a_b-c's", "</s><s>[PAD][MASK] <|pad|>")
+
+
+@runtime_checkable
+class FlatTokenizer(Tokenizer, Protocol):
+    """A tokenizer that gives ids as arrays."""
+
+    def encode_flat(self, texts: Sequence[str]) -> FlatIds:
+        """All ids back to back, and how many each text has."""
+        ...
+
+
+class FastBpe:
+    """A byte-level BPE tokenizer with `encode_flat`.
+
+    Args:
+        exact: the tokenizer whose ids these are.
+
+    Raises:
+        ConfigError: the library is missing, cannot run this tokenizer, or gives other ids.
+    """
+
+    def __init__(self, exact: HuggingFaceEngine):
+        if importlib.util.find_spec("gigatoken") is None:
+            raise ConfigError("--tokenizer-engine gigatoken needs the package gigatoken. Install it: pip install "
+                              "gigatoken; or use --tokenizer-engine tokenizers.")
+        import gigatoken
+
+        self.vocab_size, self.eod, self.pad = exact.vocab_size, exact.eod, exact.pad
+        self.digest, self.files = exact.digest, exact.files
+        self._exact = exact
+        refused = f"--tokenizer-engine gigatoken cannot run the tokenizer in {', '.join(exact.files)}: "
+        try:
+            self._fast = gigatoken.Tokenizer.from_json(exact.definition)
+        except Exception as error:  # the library raises nothing more precise
+            reason = str(error).partition("\n")[0].rstrip(". ")
+            raise ConfigError(f"{refused}{reason}. Use --tokenizer-engine tokenizers.") from error
+        for text in _HARD_TEXTS:
+            if self._fast.encode_batch_list([text.encode()], parallel=False)[0] != exact.encode(text):
+                raise ConfigError(f"{refused}it gives other ids for {text[:40]!r}. Use --tokenizer-engine tokenizers.")
+
+    def encode(self, text: str) -> list[int]:
+        return self._exact.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        ids, lengths = self.encode_flat(texts)
+        return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if texts else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._exact.decode(ids)
+
+    def encode_flat(self, texts: Sequence[str]) -> FlatIds:
+        data = [text.encode() for text in texts]
+        strange = [number for number, text in enumerate(data) if _has_unknown_character(text)]
+        rows = self._fast.encode_batch(data, parallel=False).layout
+        offsets = np.asarray(rows.offsets.data, dtype=np.int64)
+        ids, lengths = np.asarray(rows.content.data)[offsets[0]:offsets[-1]], np.diff(offsets)
+        if not strange:
+            return ids, lengths
+        parts = np.split(ids, np.cumsum(lengths)[:-1])
+        for number in strange:
+            parts[number] = np.array(self._exact.encode(texts[number]), dtype=ids.dtype)
+            lengths[number] = len(parts[number])
+        return np.concatenate(parts), lengths
+
+
+def with_engine(tokenizer: Tokenizer, engine: Engine) -> tuple[Tokenizer, str | None]:
+    """The tokenizer, run by the library of --tokenizer-engine.
+
+    `auto` is gigatoken for GPT-2's byte-level BPE, where it is installed and gives the same ids.
+
+    Returns:
+        The tokenizer, and for `auto` why it is not the fast one, where that could be changed.
+
+    Raises:
+        ConfigError: gigatoken is asked for and cannot do it.
+    """
+    if engine == "gigatoken":
+        if not isinstance(tokenizer, HuggingFaceEngine):
+            raise ConfigError("--tokenizer-engine gigatoken runs byte-level BPE, such as GPT2BPETokenizer. Leave the "
+                              "flag out.")
+        return FastBpe(tokenizer), None
+    if engine == "tokenizers" or not isinstance(tokenizer, HuggingFaceEngine) \
+            or not _is_gpt2s(json.loads(tokenizer.definition)):
+        return tokenizer, None
+    if importlib.util.find_spec("gigatoken") is None:
+        return tokenizer, "pip install gigatoken tokenizes many times faster, to the same ids."
+    try:
+        return FastBpe(tokenizer), None
+    except ConfigError as error:
+        return tokenizer, str(error)
+
+
+def _is_gpt2s(definition: dict[str, Any]) -> bool:
+    """Whether text is cut as for GPT-2, for which the two libraries were compared around every character."""
+    before, model = definition["pre_tokenizer"], definition["model"]
+    plain = all(not token[flag] for token in definition["added_tokens"] for flag in ("single_word", "lstrip", "rstrip"))
+    off = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+           "ignore_merges")
+    return (definition["normalizer"] is None and before is not None and before["type"] == "ByteLevel"
+            and before.get("use_regex", True) and not before["add_prefix_space"] and model["type"] == "BPE" and plain
+            and not any(model.get(name) for name in off))
+
+
+def _has_unknown_character(text: bytes) -> bool:
+    if text.isascii():
+        return False
+    others = text.translate(None, _ASCII).decode()  # few, so that looking at each costs little
+    return _unknown_characters().search(others) is not None
+
+
+@cache
+def _unknown_characters() -> re.Pattern[str]:
+    """Characters that are unassigned in Python's tables, and planes 4 to 14, where nearly all are."""
+    spans: list[list[int]] = [[0x40000, 0xEFFFF]]
+    for code, category in enumerate(map(unicodedata.category, map(chr, range(0x40000)))):
+        if category == "Cn":
+            if spans[-1][1] == code - 1:
+                spans[-1][1] = code
+            else:
+                spans.append([code, code])
+    return re.compile("[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in spans) + "]")

@@ -1,0 +1,292 @@
+"""Text to token ids and back, for the kinds of tokenizer that a corpus can be written with.
+
+The names of special tokens inside a text are treated as the tokenizer's own library does by default: GPT-2 and Hugging
+Face tokenizers read `<|endoftext|>` in a document as that token (as `transformers` does with the same files),
+SentencePiece reads `</s>` as ordinary characters, BERT's WordPiece reads `[MASK]` as that token. No tokenizer adds a
+token of its own, such as a beginning-of-text token, to what it encodes: only `tools/preprocess_data.py --append-eod`
+adds the end-of-document token.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, pre_tokenizers
+
+from megatron_ltd.config import DataConfig
+from megatron_ltd.data.text.tokenizer_identity import library_digest
+from megatron_ltd.data.text.wordpiece import (
+    CLS,
+    MASK,
+    PAD,
+    SEP,
+    UNK,
+    continuations,
+    is_masked_wordpiece,
+    read_vocabulary,
+    wordpiece_engine,
+)
+from megatron_ltd.errors import ConfigError, DataError
+
+EOD_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>")
+PAD_TOKENS = ("<|padding|>", "<|pad|>", "<pad>", "[PAD]")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the project knows of a tokenizer.
+
+    Attributes:
+        vocab_size: ids are in [0, vocab_size).
+        eod: id of the end-of-document token.
+        pad: id of the padding token, if there is one.
+        digest: SHA-256 of all that decides the ids, whatever flags and files it was given by.
+        files: what it was read from.
+    """
+
+    vocab_size: int
+    eod: int
+    pad: int | None
+    digest: str
+    files: tuple[str, ...]
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@runtime_checkable
+class MaskedTokenizer(Tokenizer, Protocol):
+    """A tokenizer with which BERT can be pretrained; [SEP] is its end-of-document token.
+
+    Attributes:
+        cls, sep, mask, unk: ids of these special tokens; `pad` is one too.
+        continues_word: [vocab_size], True for the pieces ("##ing") that belong to the word of the token before them.
+    """
+
+    cls: int
+    sep: int
+    mask: int
+    unk: int
+    continues_word: NDArray[np.bool_]
+
+
+def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
+    """The tokenizer of --tokenizer-type.
+
+    Args:
+        vocab_size: --vocab-size: how many ids a NullTokenizer has besides end of document. With the other kinds it is
+            the model's vocabulary, which must hold the tokenizer's.
+
+    Raises:
+        ConfigError: settings are missing or contradict each other.
+        DataError: a file is missing or is no tokenizer of this kind.
+    """
+    kind = config.tokenizer_type
+    if kind == "NullTokenizer":
+        if vocab_size is None or vocab_size < 1:
+            raise ConfigError(f"--vocab-size = {vocab_size}: NullTokenizer needs the number of token ids, such as "
+                              "50257.")
+        return NullTokenizer(vocab_size)
+    tokenizer: Tokenizer
+    if kind == "GPT2BPETokenizer":
+        tokenizer = gpt2_bpe_tokenizer(_required(config.vocab_file, "--vocab-file", kind),
+                                       _required(config.merge_file, "--merge-file", kind))
+    elif kind == "SentencePieceTokenizer":
+        tokenizer = SentencePieceTokenizer(_required(config.tokenizer_model, "--tokenizer-model", kind))
+    elif kind == "BertWordPieceLowerCase" or kind == "BertWordPieceCase":
+        tokenizer = bert_tokenizer(_required(config.vocab_file, "--vocab-file", kind), kind)
+    elif kind == "HuggingFaceTokenizer":
+        tokenizer = hugging_face_tokenizer(_required(config.tokenizer_model, "--tokenizer-model", kind))
+    else:
+        raise ConfigError(f"--tokenizer-type = {kind}: choose one of GPT2BPETokenizer, SentencePieceTokenizer, "
+                          "HuggingFaceTokenizer, BertWordPieceLowerCase, BertWordPieceCase, NullTokenizer (with "
+                          "--mock-data: NullTokenizer and --vocab-size).")
+    if vocab_size is not None and vocab_size < tokenizer.vocab_size:
+        raise ConfigError(f"--vocab-size = {vocab_size} is less than the {tokenizer.vocab_size} ids of the tokenizer "
+                          f"in {', '.join(tokenizer.files)}. Leave the flag out, or raise it.")
+    return tokenizer
+
+
+def tokenizer_of_model(config: DataConfig, vocab_size: int | None) -> Tokenizer:
+    """The tokenizer of a trained model.
+
+    Args:
+        vocab_size: the model's; with a NullTokenizer it counts the end of document, which --vocab-size does not.
+
+    Raises:
+        as `build_tokenizer`.
+    """
+    if config.tokenizer_type == "NullTokenizer" and vocab_size is not None:
+        vocab_size -= 1
+    return build_tokenizer(config, vocab_size)
+
+
+class HuggingFaceEngine:
+    """A tokenizer that runs in the `tokenizers` library.
+
+    Args:
+        engine: the library's tokenizer; truncation and padding in it are turned off.
+        eod_tokens: names of the end-of-document token, the first that exists is taken.
+    """
+
+    def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...], eod_tokens: tuple[str, ...]):
+        engine.no_truncation()
+        engine.no_padding()
+        self._engine = engine
+        self.files = files
+        self.vocab_size = max(engine.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        eod = _first_id(engine, eod_tokens)
+        if eod is None:
+            raise DataError(f"{' and '.join(files)}: no end-of-document token; looked for {', '.join(eod_tokens)}. "
+                            "Add one of them to the tokenizer's special tokens.")
+        self.eod = eod
+        self.pad = _first_id(engine, PAD_TOKENS)
+        self.digest = library_digest(self.definition)
+
+    @functools.cached_property
+    def definition(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        text: str = self._engine.to_str()
+        return text
+
+    def encode(self, text: str) -> list[int]:
+        return self._engine.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._engine.decode(list(ids), skip_special_tokens=False)
+
+
+class MaskedEngine(HuggingFaceEngine):
+    """A WordPiece tokenizer with BERT's special tokens."""
+
+    def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...]):
+        super().__init__(engine, files, (SEP,))
+        self.pad: int | None = engine.token_to_id(PAD)
+        self.cls, self.sep, self.mask, self.unk = (engine.token_to_id(token) for token in (CLS, SEP, MASK, UNK))
+        self.continues_word = continuations(engine, self.vocab_size)
+
+
+def bert_tokenizer(vocab_file: str, kind: str) -> MaskedEngine:
+    """BERT's WordPiece from vocab.txt; ids equal those of transformers' BertTokenizerFast."""
+    path = _readable(vocab_file, "--vocab-file")
+    return MaskedEngine(wordpiece_engine(read_vocabulary(path), kind == "BertWordPieceLowerCase"), (path,))
+
+
+def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
+    """Byte-level BPE as in GPT-2, from vocab.json and merges.txt; ids equal those of transformers' GPT2Tokenizer."""
+    files = (_readable(vocab_file, "--vocab-file"), _readable(merge_file, "--merge-file"))
+    try:
+        engine = tokenizers.Tokenizer(models.BPE.from_file(*files))
+    except Exception as error:  # the library raises nothing more precise
+        raise DataError(f"{vocab_file} and {merge_file} are no vocab.json and merges.txt of GPT-2 BPE: "
+                        f"{error}.") from error
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    if engine.token_to_id(EOD_TOKENS[0]) is not None:
+        engine.add_special_tokens([EOD_TOKENS[0]])
+    return HuggingFaceEngine(engine, files, EOD_TOKENS[:1])
+
+
+def hugging_face_tokenizer(path: str) -> HuggingFaceEngine:
+    """A tokenizer.json, or the folder of one."""
+    file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
+    _readable(file, "--tokenizer-model")
+    try:
+        engine = tokenizers.Tokenizer.from_file(file)
+    except Exception as error:  # the library raises nothing more precise
+        raise DataError(f"{file} is no tokenizer.json of Hugging Face tokenizers: {error}.") from error
+    if is_masked_wordpiece(engine):
+        return MaskedEngine(engine, (file,))
+    return HuggingFaceEngine(engine, (file,), EOD_TOKENS)
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece .model; its end-of-sentence token ends documents."""
+
+    def __init__(self, path: str):
+        self.files: tuple[str, ...] = (_readable(path, "--tokenizer-model"),)
+        self._engine = sentencepiece.SentencePieceProcessor()
+        try:
+            self._engine.LoadFromSerializedProto(Path(path).read_bytes())
+        except RuntimeError as error:
+            raise DataError(f"{path} is no SentencePiece model: {error}.") from error
+        self.vocab_size = self._engine.vocab_size()
+        self.eod = self._engine.eos_id()
+        if self.eod < 0:
+            raise DataError(f"{path}: the SentencePiece model has no end-of-sentence token, which ends documents. "
+                            "Train it with an eos_id, or use another tokenizer.")
+        pad = self._engine.pad_id()
+        self.pad = pad if pad >= 0 else None
+        self.digest = hashlib.sha256(b"SentencePiece" + Path(path).read_bytes()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._engine.encode(text)
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._engine.encode(texts, num_threads=1)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._engine.decode(list(ids))
+        return text
+
+
+class NullTokenizer:
+    """Text that already is token ids, in decimal, between white space. `size` ids, and `size` ends a document."""
+
+    def __init__(self, size: int):
+        self.vocab_size = size + 1
+        self.eod = size
+        self.pad: int | None = None
+        self.files: tuple[str, ...] = ()
+        self.digest = hashlib.sha256(f"NullTokenizer {size}".encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids = [int(word) for word in text.split()]
+        except ValueError as error:
+            raise DataError(f"NullTokenizer takes numbers between white space: {error}.") from error
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise DataError(f"NullTokenizer: token id = {token} is outside [0, {self.vocab_size}). Raise "
+                                "--vocab-size.")
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(str(token) for token in ids)
+
+
+def _required(value: str | None, flag: str, kind: str) -> str:
+    if value is None:
+        raise ConfigError(f"{flag} is not given; --tokenizer-type {kind} needs it.")
+    return value
+
+
+def _readable(path: str, flag: str) -> str:
+    if not os.path.isfile(path):
+        raise DataError(f"{flag}: no file {path}.")
+    return path
+
+
+def _first_id(engine: tokenizers.Tokenizer, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        token = engine.token_to_id(name)
+        if token is not None:
+            return token
+    return None

@@ -1,0 +1,67 @@
+"""Perplexity of any corpus: .jsonl with a document {"text"} a line, or .txt as one document, packed or not.
+
+Each document stands alone, and its first token is predicted from the end-of-document token; the end of a
+document is not predicted. Documents longer than the model are cut into windows that predict every token once.
+"""
+
+import math
+from pathlib import Path
+
+from megatron_ltd.data.text.tokenizer import Tokenizer
+from megatron_ltd.errors import DataError
+from megatron_ltd.eval.requests import TokenScorer, score_rows
+from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult, bits_per, perplexity
+from megatron_ltd.eval.tasks.task_files import plain_suffix, read_jsonl_texts, read_text
+from megatron_ltd.eval.windows import text_windows
+
+FILES: tuple[str, ...] = ()
+"""No file of its own: `--tasks perplexity=PATH`."""
+
+
+def read_documents(path: Path, limit: int | None) -> list[str]:
+    """The documents of a corpus file.
+
+    Raises:
+        DataError: another kind of file, or no text.
+    """
+    suffix = plain_suffix(path)
+    if suffix in (".jsonl", ".json"):
+        documents = [line.text for line in read_jsonl_texts(path, limit)]
+    elif suffix == ".txt":
+        documents = [read_text(path)]
+    else:
+        raise DataError(f"{path} has the suffix {suffix!r}. Perplexity reads .jsonl and .txt, also with .gz or .zst.")
+    documents = [document for document in documents if document]
+    if not documents:
+        raise DataError(f"{path} has no text. Name a file with at least one document.")
+    return documents
+
+
+def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
+    """Token and byte perplexity of the documents in `path`."""
+    documents = read_documents(path, options.limit)
+    first = tokenizer.eod if options.bos is None else options.bos
+    rows = [
+        row
+        for tokens in tokenizer.encode_batch(documents)
+        for row in text_windows([first, *tokens], scorer.max_length, options.stride)
+    ]
+    if not rows:
+        raise DataError(f"{path} gives no tokens. Check that the tokenizer is the model's.")
+    answers = score_rows(scorer, rows, "perplexity", options.show_progress)
+    nll = -math.fsum(answer.logprob for answer in answers)
+    tokens = sum(len(answer.logprobs) for answer in answers)
+    size_bytes = sum(len(document.encode()) for document in documents)
+    windows = "rolling windows" if options.stride is None else f"sliding windows of stride {options.stride}"
+    return TaskResult(
+        metrics={
+            "token_perplexity": Metric(perplexity(nll, tokens)),
+            "byte_perplexity": Metric(perplexity(nll, size_bytes)),
+            "bits_per_byte": Metric(bits_per(nll, size_bytes)),
+        },
+        n=len(documents),
+        unit="documents",
+        truncated=0,
+        protocol=f"document by document from the end-of-document token, {windows}",
+        counts={"tokens": tokens, "bytes": size_bytes},
+    )

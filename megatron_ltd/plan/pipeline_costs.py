@@ -1,0 +1,159 @@
+"""The pipeline's stages: the layers of each, the work of each process in FLOPs, and what follows for the speed.
+
+Dropped layers cost less, and token dropping puts them where the method wants them, not where stages are: with equal
+stages the process that holds the most full layers, or the head, sets the pace. Work is averaged over the run's kept
+lengths as FLOPs, since attention's are quadratic; the embedding is a lookup and costs nothing here.
+
+    time of a step    m max + e (sum - max)       m microbatches; max and sum over processes, of one microbatch's work
+    e                 1 under 1f1b; with v chunks a process 1/v under interleaved schedules and zbv
+                      1/(3 v) and 0 where the backward pass is split in two (https://arxiv.org/abs/2401.10241)
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.flops import cut_to, head_flops, layer_flops
+from megatron_ltd.parallel.balance import balanced_split, rank_costs
+from megatron_ltd.parallel.partition import uniform_split
+from megatron_ltd.plan.derived import (
+    cross_layer,
+    dropped_layers,
+    global_batch_size,
+    has_curriculum,
+    layer_tokens,
+    parse_pipeline_split,
+    predictions_per_sample,
+    skippable_layers,
+    total_steps,
+    virtual_chunks,
+    whole_backward,
+)
+from megatron_ltd.token_drop.step_work import StepWork
+
+WASTE = 0.1
+"""Share of the throughput from which a split that is not the best one is warned of."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a split comes to.
+
+    Args:
+        shares: the work of each process over the run, as a multiple of the mean.
+        seconds: of one sample, up to a constant factor.
+        bubble: share of the processes' time in which they wait.
+    """
+
+    shares: tuple[float, ...]
+    seconds: float
+    bubble: float
+
+
+@lru_cache(maxsize=16)
+def pipeline_layers(config: RunConfig, dp: int) -> tuple[int, ...]:
+    """Layers of each stage, in order of depth, as --pipeline-split asks.
+
+    Args:
+        dp: data-parallel size, from which the length of the run may follow.
+    """
+    split = parse_pipeline_split(config.parallel.pipeline_split)
+    if split is not None:
+        return split
+    if config.parallel.pipeline_split == "auto":
+        return best_split(config, dp)
+    return _uniform(config)
+
+
+@lru_cache(maxsize=16)
+def best_split(config: RunConfig, dp: int) -> tuple[int, ...]:
+    """Layers of each stage for the smallest largest work of a process."""
+    pp = config.parallel.pipeline_model_parallel_size
+    totals, head = [0] * config.model.num_layers, 0
+    for work, samples in work_samples(config, dp).items():
+        totals = [total + samples * cost for total, cost in zip(totals, layer_costs(config, work), strict=True)]
+        head += samples * head_cost(config, work)
+    return tuple(balanced_split(totals, head, config.parallel.pipeline_schedule, pp, virtual_chunks(config)))
+
+
+def work_samples(config: RunConfig, dp: int) -> dict[StepWork, int]:
+    """Samples of the run by what is done with them, LayerDrop left out."""
+    if not dropped_layers(config) and not has_curriculum(config):
+        return {StepWork.whole(config.model.seq_length): 1}
+    counts: Counter[StepWork] = Counter()
+    for steps, stretch in layer_tokens(config, dp).within(total_steps(config, dp)):
+        counts[stretch.work] += steps * stretch.batch_samples
+    return dict(counts)
+
+
+def layer_costs(config: RunConfig, work: StepWork) -> list[int]:
+    """FLOPs of each layer for one sample, forward and backward, and forward again where layers are recomputed; of
+    layers that LayerDrop may skip, what is to be expected."""
+    model, kept = cut_to(config.model, work.sequence_tokens), work.kept_tokens
+    passes = 4 if config.parallel.recompute == "full" else 3
+    dropped, cross, skippable = set(dropped_layers(config)), cross_layer(config), set(skippable_layers(config))
+    kinds = {"full": layer_flops(model, work.sequence_tokens), "dropped": layer_flops(model, kept),
+             "cross": layer_flops(model, kept, cross=kept < work.sequence_tokens)}
+    costs = [passes * kinds["cross" if layer == cross else "dropped" if layer in dropped else "full"]
+             for layer in range(config.model.num_layers)]
+    return [round(cost * (1.0 - config.token_drop.layer_drop_rate)) if layer in skippable else cost
+            for layer, cost in enumerate(costs)]
+
+
+def head_cost(config: RunConfig, work: StepWork) -> int:
+    """FLOPs of the head for one sample, forward and backward."""
+    return 3 * head_flops(cut_to(config.model, work.sequence_tokens), predictions_per_sample(config))
+
+
+def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
+    """Work and speed of a split."""
+    pp, schedule = config.parallel.pipeline_model_parallel_size, config.parallel.pipeline_schedule
+    microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
+    exposed = _exposed(config)
+    totals, seconds, samples_of_run = [0] * pp, 0.0, 0
+    for work, samples in work_samples(config, dp).items():
+        costs = rank_costs(split, layer_costs(config, work), head_cost(config, work), schedule, pp)
+        totals = [total + samples * cost for total, cost in zip(totals, costs, strict=True)]
+        seconds += samples * (max(costs) + exposed * (sum(costs) - max(costs)) / microbatches)
+        samples_of_run += samples
+    mean = sum(totals) / pp
+    return Prediction(tuple(cost / mean for cost in totals), seconds / samples_of_run, 1.0 - mean / seconds)
+
+
+def describe(config: RunConfig, dp: int) -> tuple[str, str | None]:
+    """A line on the stages for the log, and a warning where another split would be much faster.
+
+    Expects more than one stage, and a known vocabulary.
+    """
+    split, best, uniform = pipeline_layers(config, dp), best_split(config, dp), _uniform(config)
+    found, possible, equal = predict(config, dp, split), predict(config, dp, best), predict(config, dp, uniform)
+    pp = config.parallel.pipeline_model_parallel_size
+    microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
+    line = (f"pipeline: layers {_text(split)}; work of the processes {' '.join(f'{s:.2f}' for s in found.shares)} of "
+            f"the mean; predicted bubble {100 * found.bubble:.1f}% with {microbatches} microbatches, throughput "
+            f"{equal.seconds / found.seconds:.2f} x that of a uniform split")
+    if possible.seconds > found.seconds * (1.0 - WASTE):
+        return line, None
+    return line, (f"--pipeline-split = {config.parallel.pipeline_split}: the busiest of {pp} processes has "
+                  f"{max(found.shares):.2f} x the mean work; --pipeline-split auto ({_text(best)}) is predicted to be "
+                  f"{found.seconds / possible.seconds:.2f} x as fast")
+
+
+def _uniform(config: RunConfig) -> tuple[int, ...]:
+    return tuple(uniform_split(config.model.num_layers,
+                               config.parallel.pipeline_model_parallel_size * virtual_chunks(config)))
+
+
+def _exposed(config: RunConfig) -> float:
+    """Share of the first and last passes through the pipeline that is not overlapped."""
+    schedule, chunks = config.parallel.pipeline_schedule, virtual_chunks(config)
+    if schedule == "1f1b":
+        return 1.0
+    if whole_backward(config) or schedule == "interleaved":
+        return 1.0 / chunks
+    return 0.0 if schedule == "zbv" else 1.0 / (3.0 * chunks)
+
+
+def _text(split: tuple[int, ...]) -> str:
+    return ",".join(str(count) for count in split)

@@ -1,0 +1,148 @@
+"""Where the numbers of a run go: the console, the metrics file, TensorBoard, Weights & Biases."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_ltd.config import LoggingConfig
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.log import Console
+from megatron_ltd.train.report.metrics import StepReport, held_out_fields, held_out_line
+from megatron_ltd.train.validate import HeldOut
+
+
+class Writer(Protocol):
+    """Where numbers go besides the console."""
+
+    def write(self, fields: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """Appends one JSON object a line, so that the file holds one curve.
+
+    A run that continues from a checkpoint drops what was logged after it; one that starts afresh sets an existing file
+    aside under the next free name.
+
+    Args:
+        resumed_step: the step of the checkpoint, or 0.
+    """
+
+    def __init__(self, path: Path, resumed_step: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and resumed_step == 0:
+            count = 1
+            while (aside := path.with_name(f"{path.name}.{count}")).exists():
+                count += 1
+            path.rename(aside)
+        elif path.exists():
+            lines = [line for line in path.read_text().splitlines() if _belongs(line, resumed_step)]
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in lines))
+            temporary.replace(path)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - open for the whole run
+
+    def write(self, fields: dict[str, Any]) -> None:
+        self._file.write(json.dumps(fields) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _belongs(line: str, resumed_step: int) -> bool:
+    """Whether a line is whole and not later than the step that the run continues from."""
+    try:
+        return bool(json.loads(line)["step"] <= resumed_step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class _TensorBoard:
+    """Tags as Megatron-LM's."""
+
+    _TAGS = {"lm_loss": "lm loss", "grad_norm": "grad-norm", "learning_rate": "learning-rate",
+             "global_batch_size": "batch-size", "step_seconds": "iteration-time", "tflops_per_device": "throughput",
+             "sentence_order_loss": "sop loss", "validation_loss": "lm loss validation",
+             "validation_ppl": "lm loss validation ppl", "validation_sentence_order_loss": "sop loss validation",
+             "test_loss": "lm loss test", "test_ppl": "lm loss test ppl", "test_sentence_order_loss": "sop loss test",
+             "loss_scale": "loss-scale"}
+
+    def __init__(self, folder: str):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(f"--tensorboard-dir = {folder} needs the tensorboard package: pip install "
+                              "megatron_ltd[log]") from error
+        self._writer = SummaryWriter(folder)
+
+    def write(self, fields: dict[str, Any]) -> None:
+        for name, value in fields.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(self._TAGS.get(name, name), value, fields["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, project: str, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(f"--wandb-project = {project} needs the wandb package: pip install "
+                              "megatron_ltd[log]") from error
+        self._run = wandb.init(project=project, config=config)
+
+    def write(self, fields: dict[str, Any]) -> None:
+        self._run.log(fields, step=fields["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Metrics:
+    """The log of one run; on all but one process it does nothing.
+
+    A log that cannot be written does not end a run: it is given up with one warning.
+    """
+
+    def __init__(self, config: LoggingConfig, run_settings: dict[str, Any], console: Console, resumed_step: int):
+        self.console = console
+        self._writers: list[Writer] = []
+        if not console.speaks:
+            return
+        if config.metrics_file is not None:
+            try:
+                self._writers.append(MetricsFile(Path(config.metrics_file), resumed_step))
+            except OSError as error:
+                raise ConfigError(f"--metrics-file = {config.metrics_file}: it cannot be written ({error.strerror}); "
+                                  "choose a file in a folder that can be written") from error
+        if config.tensorboard_dir is not None:
+            try:
+                self._writers.append(_TensorBoard(config.tensorboard_dir))
+            except OSError as error:
+                raise ConfigError(f"--tensorboard-dir = {config.tensorboard_dir}: it cannot be written "
+                                  f"({error.strerror}); choose a folder that can be written") from error
+        if config.wandb_project is not None:
+            self._writers.append(_WeightsAndBiases(config.wandb_project, run_settings))
+
+    def step(self, report: StepReport) -> None:
+        self.console.line(report.line())
+        self._write(report.fields())
+
+    def held_out(self, name: str, step: int, found: HeldOut) -> None:
+        self.console.line(held_out_line(name, step, found))
+        self._write(held_out_fields(name, step, found))
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        for writer in list(self._writers):
+            try:
+                writer.write(fields)
+            except OSError as error:
+                self._writers.remove(writer)
+                self.console.warn(f"{type(writer).__name__} is given up for this run: {error}")

@@ -1,0 +1,248 @@
+"""A model folder that is damaged, dangerous, or not computed here is answered with what is wrong, and nothing else."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from megatron_ltd.checkpoint.convert.huggingface.config_export import describe
+from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.checkpoint.writer import CheckpointWriter
+from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.errors import CheckpointError
+from tests.checkpoint.hugging_face import (
+    TOKENS,
+    gpt2,
+    lively,
+    llama,
+    megatron_bert,
+    mistral,
+    qwen2,
+    read_in,
+    saved,
+    weights,
+    write_out,
+)
+from tests.checkpoint.layouts import plain
+from tools import convert_checkpoint
+
+DAMAGED = 22
+
+
+def refused(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of a folder that is refused."""
+    target = source.parent / "ours"
+    capsys.readouterr()
+    assert read_in(source, target) == DAMAGED
+    assert not target.exists() or not any(target.glob("*iter*"))
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return saved(lively(llama()), tmp_path / "source")
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = weights(folder)
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "only plain rotary positions"),
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}}, "only plain rotary positions"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.5}}, "rope_theta = 500.5"),
+    ({"attention_bias": True}, "attention_bias = True with mlp_bias = False"),
+    ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu'"),
+    ({"sliding_window": 8}, "sliding_window = 8 below max_position_embeddings = 24"),
+    ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "only full_attention"),
+    ({"pretraining_tp": 2}, "pretraining_tp = 2"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"logit_scale": 0.5}, "logit_scale = 0.5: not an entry that is known here"),
+    ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map names Python code"),
+    ({"model_type": "mamba"}, "model_type = 'mamba'"),
+    ({"num_key_value_heads": 3}, "must divide num_attention_heads"),
+    ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
+    ({"num_hidden_layers": None}, "num_hidden_layers = None"),
+    ({"num_hidden_layers": 4}, "model.layers.3.input_layernorm.weight is missing"),
+    ({"num_hidden_layers": 2}, "model.layers.2.input_layernorm.weight belongs to no layer"),
+    ({"vocab_size": 62}, "model.embed_tokens.weight has shape (61, 32), expected (62, 32)"),
+    ({"tie_word_embeddings": True}, "lm_head.weight differs from model.embed_tokens.weight"),
+])
+def test_a_variant_that_is_not_computed_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str,
+) -> None:
+    change_config(source, **changes)
+    assert words in refused(source, capsys)
+
+
+@pytest.mark.parametrize(("build", "changes", "words"), [
+    (gpt2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+    (gpt2, {"activation_function": "relu"}, "activation_function = 'relu'"),
+    (mistral, {"sliding_window": 16}, "sliding_window = 16"),
+    (qwen2, {"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window = True"),
+    (megatron_bert, {"type_vocab_size": 3}, "type_vocab_size = 3"),
+    (megatron_bert, {"is_decoder": True}, "is_decoder = True"),
+])
+def test_so_are_variants_of_the_other_families(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], build: Callable[[], Any], changes: dict[str, Any], words: str,
+) -> None:
+    source = saved(build(), tmp_path / "source")
+    change_config(source, **changes)
+    assert words in refused(source, capsys)
+
+
+def test_windows_that_reach_every_position_are_full_attention(tmp_path: Path) -> None:
+    source = saved(mistral(), tmp_path / "source")
+    assert json.loads((source / "config.json").read_text())["sliding_window"] == 24
+    assert read_in(source, tmp_path / "ours") == 0
+
+
+NAME = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda t: t.pop(NAME), f"{NAME} is missing"),
+    (lambda t: t.update(extra=torch.ones(2)), "extra belongs to no layer"),
+    (lambda t: t.update({NAME: t[NAME][:-1].clone()}), f"{NAME} has shape (31, 32), expected (32, 32)"),
+    (lambda t: t[NAME].view(-1)[7].fill_(float("nan")), "model.layers.1.attention.qkv.weight has NaN"),
+    (lambda t: t[NAME].view(-1)[7].fill_(float("inf")), "model.layers.1.attention.qkv.weight has NaN or infinity"),
+    (lambda t: t.update({NAME: t[NAME].double()}), f"{NAME} has dtype torch.float64"),
+    (lambda t: t.update({NAME: t[NAME].to(torch.int8)}), f"{NAME} has dtype torch.int8"),
+])
+def test_tensors_that_do_not_fit_are_named(
+    source: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, torch.Tensor]], Any], words: str,
+) -> None:
+    change_weights(source, change)
+    assert words in refused(source, capsys)
+
+
+class Trap:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_a_pickle_is_refused_with_a_remedy_and_never_opened(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    (source / "model.safetensors").unlink()
+    (source / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "trace")))
+    said = refused(source, capsys)
+    assert "pytorch_model.bin" in said and "save_pretrained" in said
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/secret.safetensors", "a/b.safetensors", "", "x.bin", 3,
+                                  "..\\x.safetensors", ".hidden.safetensors"])
+def test_an_index_may_name_files_of_its_folder_alone(
+    source: Path, capsys: pytest.CaptureFixture[str], file: Any,
+) -> None:
+    (source.parent / "secret.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    assert "must be the plain name of a .safetensors file" in refused(source, capsys)
+
+
+@pytest.mark.parametrize(("index", "words"), [
+    ("{", "is not JSON"), ("[]", "must hold a JSON object"), ("{}", "has no weight_map"),
+    ('{"weight_map": {"a": "missing.safetensors"}}', "is missing"),
+    ('{"weight_map": {"a": "model.safetensors"}}', "which the index places in no file"),
+])
+def test_a_damaged_index_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str], index: str, words: str,
+) -> None:
+    (source / "model.safetensors.index.json").write_text(index)
+    assert words in refused(source, capsys)
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda data: data[:4], "model.safetensors ends at byte 4"),
+    (lambda data: b"\xff" * 8 + data[8:], "claims a header of"),
+    (lambda data: data[:-3], "the file has"),
+    (lambda data: data + b"more", "the file has"),
+    (lambda data: data[:8] + b"!" + data[9:], "malformed header"),
+    (lambda data: data.replace(b'"F32"', b'"F33"', 1), "dtype 'F33'"),
+    (lambda data: data.replace(b'"shape":[', b'"shope":[', 1), "malformed header"),
+], ids=["short", "huge header", "cut", "longer", "no JSON", "no dtype", "no shape"])
+def test_a_damaged_file_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytes], bytes], words: str,
+) -> None:
+    path = source / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    assert words in refused(source, capsys)
+
+
+def test_a_missing_folder_and_one_in_use_are_refused(source: Path, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a folder" in refused(tmp_path / "none", capsys)
+    assert read_in(source, tmp_path / "ours") == 0
+    assert read_in(source, tmp_path / "ours") == DAMAGED
+    assert "holds a checkpoint already" in capsys.readouterr().err
+    assert write_out(tmp_path / "ours", source) == DAMAGED
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_half_of_the_flags_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert_checkpoint.main(["--from-hf", str(tmp_path)]) == 20
+    assert "--from-hf DIR --save DIR" in capsys.readouterr().err
+    assert convert_checkpoint.main(["--from-hf", "a", "--save", "b", "--load", "c", "--to-hf", "d"]) == 20
+
+
+def test_numbers_that_a_precision_cannot_hold_are_not_written(tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved(lively(llama()), tmp_path / "source")
+    change_weights(source, lambda t: t[NAME].view(-1)[7].fill_(1e6))
+    assert read_in(source, tmp_path / "ours") == 0
+    assert write_out(tmp_path / "ours", tmp_path / "back", "--dtype", "fp16") == DAMAGED
+    assert f"{NAME} does not fit F16" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists() and not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_checkpoint_that_is_damaged_or_no_model_is_not_exported(tmp_path: Path,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved(lively(gpt2()), tmp_path / "source")
+    read_in(source, tmp_path / "ours")
+    file = tmp_path / "ours" / "iter_0000000" / "rank-00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    assert write_out(tmp_path / "ours", tmp_path / "back") == DAMAGED
+    assert "SHA-256" in capsys.readouterr().err
+    CheckpointWriter(tmp_path / "other", None).save(
+        1, plain(), config=read_manifest(tmp_path / "ours" / "iter_0000000").config, counters={})
+    assert write_out(tmp_path / "other", tmp_path / "back") == DAMAGED
+    assert "lacks embedding.word.weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"position_embedding_type": "rope"}, "--normalization must be RMSNorm for llama"),
+    ({"position_embedding_type": "none"}, "--position-embedding-type must be learned_absolute"),
+    ({"disable_bias_linear": True}, "--disable-bias-linear must be off for gpt2"),
+    ({"group_query_attention": True, "num_query_groups": 2}, "--group-query-attention must be off"),
+    ({"kv_channels": 12}, "--kv-channels must be hidden size / heads"),
+    ({"family": "bert", "bert_no_binary_head": True}, "--bert-no-binary-head must be off"),
+])
+def test_a_model_that_has_no_counterpart_is_not_exported_as_another(changes: dict[str, Any], words: str) -> None:
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 24,
+             "vocab_size": TOKENS["vocab_size"]}
+    config = RunConfig(model=ModelConfig(**(sizes | changes))).model
+    with pytest.raises(CheckpointError, match=words):
+        describe(config)

@@ -1,0 +1,125 @@
+"""Stages of a run, their work and the predicted speed, by hand and for the published shapes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.plan.pipeline_costs import (
+    best_split,
+    describe,
+    head_cost,
+    layer_costs,
+    pipeline_layers,
+    predict,
+    work_samples,
+)
+from megatron_ltd.token_drop.step_work import StepWork
+
+
+def bert_large(pp: int, split: str, **parallel: Any) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(family="bert", num_layers=24, hidden_size=1024, num_attention_heads=16, seq_length=512,
+                          vocab_size=30_522),
+        token_drop=TokenDropConfig(token_drop_policy="importance"),
+        parallel=ParallelConfig(pipeline_model_parallel_size=pp, pipeline_split=split, **parallel),
+        training=TrainingConfig(micro_batch_size=4, global_batch_size=4096, train_iters=1000))
+
+
+def growing(**parallel: Any) -> RunConfig:
+    """6 layers of which 4 keep 16 of 64 tokens for 30 steps and all for 10; 8 samples a step."""
+    return RunConfig(
+        model=ModelConfig(num_layers=6, hidden_size=32, num_attention_heads=4, seq_length=64, vocab_size=100),
+        token_drop=TokenDropConfig(random_ltd=True, random_ltd_length_list="0:16,30:64"),
+        parallel=ParallelConfig(pipeline_model_parallel_size=2, **parallel),
+        training=TrainingConfig(micro_batch_size=2, global_batch_size=8, train_iters=40))
+
+
+def test_a_split_is_what_was_asked_for() -> None:
+    assert pipeline_layers(bert_large(4, "uniform"), 1) == (6, 6, 6, 6)
+    assert pipeline_layers(bert_large(4, "4,5,6,9"), 1) == (4, 5, 6, 9)
+    assert pipeline_layers(bert_large(4, "auto"), 1) == best_split(bert_large(4, "uniform"), 1)
+    assert sum(pipeline_layers(bert_large(4, "auto", pipeline_schedule="zbv"), 1)) == 24
+    assert len(pipeline_layers(bert_large(4, "auto", pipeline_schedule="zbv"), 1)) == 8
+    assert pipeline_layers(bert_large(1, "auto"), 1) == (24,)
+
+
+def test_the_work_of_the_layers_and_the_head_is_that_of_the_sample() -> None:
+    for config, kept in ((bert_large(4, "auto"), 256), (growing(), 16), (growing(), 64)):
+        cross = 11 if config.model.family == "bert" else None
+        dropped = range(11, 23) if cross else range(1, 5)
+        predictions = 77 if cross else None
+        work = StepWork(config.model.seq_length, kept)
+        assert sum(layer_costs(config, work)) + head_cost(config, work) == sample_flops(
+            config.model, dropped, kept, cross_layer=cross, predictions=predictions)
+
+
+def test_recomputed_layers_cost_a_forward_pass_more_and_the_head_does_not() -> None:
+    plain, again = growing(), growing(recompute_granularity="full")
+    work = StepWork(64, 16)
+    assert [3 * cost for cost in layer_costs(again, work)] == [4 * cost for cost in layer_costs(plain, work)]
+    assert head_cost(again, work) == head_cost(plain, work)
+
+
+def test_flops_are_averaged_over_the_run_rather_than_the_length() -> None:
+    config = growing(pipeline_split="3,3")
+    dropped, whole = StepWork(64, 16), StepWork.whole(64)
+    assert work_samples(config, 1) == {dropped: 240, whole: 80}
+    short, full = layer_costs(config, dropped), layer_costs(config, whole)
+    first = 0.75 * sum(short[:3]) + 0.25 * sum(full[:3])
+    last = 0.75 * sum(short[3:]) + 0.25 * sum(full[3:]) + head_cost(config, whole)
+    found = predict(config, 1, (3, 3))
+    assert found.shares == pytest.approx((2 * first / (first + last), 2 * last / (first + last)))
+    # 1f1b with four microbatches: (4 + 1) passes of the busiest, less what the other one is shorter by
+    assert found.seconds == pytest.approx(last + first / 4)
+    assert found.bubble == pytest.approx(1.0 - (first + last) / 2 / (last + first / 4))
+
+
+def test_a_run_without_dropping_has_equal_layers_and_needs_no_length() -> None:
+    config = replace(growing(pipeline_split="auto"), token_drop=TokenDropConfig(), training=TrainingConfig())
+    assert len(set(layer_costs(config, StepWork.whole(64)))) == 1
+    assert pipeline_layers(config, 1) == (3, 3)
+
+
+@pytest.mark.parametrize(("schedule", "settings", "bubble"), [
+    ("1f1b", {}, 3 / 19), ("interleaved", {"num_layers_per_virtual_pipeline_stage": 3}, 1.5 / 17.5),
+    ("interleaved-zero-bubble", {"num_layers_per_virtual_pipeline_stage": 3}, 0.5 / 16.5),
+    ("interleaved-zero-bubble", {"num_layers_per_virtual_pipeline_stage": 3, "recompute_granularity": "full"},
+     1.5 / 17.5), ("zbv", {}, 0.0)])
+def test_the_bubble_of_equal_stages_is_the_textbooks(schedule: Any, settings: dict[str, Any], bubble: float) -> None:
+    """(p - 1) / (m + p - 1) for 4 processes and 16 microbatches, a share of it where chunks or split backward passes
+    fill the gaps. With a vocabulary of one token the head is next to nothing."""
+    config = bert_large(4, "uniform", pipeline_schedule=schedule, **settings)
+    config = replace(config, token_drop=TokenDropConfig(), training=replace(config.training, global_batch_size=64),
+                     model=replace(config.model, family="gpt", vocab_size=1))
+    assert predict(config, 1, pipeline_layers(config, 1)).bubble == pytest.approx(bubble, abs=1e-4)
+
+
+def test_token_dropping_on_bert_large_gains_a_fifth_from_balance() -> None:
+    line, warning = describe(bert_large(4, "auto"), 1)
+    assert warning is None
+    speed = float(line.split("throughput ")[1].split(" x")[0])
+    assert speed >= 1.19
+    config = bert_large(4, "uniform")
+    slow, fast = predict(config, 1, (6, 6, 6, 6)), predict(config, 1, best_split(config, 1))
+    assert slow.seconds / fast.seconds == pytest.approx(speed, abs=0.005)
+    line, warning = describe(config, 1)
+    assert "layers 6,6,6,6" in line and "throughput 1.00 x" in line
+    assert warning is not None and warning.startswith("--pipeline-split = uniform: the busiest of 4 processes has 1.3")
+    assert f"--pipeline-split auto ({','.join(map(str, best_split(config, 1)))})" in warning
+
+
+@pytest.mark.parametrize("parallel", [
+    {"pipeline_schedule": "zbv"}, {"pipeline_schedule": "interleaved", "num_layers_per_virtual_pipeline_stage": 3},
+    {"pipeline_schedule": "interleaved-zero-bubble", "num_layers_per_virtual_pipeline_stage": 2}])
+def test_schedules_of_several_chunks_are_balanced_too(parallel: dict[str, Any]) -> None:
+    config = bert_large(4, "auto", **parallel)
+    split = pipeline_layers(config, 1)
+    chunks = {"zbv": 2, "interleaved": 2, "interleaved-zero-bubble": 3}[parallel["pipeline_schedule"]]
+    assert len(split) == 4 * chunks and sum(split) == 24 and min(split) >= 1
+    found = predict(config, 1, split)
+    assert max(found.shares) < 1.08
+    assert max(found.shares) <= max(predict(config, 1, pipeline_layers(replace(config, parallel=replace(
+        config.parallel, pipeline_split="uniform")), 1)).shares)

@@ -1,0 +1,109 @@
+"""What a Megatron user's script is told about flags that this project does not have."""
+
+import re
+
+import pytest
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.settings.cli import FILE_FLAGS, parse_run_config
+from megatron_ltd.settings.flag_reference import all_flags
+from megatron_ltd.settings.foreign.flags_without_effect import NO_EFFECT
+from megatron_ltd.settings.foreign.other_megatron_flags import OTHER_FLAGS
+from megatron_ltd.settings.foreign.translated_flags import TRANSLATED
+from megatron_ltd.settings.foreign.unsupported_flags import FAMILIES, SATISFIED, UNSUPPORTED, VALUES
+
+OURS = {flag.name for flag in all_flags()}
+
+# The flags that hundreds of public Megatron-LM and Megatron-DeepSpeed scripts pass most often.
+COMMON_FLAGS = """
+num-layers hidden-size ffn-hidden-size num-attention-heads kv-channels group-query-attention num-query-groups seq-length
+max-position-embeddings position-embedding-type rotary-base rotary-percent use-rotary-position-embeddings normalization
+norm-epsilon swiglu squared-relu disable-bias-linear add-qkv-bias untie-embeddings-and-output-weights
+make-vocab-size-divisible-by hidden-dropout attention-dropout init-method-std apply-layernorm-1p
+attention-softmax-in-fp32 attention-backend use-flash-attn transformer-impl bert-no-binary-head openai-gelu
+micro-batch-size global-batch-size
+rampup-batch-size step-batch-size-schedule train-iters train-samples exit-interval exit-duration-in-mins
+exit-signal-handler seed optimizer lr min-lr lr-decay-style lr-wsd-decay-style lr-wsd-decay-iters lr-decay-iters
+lr-decay-samples lr-warmup-iters lr-warmup-samples lr-warmup-fraction lr-warmup-init override-opt_param-scheduler
+use-checkpoint-opt_param-scheduler weight-decay start-weight-decay end-weight-decay clip-grad adam-beta1 adam-beta2
+adam-eps dataloader-type num-workers calculate-per-token-loss manual-gc fp16 bf16 loss-scale initial-loss-scale
+min-loss-scale loss-scale-window hysteresis accumulate-allreduce-grads-in-fp32 fp16-lm-cross-entropy grad-reduce-in-bf16
+fp8-format tensor-model-parallel-size pipeline-model-parallel-size num-layers-per-virtual-pipeline-stage
+num-virtual-stages-per-pipeline-rank decoder-first-pipeline-num-layers decoder-last-pipeline-num-layers
+context-parallel-size expert-model-parallel-size sequence-parallel use-distributed-optimizer overlap-grad-reduce
+overlap-param-gather distributed-backend distributed-timeout-minutes recompute-activations recompute-granularity
+recompute-method recompute-num-layers deterministic-mode data-path split train-data-path valid-data-path test-data-path
+data-cache-path mock-data tokenizer-type tokenizer-model vocab-file merge-file vocab-size reset-position-ids
+reset-attention-mask eod-mask-loss no-create-attention-mask-in-dataloader mask-prob short-seq-prob log-interval
+eval-interval eval-iters tensorboard-dir tensorboard-log-interval tensorboard-queue-size log-timers-to-tensorboard
+log-validation-ppl-to-tensorboard log-memory-to-tensorboard log-params-norm log-num-zeros-in-grad log-throughput
+timing-log-level wandb-project wandb-exp-name profile save load save-interval no-save-optim no-save-rng no-load-optim
+no-load-rng finetune use-checkpoint-args pretrained-checkpoint ckpt-format ckpt-step async-save
+exit-on-missing-checkpoint auto-detect-ckpt-format dist-ckpt-strictness random-ltd train-tokens lr-decay-tokens
+lr-warmup-tokens no-pipeline-parallel zero-stage deepspeed deepspeed_config use-mcore-models num-experts
+""".split()
+
+
+@pytest.mark.parametrize("name", COMMON_FLAGS)
+def test_every_common_flag_is_ours_or_has_an_answer_of_its_own(name: str) -> None:
+    assert "--" + name in OURS | set(NO_EFFECT) | set(UNSUPPORTED) | set(FILE_FLAGS) or name == "fp8-format"
+
+
+def test_every_foreign_flag_is_answered_as_such_and_never_as_a_slip_of_the_pen() -> None:
+    for name in [*UNSUPPORTED, *OTHER_FLAGS, *(beginning + "anything" for beginning in FAMILIES)]:
+        with pytest.raises(ConfigError) as error:
+            parse_run_config([name, "7"])
+        assert str(error.value).startswith(f"{name} 7: not supported: "), name
+
+
+def test_every_flag_without_effect_is_accepted_and_named_once_with_the_reason() -> None:
+    for name, reason in NO_EFFECT.items():
+        config, notes = parse_run_config([name, name, "--seed", "3"])
+        assert notes == [f"{name} has no effect here: {reason}"]
+        assert config.training.seed == 3
+
+
+@pytest.mark.parametrize("name", SATISFIED)
+def test_a_value_that_asks_for_what_happens_anyway_is_accepted_and_others_are_not(name: str) -> None:
+    for value in SATISFIED[name]:
+        config, notes = parse_run_config([name, value])
+        assert config == RunConfig() and len(notes) == 1 and f"{name} {value}" in notes[0]
+    with pytest.raises(ConfigError, match="not supported"):
+        parse_run_config([name, "another"])
+
+
+@pytest.mark.parametrize(("name", "value"), VALUES)
+def test_a_value_that_a_flag_has_elsewhere_is_answered_with_what_to_use(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_run_config([name, value])
+    assert str(error.value) == f"{name} = {value}: {VALUES[name, value]}"
+
+
+def test_no_flag_has_two_answers() -> None:
+    tables = [OURS, set(NO_EFFECT), set(UNSUPPORTED), set(OTHER_FLAGS)]
+    assert len(set().union(*tables)) == sum(len(table) for table in tables)
+    assert set(SATISFIED) <= set(UNSUPPORTED)
+    assert not [name for name in OTHER_FLAGS if name.startswith(tuple(FAMILIES))]
+    assert not [name for name in OURS | set(NO_EFFECT) if name.startswith(tuple(FAMILIES))]
+
+
+def test_advice_names_only_flags_that_exist() -> None:
+    texts = [*UNSUPPORTED.values(), *NO_EFFECT.values(), *FAMILIES.values(), *VALUES.values()]
+    named = {flag for text in texts for flag in re.findall(r"--[a-z][a-z0-9_-]+", text)}
+    assert named <= OURS | set(FILE_FLAGS)
+
+
+@pytest.mark.parametrize(("foreign", "ours"), TRANSLATED.items())
+def test_a_flag_that_means_what_another_means_here_is_taken_as_that_and_said_so(
+        foreign: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    config, notes = parse_run_config(list(foreign))
+    expected, idle = parse_run_config(list(ours))
+    assert config == expected
+    assert notes == [f"{' '.join(foreign)}: taken as {' '.join(ours)}", *idle]
+    assert foreign[0] in UNSUPPORTED, "other values of the flag must be answered"
+
+
+def test_a_flag_nobody_has_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="--sequence-paralel: no such flag; nearest: --sequence-parallel"):
+        parse_run_config(["--sequence-paralel"])

@@ -1,0 +1,149 @@
+"""LayerDrop and the sequence curriculum: what is refused, what is accepted, and lengths in closed form by hand."""
+
+from typing import Any
+
+import pytest
+
+from megatron_ltd.optim.lr_schedule import LearningRate
+from megatron_ltd.plan.derived import layer_tokens, sequence_length, skippable_layers, total_steps
+from megatron_ltd.plan.layer_tokens import LayerTokens
+from megatron_ltd.plan.lr_progress import learning_rate_spans
+from megatron_ltd.plan.pipeline_costs import head_cost, layer_costs, work_samples
+from megatron_ltd.settings.checks.all import violations
+from megatron_ltd.settings.checks.idle import idle_settings
+from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.train.compilation import distinct_lengths
+from tests.runnable_settings import with_settings
+
+CURRICULUM: dict[str, Any] = {"seq_length_curriculum_start_length": 64, "seq_length_curriculum_steps": 30}
+TOKENS: dict[str, Any] = {"train_iters": None, "lr_warmup_iters": 0}
+
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"layer_drop_rate": 1.0}, ["--layer-drop-rate = 1.0: must be at least 0 and below 1"]),
+    ({"layer_drop_rate": -0.1}, ["--layer-drop-rate = -0.1"]),
+    ({"layer_drop_rate": 0.1, "layer_drop_layers": "1-24"},
+     ["--layer-drop-layers = 1-24: layer 24 does not exist", "name layers up to 23"]),
+    ({"layer_drop_rate": 0.1, "layer_drop_layers": "1,1-2"}, ["--layer-drop-layers = 1,1-2: layer 1 is listed twice"]),
+    ({"layer_drop_rate": 0.1, "layer_drop_layers": "all"}, ["--layer-drop-layers = 'all': 'all' is neither a layer"]),
+    ({"layer_drop_rate": 0.1, **TOKENS, "train_tokens": 10**6, "token_budget": "layer"},
+     ["--token-budget = layer is given with --layer-drop-rate = 0.1", "steps, samples or raw tokens"]),
+    ({"layer_drop_rate": 0.1, "layer_token_lr": True, "lr_warmup_iters": 0},
+     ["--layer-token-lr is given with --layer-drop-rate = 0.1"]),
+    ({"seq_length_curriculum_start_length": 64}, ["given without --seq-length-curriculum-steps"]),
+    ({"seq_length_curriculum_steps": 64}, ["given without --seq-length-curriculum-start-length"]),
+    ({**CURRICULUM, "seq_length_curriculum_start_length": 257}, ["= 257: more than --seq-length = 256"]),
+    ({**CURRICULUM, "seq_length_curriculum_length_step": 0}, ["--seq-length-curriculum-length-step = 0"]),
+    ({**CURRICULUM, "seq_length_curriculum_start_length": 66, "random_ltd_strata": 4},
+     ["--seq-length-curriculum-start-length = 66: not a multiple of --random-ltd-strata = 4; choose 68"]),
+    ({**CURRICULUM, "seq_length_curriculum_length_step": 6, "random_ltd_strata": 4},
+     ["--seq-length-curriculum-length-step = 6: not a multiple of --random-ltd-strata = 4; choose 8"]),
+    ({**CURRICULUM, "seq_length_curriculum_start_length": 65, "random_ltd": False, "sequence_parallel": True,
+      "tensor_model_parallel_size": 2}, ["= 65: not a multiple of --tensor-model-parallel-size = 2"]),
+    ({**CURRICULUM, "family": "bert"}, ["--seq-length-curriculum-start-length = 64", "BERT ends with [SEP]"]),
+    ({**CURRICULUM, "family": "vit"}, ["--seq-length-curriculum-start-length = 64", "an image has no first ones"]),
+    ({**CURRICULUM, "train_jsonl": ("x",), "data_path": None}, ["with --train-jsonl", "would lose their responses"]),
+    ({**CURRICULUM, **TOKENS, "train_tokens": 10**6, "lr_warmup_samples": 10, "lr_decay_tokens": 10**6},
+     ["--lr-warmup-samples = 10", "samples have no fixed number of tokens", "all its lengths in tokens"]),
+    ({**CURRICULUM, "lr_warmup_iters": 0, "lr_decay_samples": 1000, "lr_warmup_tokens": 10},
+     ["--lr-warmup-tokens = 10", "all its lengths in samples"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "fragments"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
+def test_what_cannot_run_is_refused(changes: dict[str, Any], fragments: list[str]) -> None:
+    said = violations(with_settings(**changes), 2)
+    assert any(all(fragment in text for fragment in fragments) for text in said), said
+
+
+def test_lengths_in_tokens_do_not_stumble_over_a_list_that_is_none() -> None:
+    wrong = {**TOKENS, "train_tokens": 10**6, "random_ltd_length_list": "x", "random_ltd_start_length": None,
+             "random_ltd_steps": None}
+    for curriculum in ({}, CURRICULUM):
+        assert any("--random-ltd-length-list = 'x'" in text for text in violations(with_settings(
+            **wrong, **curriculum), 1))
+
+
+@pytest.mark.parametrize("changes", [
+    {"layer_drop_rate": 0.5}, {"layer_drop_rate": 0.2, "layer_drop_layers": "0,3-5", "random_ltd": False},
+    {"layer_drop_rate": 0.2, **TOKENS, "train_tokens": 10**6}, CURRICULUM, {**CURRICULUM, "random_ltd": False},
+    {**CURRICULUM, "layer_drop_rate": 0.2}, {**CURRICULUM, "seq_length_curriculum_start_length": 256},
+    {**CURRICULUM, **TOKENS, "train_tokens": 10**6, "lr_warmup_tokens": 1000},
+    {**CURRICULUM, **TOKENS, "train_tokens": 10**6, "token_budget": "layer", "layer_token_lr": True},
+    {**CURRICULUM, "lr_warmup_iters": 0, "lr_decay_samples": 1000, "lr_warmup_samples": 10},
+], ids=str)
+def test_what_can_run_is_accepted(changes: dict[str, Any]) -> None:
+    assert violations(with_settings(**changes), 1) == []
+
+
+def test_settings_without_effect_are_named() -> None:
+    assert idle_settings(with_settings(layer_drop_layers="1")) == [
+        "--layer-drop-layers has no effect without --layer-drop-rate: no layer is skipped"]
+    (note,) = idle_settings(with_settings(seq_length_curriculum_length_step=8))
+    assert note.startswith("--seq-length-curriculum-length-step has no effect without")
+    assert idle_settings(with_settings(**CURRICULUM, layer_drop_rate=0.1, layer_drop_layers="1")) == []
+
+
+def test_layers_that_may_be_skipped_are_all_or_the_listed_ones() -> None:
+    assert skippable_layers(with_settings()) == ()
+    assert skippable_layers(with_settings(layer_drop_layers="3")) == ()
+    assert skippable_layers(with_settings(layer_drop_rate=0.1)) == tuple(range(24))
+    assert skippable_layers(with_settings(layer_drop_rate=0.1, layer_drop_layers="5,0-1")) == (0, 1, 5)
+
+
+def test_the_length_grows_linearly_in_whole_multiples() -> None:
+    """64 + 192 t / 30, rounded down to multiples of 64."""
+    length = sequence_length(with_settings(**CURRICULUM))
+    assert [length.at(step) for step in (0, 9, 10, 19, 20, 29, 30, 1000)] == [64, 64, 128, 128, 192, 192, 256, 256]
+
+
+def closed_forms(**changes: Any) -> LayerTokens:
+    return layer_tokens(with_settings(**CURRICULUM, **changes), 1)
+
+
+def test_raw_and_layer_tokens_by_hand() -> None:
+    """48 samples a step; 22 of 24 layers keep 96 tokens, or all of the 64 that are read in the first ten steps."""
+    tokens = closed_forms(random_ltd_steps=None, random_ltd_start_length=96)
+    assert tokens.raw_after(25) == 48 * (10 * 64 + 10 * 128 + 5 * 192)
+    assert tokens.sum_after(25) == 48 * (10 * 24 * 64 + 10 * (2 * 128 + 22 * 96) + 5 * (2 * 192 + 22 * 96))
+
+
+def test_a_budget_in_raw_tokens_counts_what_is_read() -> None:
+    """30 steps read 48 x 10 x 384 tokens, and each further one 48 x 256."""
+    budget = 48 * (10 * (64 + 128 + 192) + 5 * 256)
+    for extra, steps in ((0, 35), (-1, 34), (48 * 256 - 1, 35)):
+        config = with_settings(**CURRICULUM, **TOKENS, train_tokens=budget + extra)
+        assert total_steps(config, 1) == steps
+    layered = with_settings(**CURRICULUM, **TOKENS, train_tokens=budget, token_budget="layer", random_ltd=False)
+    assert total_steps(layered, 1) == 35
+
+
+def test_a_learning_rate_in_raw_tokens_follows_what_is_read() -> None:
+    config = with_settings(**CURRICULUM, **TOKENS, train_tokens=48 * (3840 + 5 * 256), lr_warmup_tokens=48 * 128)
+    assert learning_rate_spans(config, 1).decay == 48 * (3840 + 5 * 256)
+    rate = LearningRate.of_run(config, 1)
+    assert [rate.at(step, 48 * step, 48) for step in (0, 1)] == pytest.approx([0.5e-3, 1e-3])
+    # A quarter of what follows the warm-up has been read before step 16: 10 x 64 + 6 x 128 tokens of each sample.
+    share = (10 * 64 + 6 * 128 - 128) / (3840 + 5 * 256 - 128)
+    assert rate.at(16, 48 * 16, 48) == pytest.approx(1e-3 * (1 - share))
+    # A run that counted otherwise goes on from its counters.
+    assert rate.at(16, 48 * 16, 48, raw_tokens=(48 * 128, 48 * 256)) == pytest.approx(1e-3)
+
+
+def test_work_of_the_stages_is_that_of_the_lengths_and_of_the_layers_that_are_likely_to_run() -> None:
+    config = with_settings(**CURRICULUM, random_ltd=False, train_iters=40, vocab_size=1000)
+    works = {StepWork.whole(length): 480 for length in (64, 128, 192, 256)}
+    assert work_samples(config, 1) == works
+    assert head_cost(config, StepWork.whole(64)) == 3 * 2 * 64 * 96 * 1000
+    short, full = layer_costs(config, StepWork.whole(64)), layer_costs(config, StepWork.whole(256))
+    pairs = {64: 64 * 65 // 2, 256: 256 * 257 // 2}
+    matrices = 2 * 96 * (4 * 96 + 2 * 384)
+    assert short == [3 * (64 * matrices + 4 * 96 * pairs[64])] * 24
+    assert full == [3 * (256 * matrices + 4 * 96 * pairs[256])] * 24
+    skipping = with_settings(config, layer_drop_rate=0.25, layer_drop_layers="0-1")
+    assert layer_costs(skipping, StepWork.whole(256)) == [full[0] * 3 // 4] * 2 + full[2:]
+
+
+def test_compiled_layers_have_room_for_the_lengths_of_the_curriculum() -> None:
+    assert distinct_lengths(with_settings(**CURRICULUM, random_ltd=False)) == 4
+    # 64, 80, ... 256 kept, of which the lengths of the curriculum are four
+    assert distinct_lengths(with_settings(**CURRICULUM)) == 13

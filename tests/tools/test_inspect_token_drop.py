@@ -1,0 +1,117 @@
+"""What the tool predicts of a run, against counting and drawing."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.settings.cli import parse_run_config
+from megatron_ltd.token_drop.sampling import kept_positions
+from tests.runnable_settings import RUNNABLE, with_settings
+from tools import inspect_token_drop
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# 2 samples a step, 6 layers of which 4 keep 8 of 32 tokens for 3 steps, 16 for one, and all for 2.
+CONFIG = with_settings(num_layers=6, hidden_size=24, seq_length=32, random_ltd_start_length=None, random_ltd_steps=None,
+                       random_ltd_length_list="0:8,3:16,4:32", global_batch_size=2, train_iters=6, lr_warmup_iters=0)
+
+
+def test_totals_by_hand() -> None:
+    found = inspect_token_drop.totals(CONFIG, 1)
+    assert (found.steps, found.raw_tokens) == (6, 2 * 6 * 32)
+    assert found.layer_tokens == 2 * (6 * 2 * 32 + 4 * (3 * 8 + 16 + 2 * 32)) // 6
+    full = sample_flops(CONFIG.model)
+    dropped = sum(steps * sample_flops(CONFIG.model, range(1, 5), kept) for steps, kept in ((3, 8), (1, 16), (2, 32)))
+    assert (found.flops, found.full_flops) == (2 * dropped, 12 * full)
+    assert found.visits == pytest.approx((3 * 0.25 + 0.5 + 2) / 6)
+    assert found.skipping == pytest.approx((3 * 0.75**4 + 0.5**4) / 6)
+
+
+def test_rows_go_from_the_first_step_to_the_last() -> None:
+    rows = list(inspect_token_drop.rows(CONFIG, 1))
+    assert [row.step for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row.work.kept_tokens for row in rows] == [8, 8, 8, 16, 32, 32]
+    assert [row.raw_tokens for row in rows] == [64 * step for step in range(6)]
+    assert [row.layer_tokens for row in rows] == [0, 32, 64, 96, 138, 202]  # 32, 32, 32, 42 2/3, 64 a step
+    assert [round(row.saving, 3) for row in rows][-2:] == [0.0, 0.0] and rows[0].saving > rows[3].saving > 0.0
+
+
+def test_the_share_that_skips_all_layers_is_what_drawing_gives() -> None:
+    layers, samples = torch.arange(1, 5), torch.arange(400)
+    kept = kept_positions(7, samples, layers, sequence_tokens=32, kept_tokens=8, strata=1)
+    seen = torch.zeros(400, 32, dtype=torch.bool)
+    for layer in kept:
+        seen.scatter_(1, layer, True)
+    config = with_settings(CONFIG, random_ltd_length_list="0:8")
+    # 12,800 tokens: a standard deviation of 0.4%.
+    assert float((~seen).double().mean()) == pytest.approx(inspect_token_drop.totals(config, 1).skipping, abs=0.015)
+
+
+def test_the_published_start_128_of_2048_tokens_in_22_of_24_layers() -> None:
+    config = with_settings(seq_length=2048, random_ltd_start_length=128, random_ltd_steps=None)
+    found = inspect_token_drop.totals(config, 1)
+    assert found.visits * 22 == pytest.approx(1.375)
+    assert found.skipping == pytest.approx(0.242, abs=5e-4)
+
+
+def test_the_importance_policy_shows_all_layers_the_same_tokens() -> None:
+    config = with_settings(CONFIG, random_ltd=False, token_drop_policy="importance", random_ltd_length_list="0:8",
+                           random_ltd_layers="2-4")
+    assert inspect_token_drop.totals(config, 1).skipping == pytest.approx(0.75)
+
+
+def test_without_dropping_nothing_is_saved_and_that_is_said() -> None:
+    config: RunConfig = replace(CONFIG, token_drop=type(CONFIG.token_drop)())
+    found = inspect_token_drop.totals(config, 1)
+    assert found.flops == found.full_flops and found.layer_tokens == found.raw_tokens and found.skipping == 0.0
+    assert "no layer drops tokens" in inspect_token_drop.report(config, 1)
+
+
+def test_the_stages_of_a_pipeline_are_shown() -> None:
+    config = with_settings(CONFIG, pipeline_model_parallel_size=2, pipeline_split="auto")
+    assert "\npipeline: layers " in inspect_token_drop.report(config, 1)
+    assert "pipeline" not in inspect_token_drop.report(CONFIG, 1)
+
+
+def test_the_corpus_is_not_needed_and_a_usual_vocabulary_is_known() -> None:
+    config, _ = parse_run_config(["--tokenizer-type", "GPT2BPETokenizer", "--load", "nowhere"])
+    config = inspect_token_drop.runnable(config)
+    assert config.model.vocab_size == 50257 and config.data.mock_data and config.checkpoint.load is None
+    assert inspect_token_drop.runnable(RUNNABLE).model.vocab_size == 1000
+
+
+FLAGS = ["--num-layers", "6", "--hidden-size", "24", "--num-attention-heads", "4", "--seq-length", "64", "--vocab-size",
+         "99", "--random-ltd", "--random-ltd-start-length", "16", "--random-ltd-steps", "30", "--train-iters", "40",
+         "--lr", "1e-3", "--micro-batch-size", "2"]
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "tools" / "inspect_token_drop.py"), *words], capture_output=True,
+                          text=True, timeout=120, check=False)
+
+
+def test_the_tool_prints_a_table_and_draws(tmp_path: Path) -> None:
+    done = command(*FLAGS, "--world-size", "4", "--plot", str(tmp_path / "drop.png"))
+    assert done.returncode == 0, done.stderr
+    assert "| 0 | 16 | 0 | 0 |" in done.stdout and "| 39 | 64 | " in done.stdout
+    assert "40 steps, 20480 raw tokens" in done.stdout
+    assert "tokens skip all 4 dropped layers (31.6% -> 0.0% over the run)" in done.stdout
+    assert (tmp_path / "drop.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("words", "fragment"), [
+    ([*FLAGS, "--random-ltd-strata", "3"], "--random-ltd-strata = 3"),
+    ([*FLAGS, "--plot", "drop.txt"], "--plot = drop.txt"),
+    ([word for word in FLAGS if word not in ("--vocab-size", "99")], "give --vocab-size"),
+    ([*FLAGS, "--tensor-model-parallel-size", "2", "--world-size", "3"], "3 processes"),
+    ([word for word in FLAGS if word not in ("--train-iters", "40")] + ["--train-epochs", "2"], "give --train-iters"),
+])
+def test_what_the_tool_cannot_do_is_refused(words: list[str], fragment: str) -> None:
+    done = command(*words)
+    assert done.returncode == 20 and fragment in done.stderr and "Traceback" not in done.stderr
