@@ -29,8 +29,8 @@ LEVELS = {
     "eval": 6,
     "recipe": 7,
 }
-"""A part of the package imports itself and parts of a lower level; parts of one level do not import each other. The plan
-of a run follows from schedules, FLOPs and stages, so it stands above those; plan and settings are arithmetic only."""
+"""A part of the package imports itself and parts of a lower level; parts of one level do not import each other. The
+plan of a run follows from schedules, FLOPs and stages, so it stands above those; plan and settings are arithmetic."""
 
 BASE = {"__init__", "__version__", "config", "errors", "log"}
 RECIPES = ("pretrain_", "finetune_")

@@ -15,8 +15,8 @@ from megatron_ltd.data.loader import read_microbatch
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, NullTokenizer, build_tokenizer
 from megatron_ltd.data.text.wordpiece import SPECIAL_TOKENS, MaskedVocabulary
 from megatron_ltd.errors import ConfigError, DataError
-from tests.data.corpora import random_documents, random_sentences, write_corpus, write_sentences
 from tests.data.bert.test_bert_dataset import assert_same
+from tests.data.corpora import random_documents, random_sentences, write_corpus, write_sentences
 
 SEQ_LENGTH, VOCAB_SIZE, PREDICTIONS = 32, 60, 5
 
