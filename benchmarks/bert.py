@@ -26,11 +26,10 @@ from megatron_ltd.config import (
     TokenDropConfig,
     TrainingConfig,
 )
-from megatron_ltd.model.flops import sample_flops
 from megatron_ltd.optim.build import ShardedOptimizer
-from megatron_ltd.plan.derived import cross_layer, dropped_layers, predictions_per_sample
-from megatron_ltd.token_drop.importance import ImportanceTable
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.plan.derived import policies, predictions_per_sample
+from megatron_ltd.plan.flops import step_flops
+from megatron_ltd.token_drop.importance_table import ImportanceTable
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.setup import build_model
@@ -74,7 +73,7 @@ def random_batch(args: argparse.Namespace, predictions: int) -> Batch:
             "sentence_order": torch.randint(0, 2, (args.samples,), generator=generator)}
 
 
-def our_step(config: RunConfig, runtime: Runtime, batch: Batch, kept: int) -> Callable[[], Any]:
+def our_step(config: RunConfig, runtime: Runtime, batch: Batch) -> Callable[[], Any]:
     model = build_model(config, runtime.mesh, runtime.device)
     if config.token_drop.policy == "importance":
         assert config.model.vocab_size is not None
@@ -82,8 +81,9 @@ def our_step(config: RunConfig, runtime: Runtime, batch: Batch, kept: int) -> Ca
             config.model.vocab_size, initial_importance=10.0, beta=0.995, always_keep=(1, 2, 3, 4), always_drop=(0,),
             device=runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
-    return lambda: train_step(model, optimizer, [batch], config, StepWork(config.model.seq_length, kept),
-                              learning_rate=1e-4, loss_scale=1.0, stop_level=0, device=runtime.device)
+    plan = policies(config).plan(0)
+    return lambda: train_step(model, optimizer, [batch], config, plan, learning_rate=1e-4, loss_scale=1.0,
+                              stop_level=0, device=runtime.device)
 
 
 def transformers_step(args: argparse.Namespace, batch: Batch) -> Callable[[], Any]:
@@ -109,14 +109,13 @@ def transformers_step(args: argparse.Namespace, batch: Batch) -> Callable[[], An
 def main(argv: list[str]) -> int:
     args = parse_args(argv)
     torch.set_num_threads(1)
-    policies = ("none", "random", "importance", "importance without cross layer")
-    configs = {policy: run_config(args, policy) for policy in policies}
+    kinds = ("none", "random", "importance", "importance without cross layer")
+    configs = {kind: run_config(args, kind) for kind in kinds}
     runtime = launch.start(configs["none"], Launch())
     predictions = predictions_per_sample(configs["none"])
     assert predictions is not None
     batch = random_batch(args, predictions)
-    rows = {policy: our_step(config, runtime, batch, args.sequence if policy == "none" else args.sequence // 2)
-            for policy, config in configs.items()}
+    rows = {kind: our_step(config, runtime, batch) for kind, config in configs.items()}
     try:
         rows["transformers"] = transformers_step(args, batch)
     except ImportError:
@@ -132,25 +131,21 @@ def main(argv: list[str]) -> int:
     launch.stop()
     print(f"\nBERT {args.layers} x {args.hidden}, sequence {args.sequence}, vocabulary {args.vocabulary:,}, "
           f"{args.samples} samples, half of the tokens kept; fp32, {args.rounds} rounds, cpu clock\n"
-          f"{machine.describe('cpu')}\n\n{table(args, configs, seconds, predictions)}")
+          f"{machine.describe('cpu')}\n\n{table(configs, seconds)}")
     return 0
 
 
-def table(args: argparse.Namespace, configs: dict[str, RunConfig], seconds: dict[str, list[float]],
-          predictions: int) -> str:
+def table(configs: dict[str, RunConfig], seconds: dict[str, list[float]]) -> str:
     columns = ("step", "median ms", "/ dense", "/ transformers", "FLOPs saved", "time saved", "realised")
     lines = [f"| {' | '.join(columns)} |", "|---|" + "--:|" * (len(columns) - 1)]
-    model = configs["none"].model
-    dense = sample_flops(model, predictions=predictions)
+    dense = step_flops(configs["none"], policies(configs["none"]).plan(0))
     for name, times in seconds.items():
         ratios = {base: statistics.median(a / b for a, b in zip(times, seconds[base], strict=True))
                   for base in ("none", "transformers") if base in seconds}
         cells = [f"{1000 * statistics.median(times):.0f}", f"{ratios['none']:.3f}",
                  f"{ratios['transformers']:.3f}" if "transformers" in ratios else ""]
         if name in configs and name != "none":
-            config = configs[name]
-            flops = sample_flops(model, dropped_layers(config), args.sequence // 2, cross_layer=cross_layer(config),
-                                 predictions=predictions)
+            flops = step_flops(configs[name], policies(configs[name]).plan(0))
             theory, saved = 1 - flops / dense, 1 - ratios["none"]
             cells += [f"{theory:.1%}", f"{saved:.1%}", f"{saved / theory:.0%}"]
         else:

@@ -13,10 +13,11 @@ import torch
 
 from benchmarks.parts import PARTS, StepClock, marked
 from megatron_ltd.config import RunConfig
-from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.context import ContextMaker
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.optim.build import ShardedOptimizer
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
@@ -54,13 +55,13 @@ class OurModel:
 
     def step(self, kept_tokens: int) -> float:
         """One training step in which dropped layers keep so many tokens; its loss."""
-        return self.step_of(StepWork(self.config.model.seq_length, kept_tokens))
+        return self.step_of(policies(self.config).keeping(kept_tokens))
 
-    def step_of(self, work: StepWork) -> float:
-        """One training step of this work; its loss."""
+    def step_of(self, plan: StepPlan) -> float:
+        """One training step of this plan; its loss."""
         batch = self._batches[self._steps % _BATCHES]
         self._steps += 1
-        result = train_step(self.model, self.optimizer, batch, self.config, work, learning_rate=1e-4, loss_scale=1.0,
+        result = train_step(self.model, self.optimizer, batch, self.config, plan, learning_rate=1e-4, loss_scale=1.0,
                             stop_level=0, device=self.runtime.device)
         return result.loss
 
@@ -90,8 +91,8 @@ class OurModel:
 def _oracle_stack(stack: Stack, kept_tokens: int) -> Iterator[None]:
     first, *middle, last = stack.blocks.values()
 
-    def forward(stream: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
-        full = facts.for_layer(0)
+    def forward(stream: torch.Tensor, contexts: ContextMaker, *rest: Any) -> torch.Tensor:
+        full = contexts.whole
         stream = stream + first(stream, full)
         kept = stream[:kept_tokens]
         for block in middle:
@@ -110,9 +111,9 @@ def _wired(ours: OurModel, clock: StepClock) -> Iterator[None]:
     assert stage.embedding is not None
     finish, update = ours.model.finish_gradients, ours.optimizer.step
 
-    def finish_gradients() -> None:
+    def finish_gradients(plan: StepPlan) -> None:
         clock.mark("gradients")
-        finish()
+        finish(plan)
 
     def optimizer_step(learning_rate: float) -> None:
         clock.mark("clipped")

@@ -21,13 +21,11 @@ from benchmarks import machine
 from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import materialize
-from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.partition import stage_spans
-from megatron_ltd.plan.derived import dropped_layers, start_length
+from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.pipeline_costs import pipeline_layers, predict
-from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch
 
@@ -52,21 +50,19 @@ def stage_steps(config: RunConfig, tp: TensorParallel) -> list[Callable[[], None
     assert model.vocab_size is not None
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(model.vocab_size, (samples, model.seq_length + 1), generator=generator)
-    facts = {"labels": text[:, 1:].contiguous(), "loss_mask": torch.ones(samples, model.seq_length),
-             "sample_ids": torch.arange(samples)}
+    batch = {"labels": text[:, 1:].contiguous(), "loss_mask": torch.ones(samples, model.seq_length),
+             "sample_ids": torch.arange(samples), "plan": policies(config).plan(0)}
     steps = []
     for first, stop in stage_spans(list(pipeline_layers(config, 1))):
-        stage = GPT(model, tp, StageSpan(first, stop, model.num_layers), drop=TokenDrop(
-            frozenset(dropped_layers(config))))
+        stage = GPT(model, tp, StageSpan(first, stop, model.num_layers), policies=policies(config))
         materialize(stage, model, prefix="", seed=0, device=torch.device("cpu"), draw=True)
         stage.train()
-        stage.stack.work = StepWork(model.seq_length, start_length(config))
         x = text[:, :-1].contiguous() if first == 0 else torch.randn(
             model.seq_length, samples, model.hidden_size, generator=generator, requires_grad=True)
 
         def step(stage: GPT = stage, x: torch.Tensor = x) -> None:
             stage.zero_grad(set_to_none=False)
-            stage(x, **facts).sum().backward()
+            stage(x, **batch).sum().backward()
 
         steps.append(step)
     return steps

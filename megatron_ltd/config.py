@@ -16,6 +16,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_ltd.token_drop.registry import POLICIES
+
 Family = Literal["gpt", "bert", "vit"]
 
 
@@ -136,61 +138,9 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenDropConfig:
-    """Token dropping: middle layers process a part of each sample (random-LTD, https://arxiv.org/abs/2211.11586; Token
-    Dropping, https://arxiv.org/abs/2203.13240). Length, layers and strata apply to every policy. And two other ways to
-    compute less, to compare with or to add: LayerDrop, and samples that are cut short at first."""
-
-    random_ltd: bool = False
-    """Random layerwise token dropping; short for --token-drop-policy random."""
-    token_drop_policy: Literal["none", "random", "importance"] = "none"
-    """Which tokens a dropped layer keeps. `random`: an independent uniform set per layer and sample. `importance`: in
-    all dropped layers those of the largest running loss of their vocabulary id."""
-    random_ltd_start_length: int | None = None
-    """Tokens of each sample that a dropped layer keeps at the first step. Default: 128; half of --seq-length with
-    `importance`."""
-    random_ltd_steps: int | None = None
-    """Steps over which the kept length grows linearly to --seq-length. Not given: it stays at the start length."""
-    random_ltd_root_degree: int = 1
-    """R: the kept length grows with the R-th root of the step, fast at first; 1 is linear."""
-    random_ltd_length_list: str | None = None
-    """The kept length as a list of STEP:LENGTH, such as `0:128,1000:256,5000:512`, in place of a growth; constant after
-    the last entry."""
-    random_ltd_length_step: int = 16
-    """The kept length is a multiple of this while it grows."""
-    random_ltd_layers: str | None = None
-    """Dropped layers, counted from 0, as in `1-22` or `1,3,5-9`. Default: all but the first and the last; with
-    `importance` from the one before the middle, num_layers / 2 - 1, to the last but one."""
-    random_ltd_strata: int = 1
-    """Equal spans of the sequence from each of which the same number of tokens is kept. With --sequence-parallel a
-    multiple of --tensor-model-parallel-size; the kept set depends on this number, never on the layout."""
-    token_drop_no_cross_layer: bool = False
-    """With `importance`: the first dropped layer attends to kept tokens only, like the others, rather than to all."""
-    token_drop_beta: float = 0.995
-    """With `importance`: share of a vocabulary id's old importance that one step keeps."""
-    token_drop_initial_importance: float = 10.0
-    """With `importance`: of ids that had no loss yet."""
-    token_drop_always_keep_ids: tuple[int, ...] | None = None
-    """With `importance`: vocabulary ids that are kept before all others. Default: [UNK], [CLS], [SEP] and [MASK] of a
-    BERT tokenizer."""
-    token_drop_always_drop_ids: tuple[int, ...] | None = None
-    """With `importance`: vocabulary ids that are dropped before all others. Default: [PAD]."""
-    layer_drop_rate: float = 0.0
-    """LayerDrop (https://arxiv.org/abs/1909.11556): at each step every layer is skipped with this probability, for the
-    whole global batch. Evaluation uses all layers, and nothing is rescaled."""
-    layer_drop_layers: str | None = None
-    """Layers that LayerDrop may skip, as in --random-ltd-layers. Default: all."""
-    seq_length_curriculum_start_length: int | None = None
-    """Sequence curriculum of GPT: at first only so many tokens of each training sample are read, and the rest of it
-    never is. Evaluation reads whole samples."""
-    seq_length_curriculum_steps: int | None = None
-    """Steps over which the sequence curriculum grows linearly to --seq-length."""
-    seq_length_curriculum_length_step: int = 64
-    """The length of the sequence curriculum is a multiple of this while it grows."""
-
-    @property
-    def policy(self) -> str:
-        return "random" if self.random_ltd else self.token_drop_policy
+class TokenDropConfig(*dict.fromkeys(policy.Settings for policy in reversed(POLICIES))):  # type: ignore[misc]
+    """Ways to compute less: token dropping, skipped layers, short samples first. Each policy in `token_drop/policies`
+    declares its own settings; the flags --random-ltd-... hold for every policy that chooses tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

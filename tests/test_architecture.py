@@ -22,17 +22,18 @@ FUNCTION_LINES = 70
 LEVELS = {
     "base": 0,
     "token_drop": 1, "parallel": 1,
-    "model": 2, "data": 2,
-    "plan": 3, "checkpoint": 3,
-    "settings": 4, "optim": 4,
-    "train": 5,
-    "eval": 6,
-    "recipe": 7,
+    "config": 2,
+    "model": 3, "data": 3,
+    "plan": 4, "checkpoint": 4,
+    "settings": 5, "optim": 5,
+    "train": 6,
+    "eval": 7,
+    "recipe": 8,
 }
 """A part of the package imports itself and parts of a lower level; parts of one level do not import each other. The
 plan of a run follows from schedules, FLOPs and stages, so it stands above those; plan and settings are arithmetic."""
 
-BASE = {"__init__", "__version__", "config", "errors", "log"}
+BASE = {"__init__", "__version__", "errors", "log"}
 RECIPES = ("pretrain_", "finetune_")
 
 DEBTS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3]) + r")\b")

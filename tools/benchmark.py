@@ -32,7 +32,8 @@ from benchmarks.nanogpt import NanoGPT, load_source
 from benchmarks.ours import OurModel
 from benchmarks.shapes import SHAPES, Shape, run_config
 from megatron_ltd.errors import ConfigError, UserError
-from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch
 from megatron_ltd.train.report.metrics import peak_tflops
@@ -196,8 +197,8 @@ def run_alone(args: argparse.Namespace, names: list[str], rounds: int) -> dict[s
 def table(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dict[str, float]) -> str:
     """Medians, ratios and savings as a Markdown table; TFLOP/s are of the FLOPs that are left after dropping."""
     shape = shape_of(args)
-    config = run_config(shape, precision=args.precision, device=args.device).model
-    dropped = range(1, shape.layers - 1)
+    config = run_config(shape, precision=args.precision, device=args.device)
+    whole = step_flops(config, policies(config).whole)
     peak = peak_tflops(torch.cuda.get_device_name()) if args.device == "cuda" else None
     columns = ("median ms", "min", "max", "/ nanoGPT", "/ oracle", "FLOPs saved", "time saved", "realised", "TFLOP/s",
                "MFU", "peak MB")
@@ -207,11 +208,11 @@ def table(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dict
         cells = [f"{1000 * f(values):.0f}" for f in (statistics.median, min, max)]
         cells.append(f"{ratio(seconds, name, 'nanoGPT'):.3f}" if "nanoGPT" in seconds and "tp" not in name else "")
         cells.append(f"{ratio(seconds, name, oracle):.3f}" if oracle != name and oracle in seconds else "")
-        flops = sample_flops(config)
+        flops = whole
         if "kept" in name or "oracle" in name:
             kept = shape.sequence_tokens // int(name[-1])
-            flops = sample_flops(config, dropped, kept)
-            theory = 1 - flops / sample_flops(config)
+            flops = step_flops(config, policies(config).keeping(kept))
+            theory = 1 - flops / whole
             dense = "dense" if "tp" not in name else name.replace("kept 1/4", "dense")
             cells.append(f"{theory:.1%}")
             saved = 1 - ratio(seconds, name, dense) if dense in seconds else None

@@ -9,6 +9,7 @@ processes of the launch, from which the default global batch size follows; witho
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,17 +24,17 @@ from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.plan.derived import (
     batch_ramp,
     data_parallel_size,
-    dropped_layers,
     has_curriculum,
     layer_tokens,
+    policies,
     total_steps,
 )
+from megatron_ltd.plan.flops import step_flops, whole_step_flops
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
-from megatron_ltd.plan.pipeline_costs import work_samples
+from megatron_ltd.plan.pipeline_costs import plan_samples
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config
-from megatron_ltd.token_drop.step_work import StepWork
-from megatron_ltd.train.work import WorkSchedule
+from megatron_ltd.token_drop.plan import StepPlan, TokenSet
 from tools.command_line import exit_code_of, parser_of
 
 ROWS = 12
@@ -47,7 +48,7 @@ class Row:
     """Where the run stands before a step, and what the step does."""
 
     step: int
-    work: StepWork
+    plan: StepPlan
     raw_tokens: int
     layer_tokens: int
     learning_rate: float
@@ -76,41 +77,43 @@ class Totals:
 def rows(config: RunConfig, dp: int, count: int = ROWS) -> Iterator[Row]:
     """Steps at equal distances, the first and the last among them."""
     last, layers = total_steps(config, dp) - 1, config.model.num_layers
-    ramp, tokens, schedule = batch_ramp(config, dp), layer_tokens(config, dp), WorkSchedule.of_run(config)
+    ramp, tokens = batch_ramp(config, dp), layer_tokens(config, dp)
     rate = LearningRate.of_run(config, dp)
     for step in sorted({last * number // (count - 1) for number in range(count)}):
-        samples, work = ramp.samples_after(step), schedule.at(step)
-        yield Row(step, work, tokens.raw_after(step), tokens.sum_after(step) // layers,
-                  rate.at(step, samples, ramp.at(samples)), 1.0 - schedule.flops(work) / schedule.whole_flops(work))
+        samples, plan = ramp.samples_after(step), policies(config).plan(step)
+        saving = 1.0 - step_flops(config, plan) / whole_step_flops(config, plan)
+        yield Row(step, plan, tokens.raw_after(step), tokens.sum_after(step) // layers,
+                  rate.at(step, samples, ramp.at(samples)), saving)
 
 
 def totals(config: RunConfig, dp: int) -> Totals:
     """Sums and means over all samples of the run, in closed form."""
-    steps, dropped, schedule = total_steps(config, dp), len(dropped_layers(config)), WorkSchedule.of_run(config)
-    by_work = work_samples(config, dp)
-    samples = sum(by_work.values())
+    steps, by_plan = total_steps(config, dp), plan_samples(config, dp)
+    samples = sum(by_plan.values())
     # A mean over the tokens that are read: a longer sample counts more.
-    shares = {work: (work.kept_tokens / work.sequence_tokens, count * work.sequence_tokens)
-              for work, count in by_work.items()}
-    read = sum(tokens for _, tokens in shares.values())
-    # Each layer of random-LTD draws anew; the importance policy shows all its layers the same tokens.
-    draws = dropped if config.token_drop.policy == "random" else 1
+    read = sum(count * plan.read_tokens for plan, count in by_plan.items())
     of_run = batch_ramp(config, dp).samples_after(steps)
     return Totals(
         steps=steps, raw_tokens=layer_tokens(config, dp).raw_after(steps),
         layer_tokens=layer_tokens(config, dp).sum_after(steps) // config.model.num_layers,
-        flops=sum(count * schedule.flops(work) for work, count in by_work.items()) * of_run // samples,
-        full_flops=sum(count * schedule.whole_flops(work) for work, count in by_work.items()) * of_run // samples,
-        visits=sum(share * tokens for share, tokens in shares.values()) / read,
-        skipping=sum((1.0 - share)**draws * tokens for share, tokens in shares.values()) / read if dropped else 0.0)
+        flops=sum(count * step_flops(config, plan) for plan, count in by_plan.items()) * of_run // samples,
+        full_flops=sum(count * whole_step_flops(config, plan) for plan, count in by_plan.items()) * of_run // samples,
+        visits=sum(plan.kept_tokens * count for plan, count in by_plan.items()) / read,
+        skipping=sum(_skipping(plan) * plan.read_tokens * count for plan, count in by_plan.items()) / read)
+
+
+def _dropped(config: RunConfig) -> int:
+    """Layers that drop tokens in some step."""
+    return len({layer for plan in policies(config).stretches for layer in range(config.model.num_layers)
+                if plan.layers[layer].token_set is not None})
 
 
 def report(config: RunConfig, dp: int) -> str:
     """The table and what follows from it."""
-    found, dropped, layers = totals(config, dp), dropped_layers(config), config.model.num_layers
+    found, dropped, layers = totals(config, dp), _dropped(config), config.model.num_layers
     lines = ["| step | kept length | raw tokens before | layer tokens before | learning rate | FLOPs saved |",
              "|--:|--:|--:|--:|--:|--:|"]
-    lines += [f"| {row.step} | {_lengths(config, row.work)} | {row.raw_tokens:.4g} | {row.layer_tokens:.4g} | "
+    lines += [f"| {row.step} | {_lengths(config, row.plan)} | {row.raw_tokens:.4g} | {row.layer_tokens:.4g} | "
               f"{row.learning_rate:.3g} | {row.saving:.1%} |" for row in rows(config, dp)]
     share = found.layer_tokens / found.raw_tokens
     lines += [
@@ -120,10 +123,10 @@ def report(config: RunConfig, dp: int) -> str:
         f"against the same {found.steps} steps without dropping"]
     if dropped:
         lines += [
-            f"{len(dropped)} of {layers} layers drop tokens; one of them processes a token {found.visits:.3f} times a "
-            f"pass on average, all of them {found.visits * len(dropped):.2f} times",
-            f"{found.skipping:.2%} of the tokens skip all {len(dropped)} dropped layers ("
-            + " -> ".join(f"{_skipping(config, row.work):.1%}" for row in _ends(config, dp)) + " over the run)"]
+            f"{dropped} of {layers} layers drop tokens; one of them processes a token {found.visits:.3f} times a "
+            f"pass on average, all of them {found.visits * dropped:.2f} times",
+            f"{found.skipping:.2%} of the tokens skip all {dropped} dropped layers ("
+            + " -> ".join(f"{_skipping(row.plan):.1%}" for row in _ends(config, dp)) + " over the run)"]
     else:
         lines.append("no layer drops tokens: give --random-ltd")
     if config.parallel.pipeline_model_parallel_size > 1:
@@ -135,14 +138,15 @@ def _ends(config: RunConfig, dp: int) -> list[Row]:
     return list(rows(config, dp, 2))
 
 
-def _lengths(config: RunConfig, work: StepWork) -> str:
+def _lengths(config: RunConfig, plan: StepPlan) -> str:
     """The kept length; with a sequence curriculum, of the tokens read."""
-    return f"{work.kept_tokens} of {work.sequence_tokens}" if has_curriculum(config) else str(work.kept_tokens)
+    return f"{plan.kept_tokens} of {plan.read_tokens}" if has_curriculum(config) else str(plan.kept_tokens)
 
 
-def _skipping(config: RunConfig, work: StepWork) -> float:
-    draws = len(dropped_layers(config)) if config.token_drop.policy == "random" else 1
-    return (1.0 - work.kept_tokens / work.sequence_tokens)**draws
+def _skipping(plan: StepPlan) -> float:
+    """Share of the tokens that no dropped layer processes: one draw for each set of tokens."""
+    sets: dict[TokenSet, int] = {layer.token_set: layer.tokens for layer in plan.layers if layer.token_set is not None}
+    return math.prod(1.0 - tokens / plan.read_tokens for tokens in sets.values()) if sets else 0.0
 
 
 def draw(config: RunConfig, dp: int, path: Path) -> None:
@@ -158,7 +162,7 @@ def draw(config: RunConfig, dp: int, path: Path) -> None:
     points = list(rows(config, dp, 400))
     steps = [point.step for point in points]
     figure, (lengths, tokens, rates) = pyplot.subplots(3, 1, sharex=True, figsize=(7.5, 7.5), layout="constrained")
-    lengths.plot(steps, [point.work.kept_tokens for point in points], drawstyle="steps-post", color="#1f6fb4")
+    lengths.plot(steps, [point.plan.kept_tokens for point in points], drawstyle="steps-post", color="#1f6fb4")
     lengths.axhline(config.model.seq_length, color="#4a5a6a", linewidth=0.8, linestyle=":")
     lengths.set_ylabel("kept length")
     lengths.set_ylim(bottom=0)
@@ -184,9 +188,10 @@ def runnable(config: RunConfig) -> RunConfig:
     if config.training.train_epochs is not None:
         raise ConfigError(f"--train-epochs = {config.training.train_epochs}: how many steps that is follows from the "
                           "data, which are not read here; give --train-iters in its place")
-    if config.token_drop.layer_drop_rate > 0.0:
-        raise ConfigError(f"--layer-drop-rate = {config.token_drop.layer_drop_rate}: which layers a step skips is "
-                          "drawn at that step, and here only what is planned is shown; leave it out")
+    for policy in policies(config).active:
+        if policy.is_drawn:
+            raise ConfigError(f"{policy.asked_for}: which layers a step skips is drawn at that step, and only what is "
+                              "planned is shown here; leave it out")
     vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
     if vocabulary is None:
         raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "

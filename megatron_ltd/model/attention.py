@@ -1,4 +1,4 @@
-"""Self-attention with grouped queries, on whatever tokens it is given."""
+"""Self-attention with grouped queries and rotary positions, on whatever tokens it is given."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,39 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import keep_mask
-from megatron_ltd.model.kv_cache import KeyValueCache
-from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
 
 
+class KeyValueCache:
+    """Room for the keys and values of a layer.
+
+    Args:
+        capacity: tokens of each text, at most.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the newest tokens' and return those of all.
+
+        Shapes:
+            key and value [s, b, g, d] -> twice [all, b, g, d]
+        """
+        if self._room is None:
+            shape = (self.capacity, *key.shape[1:])
+            self._room = key.new_empty(shape), value.new_empty(shape)
+        start, self.length = self.length, self.length + key.shape[0]
+        for room, newest in zip(self._room, (key, value), strict=True):
+            room[start:self.length] = newest
+        keys, values = (room[:self.length] for room in self._room)
+        return keys, values
+
+
 @dataclass(frozen=True)
-class TokenFacts:
+class TokenContext:
     """What a layer must know of the tokens it processes, besides their hidden states. Tokens are in sequence order.
 
     Keys are the tokens themselves, c = k, but in a cross layer all tokens of the sample, c = s.
@@ -71,22 +96,22 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=bias or config.add_qkv_bias)
         self.proj = RowParallelLinear(config.num_attention_heads * config.head_dim, config.hidden_size, tp, bias=bias)
 
-    def forward(self, x: torch.Tensor, facts: TokenFacts, context: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None) -> torch.Tensor:
         x = self.tp.enter(x)
         query, key, value = self._project(x) if context is None else self._project_across(x, self.tp.enter(context))
         query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
-        if facts.angles is not None:
-            query, key = rotate(query, *facts.angles), rotate(key, *(facts.key_angles or facts.angles))
-        if facts.cache is not None:
-            key, value = facts.cache.extend(key, value)
+        if tokens.angles is not None:
+            query, key = rotate(query, *tokens.angles), rotate(key, *(tokens.key_angles or tokens.angles))
+        if tokens.cache is not None:
+            key, value = tokens.cache.extend(key, value)
         if self.queries_per_group > 1:
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k or c, d]
         if self.recompute and self.training:
-            mixed = checkpoint(self._core, query, key, value, facts, use_reentrant=False, preserve_rng_state=False)
+            mixed = checkpoint(self._core, query, key, value, tokens, use_reentrant=False, preserve_rng_state=False)
         else:
-            mixed = self._core(query, key, value, facts)
+            mixed = self._core(query, key, value, tokens)
         return self.proj(mixed.permute(2, 0, 1, 3).flatten(2))
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -112,21 +137,48 @@ class Attention(nn.Module):
         query, key_value = parts
         return query, *key_value.split((1, 1), dim=3)
 
-    def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, facts: TokenFacts) -> torch.Tensor:
-        if facts.attention_keys is None:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=facts.mask,
-                                                  is_causal=facts.causal and facts.mask is None)
-        return self._core_with_dropout(query, key, value, facts, facts.attention_keys)
+    def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext) -> torch.Tensor:
+        if tokens.attention_keys is None:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=tokens.mask,
+                                                  is_causal=tokens.causal and tokens.mask is None)
+        return self._core_with_dropout(query, key, value, tokens, tokens.attention_keys)
 
-    def _core_with_dropout(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, facts: TokenFacts,
+    def _core_with_dropout(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext,
                            dropout_keys: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Attention spelled out: the fused kernels cannot draw a mask that is the same on every layout."""
         length, heads_local = query.shape[2], query.shape[1]
-        mask = facts.mask
-        if mask is None and facts.causal:
+        mask = tokens.mask
+        if mask is None and tokens.causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
         scores = (query @ key.mT).float() * self.head_dim**-0.5
         probabilities = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
         heads = torch.arange(heads_local, dtype=torch.int32, device=query.device)[:, None, None] + self.first_head
         keep = keep_mask(dropout_keys[0] + heads * 0x2545F491, dropout_keys[1], self.dropout)
         return (probabilities * keep * (1.0 / (1.0 - self.dropout))).to(value.dtype) @ value
+
+
+def rotary_angles(positions: torch.Tensor, channels: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of each position's angle at each frequency, in fp32 (https://arxiv.org/abs/2104.09864).
+
+    Args:
+        positions: true positions of the tokens, whatever order or subset they come in.
+        channels: rotated channels of a head; even.
+
+    Shapes:
+        positions [s, b] (or [s, 1] where all samples agree) -> two of [s, b, 1, channels / 2]
+    """
+    exponents = torch.arange(0, channels, 2, device=positions.device, dtype=torch.float32) / channels
+    angles = positions[..., None, None].float() * (1.0 / base**exponents)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the first channels of each head: channel i of the rotated ones pairs with channel i + half.
+
+    Shapes:
+        x [s, b, n, d], cos and sin [s, b, 1, r / 2] with r <= d -> [s, b, n, d]
+    """
+    half = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    first, second, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

@@ -11,15 +11,17 @@ from torch import nn
 from torch.distributed.tensor import Shard
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.context import Microbatch
 from megatron_ltd.model.norm import build_norm
 from megatron_ltd.model.shapes import SENTENCE_ORDERS
-from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan, Transformer
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.cross_entropy import head_loss, token_log_probabilities
 from megatron_ltd.parallel.layers import ReplicatedLinear, local, sharded_parameter
-from megatron_ltd.token_drop.importance import LossRecord
+from megatron_ltd.token_drop.importance_table import LossRecord
+from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.token_drop.policies.importance import given_sets
+from megatron_ltd.token_drop.registry import Policies
 
 
 class MaskedTokenHead(nn.Module):
@@ -54,11 +56,9 @@ class BERT(Transformer):
         -> the residual stream; on the last stage [1 or 2] fp32 in training, [2, b, p or p + 1] fp32 in evaluation
     """
 
-    loss_record: LossRecord | None = None
-
-    def __init__(self, config: ModelConfig, tp: TensorParallel, span: StageSpan, *, drop: TokenDrop | None = None,
+    def __init__(self, config: ModelConfig, tp: TensorParallel, span: StageSpan, *, policies: Policies | None = None,
                  seed: int = 0, recompute: str = "none"):
-        super().__init__(config, tp, span, drop=drop, seed=seed, recompute=recompute)
+        super().__init__(config, tp, span, policies=policies, seed=seed, recompute=recompute)
         self.lm_head = MaskedTokenHead(config, tp) if span.has_head else None
         has_binary_head = span.has_head and not config.bert_no_binary_head
         self.pooler = ReplicatedLinear(config.hidden_size, config.hidden_size, tp) if has_binary_head else None
@@ -67,19 +67,21 @@ class BERT(Transformer):
     def forward(self, x: torch.Tensor, *, padding_mask: torch.Tensor, predicted_positions: torch.Tensor,
                 labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 token_types: torch.Tensor | None = None, sentence_order: torch.Tensor | None = None,
-                kept: torch.Tensor | None = None) -> torch.Tensor:
-        facts = SampleFacts(self.config, self.tp, self.seed, self.training, padding_mask.shape[1], sample_ids,
-                            padding_mask=padding_mask, kept=kept)
+                kept: torch.Tensor | None = None, plan: StepPlan | None = None,
+                loss_record: LossRecord | None = None) -> torch.Tensor:
+        """Args: as those of `GPT.forward`."""
+        batch = Microbatch(padding_mask.shape[1], sample_ids, padding_mask=padding_mask)
+        contexts = self.contexts(batch)
         if self.embedding is not None:
-            x = self.embedding(x, facts.positions(), facts.embedding_keys(), token_types)
-        x = self.stack(x, facts)
+            x = self.embedding(x, batch.positions(), contexts.embedding_keys(), token_types)
+        x = self.stack(x, contexts, plan, given_sets(kept))
         if self.final_norm is None:
             return x
         x = self.final_norm(x)
         hidden = self._predicted(x, predicted_positions)
         if not self.training:
             return self._score(x, hidden, labels, sentence_order)
-        total = self._masked_token_loss(hidden, labels, loss_mask)
+        total = self._masked_token_loss(hidden, labels, loss_mask, loss_record)
         if sentence_order is None:
             return total[None]
         losses = F.cross_entropy(self._sentence_logits(x), sentence_order, reduction="sum")
@@ -104,13 +106,14 @@ class BERT(Transformer):
         taken = self.tp.whole_sequence(x)[positions.t()[first:first + count], samples]  # [p/t or p, b, h]
         return self.tp.enter(self.lm_head(taken))[:predictions].flatten(0, 1)
 
-    def _masked_token_loss(self, hidden: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    def _masked_token_loss(self, hidden: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
+                           loss_record: LossRecord | None) -> torch.Tensor:
         assert self.lm_head is not None
         targets, mask = labels.t().flatten(), loss_mask.t().flatten()
         total, losses = head_loss(hidden, local(self.output_weight()), targets, mask, self.vocab,
                                   local(self.lm_head.bias))
-        if self.loss_record is not None:
-            self.loss_record.add(targets, losses, mask)
+        if loss_record is not None:
+            loss_record.add(targets, losses, mask)
         return total
 
     def _sentence_logits(self, x: torch.Tensor) -> torch.Tensor:

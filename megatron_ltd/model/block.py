@@ -1,14 +1,15 @@
-"""One transformer layer."""
+"""One transformer layer: attention and MLP, each behind a norm."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.attention import Attention, TokenFacts
+from megatron_ltd.model.attention import Attention, TokenContext
 from megatron_ltd.model.dropout import dropout
-from megatron_ltd.model.mlp import build_mlp
 from megatron_ltd.model.norm import build_norm
 from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 
 class Block(nn.Module):
@@ -28,10 +29,48 @@ class Block(nn.Module):
         self.mlp_norm = build_norm(config, tp)
         self.mlp = build_mlp(config, tp)
 
-    def forward(self, x: torch.Tensor, facts: TokenFacts, context: torch.Tensor | None = None) -> torch.Tensor:
-        after_attention, after_mlp = (None, None) if facts.hidden_keys is None else facts.hidden_keys
+    def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None) -> torch.Tensor:
+        after_attention, after_mlp = (None, None) if tokens.hidden_keys is None else tokens.hidden_keys
         context = None if context is None else self.attention_norm(context)
-        attention = dropout(self.attention(self.attention_norm(x), facts, context), after_attention,
+        attention = dropout(self.attention(self.attention_norm(x), tokens, context), after_attention,
                             self.hidden_dropout)
         mlp = dropout(self.mlp(self.mlp_norm(x + attention)), after_mlp, self.hidden_dropout)
         return attention + mlp
+
+
+class MLP(nn.Module):
+    """fc2(gelu(fc1(x))). Shapes: [k/t or k, b, h] -> the same"""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel):
+        super().__init__()
+        self.tp = tp
+        self.approximation = "tanh" if config.openai_gelu else "none"
+        bias = not config.disable_bias_linear
+        self.fc1 = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
+        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(self.tp.enter(x)), approximate=self.approximation))
+
+
+class GatedMLP(nn.Module):
+    """fc2(silu(gate(x)) * up(x)), SwiGLU (https://arxiv.org/abs/2002.05202). Shapes: [k/t or k, b, h] -> the same
+
+    Gate and up are two parameters rather than one, so that a shard of each holds the same features.
+    """
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel):
+        super().__init__()
+        self.tp = tp
+        bias = not config.disable_bias_linear
+        self.gate = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
+        self.up = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
+        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.tp.enter(x)
+        return self.fc2(F.silu(self.gate(x)) * self.up(x))
+
+
+def build_mlp(config: ModelConfig, tp: TensorParallel) -> nn.Module:
+    return GatedMLP(config, tp) if config.swiglu else MLP(config, tp)

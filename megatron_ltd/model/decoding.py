@@ -1,14 +1,12 @@
-"""GPT that goes on with texts token by token, remembering keys and values."""
+"""GPT that continues texts token by token, with a cache of keys and values."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from megatron_ltd.model.attention import TokenFacts
+from megatron_ltd.model.attention import KeyValueCache, TokenContext, rotary_angles
 from megatron_ltd.model.gpt import GPT
-from megatron_ltd.model.kv_cache import KeyValueCache
-from megatron_ltd.model.rotary import rotary_angles
 from megatron_ltd.parallel.layers import local
 
 
@@ -39,8 +37,8 @@ class DecodingGPT(GPT):
         -> hidden states; on the last stage logits [b, v] fp32
     """
 
-    def forward(self, x: torch.Tensor, *, state: DecodeState | None = None, **facts: Any) -> torch.Tensor:
-        return super().forward(x, **facts) if state is None else self._read(x, state)
+    def forward(self, x: torch.Tensor, *, state: DecodeState | None = None, **batch: Any) -> torch.Tensor:
+        return super().forward(x, **batch) if state is None else self._read(x, state)
 
     def _read(self, x: torch.Tensor, state: DecodeState) -> torch.Tensor:
         count = x.shape[0] if self.embedding is None else x.shape[1]
@@ -50,7 +48,7 @@ class DecodingGPT(GPT):
             x = self.embedding(x, positions, None)
         angles, mask = self._angles(positions), self._mask(places, state.padding)
         for layer, block in self.stack.blocks.items():
-            x = x + block(x, TokenFacts(angles=angles, mask=mask, cache=state.caches[int(layer)]))
+            x = x + block(x, TokenContext(angles=angles, mask=mask, cache=state.caches[int(layer)]))
         if self.final_norm is None:
             return x
         hidden = self.tp.enter(self.final_norm(x[-1:]))[0]  # [b, h]

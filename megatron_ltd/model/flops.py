@@ -2,37 +2,37 @@
 
 For a layer that processes k tokens of a sample (a multiply-add counts two):
 
-    projections    2 k h d n + 4 c h d g + 2 k n d h      query, key and value, output; c = k, but s in a cross layer
+    projections    2 k h d n + 4 c h d g + 2 k n d h      query, key and value, output; c keys: k, or all s
     attention      4 n d x pairs                          scores and weighted values
     mlp            2 k h f (2, or 3 with SwiGLU)
 
-    pairs          causal k (k + 1) / 2, in a cross layer k (s + 1) / 2; bidirectional k c
+    pairs          causal k (k + 1) / 2, to all tokens k (s + 1) / 2; bidirectional k c
     head of GPT    2 s h v                                all tokens of the sample, real vocabulary
     head of ViT    2 h v                                  the class token; v classes
     patches of ViT 2 (s - 1) h c q^2                      of q x q pixels of c channels
     head of BERT   2 p (h h + h v) + 2 h h + 4 h          p predicted tokens; the sentence-order head
 
-The backward pass takes twice the forward pass, that of the patches as much as it: pixels need no gradient.
+The backward pass takes twice the forward pass, that of the patches as much as it, since pixels need no gradient, and a
+layer whose update is a constant has none.
 Recomputation is not counted: it is not the model's work. Norms, tables and dropout are left out, as in Megatron-LM's
 and PaLM's counts.
 """
 
-from collections.abc import Collection
 from dataclasses import replace
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.plan import StepPlan
 
 
-def layer_flops(config: ModelConfig, kept_tokens: int, *, cross: bool = False) -> int:
+def layer_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool = False) -> int:
     """Forward operations of one layer for one sample of which it processes `kept_tokens`.
 
     Args:
-        cross: keys and values are those of the whole sample.
+        attends_to_all: keys and values are those of the whole sample.
     """
     k, h, d = kept_tokens, config.hidden_size, config.head_dim
     heads, groups = config.num_attention_heads, config.query_groups
-    keys = config.seq_length if cross else k
+    keys = config.seq_length if attends_to_all else k
     projections = 2 * k * h * d * heads + 4 * keys * h * d * groups + 2 * k * heads * d * h
     pairs_twice = k * (keys + 1) if config.family == "gpt" else 2 * k * keys
     mlp = 2 * k * h * config.ffn * (3 if config.swiglu else 2)
@@ -61,31 +61,18 @@ def patch_flops(config: ModelConfig) -> int:
     return 2 * (config.seq_length - 1) * config.hidden_size * config.patch_values if config.family == "vit" else 0
 
 
-def sample_flops(config: ModelConfig, dropped_layers: Collection[int] = (), kept_tokens: int | None = None, *,
-                 cross_layer: int | None = None, predictions: int | None = None,
-                 skipped_layers: Collection[int] = ()) -> int:
-    """Forward and backward operations of the whole model for one sample.
+def plan_flops(config: ModelConfig, plan: StepPlan, predictions: int | None = None) -> int:
+    """Forward and backward operations of the whole model for one sample, as a step's plan asks.
 
     Args:
-        dropped_layers: layers that process only `kept_tokens`; the others process the whole sample.
-        cross_layer: the dropped layer, if any, whose keys and values are those of the whole sample.
         predictions: see `head_flops`.
-        skipped_layers: layers that process nothing.
     """
-    kept = config.seq_length if kept_tokens is None else min(kept_tokens, config.seq_length)
-    layers = sum(layer_flops(config, kept if layer in dropped_layers else config.seq_length,
-                             cross=layer == cross_layer and kept < config.seq_length)
-                 for layer in range(config.num_layers) if layer not in skipped_layers)
-    return 3 * (layers + head_flops(config, predictions)) + 2 * patch_flops(config)
+    read = cut_to(config, plan.read_tokens)
+    layers = sum((3 if layer.backward else 1) * layer_flops(read, layer.tokens, attends_to_all=layer.attends_to_all)
+                 for layer in plan.layers if not layer.skipped)
+    return layers + 3 * head_flops(read, predictions) + 2 * patch_flops(config)
 
 
-def work_flops(config: ModelConfig, work: StepWork, dropped_layers: Collection[int], *, cross_layer: int | None = None,
-               predictions: int | None = None) -> int:
-    """`sample_flops` of what a step does with a sample: cut short, with dropped tokens, with skipped layers."""
-    return sample_flops(cut_to(config, work.sequence_tokens), dropped_layers, work.kept_tokens,
-                        cross_layer=cross_layer, predictions=predictions, skipped_layers=work.skipped_layers)
-
-
-def cut_to(config: ModelConfig, sequence_tokens: int) -> ModelConfig:
+def cut_to(config: ModelConfig, read_tokens: int) -> ModelConfig:
     """The same model on samples of which only the first tokens are read."""
-    return replace(config, seq_length=sequence_tokens)
+    return config if read_tokens == config.seq_length else replace(config, seq_length=read_tokens)

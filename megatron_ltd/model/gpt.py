@@ -8,11 +8,13 @@ whole model. Layers keep their global number wherever they live.
 
 import torch
 
-from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.context import Microbatch
 from megatron_ltd.model.transformer import Transformer
 from megatron_ltd.parallel.cross_entropy import head_loss, token_log_probabilities
 from megatron_ltd.parallel.layers import local
-from megatron_ltd.token_drop.importance import LossRecord
+from megatron_ltd.token_drop.importance_table import LossRecord
+from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.token_drop.policies.importance import given_sets
 
 
 class GPT(Transformer):
@@ -28,27 +30,31 @@ class GPT(Transformer):
         -> the residual stream; on the last stage [1] fp32 in training, [2, b, s] fp32 in evaluation
     """
 
-    loss_record: LossRecord | None = None
-
     def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 position_ids: torch.Tensor | None = None, document_ids: torch.Tensor | None = None,
-                kept: torch.Tensor | None = None) -> torch.Tensor:
-        facts = SampleFacts(self.config, self.tp, self.seed, self.training, labels.shape[1], sample_ids, position_ids,
-                            document_ids, kept=kept)
+                kept: torch.Tensor | None = None, plan: StepPlan | None = None,
+                loss_record: LossRecord | None = None) -> torch.Tensor:
+        """Args:
+            plan: what the step computes; None: everything.
+            loss_record: notes the loss of every predicted token.
+        """
+        batch = Microbatch(labels.shape[1], sample_ids, position_ids, document_ids)
+        contexts = self.contexts(batch)
         if self.embedding is not None:
-            x = self.embedding(x, facts.positions(), facts.embedding_keys())
-        x = self.stack(x, facts)
+            x = self.embedding(x, batch.positions(), contexts.embedding_keys())
+        x = self.stack(x, contexts, plan, given_sets(kept))
         if self.final_norm is None:
             return x
-        return self._head(self.final_norm(x), labels, loss_mask)
+        return self._head(self.final_norm(x), labels, loss_mask, loss_record)
 
-    def _head(self, x: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
+              loss_record: LossRecord | None) -> torch.Tensor:
         hidden = self.tp.enter(x).flatten(0, 1)  # [s * b, h]
         weight, targets, mask = local(self.output_weight()), labels.t().flatten(), loss_mask.t().flatten()
         if self.training:
             total, losses = head_loss(hidden, weight, targets, mask, self.vocab)
-            if self.loss_record is not None:
-                self.loss_record.add(targets, losses, mask)
+            if loss_record is not None:
+                loss_record.add(targets, losses, mask)
             return total[None]
         # The head is the larger part of a small model: only tokens that are asked for pass it.
         asked = mask.nonzero()[:, 0]

@@ -1,136 +1,128 @@
-"""The layers of a stage around the residual stream, with token dropping.
+"""The layers of a stage around the residual stream, as the step's plan asks.
 
-    full layer       stream = stream + block(stream)
-    dropped layer    stream[rows] += block(stream[rows])            rows: the kept tokens of this layer and microbatch
-    cross layer      stream[rows] += block(stream[rows], stream)    a dropped layer that attends to all tokens
-    skipped layer    stream = stream                                by LayerDrop, for this step
+    whole layer      stream = stream + block(stream)
+    some tokens      stream[rows] += block(stream[rows])            rows: the kept tokens of this layer and microbatch
+    several layers   x = stream[rows]; x += block(x), ...; stream[rows] = x         consecutive layers with one set
+    attends to all   stream[rows] += block(stream[rows], stream)    keys and values of all tokens
+    skipped layer    stream = stream
 
-Dropped tokens pass unchanged; the kept ones do not see them in that layer, unless it is a cross layer, and they are not
-lost to the next. The stream has
-full length at both ends of the stack, so stages exchange tensors of one shape whatever the kept length is.
+Dropped tokens pass unchanged; the kept ones do not see them in that layer, unless it attends to all, and they are not
+lost to the next. The stream has full length at both ends of the stack, so stages exchange tensors of one shape whatever
+the plan.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from itertools import groupby
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.attention import TokenFacts
+from megatron_ltd.model.attention import TokenContext
 from megatron_ltd.model.block import Block
-from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.context import ContextMaker
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop import stream as residual
-from megatron_ltd.token_drop.sampling import kept_positions, stream_rows
-from megatron_ltd.token_drop.step_work import StepWork
-
-
-@dataclass(frozen=True)
-class TokenDrop:
-    """Which layers drop tokens, and how.
-
-    Args:
-        layers: global ids of the dropped layers.
-        seed: of the selection.
-        strata: see `kept_positions`.
-        shared: all dropped layers keep the set that comes with the samples, rather than each its own random one.
-        cross_layer: the dropped layer, if any, that attends to all tokens.
-    """
-
-    layers: frozenset[int] = frozenset()
-    seed: int = 0
-    strata: int = 1
-    shared: bool = False
-    cross_layer: int | None = None
+from megatron_ltd.token_drop.plan import LayerPlan, StepPlan, TokenSet
+from megatron_ltd.token_drop.registry import Policies
+from megatron_ltd.token_drop.sampling import stream_rows
 
 
 class Stack(nn.Module):
     """Consecutive layers of the model.
 
-    `work` is set between steps: how many tokens of each sample a dropped layer keeps, and which layers are skipped.
-
     Args:
         layers: global ids of the layers this stack holds.
+        policies: draw the tokens that a plan names.
         recompute: "none", "selective" (the attention core) or "full" (each layer).
-
-    Shapes:
-        stream [s/t or s, b, h] -> the same
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, layers: range, drop: TokenDrop, recompute: str):
+    def __init__(self, config: ModelConfig, tp: TensorParallel, layers: range, policies: Policies, recompute: str):
         super().__init__()
         self.tp = tp
-        self.drop = drop
-        self.work = StepWork.whole(config.seq_length)
+        self.policies = policies
+        self.whole = StepPlan.whole(config.seq_length, config.num_layers)
         self.recompute_layers = recompute == "full"
         self.blocks = nn.ModuleDict(
             {str(layer): Block(config, tp, recompute_attention=recompute == "selective") for layer in layers})
-        self.dropped = [layer for layer in layers if layer in drop.layers]
 
-    def forward(self, stream: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
-        kept = self._select(facts)
-        owned, given = False, stream
-        for name, block in self.blocks.items():
-            layer = int(name)
-            if self.training and layer in self.work.skipped_layers:
-                continue
-            if layer in kept and layer == self.drop.cross_layer:
-                stream = self._cross_layer(residual.release(stream) if owned else stream, block, kept[layer], facts,
-                                           layer)
-                owned = True
-            elif layer in kept:
-                stream, owned = stream if owned else residual.own(stream), True
-                stream = self._dropped_layer(stream, block, kept[layer], facts, layer)
-            else:
+    def forward(self, stream: torch.Tensor, contexts: ContextMaker, plan: StepPlan | None = None,
+                given: Mapping[TokenSet, torch.Tensor] | None = None) -> torch.Tensor:
+        """Evaluation computes every layer on every token, whatever the plan.
+
+        Args:
+            plan: what the step computes; None: everything.
+            given: kept positions that come with the samples, [b, k] of each set.
+
+        Shapes:
+            stream [s/t or s, b, h] -> the same
+        """
+        plan = plan if self.training and plan is not None else self.whole
+        sets = self.policies.token_sets(plan, [int(name) for name in self.blocks], contexts.batch.sample_ids,
+                                        given or {})
+        owned, entered = False, stream
+        for token_set, layers in self._runs(plan):
+            if token_set is None:
                 stream, owned = residual.release(stream) if owned else stream, False
-                stream = stream + self._run(block, stream, facts.for_layer(layer))
-        if stream is given:
+                for layer in layers:
+                    tokens = contexts.in_layer(contexts.whole, layer)
+                    stream = stream + self._update(layer, plan.layers[layer], stream, tokens)
+            else:
+                stream, owned = self._on_some_tokens(stream, owned, layers, plan, sets[token_set], contexts), True
+        if stream is entered:
             # Every layer was skipped, and the pipeline engine detaches what a stage returns from what it was given.
             return stream.clone()
         return residual.release(stream) if owned else stream
 
-    def _select(self, facts: SampleFacts) -> dict[int, torch.Tensor]:
-        """Kept positions [b, k] of each dropped layer; empty when nothing is dropped."""
-        if not self.training or not self.dropped or self.work.kept_tokens >= facts.sequence_tokens:
-            return {}
-        if self.drop.shared:
-            assert facts.kept is not None, "the step gives the kept positions of a shared set"
-            return dict.fromkeys(self.dropped, facts.kept)
-        layers = torch.tensor(self.dropped, device=facts.sample_ids.device)
-        kept = kept_positions(self.drop.seed, facts.sample_ids, layers, sequence_tokens=facts.sequence_tokens,
-                              kept_tokens=self.work.kept_tokens, strata=self.drop.strata)
-        return dict(zip(self.dropped, kept, strict=True))
+    def _runs(self, plan: StepPlan) -> Iterator[tuple[TokenSet | None, list[int]]]:
+        """Consecutive layers that process the same tokens, without those that are skipped."""
+        layers = (int(name) for name in self.blocks if not plan.layers[int(name)].skipped)
+        return ((token_set, list(run)) for token_set, run in groupby(layers, lambda n: plan.layers[n].token_set))
 
-    def _dropped_layer(self, stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,
-                       layer: int) -> torch.Tensor:
-        rows = self._rows(kept, facts)
-        stream, taken = residual.take(stream, rows)
-        update = self._run(block, taken.unflatten(0, (-1, kept.shape[0])), facts.for_layer(layer, kept))
-        return residual.add(stream, rows, update.flatten(0, 1))
+    def _on_some_tokens(self, stream: torch.Tensor, owned: bool, layers: list[int], plan: StepPlan, kept: torch.Tensor,
+                        contexts: ContextMaker) -> torch.Tensor:
+        """A run of layers on the tokens at `kept` [b, k]; the stream that is returned may be overwritten."""
+        rows, tokens = self._rows(kept, contexts), contexts.of(kept)
+        samples = kept.shape[0]
+        first = layers[0]
+        if plan.layers[first].attends_to_all:
+            # The layer keeps the whole stream for its backward pass, so the run goes on with a copy.
+            everything = residual.release(stream) if owned else stream
+            x = everything.flatten(0, 1).index_select(0, rows).unflatten(0, (-1, samples))  # [k/t or k, b, h]
+            of_first = contexts.in_layer(contexts.of(kept, attends_to_all=True), first, kept, attends_to_all=True)
+            x = x + self._update(first, plan.layers[first], x, of_first, everything)
+            stream, layers = residual.own(everything), layers[1:]
+        else:
+            stream, taken = residual.take(stream if owned else residual.own(stream), rows)
+            x = taken.unflatten(0, (-1, samples))
+            if len(layers) == 1:
+                update = self._update(first, plan.layers[first], x, contexts.in_layer(tokens, first, kept))
+                return residual.add(stream, rows, update.flatten(0, 1))
+        for layer in layers:
+            x = x + self._update(layer, plan.layers[layer], x, contexts.in_layer(tokens, layer, kept))
+        return residual.put(stream, rows, x.flatten(0, 1))
 
-    def _cross_layer(self, stream: torch.Tensor, block: nn.Module, kept: torch.Tensor, facts: SampleFacts,
-                     layer: int) -> torch.Tensor:
-        # The layer keeps the whole stream for its backward pass, so the kept rows are added to a copy.
-        rows = self._rows(kept, facts)
-        taken = stream.flatten(0, 1).index_select(0, rows).unflatten(0, (-1, kept.shape[0]))  # [k/t or k, b, h]
-        update = self._run(block, taken, facts.for_layer(layer, kept, cross=True), stream)
-        return residual.add(residual.own(stream), rows, update.flatten(0, 1))
-
-    def _rows(self, kept: torch.Tensor, facts: SampleFacts) -> torch.Tensor:
+    def _rows(self, kept: torch.Tensor, contexts: ContextMaker) -> torch.Tensor:
         """Rows of the kept tokens that this process holds. The selection is stratified over the slices of the
         sequence, so every process holds an equal share of them, and takes them before the region gathers.
 
         Shapes:
             kept [b, k] -> [k/t b or k b]
         """
-        first_position, _ = self.tp.sequence_span(facts.sequence_tokens)
+        first_position, _ = self.tp.sequence_span(contexts.batch.read_tokens)
         first, count = self.tp.sequence_span(kept.shape[1])
         return stream_rows(kept[:, first:first + count] - first_position)
 
-    def _run(self, block: Callable[..., torch.Tensor], x: torch.Tensor, facts: TokenFacts,
-             context: torch.Tensor | None = None) -> torch.Tensor:
-        if self.recompute_layers and self.training:
-            return checkpoint(block, x, facts, context, use_reentrant=False, preserve_rng_state=False)
-        return block(x, facts, context)
+    def _update(self, layer: int, plan: LayerPlan, x: torch.Tensor, tokens: TokenContext,
+                everything: torch.Tensor | None = None) -> torch.Tensor:
+        """What the layer adds to x; of its shape."""
+        block = self.blocks[str(layer)]
+        with nullcontext() if plan.backward else torch.no_grad():
+            if self.recompute_layers and self.training and plan.backward:
+                update = checkpoint(block, x, tokens, everything, use_reentrant=False, preserve_rng_state=False)
+            else:
+                update = block(x, tokens, everything)
+        # Outside the block, which would be compiled anew for every value.
+        return update if plan.scale == 1.0 else update * plan.scale

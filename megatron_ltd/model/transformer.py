@@ -7,12 +7,15 @@ from torch import nn
 from torch.distributed.tensor import Shard
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.model.embedding import Embedding
 from megatron_ltd.model.norm import build_norm
-from megatron_ltd.model.stack import Stack, TokenDrop
+from megatron_ltd.model.stack import Stack
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.cross_entropy import VocabShard
 from megatron_ltd.parallel.layers import sharded_parameter
+from megatron_ltd.token_drop.policy import Shape
+from megatron_ltd.token_drop.registry import Policies
 
 
 class OutputEmbedding(nn.Module):
@@ -40,6 +43,11 @@ class StageSpan:
         return self.stop == self.layers
 
 
+def no_policies(config: ModelConfig) -> Policies:
+    """Every token in every layer."""
+    return Policies(Shape(config.family, config.num_layers, config.seq_length), ())
+
+
 class Transformer(nn.Module):
     """The layers of `span`, with the embedding and the head if they belong to it.
 
@@ -50,13 +58,14 @@ class Transformer(nn.Module):
         recompute: see `Stack`.
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, span: StageSpan, *, drop: TokenDrop | None = None,
+    def __init__(self, config: ModelConfig, tp: TensorParallel, span: StageSpan, *, policies: Policies | None = None,
                  seed: int = 0, recompute: str = "none"):
         super().__init__()
         assert config.vocab_size is not None
         self.config, self.tp, self.span, self.seed = config, tp, span, seed
         self.embedding = Embedding(config, tp) if span.has_embedding else None
-        self.stack = Stack(config, tp, range(span.first, span.stop), drop or TokenDrop(), recompute)
+        self.stack = Stack(config, tp, range(span.first, span.stop), policies or no_policies(config),
+                           recompute)
         self.final_norm = build_norm(config, tp) if span.has_head else None
         # A whole model shares one parameter; stages that are apart hold equal copies, and add up their gradients.
         needs_head = span.has_head and not (config.tied and span.has_embedding)
@@ -68,3 +77,7 @@ class Transformer(nn.Module):
             return self.head.weight
         assert self.embedding is not None
         return self.embedding.word.weight
+
+    def contexts(self, batch: Microbatch) -> ContextMaker:
+        """Of the microbatch that is computed now."""
+        return ContextMaker(self.config, self.tp, self.seed, self.training, batch)

@@ -11,15 +11,17 @@ from torch import nn
 from torch.distributed.tensor import Replicate
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.model.dropout import dropout
 from megatron_ltd.model.embedding import Table
-from megatron_ltd.model.facts import SampleFacts
 from megatron_ltd.model.norm import build_norm
-from megatron_ltd.model.stack import Stack, TokenDrop
-from megatron_ltd.model.transformer import StageSpan
+from megatron_ltd.model.stack import Stack
+from megatron_ltd.model.transformer import StageSpan, no_policies
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ReplicatedLinear, local, sharded_parameter
-from megatron_ltd.token_drop.importance import LossRecord
+from megatron_ltd.token_drop.importance_table import LossRecord
+from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.token_drop.registry import Policies
 
 TOP = 5
 POSITIONS = "embedding.position.weight"
@@ -63,22 +65,21 @@ class ViT(nn.Module):
         -> [1] fp32 in training, [3, b, 1] fp32 in evaluation
     """
 
-    loss_record: LossRecord | None = None
-
-    def __init__(self, config: ModelConfig, tp: TensorParallel, span: StageSpan, *, drop: TokenDrop | None = None,
+    def __init__(self, config: ModelConfig, tp: TensorParallel, span: StageSpan, *, policies: Policies | None = None,
                  seed: int = 0, recompute: str = "none"):
         super().__init__()
         assert config.num_classes is not None and span.has_embedding and span.has_head
         self.config, self.tp, self.span, self.seed = config, tp, span, seed
         self.embedding = PatchEmbedding(config, tp)
-        self.stack = Stack(config, tp, range(span.first, span.stop), drop or TokenDrop(), recompute)
+        self.stack = Stack(config, tp, range(span.first, span.stop), policies or no_policies(config), recompute)
         self.final_norm = build_norm(config, tp)
         self.classifier = ReplicatedLinear(config.hidden_size, config.num_classes, tp)
 
-    def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor,
-                sample_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
+                plan: StepPlan | None = None, loss_record: LossRecord | None = None) -> torch.Tensor:
+        """Args: as those of `GPT.forward`; losses are not noted, since patches have no vocabulary ids."""
         labels, mask = labels[:, 0], loss_mask[:, 0]
-        logits = self.logits(x, sample_ids)
+        logits = self.logits(x, sample_ids, plan)
         losses = F.cross_entropy(logits, labels, reduction="none")
         if self.training:
             total = (losses * mask).sum(dim=0, keepdim=True)
@@ -90,10 +91,11 @@ class ViT(nn.Module):
         better = (logits > of_label).sum(dim=1, keepdim=True)
         return torch.stack((-losses.unsqueeze(1), (better == 0).float(), (better < TOP).float()))
 
-    def logits(self, images: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor:
+    def logits(self, images: torch.Tensor, sample_ids: torch.Tensor, plan: StepPlan | None = None) -> torch.Tensor:
         """Shapes: [b, c, H, W] -> [b, v] fp32"""
-        facts = SampleFacts(self.config, self.tp, self.seed, self.training, self.config.seq_length, sample_ids)
-        x = self.final_norm(self.stack(self.embedding(images, facts.embedding_keys()), facts))
+        contexts = ContextMaker(self.config, self.tp, self.seed, self.training,
+                                Microbatch(self.config.seq_length, sample_ids))
+        x = self.final_norm(self.stack(self.embedding(images, contexts.embedding_keys()), contexts, plan))
         return self.classifier(x[0]).float()
 
 

@@ -52,7 +52,7 @@ class Pipeline:
     """The stages of this process and the schedule that runs them.
 
     Args:
-        modules: this process's stages in order of depth; called as `module(x, **facts)`.
+        modules: this process's stages in order of depth; called as `module(x, **batch)`.
         schedule: a name of --pipeline-schedule.
         group: the pipeline's process group.
         hidden_shape: of what stages exchange, [s/t or s, b, h], for whole samples.
@@ -79,7 +79,6 @@ class Pipeline:
         self._schedule: Any = None
         self._microbatches = 0
         self._loss_weights = torch.ones(loss_terms, device=device)
-        self._loss_sums: list[torch.Tensor] = []
 
     @property
     def has_first(self) -> bool:
@@ -89,13 +88,14 @@ class Pipeline:
     def has_last(self) -> bool:
         return self.stages - 1 in self.local
 
-    def train_step(self, tokens: torch.Tensor, facts: Mapping[str, torch.Tensor], *, microbatches: int,
+    def train_step(self, tokens: torch.Tensor, batch: Mapping[str, Any], *, microbatches: int,
                    loss_weights: torch.Tensor) -> torch.Tensor:
         """Forward and backward over all microbatches; gradients are left on the parameters.
 
         Args:
             tokens: [m b, s], the microbatches one after the other.
-            facts: what each microbatch's stages are given, cut along dim 0 like the tokens.
+            batch: what each microbatch's stages are given: tensors are cut along dim 0 like the tokens, all else is
+                handed on as it is.
             loss_weights: what the backward pass minimises is the sum of the loss terms times these.
 
         Returns:
@@ -104,7 +104,7 @@ class Pipeline:
         Shapes:
             loss_weights [loss_terms] fp32 -> the same
         """
-        self._loss_weights, self._loss_sums = loss_weights, []
+        self._loss_weights = loss_weights
         length = tokens.shape[1]
         if length != self._length:
             self._engine_stages = [self._engine_stage(stage, module, length)
@@ -113,14 +113,14 @@ class Pipeline:
             # A schedule sizes the engine's stages for its number of microbatches; an older one would not fit them.
             self._schedule, self._microbatches = self._build_schedule(microbatches), microbatches
             self._length = length
-        self._schedule.step(*((tokens,) if self.has_first else ()), return_outputs=False,
-                            target=tokens if self.has_last else None, **facts)
-        if not self._loss_sums:
+        sums = self._schedule.step(*((tokens,) if self.has_first else ()), target=tokens if self.has_last else None,
+                                   **batch)
+        if not self.has_last:
             return torch.zeros_like(loss_weights)
-        return torch.stack(self._loss_sums).sum(dim=0)
+        return sums.detach().view(microbatches, self.loss_terms).sum(dim=0)  # of the microbatches, back to back
 
     @torch.no_grad()
-    def forward(self, tokens: torch.Tensor, facts: Mapping[str, Any]) -> torch.Tensor | None:
+    def forward(self, tokens: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor | None:
         """Run one microbatch through all stages without gradients.
 
         Returns:
@@ -136,7 +136,7 @@ class Pipeline:
                 shape = (self._slice_length(tokens.shape[1]), tokens.shape[0], self.hidden_shape[2])
                 x = torch.empty(shape, dtype=self.dtype, device=self.device)
                 dist.recv(x, group=self.group, group_src=self._owner(stage - 1))
-            x = self.modules[self.local.index(stage)](x, **facts)
+            x = self.modules[self.local.index(stage)](x, **batch)
             if stage + 1 < self.stages and stage + 1 not in self.local:
                 dist.send(x.contiguous(), group=self.group, group_dst=self._owner(stage + 1))
         return x if self.has_last else None
@@ -169,9 +169,4 @@ class Pipeline:
         single = self.schedule == "1f1b"
         return _SCHEDULES[self.schedule](
             self._engine_stages[0] if single else self._engine_stages, n_microbatches=microbatches,
-            loss_fn=lambda sums, target: self._loss(sums), scale_grads=False)
-
-    def _loss(self, sums: torch.Tensor) -> torch.Tensor:
-        """The scalar of which a microbatch's backward pass starts. Shapes: sums [loss_terms] -> scalar"""
-        self._loss_sums.append(sums.detach())
-        return (sums * self._loss_weights).sum()
+            loss_fn=lambda sums, target: (sums * self._loss_weights).sum(), scale_grads=False)

@@ -10,11 +10,8 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.layer_tokens import LayerTokens
-from megatron_ltd.token_drop.schedule import KeptLength, KeptSchedule, ListedLength
-
-_STEP_LENGTH = re.compile(r"\s*([0-9]{1,18})\s*:\s*([0-9]{1,9})\s*")
-_RANGE = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?")
-MAX_LISTED_LAYER = 9999
+from megatron_ltd.token_drop.policy import Shape
+from megatron_ltd.token_drop.registry import Policies
 
 
 def data_parallel_size(config: RunConfig, world_size: int) -> int:
@@ -70,111 +67,31 @@ def total_samples(config: RunConfig, dp: int) -> int:
 
 @lru_cache(maxsize=16)
 def layer_tokens(config: RunConfig, dp: int) -> LayerTokens:
-    """Tokens that the run reads, and those it processes, summed over layers, as a function of the step. Layers that
-    LayerDrop skips are counted as if it did not, since they follow from its draws."""
-    return LayerTokens(batch_ramp(config, dp), kept_length(config), sequence_length(config), config.model.num_layers,
-                       len(dropped_layers(config)))
+    """Tokens that the run reads, and those it processes, summed over layers, as a function of the step. Layers that are
+    skipped at random are counted as if they were not, since the draws have no closed form."""
+    return LayerTokens(batch_ramp(config, dp), policies(config))
 
 
-def parse_layer_list(text: str, flag: str = "--random-ltd-layers") -> tuple[int, ...]:
-    """Layer numbers of a text such as `1-22` or `1,3,5-9`, in the order given.
-
-    Args:
-        flag: the setting it is of, for the message.
+@lru_cache(maxsize=64)
+def policies(config: RunConfig) -> Policies:
+    """The run's ways to compute less.
 
     Raises:
-        ConfigError: it is not such a text; doubled layers are not looked for.
+        ConfigError: settings of theirs that cannot be read.
     """
-    layers: list[int] = []
-    for part in text.split(","):
-        match = _RANGE.fullmatch(part)
-        first = int(match[1]) if match else 0
-        last = int(match[2]) if match and match[2] else first
-        if match is None or last < first or last > MAX_LISTED_LAYER:
-            raise ConfigError(f"{flag} = {text!r}: {part.strip()!r} is neither a layer nor an ascending "
-                              f"range up to layer {MAX_LISTED_LAYER}; write for example 1-22 or 1,3,5-9")
-        layers.extend(range(first, last + 1))
-    return tuple(layers)
+    return Policies.of(config.token_drop, policy_shape(config))
 
 
-def dropped_layers(config: RunConfig) -> tuple[int, ...]:
-    """Global ids of the layers that drop tokens, ascending; none without a token-drop policy."""
-    if config.token_drop.policy == "none":
-        return ()
-    layers = config.model.num_layers
-    if config.token_drop.random_ltd_layers is None:
-        first = layers // 2 - 1 if config.token_drop.policy == "importance" else 1
-        return tuple(range(max(1, first), layers - 1))
-    return tuple(sorted(parse_layer_list(config.token_drop.random_ltd_layers)))
-
-
-def skippable_layers(config: RunConfig) -> tuple[int, ...]:
-    """Global ids of the layers that LayerDrop may skip, ascending; none without it."""
-    drop = config.token_drop
-    if drop.layer_drop_rate == 0.0:
-        return ()
-    if drop.layer_drop_layers is None:
-        return tuple(range(config.model.num_layers))
-    return tuple(sorted(parse_layer_list(drop.layer_drop_layers, "--layer-drop-layers")))
-
-
-def cross_layer(config: RunConfig) -> int | None:
-    """The dropped layer in which kept tokens attend to all tokens: the first one of the importance policy
-    (https://arxiv.org/abs/2203.13240, section 3)."""
-    drop = config.token_drop
-    dropped = dropped_layers(config)
-    return dropped[0] if drop.policy == "importance" and dropped and not drop.token_drop_no_cross_layer else None
-
-
-def start_length(config: RunConfig) -> int:
-    """Tokens of a sample that a dropped layer keeps at the first step."""
-    given, listed = config.token_drop.random_ltd_start_length, config.token_drop.random_ltd_length_list
-    if given is not None:
-        return given
-    if listed is not None:
-        return parse_length_list(listed)[0][1]
-    return config.model.seq_length // 2 if config.token_drop.policy == "importance" else 128
-
-
-def kept_length(config: RunConfig) -> KeptSchedule:
-    """The kept length over the run; the whole sequence without a token-drop policy."""
-    full, drop = config.model.seq_length, config.token_drop
-    if drop.policy == "none":
-        return KeptLength(full, full)
-    if drop.random_ltd_length_list is not None:
-        return ListedLength(parse_length_list(drop.random_ltd_length_list))
-    return KeptLength(start_length(config), full, drop.random_ltd_steps, drop.random_ltd_length_step,
-                      drop.random_ltd_root_degree)
+def policy_shape(config: RunConfig) -> Shape:
+    """What the policies may know of the run."""
+    slices = config.parallel.tensor_model_parallel_size if config.parallel.sequence_parallel else 1
+    return Shape(config.model.family, config.model.num_layers, config.model.seq_length, config.training.seed, slices,
+                 predictions_per_sample(config))
 
 
 def has_curriculum(config: RunConfig) -> bool:
     """Whether training samples are cut short at first."""
     return config.token_drop.seq_length_curriculum_start_length is not None
-
-
-def sequence_length(config: RunConfig) -> KeptSchedule:
-    """Tokens of a sample that are read, over the run: all, or what a sequence curriculum has grown to."""
-    full, drop = config.model.seq_length, config.token_drop
-    if drop.seq_length_curriculum_start_length is None:
-        return KeptLength(full, full)
-    return KeptLength(drop.seq_length_curriculum_start_length, full, drop.seq_length_curriculum_steps,
-                      drop.seq_length_curriculum_length_step)
-
-
-def parse_length_list(text: str) -> tuple[tuple[int, int], ...]:
-    """(step, kept tokens) of a text such as `0:128,1000:256`.
-
-    Raises:
-        ConfigError: it is not such a text, or steps do not ascend from 0, or a length falls.
-    """
-    matches = [_STEP_LENGTH.fullmatch(part) for part in text.split(",")]
-    entries = tuple((int(match[1]), int(match[2])) for match in matches if match)
-    steps, lengths = [step for step, _ in entries], [length for _, length in entries]
-    if len(entries) < len(matches) or steps != sorted(set(steps)) or steps[0] != 0 or lengths != sorted(lengths) \
-            or lengths[0] < 1:
-        raise ConfigError(f"--random-ltd-length-list = {text!r}: it must be STEP:LENGTH pairs between commas, steps "
-                          "ascending from 0, lengths from 1 and never falling; write for example 0:128,1000:256")
-    return entries
 
 
 def predictions_per_sample(config: RunConfig) -> int | None:

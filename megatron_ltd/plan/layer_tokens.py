@@ -1,6 +1,6 @@
 """What a run consumes as a function of the number of its steps: samples, raw tokens, and tokens summed over layers.
 
-Batch size, sequence length and kept length are constant over stretches of steps, so the sums are closed forms: exact
+Batch size and plan are constant over stretches of steps, so the sums are closed forms: exact
 integers, found by bisection over the stretches, however many steps there are.
 """
 
@@ -11,21 +11,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 from megatron_ltd.plan.batch_ramp import BatchRamp
-from megatron_ltd.token_drop.schedule import KeptSchedule
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.token_drop.registry import Policies
 
 
 class Stretch(NamedTuple):
-    """Steps with one batch size and of one work; the last stretch of a schedule never ends."""
+    """Steps with one batch size and one plan; the last stretch of a schedule never ends."""
 
     first_step: int
     batch_samples: int
-    kept_tokens: int
-    sequence_tokens: int
-
-    @property
-    def work(self) -> StepWork:
-        return StepWork(self.sequence_tokens, min(self.kept_tokens, self.sequence_tokens))
+    plan: StepPlan
 
 
 OfStep = Callable[[Stretch], int]
@@ -37,17 +32,15 @@ class LayerTokens:
 
     Args:
         ramp: the batch size over the run.
-        kept: the kept length over the run.
-        sequence: tokens of a sample that are read, over the run; what the other layers process.
-        layers: of the model.
-        dropped_layers: how many of them process the kept tokens only.
+        policies: the plan over the run.
     """
 
     ramp: BatchRamp
-    kept: KeptSchedule
-    sequence: KeptSchedule
-    layers: int
-    dropped_layers: int
+    policies: Policies
+
+    @property
+    def layers(self) -> int:
+        return self.policies.shape.layers
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -57,17 +50,16 @@ class LayerTokens:
             sizes[step] = size
             step += steps
         sizes[step] = self.ramp.full_samples
-        lengths, sequences = dict(self.kept.changes()), dict(self.sequence.changes())
-        found, size, length, sequence = [], 0, 0, 0
-        for first in sorted(sizes.keys() | lengths.keys() | sequences.keys()):
-            size, length = sizes.get(first, size), lengths.get(first, length)
-            sequence = sequences.get(first, sequence)
-            found.append(Stretch(first, size, length, sequence))
+        plans = dict(zip(self.policies.changes, self.policies.stretches, strict=True))
+        found, size, plan = [], 0, plans[0]
+        for first in sorted(sizes.keys() | plans.keys()):
+            size, plan = sizes.get(first, size), plans.get(first, plan)
+            found.append(Stretch(first, size, plan))
         return tuple(found)
 
     def sum_after(self, steps: int) -> int:
         """Tokens that the first `steps` steps process, summed over layers."""
-        return self._after(steps, self._sums, self._of_step)
+        return self._after(steps, self._sums, _sum_of_step)
 
     def raw_after(self, steps: int) -> int:
         """Tokens that the first `steps` steps read."""
@@ -75,7 +67,7 @@ class LayerTokens:
 
     def steps_within(self, layer_tokens: int) -> int:
         """The largest number of steps that consume at most so many layer tokens."""
-        return self._within(layer_tokens * self.layers, self._sums, self._of_step)
+        return self._within(layer_tokens * self.layers, self._sums, _sum_of_step)
 
     def steps_within_raw(self, tokens: int) -> int:
         """The largest number of steps that read at most so many tokens."""
@@ -90,7 +82,7 @@ class LayerTokens:
 
     @cached_property
     def _sums(self) -> tuple[int, ...]:
-        return self._before_stretches(self._of_step)
+        return self._before_stretches(_sum_of_step)
 
     @cached_property
     def _raw_sums(self) -> tuple[int, ...]:
@@ -113,11 +105,10 @@ class LayerTokens:
         stretch = self.stretches[index]
         return stretch.first_step + (budget - sums[index]) // of_step(stretch)
 
-    def _of_step(self, stretch: Stretch) -> int:
-        work = stretch.work
-        return stretch.batch_samples * (work.sequence_tokens * (self.layers - self.dropped_layers)
-                                        + work.kept_tokens * self.dropped_layers)
+
+def _sum_of_step(stretch: Stretch) -> int:
+    return stretch.batch_samples * stretch.plan.layer_token_sum
 
 
 def _raw_of_step(stretch: Stretch) -> int:
-    return stretch.batch_samples * stretch.sequence_tokens
+    return stretch.batch_samples * stretch.plan.read_tokens

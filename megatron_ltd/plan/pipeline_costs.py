@@ -18,19 +18,16 @@ from megatron_ltd.model.flops import cut_to, head_flops, layer_flops
 from megatron_ltd.parallel.balance import balanced_split, rank_costs
 from megatron_ltd.parallel.partition import uniform_split
 from megatron_ltd.plan.derived import (
-    cross_layer,
-    dropped_layers,
     global_batch_size,
-    has_curriculum,
     layer_tokens,
     parse_pipeline_split,
+    policies,
     predictions_per_sample,
-    skippable_layers,
     total_steps,
     virtual_chunks,
     whole_backward,
 )
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.plan import StepPlan
 
 WASTE = 0.1
 """Share of the throughput from which a split that is not the best one is warned of."""
@@ -71,39 +68,39 @@ def best_split(config: RunConfig, dp: int) -> tuple[int, ...]:
     """Layers of each stage for the smallest largest work of a process."""
     pp = config.parallel.pipeline_model_parallel_size
     totals, head = [0] * config.model.num_layers, 0
-    for work, samples in work_samples(config, dp).items():
-        totals = [total + samples * cost for total, cost in zip(totals, layer_costs(config, work), strict=True)]
-        head += samples * head_cost(config, work)
+    for plan, samples in plan_samples(config, dp).items():
+        totals = [total + samples * cost for total, cost in zip(totals, layer_costs(config, plan), strict=True)]
+        head += samples * head_cost(config, plan)
     return tuple(balanced_split(totals, head, config.parallel.pipeline_schedule, pp, virtual_chunks(config)))
 
 
-def work_samples(config: RunConfig, dp: int) -> dict[StepWork, int]:
-    """Samples of the run by what is done with them, LayerDrop left out."""
-    if not dropped_layers(config) and not has_curriculum(config):
-        return {StepWork.whole(config.model.seq_length): 1}
-    counts: Counter[StepWork] = Counter()
+def plan_samples(config: RunConfig, dp: int) -> dict[StepPlan, int]:
+    """Samples of the run by what is done with them; layers that are skipped at random count as not skipped."""
+    plans = policies(config).stretches
+    if len(plans) == 1:
+        return {plans[0]: 1}
+    counts: Counter[StepPlan] = Counter()
     for steps, stretch in layer_tokens(config, dp).within(total_steps(config, dp)):
-        counts[stretch.work] += steps * stretch.batch_samples
+        counts[stretch.plan] += steps * stretch.batch_samples
     return dict(counts)
 
 
-def layer_costs(config: RunConfig, work: StepWork) -> list[int]:
+def layer_costs(config: RunConfig, plan: StepPlan) -> list[int]:
     """FLOPs of each layer for one sample, forward and backward, and forward again where layers are recomputed; of
-    layers that LayerDrop may skip, what is to be expected."""
-    model, kept = cut_to(config.model, work.sequence_tokens), work.kept_tokens
+    layers that may be skipped, the expected ones."""
+    model, expected = cut_to(config.model, plan.read_tokens), policies(config)
     passes = 4 if config.parallel.recompute == "full" else 3
-    dropped, cross, skippable = set(dropped_layers(config)), cross_layer(config), set(skippable_layers(config))
-    kinds = {"full": layer_flops(model, work.sequence_tokens), "dropped": layer_flops(model, kept),
-             "cross": layer_flops(model, kept, cross=kept < work.sequence_tokens)}
-    costs = [passes * kinds["cross" if layer == cross else "dropped" if layer in dropped else "full"]
-             for layer in range(config.model.num_layers)]
-    return [round(cost * (1.0 - config.token_drop.layer_drop_rate)) if layer in skippable else cost
-            for layer, cost in enumerate(costs)]
+    costs = []
+    for number, layer in enumerate(plan.layers):
+        cost = passes * layer_flops(model, layer.tokens, attends_to_all=layer.attends_to_all)
+        share = expected.share(number)
+        costs.append(cost if share == 1.0 else round(cost * share))
+    return costs
 
 
-def head_cost(config: RunConfig, work: StepWork) -> int:
+def head_cost(config: RunConfig, plan: StepPlan) -> int:
     """FLOPs of the head for one sample, forward and backward."""
-    return 3 * head_flops(cut_to(config.model, work.sequence_tokens), predictions_per_sample(config))
+    return 3 * head_flops(cut_to(config.model, plan.read_tokens), predictions_per_sample(config))
 
 
 def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
@@ -112,8 +109,8 @@ def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
     microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
     exposed = _exposed(config)
     totals, seconds, samples_of_run = [0] * pp, 0.0, 0
-    for work, samples in work_samples(config, dp).items():
-        costs = rank_costs(split, layer_costs(config, work), head_cost(config, work), schedule, pp)
+    for plan, samples in plan_samples(config, dp).items():
+        costs = rank_costs(split, layer_costs(config, plan), head_cost(config, plan), schedule, pp)
         totals = [total + samples * cost for total, cost in zip(totals, costs, strict=True)]
         seconds += samples * (max(costs) + exposed * (sum(costs) - max(costs)) / microbatches)
         samples_of_run += samples

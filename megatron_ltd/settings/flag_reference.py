@@ -6,12 +6,12 @@ import functools
 import inspect
 import math
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_ltd import config as config_module
 from megatron_ltd.config import RunConfig
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
@@ -140,7 +140,6 @@ _REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "
 @functools.cache
 def all_flags() -> tuple[Flag, ...]:
     """Every flag, in the order of the sections and their fields."""
-    texts = _documentation()
     flags = []
     for section, kind in section_classes().items():
         hints = typing.get_type_hints(kind)
@@ -149,7 +148,7 @@ def all_flags() -> tuple[Flag, ...]:
                 continue
             value_kind, choices, count = _shape(hints[field.name])
             flags.append(Flag(section, field.name, value_kind, choices, count, field.default,
-                              texts[kind.__name__, field.name]))
+                              _documentation(kind)[field.name]))
     return tuple(flags)
 
 
@@ -160,16 +159,16 @@ def section_classes() -> dict[str, Any]:
 
 
 @functools.cache
-def _documentation() -> dict[tuple[str, str], str]:
-    """The literal under each field, by class and field name."""
+def _documentation(kind: type) -> dict[str, str]:
+    """The literal under each field of a dataclass and of those it is composed of, by name of field."""
     texts = {}
-    for node in ast.parse(inspect.getsource(config_module)).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
+    for part in (part for part in kind.__mro__ if dataclasses.is_dataclass(part)):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(node, ast.ClassDef)
         for field, literal in zip(node.body, node.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) \
                     and isinstance(literal, ast.Expr) and isinstance(literal.value, ast.Constant):
-                texts[node.name, field.target.id] = " ".join(str(literal.value.value).split())
+                texts[field.target.id] = " ".join(str(literal.value.value).split())
     return texts
 
 

@@ -7,10 +7,9 @@
 Layer tokens are kept as an integer, the sum over layers, so that no rounding accumulates over a run.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.plan import StepPlan
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,13 @@ class Consumed:
     full_flops: int = 0
     """FLOPs of the same tokens without dropping and without skipped layers."""
 
-    def after_step(self, work: StepWork, *, samples: int, layers: int, dropped_layers: Collection[int],
-                   sample_flops: int, full_sample_flops: int) -> "Consumed":
+    def after_step(self, plan: StepPlan, *, samples: int, sample_flops: int, full_sample_flops: int) -> "Consumed":
         """The counters after one more step of `samples` samples."""
         return Consumed(
             steps=self.steps + 1,
             samples=self.samples + samples,
-            tokens=self.tokens + samples * work.sequence_tokens,
-            layer_token_sum=self.layer_token_sum + samples * work.layer_token_sum(layers, dropped_layers),
+            tokens=self.tokens + samples * plan.read_tokens,
+            layer_token_sum=self.layer_token_sum + samples * plan.layer_token_sum,
             flops=self.flops + samples * sample_flops,
             full_flops=self.full_flops + samples * full_sample_flops,
         )

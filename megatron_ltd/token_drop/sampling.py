@@ -16,8 +16,6 @@ import torch
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
-_LAYER_DROP = 1 << 21
-"""Added to the layer where steps are hashed rather than samples, so that LayerDrop draws numbers of its own."""
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -69,22 +67,6 @@ def kept_positions(seed: int, sample_ids: torch.Tensor, layers: torch.Tensor, *,
     spans = keys.unflatten(2, (strata, span))  # [l, b, strata, s / strata]
     smallest = spans.topk(kept_tokens // strata, dim=3, largest=False, sorted=False).values
     return (smallest & ((1 << position_bits) - 1)).sort(dim=3).values.flatten(2)  # [l, b, k]
-
-
-def skipped_layers(seed: int, steps: torch.Tensor, layers: torch.Tensor, rate: float) -> torch.Tensor:
-    """Which layers LayerDrop skips (https://arxiv.org/abs/1909.11556, section 3.2): each with probability `rate`,
-    independently of the others and of other steps, for the whole global batch.
-
-    Args:
-        seed: the run's seed.
-        steps: counted from 0, [t] int64.
-        layers: global layer ids, [l] int64.
-
-    Shapes:
-        -> [l, t] bool
-    """
-    draws = _shift_right(splitmix64(stream_state(seed, steps, layers + _LAYER_DROP)), 11)  # uniform in [0, 2^53)
-    return draws < round(rate * 2**53)
 
 
 def stream_rows(kept: torch.Tensor) -> torch.Tensor:

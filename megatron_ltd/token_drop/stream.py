@@ -4,14 +4,18 @@ A dropped layer reads the kept rows of the stream, and adds to them what the lay
 
     stream[rows] += block(stream[rows])
 
+and consecutive layers with the same rows take them once, and put them back after the last:
+
+    x = stream[rows];  x += block(x), ...;  stream[rows] = x
+
 Neither the forward nor the backward pass touches the other rows, and nothing of full length is saved:
 
-    forward    own -> take, add -> take, add -> ... -> release          one copy for a whole run of dropped layers
-    backward   own <- take, add <- take, add <- ... <- release          one copy
+    forward    own -> take, add -> take, ..., put -> release          one copy for a whole run of dropped layers
+    backward   own <- take, add <- take, ..., put <- release          one copy
 
 `own` copies the stream so that it may be overwritten; `release` copies the incoming gradient so that *it* may be
 overwritten. Between the two, the full-length stream and its gradient have no other reader, which is what makes the
-in-place arithmetic of `take` and `add` safe. Each function returns the exact derivative of what it computes.
+in-place arithmetic of `take`, `add` and `put` safe. Each function returns the exact derivative of what it computes.
 
 The stream is [s, b, h]; row r is position r // b of sample r % b. Rows are distinct.
 """
@@ -70,6 +74,23 @@ class _Add(torch.autograd.Function):
         return grad, None, _rows(grad).index_select(0, rows)
 
 
+class _Put(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stream: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.mark_dirty(stream)
+        _rows(stream).index_copy_(0, rows, values)
+        return stream
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+        (rows,) = ctx.saved_tensors
+        of_values = _rows(grad).index_select(0, rows)
+        _rows(grad).index_fill_(0, rows, 0.0)  # what the rows held before was overwritten
+        return grad, None, of_values
+
+
 class _Release(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stream: torch.Tensor) -> torch.Tensor:
@@ -103,6 +124,15 @@ def add(stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch
         stream [s, b, h], rows [k * b], update [k * b, h] -> [s, b, h]
     """
     return _Add.apply(stream, rows, update)
+
+
+def put(stream: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`stream[rows] = values` in place; use the result in place of the argument.
+
+    Shapes:
+        stream [s, b, h], rows [k * b], values [k * b, h] -> [s, b, h]
+    """
+    return _Put.apply(stream, rows, values)
 
 
 def release(stream: torch.Tensor) -> torch.Tensor:

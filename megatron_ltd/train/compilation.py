@@ -8,7 +8,7 @@ set so that one graph for each length fits, and beyond them torch raises an erro
 import torch
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.plan.derived import has_curriculum, kept_length, sequence_length
+from megatron_ltd.plan.derived import policies
 
 GRAPHS_OF_A_LENGTH = 4
 """Training and evaluation, with and without what a cross layer attends to."""
@@ -18,16 +18,8 @@ def prepare_compilation(config: RunConfig) -> None:
     """Make room for as many graphs as the run has lengths, and let nothing run uncompiled beyond that."""
     if not config.training.compile:
         return
-    graphs = GRAPHS_OF_A_LENGTH * (distinct_lengths(config) + 1)
+    graphs = GRAPHS_OF_A_LENGTH * (len(policies(config).lengths()) + 1)
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, graphs)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, graphs * config.model.num_layers)
     limits.fail_on_recompile_limit_hit = True
-
-
-def distinct_lengths(config: RunConfig) -> int:
-    """Lengths that layers see over the run: kept ones, and those that a sequence curriculum goes through."""
-    kept = {length for _, length in kept_length(config).changes()}
-    if not has_curriculum(config):
-        return len(kept)
-    return len(kept | {length for _, length in sequence_length(config).changes()})

@@ -84,7 +84,7 @@ def with_start_length(config: RunConfig) -> RunConfig:
         return config
     strata = max(1, drop.random_ltd_strata)
     start = max(strata, min(START_TOKENS, length // 2) // strata * strata)
-    return replace(config, token_drop=replace(drop, random_ltd_start_length=start))
+    return replace(config, token_drop=replace(drop, **{"random_ltd_start_length": start}))
 
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, console: Console,
@@ -121,7 +121,7 @@ def with_epoch(config: RunConfig, epoch_samples: int, dp: int) -> RunConfig:
     if config.training.token_budget == "layer":
         return config  # the number of steps then follows from the schedule
     steps = max(1, round(GROWING_SHARE * total_steps(config, dp)))
-    return replace(config, token_drop=replace(drop, random_ltd_steps=steps))
+    return replace(config, token_drop=replace(drop, **{"random_ltd_steps": steps}))
 
 
 def _digest(tokenizer: Tokenizer | None, epoch: Epoch) -> str:

@@ -12,7 +12,6 @@ from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.decoding import DecodingGPT
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
-from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel import data_parallel
@@ -21,10 +20,10 @@ from megatron_ltd.parallel.gradients import missing_gradients, reduce_replicated
 from megatron_ltd.parallel.mesh import Mesh
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
-from megatron_ltd.plan.derived import cross_layer, dropped_layers, skippable_layers, virtual_chunks, whole_backward
+from megatron_ltd.plan.derived import policies, virtual_chunks, whole_backward
 from megatron_ltd.plan.pipeline_costs import pipeline_layers
-from megatron_ltd.token_drop.importance import ImportanceTable, LossRecord
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.importance_table import ImportanceTable, LossRecord
+from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.compilation import prepare_compilation
 
 Stage = GPT | BERT | ViT
@@ -64,7 +63,6 @@ class Model:
     def __init__(self, stages: list[Stage], pipeline: Pipeline, mesh: Mesh, tp: TensorParallel):
         self.stages, self.pipeline, self.mesh, self.tp = stages, pipeline, mesh, tp
         self.parameters = list(self._named_parameters())
-        self.work = StepWork.whole(stages[0].config.seq_length)
         self.importance: ImportanceTable | None = None
         self.loss_record: LossRecord | None = None
 
@@ -72,8 +70,6 @@ class Model:
         """Keep tokens by this table, and record the losses that it learns from."""
         self.importance = importance
         self.loss_record = LossRecord(len(importance.values), importance.values.device)
-        for stage in self.stages:
-            stage.loss_record = self.loss_record
 
     def _named_parameters(self) -> Iterator[NamedParameter]:
         for stage in self.stages:
@@ -81,12 +77,9 @@ class Model:
                 known_as = global_name(name, stage.config)
                 yield NamedParameter(name, known_as, parameter, known_as != name and name == "head.weight")
 
-    def train_mode(self, work: StepWork) -> None:
-        """Ready for a training step that computes this."""
-        self.work = work
+    def train_mode(self) -> None:
         for stage in self.stages:
             stage.train()
-            stage.stack.work = work
 
     def eval_mode(self) -> None:
         for stage in self.stages:
@@ -95,14 +88,14 @@ class Model:
     def after_evaluation(self) -> None:
         data_parallel.reshard(self.stages)
 
-    def finish_gradients(self) -> None:
-        """The sums that are left to take once every stage has run its backward passes. Layers that were skipped have
-        gradients of zero.
+    def finish_gradients(self, plan: StepPlan) -> None:
+        """The sums that are left to take once every stage has run its backward passes. Layers that do not learn in this
+        step have gradients of zero.
 
         Raises:
             RuntimeError: the engine left a parameter without a gradient.
         """
-        zero_gradients(p.parameter for p in self.parameters if p.layer in self.work.skipped_layers)
+        zero_gradients(p.parameter for p in self.parameters if p.layer is not None and not plan.layers[p.layer].learns)
         missing = missing_gradients((p.name, p.parameter) for p in self.parameters)
         if missing:
             raise RuntimeError(f"no gradient for {', '.join(missing[:5])} and {len(missing)} parameters in all; "
@@ -123,7 +116,7 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
 
     Args:
         draw: fill the parameters with their initial values; without it, for a checkpoint to fill.
-        decodes: a GPT that can also go on with texts.
+        decodes: a GPT that can also continue texts.
     """
     parallel = config.parallel
     tp = TensorParallel(mesh.tp, parallel.sequence_parallel)
@@ -162,12 +155,11 @@ def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: M
                  draw: bool, decodes: bool) -> Stage:
     """One stage, its layers allocated and sharded one by one, so that memory never holds an unsharded model."""
     training = config.training
-    drop = TokenDrop(frozenset(dropped_layers(config)), training.seed, config.token_drop.random_ltd_strata,
-                     shared=config.token_drop.policy == "importance", cross_layer=cross_layer(config))
+    dropping = policies(config)
     kinds: dict[str, type[GPT] | type[BERT] | type[ViT]] = {
         "bert": BERT, "vit": ViT, "gpt": DecodingGPT if decodes else GPT}
     kind = kinds[config.model.family]
-    stage = kind(config.model, tp, span, drop=drop, seed=training.seed, recompute=config.parallel.recompute)
+    stage = kind(config.model, tp, span, policies=dropping, seed=training.seed, recompute=config.parallel.recompute)
     reshard_after_forward = config.parallel.sharding == "optim_grads_params"
 
     def allocate_and_shard(module: nn.Module, prefix: str) -> None:
@@ -179,6 +171,5 @@ def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: M
             block.forward = torch.compile(block.forward)
         allocate_and_shard(block, f"{LAYERS}{layer}")
     allocate_and_shard(stage, "")
-    skippable = set(skippable_layers(config))
-    data_parallel.gather_once(block for layer, block in stage.stack.blocks.items() if int(layer) in skippable)
+    data_parallel.gather_once(block for layer, block in stage.stack.blocks.items() if dropping.may_skip(int(layer)))
     return stage

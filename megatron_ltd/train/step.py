@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from megatron_ltd.config import RunConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.clip import gradient_norm, scale_gradients
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.setup import Model
 
 
@@ -31,7 +32,7 @@ class StepResult:
 
 
 def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[str, torch.Tensor]], config: RunConfig,
-               work: StepWork, *, learning_rate: float, loss_scale: float, stop_level: int,
+               plan: StepPlan, *, learning_rate: float, loss_scale: float, stop_level: int,
                device: torch.device) -> StepResult:
     """One optimizer step on the microbatches of this data-parallel rank.
 
@@ -40,23 +41,24 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
 
     Args:
         batch: microbatches, as the loader gives them.
-        work: what the step computes; samples are cut to its sequence length.
+        plan: what the step computes; samples are cut to what it reads.
         loss_scale: of fp16; 1 otherwise.
         stop_level: how urgently this process was asked to stop, 0 for not at all; every process learns the maximum.
     """
-    parts = [cut(part, work.sequence_tokens, config.model.seq_length) for part in batch]
+    parts = [cut(part, plan.read_tokens, config.model.seq_length) for part in batch]
     merged = {name: torch.cat([part[name] for part in parts]).to(device, non_blocking=True) for name in parts[0]}
     tokens = merged.pop("tokens")
     predictions, samples = _global_batch(model, merged)
-    if model.importance is not None and work.kept_tokens < tokens.shape[1]:
-        merged["kept"] = model.importance.kept_positions(tokens, merged.get("padding_mask"), work.kept_tokens,
+    if model.importance is not None and plan.kept_tokens < tokens.shape[1]:
+        merged["kept"] = model.importance.kept_positions(tokens, merged.get("padding_mask"), plan.kept_tokens,
                                                          config.token_drop.random_ltd_strata)
     optimizer.zero_grad()
-    model.train_mode(work)
+    model.train_mode()
     means = 1.0 / torch.tensor([predictions, samples][:model.pipeline.loss_terms])
-    sums = model.pipeline.train_step(tokens, merged, microbatches=len(batch),
+    of_step: dict[str, Any] = {"plan": plan, "loss_record": model.loss_record}
+    sums = model.pipeline.train_step(tokens, merged | of_step, microbatches=len(batch),
                                      loss_weights=(means * loss_scale).to(device))
-    model.finish_gradients()
+    model.finish_gradients(plan)
     losses = (_sum_over_processes(model, sums) * means.double()).tolist()
     stop = torch.tensor(stop_level, device=device)
     dist.all_reduce(stop, op=dist.ReduceOp.MAX)
@@ -71,24 +73,24 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     return StepResult(losses[0], losses[1] if len(losses) > 1 else None, norm, updated, int(stop))
 
 
-def cut(microbatch: dict[str, torch.Tensor], sequence_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:
+def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:
     """The first tokens of each sample of GPT, with all that is said of them.
 
     Shapes:
-        those of [b, s] come out as [b, sequence_tokens], those of [b] as they are
+        those of [b, s] come out as [b, read_tokens], those of [b] as they are
     """
-    if sequence_tokens == full_tokens:
+    if read_tokens == full_tokens:
         return microbatch
-    return {name: tensor[:, :sequence_tokens] if tensor.dim() == 2 else tensor for name, tensor in microbatch.items()}
+    return {name: tensor[:, :read_tokens] if tensor.dim() == 2 else tensor for name, tensor in microbatch.items()}
 
 
-def _global_batch(model: Model, facts: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+def _global_batch(model: Model, batch: Mapping[str, torch.Tensor]) -> tuple[float, float]:
     """Tokens that the loss mask keeps, and samples, of the global batch; at least one.
 
     They are known before the first forward pass, so that gradients come out right whatever shares of them the
     microbatches have.
     """
-    mask = facts["loss_mask"]
+    mask = batch["loss_mask"]
     counts = torch.tensor([0.0, 0.0], dtype=torch.float64, device=mask.device)
     if model.mesh.pp_rank == 0 and model.mesh.tp_rank == 0:  # each data-parallel rank is counted once
         counts[0], counts[1] = mask.double().sum(), len(mask)

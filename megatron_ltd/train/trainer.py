@@ -22,9 +22,9 @@ from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.plan.batch_ramp import BatchRamp
-from megatron_ltd.plan.derived import batch_ramp, has_curriculum, total_steps
-from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.plan.derived import batch_ramp, policies, total_steps
+from megatron_ltd.plan.flops import step_flops, whole_step_flops
+from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.report.log_writers import Metrics
@@ -36,7 +36,6 @@ from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
 from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.validate import HeldOut, held_out_loss
-from megatron_ltd.train.work import WorkSchedule
 
 
 @dataclass
@@ -64,14 +63,14 @@ class Trainer:
         self.total_steps = total_steps(self.config, dp)
         self.ramp: BatchRamp = batch_ramp(self.config, dp)
         self.rate = LearningRate.of_run(self.config, dp)
-        self.work = WorkSchedule.of_run(self.config)
+        self.policies = policies(self.config)
         self.peak = self.config.logging.peak_tflops
         if self.peak is None and self.runtime.device.type == "cuda":
             self.peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         self.saved_step = self.state.consumed.steps
         self.unreported_seconds, self.unreported_steps = 0.0, 0
-        whole = StepWork.whole(self.config.model.seq_length)
-        self.times = StepTimes(whole.sequence_tokens, self.work.flops(whole))
+        whole = self.policies.whole
+        self.times = StepTimes(whole.read_tokens, step_flops(self.config, whole))
 
     def run(self, watcher: StopWatcher) -> int:
         """Train to the end or until asked to stop; the exit code says which.
@@ -108,16 +107,17 @@ class Trainer:
         state, scale, settings = self.state, self.state.loss_scale, self.config.training
         started = time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
-        work = self.work.at(state.consumed.steps)
-        consumed = self._after(work, samples)
+        plan = self.policies.plan(state.consumed.steps)
+        flops, whole_flops = step_flops(self.config, plan), whole_step_flops(self.config, plan)
+        consumed = state.consumed.after_step(plan, samples=samples, sample_flops=flops, full_sample_flops=whole_flops)
         rate = self.rate.at(state.consumed.steps, state.consumed.samples, samples,
                             (state.consumed.layer_token_sum, consumed.layer_token_sum),
                             (state.consumed.tokens, consumed.tokens))
         result = train_step(
-            self.model, self.optimizer, self._read(loader, samples), self.config, work, learning_rate=rate,
+            self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
             loss_scale=scale.scale, stop_level=watcher.level(), device=self.runtime.device)
         seconds = time.monotonic() - started
-        self.times.add(work, samples=samples, seconds=seconds, sample_flops=self.work.flops(work))
+        self.times.add(plan, samples=samples, seconds=seconds, sample_flops=flops)
         self.unreported_seconds += seconds
         self.unreported_steps += 1
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
@@ -127,19 +127,13 @@ class Trainer:
         step = state.consumed.steps
         diverged = not result.updated and (settings.precision != "fp16" or scale.exhausted(settings))
         if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
-            self._report(result, rate, samples, work, scale.scale)
+            self._report(result, rate, samples, plan, scale.scale)
         if diverged:
             raise DivergenceError(
                 f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale.scale}: not "
                 f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
                 "lower --lr, a smaller --clip-grad, or --bf16")
         return self._after_step(step, result, watcher, epoch_ends)
-
-    def _after(self, work: StepWork, samples: int) -> Consumed:
-        """The counters after one more step."""
-        return self.state.consumed.after_step(
-            work, samples=samples, layers=self.config.model.num_layers, dropped_layers=self.work.dropped,
-            sample_flops=self.work.flops(work), full_sample_flops=self.work.whole_flops(work))
 
     def _read(self, loader: Loader, samples: int) -> list[Batch]:
         try:
@@ -185,17 +179,15 @@ class Trainer:
         self.best.save(step, named_tensors(self.model, None, self.state.updates), config=self.config.to_dict(),
                        counters=self.state.counters())
 
-    def _report(self, result: StepResult, rate: float, samples: int, work: StepWork, scale: float) -> None:
+    def _report(self, result: StepResult, rate: float, samples: int, plan: StepPlan, scale: float) -> None:
         self.metrics.step(StepReport(
             consumed=self.state.consumed, total_steps=self.total_steps, loss=result.loss,
             gradient_norm=result.gradient_norm, learning_rate=rate, global_batch_size=samples,
-            kept_length=work.kept_tokens, loss_scale=scale, skipped=not result.updated,
+            plan=plan, loss_scale=scale, skipped=not result.updated,
             step_seconds=self.unreported_seconds / max(1, self.unreported_steps),
-            sequence_tokens=work.sequence_tokens, layers=self.config.model.num_layers,
-            devices=self.runtime.launch.world_size, step_flops=samples * self.work.flops(work),
-            full_step_flops=samples * self.work.whole_flops(work), peak_tflops=self.peak,
-            sentence_order_loss=result.sentence_order_loss, has_curriculum=has_curriculum(self.config),
-            skipped_layers=tuple(sorted(work.skipped_layers)) if self.work.skippable else None))
+            devices=self.runtime.launch.world_size, step_flops=samples * step_flops(self.config, plan),
+            full_step_flops=samples * whole_step_flops(self.config, plan), peak_tflops=self.peak,
+            sentence_order_loss=result.sentence_order_loss, of_policies=self.policies.log_fields(plan)))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
     def _evaluate(self, dataset: Dataset | None, name: str) -> HeldOut | None:

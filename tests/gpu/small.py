@@ -8,7 +8,7 @@ from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, Ru
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.gradients import local_gradient
 from megatron_ltd.parallel.mesh import Mesh
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.plan.derived import policies
 from megatron_ltd.train.setup import Model, build_model
 from megatron_ltd.train.step import train_step
 
@@ -40,14 +40,17 @@ def losses(config: RunConfig, mesh: Mesh, device: torch.device, kept: list[int])
     """The loss of one training step for each kept length."""
     model = build_model(config, mesh, device)
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
-    return [train_step(model, optimizer, [batch(step)], config, StepWork(LENGTH, kept_tokens), learning_rate=1e-3,
-                       loss_scale=1.0, stop_level=0, device=device).loss for step, kept_tokens in enumerate(kept)]
+    plans = [policies(config).keeping(kept_tokens) for kept_tokens in kept]
+    return [train_step(model, optimizer, [batch(step)], config, plan, learning_rate=1e-3, loss_scale=1.0,
+                       stop_level=0, device=device).loss for step, plan in enumerate(plans)]
 
 
-def loss_and_gradients(model: Model, device: torch.device, kept_tokens: int) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: Model, config: RunConfig, device: torch.device,
+                       kept_tokens: int) -> tuple[float, dict[str, torch.Tensor]]:
     """Summed loss of the first batch and its gradients, on the CPU in fp32."""
-    facts = {name: tensor.to(device) for name, tensor in batch().items()}
-    model.train_mode(StepWork(LENGTH, kept_tokens))
-    loss = model.pipeline.train_step(facts.pop("tokens"), facts, microbatches=1,
+    of_batch: dict[str, Any] = {name: tensor.to(device) for name, tensor in batch().items()}
+    of_batch["plan"] = policies(config).keeping(kept_tokens)
+    model.train_mode()
+    loss = model.pipeline.train_step(of_batch.pop("tokens"), of_batch, microbatches=1,
                                      loss_weights=torch.ones(1, device=device))
     return float(loss), {p.global_name: local_gradient(p.parameter).float().cpu() for p in model.parameters}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.setup import build_model
 from tests.gpu.small import LENGTH, SAMPLES, losses, settings
@@ -12,9 +12,10 @@ from tests.gpu.small import LENGTH, SAMPLES, losses, settings
 
 def test_a_layer_is_one_graph(gpu: Runtime) -> None:
     (stage,) = build_model(settings(), gpu.mesh, gpu.device).stages
-    facts = SampleFacts(stage.config, stage.tp, 0, True, LENGTH, torch.arange(SAMPLES, device=gpu.device))
+    batch = Microbatch(LENGTH, torch.arange(SAMPLES, device=gpu.device))
+    tokens = ContextMaker(stage.config, stage.tp, 0, True, batch).whole
     x = torch.randn(LENGTH, SAMPLES, stage.config.hidden_size, device=gpu.device, requires_grad=True)
-    explained = torch._dynamo.explain(stage.stack.blocks["1"].forward)(x, facts.for_layer(1))
+    explained = torch._dynamo.explain(stage.stack.blocks["1"].forward)(x, tokens)
     assert explained.graph_count == 1 and explained.graph_break_count == 0, explained.break_reasons
 
 

@@ -61,9 +61,10 @@ def relative_errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Te
 def test_bf16_errs_at_most_twice_as_much_as_plain_pytorch_in_bf16(gpu: Runtime, cpu_mesh: Mesh) -> None:
     config = settings()
     reference = build_model(config, cpu_mesh, CPU)
-    loss, gradients = loss_and_gradients(reference, CPU, LENGTH)
+    loss, gradients = loss_and_gradients(reference, config, CPU, LENGTH)
     plain, plain_gradients = plain_loss_and_gradients(reference, config.model, gpu.device, torch.bfloat16)
-    ours, our_gradients = loss_and_gradients(build_model(settings(bf16=True), gpu.mesh, gpu.device), gpu.device, LENGTH)
+    half = settings(bf16=True)
+    ours, our_gradients = loss_and_gradients(build_model(half, gpu.mesh, gpu.device), half, gpu.device, LENGTH)
     # One bf16 rounding of the loss per token is the floor below which the plain error is an accident.
     assert abs(ours - loss) <= 2.0 * max(abs(plain - loss), abs(loss) * 2.0**-9)
     theirs = relative_errors(plain_gradients, gradients)
@@ -74,7 +75,7 @@ def test_bf16_errs_at_most_twice_as_much_as_plain_pytorch_in_bf16(gpu: Runtime, 
 def test_the_plain_model_is_the_model(cpu_mesh: Mesh) -> None:
     config = settings()
     reference = build_model(config, cpu_mesh, CPU)
-    loss, gradients = loss_and_gradients(reference, CPU, LENGTH)
+    loss, gradients = loss_and_gradients(reference, config, CPU, LENGTH)
     plain, plain_gradients = plain_loss_and_gradients(reference, config.model, CPU, torch.float32)
     assert plain == pytest.approx(loss, rel=1e-5)
     assert max(relative_errors(plain_gradients, gradients).values()) < 1e-4

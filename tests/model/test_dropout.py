@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from megatron_ltd.model.attention import Attention, TokenFacts
+from megatron_ltd.model.attention import Attention, TokenContext
+from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.model.dropout import dropout, keep_mask, token_keys
-from megatron_ltd.model.facts import SampleFacts
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import GPT2_LIKE, LLAMA_LIKE, build_gpt, documents, loss_and_gradients, tiny_batch, tiny_config
 
@@ -75,30 +75,34 @@ def test_without_keys_nothing_is_touched() -> None:
     assert dropout(x, None, 0.5) is x
 
 
-def attention_mask(tp: TensorParallel, facts: TokenFacts, samples: int, probability: float) -> torch.Tensor:
+def attention_mask(tp: TensorParallel, tokens: TokenContext, samples: int, probability: float) -> torch.Tensor:
     """The dropout mask of the attention core, from uniform scores and a value that is the unit matrix.
 
     Shapes: -> [b, n, k, k] bool
     """
-    tokens = 16
-    config = tiny_config(hidden_size=64, attention_dropout=probability, seq_length=tokens)
+    length = 16
+    config = tiny_config(hidden_size=64, attention_dropout=probability, seq_length=length)
     core = Attention(config, tp)._core
-    zeros = torch.zeros(samples, 4, tokens, tokens)
-    out = core(zeros, zeros, torch.eye(tokens).expand_as(zeros), facts)
-    rows = torch.arange(1, tokens + 1)[:, None]
+    zeros = torch.zeros(samples, 4, length, length)
+    out = core(zeros, zeros, torch.eye(length).expand_as(zeros), tokens)
+    rows = torch.arange(1, length + 1)[:, None]
     torch.testing.assert_close(out[out > 0], ((out > 0) / (rows * (1.0 - probability)))[out > 0])
     assert not bool(out.triu(1).any())
     return out > 0
 
 
-def attention_facts(tp: TensorParallel, samples: int, probability: float) -> SampleFacts:
+def attention_context(tp: TensorParallel, samples: int, probability: float) -> TokenContext:
     config = tiny_config(hidden_size=64, attention_dropout=probability, seq_length=16)
-    return SampleFacts(config, tp, 1234, True, 16, torch.arange(samples))
+    return in_layer(ContextMaker(config, tp, 1234, True, Microbatch(16, torch.arange(samples))), 2)
+
+
+def in_layer(contexts: ContextMaker, layer: int, kept: torch.Tensor | None = None) -> TokenContext:
+    return contexts.in_layer(contexts.of(kept), layer, kept)
 
 
 def test_attention_dropout_is_independent_over_heads_queries_keys_and_samples(tp: TensorParallel) -> None:
     samples, probability = 300, 0.3
-    kept = attention_mask(tp, attention_facts(tp, samples, probability).for_layer(2), samples, probability)
+    kept = attention_mask(tp, attention_context(tp, samples, probability), samples, probability)
     causal = torch.ones(16, 16, dtype=torch.bool).tril()
     assert abs(rate_score(kept[..., causal], 0.7)) < NORMAL_QUANTILE
     # Pairs of places that are both below the diagonal.
@@ -117,9 +121,9 @@ def test_attention_dropout_is_independent_over_heads_queries_keys_and_samples(tp
 def test_a_dropped_layer_uses_the_masks_of_the_tokens_it_keeps(tp: TensorParallel) -> None:
     """A token's mask does not depend on which other tokens are there."""
     config = tiny_config(hidden_dropout=0.5, attention_dropout=0.5)
-    facts = SampleFacts(config, tp, 7, True, 24, torch.tensor([3, 8]))
+    contexts = ContextMaker(config, tp, 7, True, Microbatch(24, torch.tensor([3, 8])))
     kept = torch.tensor([[0, 5, 6, 20], [2, 3, 22, 23]])
-    full, part = facts.for_layer(2), facts.for_layer(2, kept)
+    full, part = in_layer(contexts, 2), in_layer(contexts, 2, kept)
     assert full.hidden_keys is not None and part.hidden_keys is not None
     for all_keys, kept_keys in zip(full.hidden_keys, part.hidden_keys, strict=True):
         assert torch.equal(kept_keys, all_keys.gather(0, kept.t()))
@@ -132,12 +136,12 @@ def test_a_dropped_layer_uses_the_masks_of_the_tokens_it_keeps(tp: TensorParalle
 
 def test_no_two_places_of_the_network_share_their_keys(tp: TensorParallel) -> None:
     config = tiny_config(hidden_dropout=0.5, attention_dropout=0.5)
-    facts = SampleFacts(config, tp, 7, True, 24, torch.arange(3))
-    embedding = facts.embedding_keys()
+    contexts = ContextMaker(config, tp, 7, True, Microbatch(24, torch.arange(3)))
+    embedding = contexts.embedding_keys()
     assert embedding is not None
     found = [embedding]
     for layer in range(config.num_layers):
-        of_layer = facts.for_layer(layer)
+        of_layer = in_layer(contexts, layer)
         assert of_layer.hidden_keys is not None and of_layer.attention_keys is not None
         found += [*of_layer.hidden_keys, of_layer.attention_keys[0]]
     keys_of_tokens = torch.cat([keys.flatten() for keys in found])
@@ -147,9 +151,9 @@ def test_no_two_places_of_the_network_share_their_keys(tp: TensorParallel) -> No
 
 def test_evaluation_has_no_dropout_keys(tp: TensorParallel) -> None:
     config = tiny_config(hidden_dropout=0.5, attention_dropout=0.5)
-    facts = SampleFacts(config, tp, 7, False, 24, torch.arange(2))
-    assert facts.embedding_keys() is None
-    assert facts.for_layer(0).hidden_keys is None and facts.for_layer(0).attention_keys is None
+    contexts = ContextMaker(config, tp, 7, False, Microbatch(24, torch.arange(2)))
+    assert contexts.embedding_keys() is None
+    assert in_layer(contexts, 0).hidden_keys is None and in_layer(contexts, 0).attention_keys is None
 
 
 @pytest.mark.parametrize("with_documents", [False, True])

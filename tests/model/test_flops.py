@@ -1,12 +1,14 @@
 """FLOPs of a sample against torch's counter, which counts what the model really multiplies."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_ltd.model.flops import head_flops, layer_flops, sample_flops
+from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.flops import head_flops, layer_flops, plan_flops
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import (
     GPT2_LIKE,
@@ -18,6 +20,14 @@ from tests.model.tiny import (
     tiny_bert_batch,
     tiny_config,
 )
+from tests.plans import plan_of
+
+
+def sample_flops(config: ModelConfig, dropped: Collection[int] = (), kept: int | None = None, *,
+                 cross_layer: int | None = None, predictions: int | None = None) -> int:
+    """Of a sample of which dropped layers keep so many tokens."""
+    plan = plan_of(config.seq_length, config.num_layers, kept, dropped, attends_to_all=cross_layer)
+    return plan_flops(config, plan, predictions)
 
 
 def in_place_addmm(total: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
@@ -58,7 +68,7 @@ def test_a_cross_layer_of_gpt_by_hand() -> None:
     """6 of 24 tokens: queries, output and MLP of 6, keys and values of 24, and half of the 6 x 24 pairs and 6 / 2."""
     config = tiny_config()
     projections, mlp = 6 * 32 * 32 * 2 + 24 * 32 * 32 * 2, 6 * 32 * 128 * 2
-    assert layer_flops(config, 6, cross=True) == 2 * (projections + mlp) + 2 * 2 * 4 * 8 * (6 * 25 // 2)
+    assert layer_flops(config, 6, attends_to_all=True) == 2 * (projections + mlp) + 2 * 2 * 4 * 8 * (6 * 25 // 2)
 
 
 def test_token_dropping_of_bert_saves_the_quarter_that_is_published() -> None:
@@ -67,7 +77,8 @@ def test_token_dropping_of_bert_saves_the_quarter_that_is_published() -> None:
     config = tiny_config(family="bert", num_layers=12, hidden_size=768, num_attention_heads=12, seq_length=512,
                          vocab_size=30522, bert_no_binary_head=True)
     dropped = range(5, 11)
-    layers = sum(layer_flops(config, 256 if layer in dropped else 512, cross=layer == 5) for layer in range(12))
+    layers = sum(layer_flops(config, 256 if layer in dropped else 512, attends_to_all=layer == 5)
+                 for layer in range(12))
     assert layers / (12 * layer_flops(config, 512)) == pytest.approx(0.746, abs=5e-4)
     whole = sample_flops(config, predictions=76)
     assert sample_flops(config, dropped, 256, cross_layer=5, predictions=76) / whole == pytest.approx(0.755, abs=1e-3)

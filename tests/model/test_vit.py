@@ -12,17 +12,16 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from megatron_ltd.checkpoint.convert.huggingface.names import mapping
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.model.flops import plan_flops
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.shapes import parameter_shapes
-from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT, resized_positions
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.gradients import reduce_replicated
-from megatron_ltd.token_drop.step_work import StepWork
 from tests.gloo import run_ranks
-from tests.model.tiny import SEED, lively_weights, whole_gradients
+from tests.model.tiny import SEED, following, lively_weights, uniform_sets, whole_gradients
+from tests.plans import plan_of
 
 LAYERS, CLASSES = 4, 7
 
@@ -37,11 +36,10 @@ def vit_config(**settings: Any) -> ModelConfig:
 
 def build_vit(config: ModelConfig, tp: TensorParallel, *, dropped: tuple[int, ...] = (), kept: int = 10,
               strata: int = 1) -> ViT:
-    model = ViT(config, tp, StageSpan(0, LAYERS, LAYERS), drop=TokenDrop(frozenset(dropped), SEED, strata), seed=SEED)
+    model = ViT(config, tp, StageSpan(0, LAYERS, LAYERS), policies=uniform_sets(config, strata), seed=SEED)
     materialize(model, config, prefix="", seed=SEED, device=torch.device("cpu"), draw=False)
     fill(model, lively_weights(model))
-    model.stack.work = StepWork(config.seq_length, kept)
-    return model.train()
+    return following(model, plan_of(config.seq_length, LAYERS, kept, dropped)).train()
 
 
 @torch.no_grad()
@@ -136,7 +134,7 @@ def test_flops_are_those_that_torch_counts(tp: TensorParallel, dropped: tuple[in
     model, batch = build_vit(config, tp, dropped=dropped, kept=kept), images(config)
     with FlopCounterMode(display=False) as counter:
         model(**batch).sum().backward()
-    assert counter.get_total_flops() == 3 * sample_flops(config, dropped, kept)
+    assert counter.get_total_flops() == 3 * plan_flops(config, plan_of(config.seq_length, LAYERS, kept, dropped))
 
 
 def test_parameters_have_the_names_and_shapes_that_arithmetic_says(tp: TensorParallel) -> None:

@@ -12,11 +12,15 @@ from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
-from megatron_ltd.model.stack import TokenDrop
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel.collectives import TensorParallel
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.token_drop.policies.random_ltd import RandomLTD
+from megatron_ltd.token_drop.policy import Shape
+from megatron_ltd.token_drop.registry import Policies
+from megatron_ltd.token_drop.schedule import KeptLength
+from tests.plans import plan_of
 
 SEED = 1234
 
@@ -43,12 +47,26 @@ def build_model(config: ModelConfig, tp: TensorParallel, *, dropped: Collection[
     """A model, or the stage of one that holds the layers of `span`, in training mode with lively weights."""
     first, stop = span if span is not None else (0, config.num_layers)
     kind = BERT if config.family == "bert" else GPT
-    drop = TokenDrop(frozenset(dropped), SEED, strata, shared, cross_layer)
-    model = kind(config, tp, StageSpan(first, stop, config.num_layers), drop=drop, seed=SEED, recompute=recompute)
+    model = kind(config, tp, StageSpan(first, stop, config.num_layers), policies=uniform_sets(config, strata),
+                 seed=SEED, recompute=recompute)
     materialize(model, config, prefix="", seed=SEED, device=torch.device("cpu"), draw=False)
     load(model, lively_weights(model))
-    model.stack.work = StepWork(config.seq_length, config.seq_length if kept is None else kept)
-    return model.train()
+    plan = plan_of(config.seq_length, config.num_layers, kept, dropped, shared=shared, attends_to_all=cross_layer)
+    return following(model, plan).train()
+
+
+def uniform_sets(config: ModelConfig, strata: int = 1) -> Policies:
+    """Random-LTD's draws."""
+    length = KeptLength(config.seq_length, config.seq_length)
+    return Policies(Shape(config.family, config.num_layers, config.seq_length, SEED),
+                    (RandomLTD((), length, SEED, strata),))
+
+
+def following(model: Any, plan: StepPlan) -> Any:
+    """The model, which computes this plan from now on, as if every call named it."""
+    forward = type(model).forward
+    model.forward = lambda *args, **batch: forward(model, *args, **{"plan": plan, **batch})
+    return model
 
 
 def build_gpt(config: ModelConfig, tp: TensorParallel, **settings: Any) -> GPT:

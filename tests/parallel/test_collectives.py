@@ -9,10 +9,10 @@ import torch.distributed as dist
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.parallel import collectives
 from megatron_ltd.parallel.collectives import TensorParallel
-from megatron_ltd.token_drop.step_work import StepWork
 from tests.gloo import run_ranks
-from tests.model.tiny import LLAMA_LIKE, build_gpt, run, tiny_batch, tiny_config
+from tests.model.tiny import LLAMA_LIKE, build_gpt, following, run, tiny_batch, tiny_config
 from tests.parallel.sharded import tensor_parallel
+from tests.plans import plan_of
 
 
 def enter_and_exit(rank: int, ranks: int, sequence_parallel: bool) -> dict[str, list[float]]:
@@ -95,8 +95,8 @@ def traffic(rank: int, ranks: int, config: ModelConfig, sequence_parallel: bool,
     tallies = []
     for kept in kept_lengths:
         tally.clear()
-        model.stack.work = StepWork(config.seq_length, kept)
-        run(model, tiny_batch(config)).backward()
+        plan = plan_of(config.seq_length, config.num_layers, kept, [1, 2, 3])
+        run(following(model, plan), tiny_batch(config)).backward()
         tallies.append(dict(tally))
     return tallies
 

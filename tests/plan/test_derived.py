@@ -10,19 +10,23 @@ from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDro
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import (
     data_parallel_size,
-    dropped_layers,
     global_batch_size,
-    kept_length,
     layer_tokens,
-    parse_layer_list,
-    parse_length_list,
     parse_pipeline_split,
     pipeline_stages,
-    start_length,
+    policies,
     total_samples,
     total_steps,
     virtual_chunks,
 )
+from megatron_ltd.token_drop.kept_tokens import KeptTokens
+from megatron_ltd.token_drop.lists import parse_layer_list, parse_length_list
+
+
+def chooser(config: RunConfig) -> KeptTokens:
+    (found,) = policies(config).active
+    assert isinstance(found, KeptTokens)
+    return found
 
 
 def test_processes_beyond_tensor_and_pipeline_share_the_batch() -> None:
@@ -90,10 +94,10 @@ def test_a_list_of_layers_survives_writing_and_reading(layers: list[int]) -> Non
 
 def test_all_layers_but_the_first_and_the_last_drop_tokens_by_default() -> None:
     config = RunConfig(model=ModelConfig(num_layers=6), token_drop=TokenDropConfig(random_ltd=True))
-    assert dropped_layers(config) == (1, 2, 3, 4)
+    assert chooser(config).dropped == (1, 2, 3, 4)
     listed = replace(config, token_drop=TokenDropConfig(token_drop_policy="random", random_ltd_layers="5,0-1"))
-    assert dropped_layers(listed) == (0, 1, 5)
-    assert dropped_layers(replace(config, token_drop=TokenDropConfig(random_ltd_layers="1-3"))) == ()
+    assert chooser(listed).dropped == (0, 1, 5)
+    assert policies(replace(config, token_drop=TokenDropConfig(random_ltd_layers="1-3"))).active == ()
 
 
 @pytest.mark.parametrize(("text", "split"), [
@@ -142,9 +146,8 @@ def dropping(**settings: object) -> RunConfig:
 ])
 def test_the_kept_length_follows_from_the_settings(settings: dict[str, object], lengths: tuple[int, ...]) -> None:
     config = dropping(**settings)
-    schedule = kept_length(config)
-    assert (schedule.at(0), schedule.at(50), schedule.at(100)) == lengths
-    assert not settings or start_length(config) == lengths[0]
+    found = policies(config)
+    assert tuple(found.plan(step).kept_tokens for step in (0, 50, 100)) == lengths
 
 
 @pytest.mark.parametrize("text", ["", "128", "0:128,", "5:128", "0:128,0:256", "0:128,50:256,20:300", "0:256,10:128",
@@ -171,8 +174,7 @@ def test_lengths_and_layer_tokens_of_the_published_vit_whose_197_tokens_are_no_m
         token_drop=TokenDropConfig(random_ltd=True, random_ltd_start_length=32, random_ltd_length_step=8,
                                    random_ltd_steps=3910),
         training=TrainingConfig(train_iters=5474, global_batch_size=128))
-    schedule = kept_length(config)
-    lengths = [schedule.at(step) for step in range(5474)]
+    lengths = [chooser(config).lengths.at(step) for step in range(5474)]
     by_hand = [(32 + 165 * step // 3910) // 8 * 8 if step < 3910 else 197 for step in range(5474)]
     assert lengths == by_hand and set(lengths) == {*range(32, 193, 8), 197}
     assert layer_tokens(config, 1).sum_after(5474) == sum(128 * (2 * 197 + 10 * length) for length in lengths)

@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 
 from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
-from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.model.flops import plan_flops
+from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.pipeline_costs import (
     best_split,
     describe,
     head_cost,
     layer_costs,
     pipeline_layers,
+    plan_samples,
     predict,
-    work_samples,
 )
-from megatron_ltd.token_drop.step_work import StepWork
+from tests.plans import plan_of
 
 
 def bert_large(pp: int, split: str, **parallel: Any) -> RunConfig:
@@ -48,25 +49,22 @@ def test_a_split_is_what_was_asked_for() -> None:
 
 def test_the_work_of_the_layers_and_the_head_is_that_of_the_sample() -> None:
     for config, kept in ((bert_large(4, "auto"), 256), (growing(), 16), (growing(), 64)):
-        cross = 11 if config.model.family == "bert" else None
-        dropped = range(11, 23) if cross else range(1, 5)
-        predictions = 77 if cross else None
-        work = StepWork(config.model.seq_length, kept)
-        assert sum(layer_costs(config, work)) + head_cost(config, work) == sample_flops(
-            config.model, dropped, kept, cross_layer=cross, predictions=predictions)
+        predictions = 77 if config.model.family == "bert" else None
+        plan = policies(config).keeping(kept)
+        assert sum(layer_costs(config, plan)) + head_cost(config, plan) == plan_flops(config.model, plan, predictions)
 
 
 def test_recomputed_layers_cost_a_forward_pass_more_and_the_head_does_not() -> None:
     plain, again = growing(), growing(recompute_granularity="full")
-    work = StepWork(64, 16)
+    work = policies(plain).keeping(16)
     assert [3 * cost for cost in layer_costs(again, work)] == [4 * cost for cost in layer_costs(plain, work)]
     assert head_cost(again, work) == head_cost(plain, work)
 
 
 def test_flops_are_averaged_over_the_run_rather_than_the_length() -> None:
     config = growing(pipeline_split="3,3")
-    dropped, whole = StepWork(64, 16), StepWork.whole(64)
-    assert work_samples(config, 1) == {dropped: 240, whole: 80}
+    dropped, whole = policies(config).keeping(16), policies(config).whole
+    assert plan_samples(config, 1) == {dropped: 240, whole: 80}
     short, full = layer_costs(config, dropped), layer_costs(config, whole)
     first = 0.75 * sum(short[:3]) + 0.25 * sum(full[:3])
     last = 0.75 * sum(short[3:]) + 0.25 * sum(full[3:]) + head_cost(config, whole)
@@ -79,7 +77,7 @@ def test_flops_are_averaged_over_the_run_rather_than_the_length() -> None:
 
 def test_a_run_without_dropping_has_equal_layers_and_needs_no_length() -> None:
     config = replace(growing(pipeline_split="auto"), token_drop=TokenDropConfig(), training=TrainingConfig())
-    assert len(set(layer_costs(config, StepWork.whole(64)))) == 1
+    assert len(set(layer_costs(config, plan_of(64, 6)))) == 1
     assert pipeline_layers(config, 1) == (3, 3)
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from megatron_ltd.config import TokenDropConfig
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.plan.derived import dropped_layers, parse_layer_list
+from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.settings.deepspeed_file import DeepSpeedConfig, layer_text
+from megatron_ltd.token_drop.lists import parse_layer_list
 
 BLOCK: dict[str, Any] = {
     "enabled": True, "total_layer_num": 24, "random_ltd_layer_num": 22, "random_ltd_layer_id": list(range(1, 23)),
@@ -44,7 +45,8 @@ def test_the_published_gpt_configuration_becomes_flags_and_is_echoed(tmp_path: P
     assert config.token_drop == TokenDropConfig(
         random_ltd=True, random_ltd_start_length=128, random_ltd_steps=200_000, random_ltd_length_step=16,
         random_ltd_layers="1-22")
-    assert dropped_layers(config) == tuple(range(1, 23))
+    plan = policies(config).plan(0)
+    assert [layer for layer in range(24) if plan.layers[layer].token_set is not None] == list(range(1, 23))
     assert config.training.token_budget == "raw" and not config.optimizer.layer_token_lr
     assert notes[1:] == [
         f"{path}: only random_ltd is read; not read: fp16, train_batch_size, zero_optimization. Their counterparts are "

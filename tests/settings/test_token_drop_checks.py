@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 
 from megatron_ltd.optim.lr_schedule import LearningRate
-from megatron_ltd.plan.derived import layer_tokens, sequence_length, skippable_layers, total_steps
+from megatron_ltd.plan.derived import layer_tokens, policies, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
 from megatron_ltd.plan.lr_progress import learning_rate_spans
-from megatron_ltd.plan.pipeline_costs import head_cost, layer_costs, work_samples
+from megatron_ltd.plan.pipeline_costs import head_cost, layer_costs, plan_samples
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.checks.idle import idle_settings
-from megatron_ltd.token_drop.step_work import StepWork
-from megatron_ltd.train.compilation import distinct_lengths
+from tests.plans import plan_of
 from tests.runnable_settings import with_settings
 
 CURRICULUM: dict[str, Any] = {"seq_length_curriculum_start_length": 64, "seq_length_curriculum_steps": 30}
@@ -84,16 +83,20 @@ def test_settings_without_effect_are_named() -> None:
 
 
 def test_layers_that_may_be_skipped_are_all_or_the_listed_ones() -> None:
-    assert skippable_layers(with_settings()) == ()
-    assert skippable_layers(with_settings(layer_drop_layers="3")) == ()
-    assert skippable_layers(with_settings(layer_drop_rate=0.1)) == tuple(range(24))
-    assert skippable_layers(with_settings(layer_drop_rate=0.1, layer_drop_layers="5,0-1")) == (0, 1, 5)
+    def skippable(**settings: Any) -> list[int]:
+        found = policies(with_settings(**settings))
+        return [layer for layer in range(24) if found.may_skip(layer)]
+
+    assert skippable() == skippable(layer_drop_layers="3") == []
+    assert skippable(layer_drop_rate=0.1) == list(range(24))
+    assert skippable(layer_drop_rate=0.1, layer_drop_layers="5,0-1") == [0, 1, 5]
 
 
 def test_the_length_grows_linearly_in_whole_multiples() -> None:
     """64 + 192 t / 30, rounded down to multiples of 64."""
-    length = sequence_length(with_settings(**CURRICULUM))
-    assert [length.at(step) for step in (0, 9, 10, 19, 20, 29, 30, 1000)] == [64, 64, 128, 128, 192, 192, 256, 256]
+    found = policies(with_settings(**CURRICULUM))
+    lengths = [found.plan(step).read_tokens for step in (0, 9, 10, 19, 20, 29, 30, 1000)]
+    assert lengths == [64, 64, 128, 128, 192, 192, 256, 256]
 
 
 def closed_forms(**changes: Any) -> LayerTokens:
@@ -131,19 +134,20 @@ def test_a_learning_rate_in_raw_tokens_follows_what_is_read() -> None:
 
 def test_work_of_the_stages_is_that_of_the_lengths_and_of_the_layers_that_are_likely_to_run() -> None:
     config = with_settings(**CURRICULUM, random_ltd=False, train_iters=40, vocab_size=1000)
-    works = {StepWork.whole(length): 480 for length in (64, 128, 192, 256)}
-    assert work_samples(config, 1) == works
-    assert head_cost(config, StepWork.whole(64)) == 3 * 2 * 64 * 96 * 1000
-    short, full = layer_costs(config, StepWork.whole(64)), layer_costs(config, StepWork.whole(256))
+    works = {plan_of(length, 24): 480 for length in (64, 128, 192, 256)}
+    assert plan_samples(config, 1) == works
+    assert head_cost(config, plan_of(64, 24)) == 3 * 2 * 64 * 96 * 1000
+    short, full = layer_costs(config, plan_of(64, 24)), layer_costs(config, plan_of(256, 24))
     pairs = {64: 64 * 65 // 2, 256: 256 * 257 // 2}
     matrices = 2 * 96 * (4 * 96 + 2 * 384)
     assert short == [3 * (64 * matrices + 4 * 96 * pairs[64])] * 24
     assert full == [3 * (256 * matrices + 4 * 96 * pairs[256])] * 24
     skipping = with_settings(config, layer_drop_rate=0.25, layer_drop_layers="0-1")
-    assert layer_costs(skipping, StepWork.whole(256)) == [full[0] * 3 // 4] * 2 + full[2:]
+    assert layer_costs(skipping, plan_of(256, 24)) == [full[0] * 3 // 4] * 2 + full[2:]
 
 
 def test_compiled_layers_have_room_for_the_lengths_of_the_curriculum() -> None:
-    assert distinct_lengths(with_settings(**CURRICULUM, random_ltd=False)) == 4
-    # 64, 80, ... 256 kept, of which the lengths of the curriculum are four
-    assert distinct_lengths(with_settings(**CURRICULUM)) == 13
+    assert policies(with_settings(**CURRICULUM, random_ltd=False)).lengths() == {64, 128, 192, 256}
+    # 64, 96, 112, ... 256: as many as are kept of what is read, and the lengths of the curriculum; by the time that more
+    # than 64 tokens are read, 96 are kept.
+    assert policies(with_settings(**CURRICULUM)).lengths() == {64, *range(96, 257, 16)}

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.token_drop.step_work import StepWork
+from tests.plans import plan_of
 
 
 def step(consumed: Consumed, *, kept: int, samples: int = 8, layers: int = 24, dropped: int = 22,
          flops: int = 30, full_flops: int = 100, sequence: int = 2048, skipped: Collection[int] = ()) -> Consumed:
-    return consumed.after_step(StepWork(sequence, kept, frozenset(skipped)), samples=samples, layers=layers,
-                               dropped_layers=range(1, dropped + 1), sample_flops=flops, full_sample_flops=full_flops)
+    plan = plan_of(sequence, layers, kept, range(1, dropped + 1), skipped=skipped)
+    return consumed.after_step(plan, samples=samples, sample_flops=flops, full_sample_flops=full_flops)
 
 
 def test_one_step_by_hand() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megatron_ltd.token_drop.importance import ImportanceTable, LossRecord
+from megatron_ltd.token_drop.importance_table import ImportanceTable, LossRecord
 
 CPU = torch.device("cpu")
 UNK, CLS, PAD = 1, 2, 0

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ltd.token_drop.sampling import kept_positions, skipped_layers, splitmix64, stream_rows
+from megatron_ltd.token_drop.draws import uniform
+from megatron_ltd.token_drop.sampling import kept_positions, splitmix64, stream_rows
 from tests.token_drop import splitmix_reference
 
 LENGTHS = [512, 1000, 2048, 2049, 2304, 3072, 4096, 8192, 32768]
@@ -192,7 +193,7 @@ def test_rows_of_the_stream_are_position_major() -> None:
 
 
 def skips(seed: int, steps: range, layers: range, rate: float) -> torch.Tensor:
-    return skipped_layers(seed, torch.tensor(list(steps)), torch.tensor(list(layers)), rate)
+    return torch.tensor([[uniform(seed, step, layer) < rate for step in steps] for layer in layers])
 
 
 def test_skipped_layers_are_those_of_unbounded_integers() -> None:

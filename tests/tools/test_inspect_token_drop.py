@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.model.flops import sample_flops
+from megatron_ltd.model.flops import plan_flops
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.sampling import kept_positions
+from tests.plans import plan_of
 from tests.runnable_settings import RUNNABLE, with_settings
 from tools import inspect_token_drop
 
@@ -26,8 +27,9 @@ def test_totals_by_hand() -> None:
     found = inspect_token_drop.totals(CONFIG, 1)
     assert (found.steps, found.raw_tokens) == (6, 2 * 6 * 32)
     assert found.layer_tokens == 2 * (6 * 2 * 32 + 4 * (3 * 8 + 16 + 2 * 32)) // 6
-    full = sample_flops(CONFIG.model)
-    dropped = sum(steps * sample_flops(CONFIG.model, range(1, 5), kept) for steps, kept in ((3, 8), (1, 16), (2, 32)))
+    full = plan_flops(CONFIG.model, plan_of(32, 6))
+    dropped = sum(steps * plan_flops(CONFIG.model, plan_of(32, 6, kept, range(1, 5)))
+                  for steps, kept in ((3, 8), (1, 16), (2, 32)))
     assert (found.flops, found.full_flops) == (2 * dropped, 12 * full)
     assert found.visits == pytest.approx((3 * 0.25 + 0.5 + 2) / 6)
     assert found.skipping == pytest.approx((3 * 0.75**4 + 0.5**4) / 6)
@@ -36,7 +38,7 @@ def test_totals_by_hand() -> None:
 def test_rows_go_from_the_first_step_to_the_last() -> None:
     rows = list(inspect_token_drop.rows(CONFIG, 1))
     assert [row.step for row in rows] == [0, 1, 2, 3, 4, 5]
-    assert [row.work.kept_tokens for row in rows] == [8, 8, 8, 16, 32, 32]
+    assert [row.plan.kept_tokens for row in rows] == [8, 8, 8, 16, 32, 32]
     assert [row.raw_tokens for row in rows] == [64 * step for step in range(6)]
     assert [row.layer_tokens for row in rows] == [0, 32, 64, 96, 138, 202]  # 32, 32, 32, 42 2/3, 64 a step
     assert [round(row.saving, 3) for row in rows][-2:] == [0.0, 0.0] and rows[0].saving > rows[3].saving > 0.0

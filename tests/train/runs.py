@@ -8,7 +8,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -26,8 +26,8 @@ from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
 from megatron_ltd.data.text.sentences import RuleSplitter
 from megatron_ltd.data.text.wordpiece import SPECIAL_TOKENS, wordpiece_engine
-from megatron_ltd.model.facts import SampleFacts
-from megatron_ltd.model.stack import Stack
+from megatron_ltd.token_drop.plan import StepPlan, TokenSet
+from megatron_ltd.token_drop.registry import Policies
 from megatron_ltd.train.launch import Launch
 from tests.gloo import launch_ranks
 
@@ -152,17 +152,20 @@ class Ending:
 def recorded_draws() -> Iterator[dict[tuple[int, int], list[int]]]:
     """The kept positions of each (layer, sample) that this process uses meanwhile. Drawing a set a second time, for
     another stage or in a backward pass, must give the same one."""
-    original = Stack._select
+    original = Policies.token_sets
     drawn: dict[tuple[int, int], list[int]] = {}
 
-    def select(self: Stack, facts: SampleFacts) -> dict[int, torch.Tensor]:
-        kept = original(self, facts)
-        for layer, rows in kept.items():
-            for sample, positions in zip(facts.sample_ids.tolist(), rows.tolist(), strict=True):
-                assert drawn.setdefault((layer, sample), positions) == positions
-        return kept
+    def token_sets(self: Policies, plan: StepPlan, layers: Collection[int], sample_ids: torch.Tensor,
+                   given: Mapping[TokenSet, torch.Tensor]) -> dict[TokenSet, torch.Tensor]:
+        sets = original(self, plan, layers, sample_ids, given)
+        for layer in layers:
+            token_set = plan.layers[layer].token_set
+            if token_set in sets:
+                for sample, positions in zip(sample_ids.tolist(), sets[token_set].tolist(), strict=True):
+                    assert drawn.setdefault((layer, sample), positions) == positions
+        return sets
 
-    with mock.patch.object(Stack, "_select", select):
+    with mock.patch.object(Policies, "token_sets", token_sets):
         yield drawn
 
 

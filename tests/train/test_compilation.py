@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from megatron_ltd.train.compilation import distinct_lengths, prepare_compilation
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.train.compilation import prepare_compilation
 from tests.runnable_settings import with_settings
 
 MANY = with_settings(compile=True, random_ltd_start_length=16, random_ltd_length_step=16)
@@ -33,10 +34,11 @@ def run_lengths(count: int) -> int:
 
 
 def test_lengths_are_counted() -> None:
-    assert distinct_lengths(MANY) == 16  # 16, 32, ... 256
-    assert distinct_lengths(with_settings(random_ltd=False)) == 1
-    assert distinct_lengths(with_settings(random_ltd_length_list="0:64,5:64,9:128", random_ltd_start_length=None,
-                                          random_ltd_steps=None)) == 2
+    assert policies(MANY).lengths() == set(range(16, 257, 16))
+    assert policies(with_settings(random_ltd=False)).lengths() == {256}
+    listed = with_settings(random_ltd_length_list="0:64,5:64,9:128", random_ltd_start_length=None,
+                           random_ltd_steps=None)
+    assert policies(listed).lengths() == {64, 128, 256}  # the first and the last layer keep all
 
 
 def test_as_many_graphs_fit_as_the_run_has_lengths() -> None:

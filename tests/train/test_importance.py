@@ -8,8 +8,8 @@ import torch
 from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh
-from megatron_ltd.token_drop.importance import ImportanceTable
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.token_drop.importance_table import ImportanceTable
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
 from tests.gloo import run_ranks
@@ -42,9 +42,10 @@ def table_after(rank: int, ranks: int, steps: int, layout: dict[str, Any]) -> to
     model.choose_by(ImportanceTable.initial(VOCABULARY, initial_importance=10.0, beta=0.9, always_keep=(1,),
                                             always_drop=(0,), device=device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
+    plan = policies(config).keeping(LENGTH // 2)
     for step in range(steps):
-        train_step(model, optimizer, batch(step, mesh.dp_rank), config, StepWork(LENGTH, LENGTH // 2),
-                   learning_rate=1e-2, loss_scale=1.0, stop_level=0, device=device)
+        train_step(model, optimizer, batch(step, mesh.dp_rank), config, plan, learning_rate=1e-2, loss_scale=1.0,
+                   stop_level=0, device=device)
     assert model.importance is not None
     return model.importance.values
 

@@ -10,12 +10,13 @@ import pytest
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.train.report.metrics import StepReport, held_out_fields, held_out_line, peak_tflops
 from megatron_ltd.train.validate import HeldOut
+from tests.plans import plan_of
 
 REPORT = StepReport(
     consumed=Consumed(steps=100, samples=800, tokens=819_200, layer_token_sum=24 * 307_200 + 5, flops=60 * 10**12,
                       full_flops=80 * 10**12),
-    total_steps=500, loss=6.1234567, gradient_norm=1.23456, learning_rate=1.5e-4, global_batch_size=8, kept_length=256,
-    loss_scale=1.0, skipped=False, step_seconds=0.5, sequence_tokens=1024, layers=24, devices=4,
+    total_steps=500, loss=6.1234567, gradient_norm=1.23456, learning_rate=1.5e-4, global_batch_size=8,
+    plan=plan_of(1024, 24, 256, range(1, 23)), loss_scale=1.0, skipped=False, step_seconds=0.5, devices=4,
     step_flops=6 * 10**11, full_step_flops=10**12, peak_tflops=2.0)
 
 MEGATRON_FIELDS = ["consumed samples", "elapsed time per iteration (ms)", "throughput per GPU (TFLOP/s/GPU)",
@@ -85,7 +86,8 @@ def test_held_out_sets(name: str) -> None:
 
 
 def test_a_sequence_curriculum_and_skipped_layers_have_their_own_numbers_where_there_are_any() -> None:
-    report = replace(REPORT, sequence_tokens=512, has_curriculum=True, skipped_layers=(2, 5))
+    report = replace(REPORT, plan=plan_of(512, 24, 256, range(1, 23), skipped=(2, 5)),
+                     of_policies={"sequence_length": 512, "skipped_layers": [2, 5]})
     assert report.fields() == REPORT.fields() | {"sequence_length": 512, "skipped_layers": [2, 5],
                                                  "tokens_per_second": 8192.0}
     values = parsed(report.line())

@@ -3,8 +3,8 @@
 import pytest
 
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.token_drop.step_work import StepWork
 from megatron_ltd.train.report.summary import StepTimes, summary
+from tests.plans import plan_of
 
 CONSUMED = Consumed(steps=9, samples=36, tokens=36 * 512, layer_token_sum=6 * 36 * 256 + 1, flops=60, full_flops=80)
 
@@ -12,7 +12,7 @@ CONSUMED = Consumed(steps=9, samples=36, tokens=36 * 512, layer_token_sum=6 * 36
 def timed(*steps: tuple[int, int, float, int]) -> StepTimes:
     times = StepTimes(full_tokens=512, full_flops=100)
     for kept, samples, seconds, flops in steps:
-        times.add(StepWork(512, kept), samples=samples, seconds=seconds, sample_flops=flops)
+        times.add(plan_of(512, 6, kept, range(1, 5)), samples=samples, seconds=seconds, sample_flops=flops)
     return times
 
 
@@ -46,8 +46,8 @@ def test_what_was_not_measured_is_said_not_to_be(steps: list[tuple[int, int, flo
 def test_steps_with_skipped_layers_are_compared_with_whole_ones_and_cut_samples_with_none() -> None:
     times = timed((512, 4, 99.0, 100), (512, 4, 4.0, 100))
     for seconds in (99.0, 2.0):
-        times.add(StepWork(512, 512, frozenset({1, 4})), samples=4, seconds=seconds, sample_flops=60)
-    times.add(StepWork.whole(256), samples=4, seconds=50.0, sample_flops=40)
+        times.add(plan_of(512, 6, skipped=(1, 4)), samples=4, seconds=seconds, sample_flops=60)
+    times.add(plan_of(256, 6), samples=4, seconds=50.0, sample_flops=40)
     assert times.time_saving == pytest.approx(0.5) and times.flops_saving == pytest.approx(0.4)
     _, line = summary(CONSUMED, 6, times)
     assert "512 to 512 of 512 tokens kept and up to 2 layers skipped, whose FLOPs fell" in line

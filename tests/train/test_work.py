@@ -1,5 +1,6 @@
 """What a step computes, by hand; and a training step with skipped layers or cut samples against a plain loop."""
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -7,18 +8,20 @@ import pytest
 import torch
 
 from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
-from megatron_ltd.model.facts import SampleFacts
+from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.model.flops import head_flops, layer_flops
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.gradients import local_gradient
 from megatron_ltd.parallel.layers import local
 from megatron_ltd.parallel.mesh import build_mesh
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.plan.flops import step_flops, whole_step_flops
+from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.setup import Model, build_model
 from megatron_ltd.train.step import train_step
-from megatron_ltd.train.work import WorkSchedule
 from tests.gloo import run_ranks
+from tests.plans import plan_of
 from tests.runnable_settings import with_settings
 
 LENGTH, LAYERS = 16, 4
@@ -34,30 +37,29 @@ DROPPING = with_settings(layer_drop_rate=0.3, seq_length_curriculum_start_length
 
 def test_the_work_of_a_step_is_its_lengths_and_its_draws() -> None:
     """Kept: 64 + 192 t / 50 in steps of 16; read: 32 + 224 t / 40 in steps of 32; layers 1 to 22 drop."""
-    schedule = WorkSchedule.of_run(DROPPING)
-    works = [schedule.at(step) for step in range(60)]
-    assert [(works[step].sequence_tokens, works[step].kept_tokens) for step in (0, 5, 6, 12, 30, 40, 50)] == [
+    works = [policies(DROPPING).plan(step) for step in range(60)]
+    assert [(works[step].read_tokens, works[step].kept_tokens) for step in (0, 5, 6, 12, 30, 40, 50)] == [
         (32, 32), (32, 32), (64, 64), (96, 96), (192, 176), (256, 208), (256, 256)]
-    assert works == [WorkSchedule.of_run(DROPPING).at(step) for step in range(60)]
+    assert works == [policies(with_settings(DROPPING)).plan(step) for step in range(60)]
     drawn = [work.skipped_layers for work in works]
     assert len(set(drawn)) == 60 and set().union(*drawn) == set(range(24))
-    other = WorkSchedule.of_run(with_settings(DROPPING, seed=4321))
-    assert other.at(3).skipped_layers != drawn[3]
+    other = policies(with_settings(DROPPING, seed=4321))
+    assert other.plan(3).skipped_layers != drawn[3]
 
 
 def test_only_listed_layers_are_skipped_and_without_a_rate_none() -> None:
-    listed = WorkSchedule.of_run(with_settings(layer_drop_rate=0.9, layer_drop_layers="2,7-9"))
-    assert set().union(*(listed.at(step).skipped_layers for step in range(40))) == {2, 7, 8, 9}
-    assert WorkSchedule.of_run(with_settings()).at(0).skipped_layers == frozenset()
+    listed = policies(with_settings(layer_drop_rate=0.9, layer_drop_layers="2,7-9"))
+    assert set().union(*(listed.plan(step).skipped_layers for step in range(40))) == {2, 7, 8, 9}
+    assert policies(with_settings()).plan(0).skipped_layers == ()
 
 
 def test_the_flops_of_a_step_are_those_of_what_runs_at_the_length_that_is_read() -> None:
-    schedule, model = WorkSchedule.of_run(DROPPING), with_settings(seq_length=128).model
-    work = StepWork(128, 64, frozenset({0, 5, 6}))
+    model = with_settings(seq_length=128).model
+    work = plan_of(128, 24, 64, range(1, 23), skipped=(0, 5, 6))
     head = head_flops(model)
     assert head == 2 * 128 * 96 * 1000
-    assert schedule.flops(work) == 3 * (layer_flops(model, 128) + 20 * layer_flops(model, 64) + head)
-    assert schedule.whole_flops(work) == 3 * (24 * layer_flops(model, 128) + head)
+    assert step_flops(DROPPING, work) == 3 * (layer_flops(model, 128) + 20 * layer_flops(model, 64) + head)
+    assert whole_step_flops(DROPPING, work) == 3 * (24 * layer_flops(model, 128) + head)
 
 
 def batch(step: int) -> list[dict[str, torch.Tensor]]:
@@ -79,18 +81,18 @@ def built() -> Model:
     return build_model(CONFIG, mesh, DEVICE)
 
 
-def plain_loss(model: Model, step: int, work: StepWork) -> torch.Tensor:
+def plain_loss(model: Model, step: int, work: StepPlan) -> torch.Tensor:
     """The mean loss over the tokens that are read and that count, by a loop over the layers that run."""
     (stage,) = model.stages
     assert isinstance(stage, GPT) and stage.embedding is not None and stage.final_norm is not None
-    total, counted, end = torch.zeros(()), 0.0, work.sequence_tokens
+    total, counted, end = torch.zeros(()), 0.0, work.read_tokens
     for part in batch(step):
-        facts = SampleFacts(stage.config, stage.tp, 0, True, end, part["sample_ids"], part["position_ids"][:, :end],
-                            part["document_ids"][:, :end])
-        x = stage.embedding(part["tokens"][:, :end], facts.positions(), None)
+        batch_of = Microbatch(end, part["sample_ids"], part["position_ids"][:, :end], part["document_ids"][:, :end])
+        tokens = ContextMaker(stage.config, stage.tp, 0, True, batch_of).whole
+        x = stage.embedding(part["tokens"][:, :end], batch_of.positions(), None)
         for layer, block in stage.stack.blocks.items():
             if int(layer) not in work.skipped_layers:
-                x = x + block(x, facts.for_layer(int(layer)))
+                x = x + block(x, tokens)
         logits = stage.final_norm(x).transpose(0, 1) @ local(stage.output_weight()).t()
         losses = torch.nn.functional.cross_entropy(logits[..., :40].flatten(0, 1), part["labels"][:, :end].flatten(),
                                                    reduction="none")
@@ -99,13 +101,16 @@ def plain_loss(model: Model, step: int, work: StepWork) -> torch.Tensor:
     return total / counted
 
 
-WORKS = {"skipped": [StepWork(16, 16, frozenset({1, 3})), StepWork(16, 16, frozenset({2})),
-                     StepWork(16, 16, frozenset(range(LAYERS)))],
-         "cut": [StepWork.whole(5), StepWork.whole(8), StepWork.whole(16)],
-         "both": [StepWork(6, 6, frozenset({0})), StepWork(6, 6), StepWork(12, 12, frozenset({0, 1}))]}
+def reading(tokens: int, skipped: Collection[int] = ()) -> StepPlan:
+    return plan_of(tokens, LAYERS, skipped=skipped)
 
 
-def steps_of_both(rank: int, ranks: int, works: list[StepWork]) -> dict[str, Any]:
+WORKS = {"skipped": [reading(16, (1, 3)), reading(16, (2,)), reading(16, range(LAYERS))],
+         "cut": [reading(5), reading(8), reading(16)],
+         "both": [reading(6, (0,)), reading(6), reading(12, (0, 1))]}
+
+
+def steps_of_both(rank: int, ranks: int, works: list[StepPlan]) -> dict[str, Any]:
     """Losses and weights of the same steps, by `train_step` and by torch's AdamW on a loop over layers."""
     model, reference = built(), built()
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG.optimizer)
@@ -146,13 +151,13 @@ def test_steps_are_those_of_a_plain_loop_and_of_torchs_adam_with_zero_gradients(
 def gradients_after_losing_one(rank: int, ranks: int) -> str:
     model = built()
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG.optimizer)
-    train_step(model, optimizer, batch(0), CONFIG, StepWork(16, 16, frozenset({1})), learning_rate=1e-2,
+    train_step(model, optimizer, batch(0), CONFIG, reading(16, (1,)), learning_rate=1e-2,
                loss_scale=1.0, stop_level=0, device=DEVICE)
     for parameter in model.parameters:
         if parameter.layer in (1, 2):
             parameter.parameter.grad = None
     try:
-        model.finish_gradients()
+        model.finish_gradients(reading(16, (1,)))
     except RuntimeError as error:
         return str(error)
     return "nothing"

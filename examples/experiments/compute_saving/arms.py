@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a ch
 from examples.experiments.compute_saving.editions import Edition
 from megatron_ltd.config import RunConfig
 from megatron_ltd.model.flops import head_flops
-from megatron_ltd.plan.derived import global_batch_size, layer_tokens
+from megatron_ltd.plan.derived import global_batch_size, layer_tokens, policies
+from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.settings.cli import parse_run_config
-from megatron_ltd.train.work import WorkSchedule
 
 Flags = tuple[str, ...]
 
@@ -70,9 +70,8 @@ class Budget:
 
 def run_flops(config: RunConfig, steps: int) -> int:
     """FLOPs of the first `steps` steps on one process."""
-    schedule = WorkSchedule.of_run(config)
-    works = Counter(schedule.at(step) for step in range(steps))
-    return global_batch_size(config, 1) * sum(count * schedule.flops(work) for work, count in works.items())
+    plans = Counter(policies(config).plan(step) for step in range(steps))
+    return global_batch_size(config, 1) * sum(count * step_flops(config, plan) for plan, count in plans.items())
 
 
 def arms(edition: Edition, share: float = 1.0) -> dict[str, Arm]:

@@ -24,11 +24,11 @@ from benchmarks.ours import OurModel
 from examples.experiments.compute_saving.arms import Arm, Budget, arms
 from examples.experiments.compute_saving.editions import EDITIONS
 from megatron_ltd.config import RunConfig
-from megatron_ltd.token_drop.importance import ImportanceTable
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.token_drop.importance_table import ImportanceTable
+from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch, Runtime
-from megatron_ltd.train.work import WorkSchedule
 
 POINTS = 12
 
@@ -42,11 +42,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def points(config: RunConfig, steps: int) -> list[StepWork]:
-    """The work of steps in the middles of equal parts of a run."""
-    schedule = WorkSchedule.of_run(config)
+def points(config: RunConfig, steps: int) -> list[StepPlan]:
+    """The plans of steps in the middles of equal parts of a run."""
     count = min(POINTS, steps)
-    return [schedule.at(steps * (2 * number + 1) // (2 * count)) for number in range(count)]
+    return [policies(config).plan(steps * (2 * number + 1) // (2 * count)) for number in range(count)]
 
 
 def model_of(config: RunConfig, runtime: Runtime) -> OurModel:

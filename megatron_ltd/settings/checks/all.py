@@ -21,7 +21,7 @@ from megatron_ltd.plan.derived import (
 from megatron_ltd.settings.checks.family import family_violations
 from megatron_ltd.settings.checks.layout import layout_violations
 from megatron_ltd.settings.checks.learning_rate import learning_rate_violations
-from megatron_ltd.settings.checks.token_drop import curriculum_violations, layer_drop_violations, token_drop_violations
+from megatron_ltd.settings.checks.token_drop import token_drop_violations
 from megatron_ltd.settings.checks.values import flag_name, repaired, value_violations
 from megatron_ltd.settings.checks.vision import image_sources, vision_violations
 
@@ -67,7 +67,7 @@ def violations(config: RunConfig, world_size: int) -> list[str]:
 def _together(config: RunConfig, world_size: int, no_budget: bool) -> list[str]:
     """What is wrong with settings that are right one by one."""
     layout = list(layout_violations(config, world_size))
-    dropping = [*token_drop_violations(config), *layer_drop_violations(config), *curriculum_violations(config)]
+    dropping = list(token_drop_violations(config))
     problems = [*_model(config), *dropping, *family_violations(config), *vision_violations(config), *layout]
     in_tokens = config.training.token_budget == "layer" or config.optimizer.layer_token_lr or has_curriculum(config)
     countable = not (layout or no_budget or _budget(config) or (dropping and in_tokens)) and length_is_given(config)

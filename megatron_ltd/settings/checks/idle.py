@@ -5,7 +5,8 @@ They are no errors, so that one command runs on several layouts, and with and wi
 
 from dataclasses import replace
 
-from megatron_ltd.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_ltd.token_drop.registry import idle_policy_settings
 
 
 def idle_settings(config: RunConfig, *, finetuning: bool = False) -> list[str]:
@@ -16,8 +17,8 @@ def idle_settings(config: RunConfig, *, finetuning: bool = False) -> list[str]:
     """
     drop = config.token_drop
     if finetuning and drop.random_ltd_steps is None and drop.random_ltd_length_list is None:
-        drop = replace(drop, random_ltd_steps=1 if drop.policy == "random" else None)
-    return [*_idle_layout(config), *_idle_token_drop(drop), *_idle_model(config.model),
+        drop = replace(drop, **{"random_ltd_steps": 1 if drop.policy == "random" else None})
+    return [*_idle_layout(config), *idle_policy_settings(drop), *_idle_model(config.model),
             *_idle_data(config), *_idle_training(config.training), *_idle_optimizer(config.optimizer),
             *_idle_checkpoint(config)]
 
@@ -35,41 +36,6 @@ def _idle_layout(config: RunConfig) -> list[str]:
     if parallel.recompute_activations and parallel.recompute_granularity == "full":
         idle.append("--recompute-activations has no effect with --recompute-granularity = full, which recomputes more")
     return idle
-
-
-def _idle_token_drop(token_drop: TokenDropConfig) -> list[str]:
-    default = TokenDropConfig()
-    importance = ("token_drop_no_cross_layer", "token_drop_beta", "token_drop_initial_importance",
-                  "token_drop_always_keep_ids", "token_drop_always_drop_ids")
-    idle = [f"--{field.replace('_', '-')} has no effect without --token-drop-policy importance"
-            for field in importance if token_drop.policy != "importance" and
-            getattr(token_drop, field) != getattr(default, field)]
-    return idle + _idle_schedule(token_drop) + _idle_comparison(token_drop)
-
-
-def _idle_comparison(token_drop: TokenDropConfig) -> list[str]:
-    idle = []
-    if token_drop.layer_drop_rate == 0.0 and token_drop.layer_drop_layers is not None:
-        idle.append("--layer-drop-layers has no effect without --layer-drop-rate: no layer is skipped")
-    if token_drop.seq_length_curriculum_start_length is None and \
-            token_drop.seq_length_curriculum_length_step != TokenDropConfig().seq_length_curriculum_length_step:
-        idle.append("--seq-length-curriculum-length-step has no effect without --seq-length-curriculum-start-length: "
-                    "samples are read whole")
-    return idle
-
-
-def _idle_schedule(token_drop: TokenDropConfig) -> list[str]:
-    default = TokenDropConfig()
-    if token_drop.policy != "none":
-        if token_drop.random_ltd_steps is not None:
-            return []
-        return [f"--{field.replace('_', '-')} has no effect without --random-ltd-steps: the kept length does not grow"
-                for field in ("random_ltd_length_step", "random_ltd_root_degree")
-                if getattr(token_drop, field) != getattr(default, field)]
-    fields = ("random_ltd_start_length", "random_ltd_steps", "random_ltd_length_step", "random_ltd_root_degree",
-              "random_ltd_length_list", "random_ltd_layers", "random_ltd_strata")
-    return [f"--{field.replace('_', '-')} has no effect without --random-ltd: no token is dropped"
-            for field in fields if getattr(token_drop, field) != getattr(default, field)]
 
 
 def _idle_model(model: ModelConfig) -> list[str]:

@@ -51,8 +51,6 @@ def vision_violations(config: RunConfig) -> Iterator[str]:
                "and data parallelism; leave it out")
     if model.position_embedding_type != "learned_absolute":
         yield f"--position-embedding-type = {model.position_embedding_type}: ViT learns positions; leave it out"
-    if config.token_drop.policy == "importance":
-        yield "--token-drop-policy = importance: patches have no vocabulary ids; use --random-ltd"
 
 
 def image_sources(config: RunConfig) -> Iterator[str]:

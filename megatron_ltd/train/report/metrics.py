@@ -15,11 +15,12 @@ The loss is that of the logged step, not a mean since the last line, so that a r
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.validate import HeldOut
 
 # Dense bf16 peaks from the vendors' data sheets.
@@ -41,43 +42,37 @@ class StepReport:
     gradient_norm: float
     learning_rate: float
     global_batch_size: int
-    kept_length: int
+    plan: StepPlan
     loss_scale: float
     skipped: bool
     step_seconds: float
-    sequence_tokens: int
-    layers: int
     devices: int
     step_flops: int
     full_step_flops: int
     peak_tflops: float | None
     sentence_order_loss: float | None = None
-    has_curriculum: bool = False
-    skipped_layers: tuple[int, ...] | None = None
+    of_policies: dict[str, Any] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
         """One line of the metrics file."""
         seconds = max(self.step_seconds, 1e-9)
         tflops = self.step_flops / seconds / self.devices / 1e12
         order = {} if self.sentence_order_loss is None else {"sentence_order_loss": self.sentence_order_loss}
-        length = {"sequence_length": self.sequence_tokens} if self.has_curriculum else {}
-        skipped = {} if self.skipped_layers is None else {"skipped_layers": list(self.skipped_layers)}
         return {
             "step": self.consumed.steps,
             "consumed_samples": self.consumed.samples,
             "consumed_tokens": self.consumed.tokens,
-            "consumed_layer_tokens": self.consumed.layer_tokens(self.layers),
+            "consumed_layer_tokens": self.consumed.layer_tokens(len(self.plan.layers)),
             "consumed_flops": self.consumed.flops,
             "lm_loss": self.loss,
             **order,
             "grad_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
             "global_batch_size": self.global_batch_size,
-            **length,
-            "kept_length": self.kept_length,
-            **skipped,
+            "kept_length": self.plan.kept_tokens,
+            **self.of_policies,
             "step_seconds": self.step_seconds,
-            "tokens_per_second": self.global_batch_size * self.sequence_tokens / seconds,
+            "tokens_per_second": self.global_batch_size * self.plan.read_tokens / seconds,
             "model_flops": self.step_flops,
             "tflops_per_device": tflops,
             "mfu": tflops / self.peak_tflops if self.peak_tflops else None,
@@ -91,7 +86,7 @@ class StepReport:
         """Megatron-LM's line, and what token dropping adds to it."""
         f = self.fields()
         order = "" if self.sentence_order_loss is None else f" sop loss: {self.sentence_order_loss:.6E} |"
-        length = f" sequence length: {self.sequence_tokens:5d} |" if self.has_curriculum else ""
+        length = f" sequence length: {self.plan.read_tokens:5d} |" if "sequence_length" in f else ""
         mfu = "" if f["mfu"] is None else f" MFU: {100 * f['mfu']:.1f}% |"
         return (
             f" [{datetime.now():%Y-%m-%d %H:%M:%S}] iteration {self.consumed.steps:8d}/{self.total_steps:8d} |"
@@ -103,9 +98,9 @@ class StepReport:
             f" grad norm: {self.gradient_norm:.3f} |"
             f" number of skipped iterations: {int(self.skipped):3d} |"
             f" number of nan iterations: {int(not math.isfinite(self.loss)):3d} |"
-            f"{length} kept length: {self.kept_length:5d}/{self.sequence_tokens:5d} |"
+            f"{length} kept length: {self.plan.kept_tokens:5d}/{self.plan.read_tokens:5d} |"
             f" consumed tokens: {self.consumed.tokens:12d} |"
-            f" layer tokens: {self.consumed.layer_tokens(self.layers):12d} |"
+            f" layer tokens: {self.consumed.layer_tokens(len(self.plan.layers)):12d} |"
             f" tokens/s: {f['tokens_per_second']:.0f} |{mfu}"
             f" saving: {100 * f['theoretical_saving']:.1f}% (run {100 * self.consumed.saving:.1f}%) |")
 

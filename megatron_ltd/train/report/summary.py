@@ -7,7 +7,7 @@ the full length and with dropped tokens.
 from dataclasses import dataclass, field
 
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.token_drop.step_work import StepWork
+from megatron_ltd.token_drop.plan import StepPlan
 
 
 @dataclass
@@ -46,17 +46,17 @@ class StepTimes:
     most_tokens: int = 0
     most_skipped: int = 0
 
-    def add(self, work: StepWork, *, samples: int, seconds: float, sample_flops: int) -> None:
+    def add(self, plan: StepPlan, *, samples: int, seconds: float, sample_flops: int) -> None:
         """Count a step."""
-        if work.sequence_tokens < self.full_tokens:
+        if plan.read_tokens < self.full_tokens:
             return
-        if work.is_whole:
+        if plan.is_whole:
             self.full.add(samples, seconds, samples * sample_flops)
             return
         self.dropped.add(samples, seconds, samples * sample_flops)
-        self.fewest_tokens = min(work.kept_tokens, self.fewest_tokens or work.kept_tokens)
-        self.most_tokens = max(work.kept_tokens, self.most_tokens)
-        self.most_skipped = max(len(work.skipped_layers), self.most_skipped)
+        self.fewest_tokens = min(plan.kept_tokens, self.fewest_tokens or plan.kept_tokens)
+        self.most_tokens = max(plan.kept_tokens, self.most_tokens)
+        self.most_skipped = max(len(plan.skipped_layers), self.most_skipped)
 
     @property
     def time_saving(self) -> float | None:

@@ -1,0 +1,166 @@
+"""What travels with the tokens of a microbatch: positions, documents, padding, and the keys of their dropout masks.
+
+A layer that keeps some tokens gets the context of just those, gathered with the same indices: rotary angles are those
+of the true positions, and attention never crosses a document boundary that the dropped tokens hid. Angles and masks are
+made once for each set of tokens, however many layers process it.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.attention import TokenContext, rotary_angles
+from megatron_ltd.model.dropout import token_keys
+from megatron_ltd.parallel.collectives import TensorParallel
+
+_ATTENTION, _AFTER_ATTENTION, _AFTER_MLP = range(3)
+EMBEDDING_LAYER = 1 << 20
+"""Layer number under which the embedding's dropout draws, out of the way of the layers'."""
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """What a stage is given of a microbatch's samples, besides the tokens and their labels.
+
+    Args:
+        read_tokens: tokens of each sample, s.
+        sample_ids: global sample indices.
+        position_ids: positions that count from the start of each document; None counts from the start of the sample.
+        document_ids: which document each token belongs to; None allows attention over the whole sample.
+        padding_mask: which tokens are real; None: all.
+
+    Shapes:
+        sample_ids [b], position_ids, document_ids and padding_mask [b, s]
+    """
+
+    read_tokens: int
+    sample_ids: torch.Tensor
+    position_ids: torch.Tensor | None = None
+    document_ids: torch.Tensor | None = None
+    padding_mask: torch.Tensor | None = None
+
+    @cached_property
+    def everywhere(self) -> torch.Tensor:
+        """Shapes: [s, 1]"""
+        return torch.arange(self.read_tokens, device=self.sample_ids.device)[:, None]
+
+    def positions(self) -> torch.Tensor:
+        """Shapes: [s, b], or [s, 1] where all samples agree"""
+        return self.everywhere if self.position_ids is None else self.position_ids.t()
+
+
+@dataclass(frozen=True)
+class ContextMaker:
+    """Makes the contexts of a microbatch's tokens.
+
+    Args:
+        config: the model's settings.
+        tp: the axis over which the sequence may be sliced.
+        seed: of dropout.
+        training: dropout draws.
+    """
+
+    config: ModelConfig
+    tp: TensorParallel
+    seed: int
+    training: bool
+    batch: Microbatch
+
+    def embedding_keys(self) -> torch.Tensor | None:
+        """Dropout keys of the embedding. Shapes: [s/t or s, b]"""
+        return self._hidden_keys(EMBEDDING_LAYER, _AFTER_MLP, self.batch.everywhere)
+
+    @cached_property
+    def whole(self) -> TokenContext:
+        """The context of all tokens, without dropout."""
+        return self.of(None)
+
+    def of(self, kept: torch.Tensor | None, *, attends_to_all: bool = False) -> TokenContext:
+        """The context of some tokens, without dropout.
+
+        Args:
+            kept: positions of the tokens, ascending; None: all.
+            attends_to_all: keys and values are those of all tokens.
+
+        Shapes:
+            kept [b, k]
+        """
+        gpt = self.config.family == "gpt"
+        mask = self._causal_mask(kept, attends_to_all) if gpt else self._padding_mask(kept, attends_to_all)
+        return TokenContext(causal=gpt, angles=self._angles(kept), mask=mask,
+                            key_angles=self._angles(None) if attends_to_all else None)
+
+    def in_layer(self, context: TokenContext, layer: int, kept: torch.Tensor | None = None, *,
+                 attends_to_all: bool = False) -> TokenContext:
+        """The same context with a layer's dropout keys.
+
+        Args:
+            kept, attends_to_all: as the context was made with.
+        """
+        if not self.training or self.config.hidden_dropout == self.config.attention_dropout == 0.0:
+            return context
+        places = self.batch.everywhere if kept is None else kept.t()  # [k, b or 1]
+        first, second = (self._hidden_keys(layer, site, places) for site in (_AFTER_ATTENTION, _AFTER_MLP))
+        key_places = self.batch.everywhere if attends_to_all else places
+        return replace(context, hidden_keys=None if first is None or second is None else (first, second),
+                       attention_keys=self._attention_keys(layer, places, key_places))
+
+    @cached_property
+    def _all_angles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary angles of the whole sequence. Shapes: two of [s, b or 1, 1, r / 2]"""
+        channels = int(self.config.head_dim * self.config.rotary_percent) // 2 * 2
+        return rotary_angles(self.batch.positions(), channels, float(self.config.rotary_base))
+
+    def _angles(self, kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self.config.position_embedding_type != "rope":
+            return None
+        if kept is None:
+            return self._all_angles
+        samples = torch.arange(kept.shape[0], device=kept.device)
+        cos, sin = (table.expand(-1, kept.shape[0], -1, -1)[kept.t(), samples] for table in self._all_angles)
+        return cos, sin  # [k, b, 1, r / 2]
+
+    def _causal_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
+        """Earlier tokens of the same document; None where plain causal attention says the same.
+
+        Shapes:
+            -> [b or 1, 1, k, c]
+        """
+        if self.batch.document_ids is None and not attends_to_all:
+            return None
+        everywhere = self.batch.everywhere.t()
+        queries = everywhere if kept is None else kept
+        keys = everywhere if attends_to_all else queries
+        mask = queries[:, :, None] >= keys[:, None, :]
+        if self.batch.document_ids is not None:
+            documents = self.batch.document_ids if kept is None else self.batch.document_ids.gather(1, kept)
+            of_keys = self.batch.document_ids if attends_to_all else documents
+            mask = mask & (documents[:, :, None] == of_keys[:, None, :])
+        return mask[:, None]
+
+    def _padding_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
+        """Real tokens. Where a short sample keeps nothing but padding, padding attends to padding: a softmax over
+        nothing is not a number, and what padding computes is never used.
+
+        Shapes:
+            -> [b, 1, 1, c]
+        """
+        if self.batch.padding_mask is None:
+            return None
+        real = self.batch.padding_mask if kept is None or attends_to_all else self.batch.padding_mask.gather(1, kept)
+        return (real | ~real.any(dim=1, keepdim=True))[:, None, None]
+
+    def _hidden_keys(self, layer: int, site: int, places: torch.Tensor) -> torch.Tensor | None:
+        if not self.training or self.config.hidden_dropout == 0.0:
+            return None
+        first, count = self.tp.sequence_span(places.shape[0])
+        return token_keys(self.seed, layer, site, self.batch.sample_ids, places[first:first + count])
+
+    def _attention_keys(self, layer: int, places: torch.Tensor, key_places: torch.Tensor,
+                        ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if not self.training or self.config.attention_dropout == 0.0:
+            return None
+        keys = token_keys(self.seed, layer, _ATTENTION, self.batch.sample_ids, places)  # [k, b]
+        return keys.t()[:, None, :, None], key_places.t().to(torch.int32)[:, None, None, :]

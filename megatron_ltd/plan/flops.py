@@ -1,0 +1,16 @@
+"""What the plan of a step costs in this run."""
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.flops import plan_flops
+from megatron_ltd.plan.derived import predictions_per_sample
+from megatron_ltd.token_drop.plan import StepPlan
+
+
+def step_flops(config: RunConfig, plan: StepPlan) -> int:
+    """Forward and backward FLOPs of one sample."""
+    return plan_flops(config.model, plan, predictions_per_sample(config))
+
+
+def whole_step_flops(config: RunConfig, plan: StepPlan) -> int:
+    """The same where every layer processes all that is read."""
+    return step_flops(config, StepPlan.whole(plan.read_tokens, len(plan.layers)))

@@ -1,0 +1,87 @@
+"""What one step computes, layer by layer: plain values, the same on every process."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+
+class TokenSet(NamedTuple):
+    """A set of kept tokens: who draws it, and which of the draws it is. Layers with equal sets keep the same tokens."""
+
+    policy: str
+    number: int
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer does with a sample.
+
+    Args:
+        tokens: of the sample that it processes, unless it is skipped.
+        token_set: which tokens these are; None: all that are read.
+        attends_to_all: its keys and values are those of all tokens that are read, not of its own tokens alone.
+        skipped: the layer is the identity in this step.
+        scale: factor of what the layer adds to the residual stream.
+        backward: False: what the layer adds is a constant in the backward pass, and its weights get no gradient.
+    """
+
+    tokens: int
+    token_set: TokenSet | None = None
+    attends_to_all: bool = False
+    skipped: bool = False
+    scale: float = 1.0
+    backward: bool = True
+
+    @property
+    def processed_tokens(self) -> int:
+        return 0 if self.skipped else self.tokens
+
+    @property
+    def learns(self) -> bool:
+        """Whether the layer's weights get a gradient."""
+        return self.backward and not self.skipped
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What is read of each sample, and what each layer does with it.
+
+    Args:
+        read_tokens: the first tokens of a sample that are read; all of them without a sequence curriculum.
+        layers: by global layer number.
+    """
+
+    read_tokens: int
+    layers: tuple[LayerPlan, ...]
+
+    @classmethod
+    def whole(cls, tokens: int, layers: int) -> "StepPlan":
+        """Every token in every layer."""
+        return cls(tokens, (LayerPlan(tokens),) * layers)
+
+    def with_layers(self, changes: Iterable[tuple[int, LayerPlan]]) -> "StepPlan":
+        """The plan with other plans for some layers."""
+        layers = list(self.layers)
+        for layer, plan in changes:
+            layers[layer] = plan
+        return replace(self, layers=tuple(layers))
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether every layer processes all that is read, in both passes."""
+        return all(layer.processed_tokens == self.read_tokens and layer.backward for layer in self.layers)
+
+    @cached_property
+    def kept_tokens(self) -> int:
+        """The fewest tokens that a layer which is not skipped would process."""
+        return min((layer.tokens for layer in self.layers), default=self.read_tokens)
+
+    @cached_property
+    def skipped_layers(self) -> tuple[int, ...]:
+        return tuple(number for number, layer in enumerate(self.layers) if layer.skipped)
+
+    @cached_property
+    def layer_token_sum(self) -> int:
+        """Tokens of a sample that the layers process, summed over layers."""
+        return sum(layer.processed_tokens for layer in self.layers)

@@ -1,0 +1,147 @@
+"""The policies there are, and those of a run together.
+
+Their order is that of composition: what is read comes first, then which tokens a layer keeps, then which layers are
+skipped. Skipping wins over choosing, and scales multiply.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from megatron_ltd.token_drop.kept_tokens import KeptTokens
+from megatron_ltd.token_drop.plan import StepPlan, TokenSet
+from megatron_ltd.token_drop.policies.importance import Importance
+from megatron_ltd.token_drop.policies.layer_drop import LayerDrop
+from megatron_ltd.token_drop.policies.layer_dropout import LayerDropout
+from megatron_ltd.token_drop.policies.random_ltd import RandomLTD
+from megatron_ltd.token_drop.policies.sequence_curriculum import SequenceCurriculum
+from megatron_ltd.token_drop.policies.tread import Tread
+from megatron_ltd.token_drop.policy import Policy, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+POLICIES: tuple[type[Policy], ...] = (
+    SequenceCurriculum,
+    RandomLTD,
+    Importance,
+    Tread,
+    LayerDrop,
+    LayerDropout,
+)
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The policies of a run."""
+
+    shape: Shape
+    active: tuple[Policy, ...]
+
+    @classmethod
+    def of(cls, settings: Any, shape: Shape) -> "Policies":
+        """Those that the settings ask for.
+
+        Raises:
+            ConfigError: settings that cannot be read.
+        """
+        found = (kind.of(settings, shape) for kind in POLICIES)
+        return cls(shape, tuple(policy for policy in found if policy is not None))
+
+    def plan(self, step: int) -> StepPlan:
+        """What a step computes, counted from 0."""
+        return self._plan(step, self.active)
+
+    def planned(self, step: int) -> StepPlan:
+        """The plan of a step as far as it is not drawn: layers that may be skipped are counted as if they were not."""
+        return self._plan(step, tuple(policy for policy in self.active if not policy.is_drawn))
+
+    @property
+    def whole(self) -> StepPlan:
+        """Whole samples, in every layer."""
+        return StepPlan.whole(self.shape.tokens, self.shape.layers)
+
+    def keeping(self, kept_tokens: int) -> StepPlan:
+        """Whole samples of which dropped layers keep so many tokens, whatever the step."""
+        (chooser,) = (policy for policy in self.active if isinstance(policy, KeptTokens))
+        return chooser.keeping(self.whole, kept_tokens)
+
+    @property
+    def is_drawn(self) -> bool:
+        return any(policy.is_drawn for policy in self.active)
+
+    @cached_property
+    def changes(self) -> tuple[int, ...]:
+        """First steps of the stretches over which `planned` is constant, from 0 on."""
+        return tuple(sorted({0, *(step for policy in self.active for step in policy.changes())}))
+
+    @cached_property
+    def stretches(self) -> tuple[StepPlan, ...]:
+        """The plan of each stretch."""
+        return tuple(self.planned(step) for step in self.changes)
+
+    def lengths(self) -> set[int]:
+        """Numbers of tokens that layers process over the run."""
+        return {layer.tokens for plan in self.stretches for layer in plan.layers}
+
+    def share(self, layer: int) -> float:
+        """Share of the steps in which a layer is expected not to be skipped."""
+        share = 1.0
+        for policy in self.active:
+            share *= policy.share(layer)
+        return share
+
+    def may_skip(self, layer: int) -> bool:
+        return self.share(layer) < 1.0
+
+    def named(self, name: str) -> Policy | None:
+        """The active policy of that name."""
+        return next((policy for policy in self.active if policy.name == name), None)
+
+    def token_sets(self, plan: StepPlan, layers: Collection[int], sample_ids: "torch.Tensor",
+                   given: Mapping[TokenSet, "torch.Tensor"]) -> dict[TokenSet, "torch.Tensor"]:
+        """The kept positions that some layers need, each set drawn once, all sets of a policy together.
+
+        Args:
+            layers: global layer numbers.
+            given: sets that come with the samples.
+
+        Shapes:
+            sample_ids [b] int64 -> [b, k] int64 of each set, ascending
+        """
+        found, wanted = dict(given), dict[tuple[str, int], list[int]]()
+        for layer in layers:
+            plan_of = plan.layers[layer]
+            if plan_of.token_set is not None and plan_of.token_set not in found and not plan_of.skipped:
+                numbers = wanted.setdefault((plan_of.token_set.policy, plan_of.tokens), [])
+                if plan_of.token_set.number not in numbers:
+                    numbers.append(plan_of.token_set.number)
+        for (name, kept_tokens), numbers in wanted.items():
+            policy = self.named(name)
+            assert policy is not None, name
+            rows = policy.rows(numbers, sample_ids, plan.read_tokens, kept_tokens)
+            found |= {TokenSet(name, number): rows[place] for place, number in enumerate(numbers)}
+        return found
+
+    def log_fields(self, plan: StepPlan) -> dict[str, Any]:
+        """What a step's line of the metrics file says of the policies."""
+        return {name: value for policy in self.active for name, value in policy.log_fields(plan).items()}
+
+    def _plan(self, step: int, policies: tuple[Policy, ...]) -> StepPlan:
+        plan = self.whole
+        for policy in policies:
+            plan = policy.plan(step, plan)
+        return plan
+
+
+def policy_problems(settings: Any, shape: Shape) -> Iterator[str]:
+    """What is wrong with the settings of all policies."""
+    for kind in POLICIES:
+        yield from kind.check(settings, shape)
+
+
+def idle_policy_settings(settings: Any) -> Iterator[str]:
+    """Settings of policies that are given and have no effect."""
+    for kind in POLICIES:
+        yield from kind.idle(settings)
