@@ -148,6 +148,6 @@ def test_work_of_the_stages_is_that_of_the_lengths_and_of_the_layers_that_are_li
 
 def test_compiled_layers_have_room_for_the_lengths_of_the_curriculum() -> None:
     assert policies(with_settings(**CURRICULUM, random_ltd=False)).lengths() == {64, 128, 192, 256}
-    # 64, 96, 112, ... 256: as many as are kept of what is read, and the lengths of the curriculum; by the time that more
-    # than 64 tokens are read, 96 are kept.
+    # 64, 96, 112, ... 256: what is kept of what is read, and the lengths of the curriculum; by the time that more than
+    # 64 tokens are read, 96 are kept.
     assert policies(with_settings(**CURRICULUM)).lengths() == {64, *range(96, 257, 16)}

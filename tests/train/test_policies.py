@@ -1,5 +1,5 @@
-"""LayerDrop and the sequence curriculum, alone and with random-LTD: every layout gives the curve, the draws and the
-final weights of the run on one process, within the tolerances of `test_equivalence`.
+"""Every policy, alone and with others: every layout gives the curve, the draws and the final weights of the run on one
+process, within the tolerances of `test_equivalence`.
 
 Six layers of which some are skipped at nearly every step, so that stages of one layer are often skipped whole; and
 samples that are cut to 8, 16, 24 and at last 32 tokens.
@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.runs import TINY, Corpus, Run, SentenceCorpus, run, saved_tensors
+from megatron_ltd.config import RunConfig
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.settings.cli import parse_run_config
+from megatron_ltd.token_drop.registry import POLICIES
+from tests.train.runs import TINY, Corpus, Run, SentenceCorpus, run, saved_tensors, words
 from tests.train.test_equivalence import (
     INTERLEAVED,
     PP2,
@@ -31,6 +35,8 @@ STEPS = 8
 SHORT = {**TINY, "train_iters": STEPS, "random_ltd_steps": 7, "eval_interval": 4}
 WITHOUT_LTD = {name: None for name in TINY if name.startswith("random_ltd")}
 LAYER_DROP = {"layer_drop_rate": 0.4}
+TREAD = {"token_drop_policy": "tread", "random_ltd_length_list": "0:8,5:16,7:32", "random_ltd_strata": 2}
+LAYER_DROPOUT = {"layer_dropout_rate": 0.8, "layer_dropout_steps": 7}
 CURRICULUM = {"seq_length_curriculum_start_length": 8, "seq_length_curriculum_steps": 7,
               "seq_length_curriculum_length_step": 8}
 ARMS: dict[str, dict[str, Any]] = {
@@ -45,6 +51,14 @@ ARMS: dict[str, dict[str, Any]] = {
                        "random_ltd_start_length": None, "reset_position_ids": True, "reset_attention_mask": True,
                        "eod_mask_loss": True},
     "both": {**SHORT, **LAYER_DROP, **CURRICULUM, "random_ltd_steps": 8},
+    "tread": {**SHORT, **WITHOUT_LTD, **TREAD, "position_embedding_type": "rope"},
+    "tread-bert": {**SHORT, **WITHOUT_LTD, **TREAD, "family": "bert", "seq_length": 64, "tread_set_layers": 2,
+                   "hidden_dropout": 0.1},
+    "layer-dropout": {**SHORT, **WITHOUT_LTD, **LAYER_DROPOUT},
+    # tokens pass around layers of which some are skipped, too, and the first is dropped as well
+    "layer-dropout-tread": {**SHORT, **WITHOUT_LTD, **TREAD, **LAYER_DROPOUT, "random_ltd_layers": "0-4",
+                            "tread_set_layers": 3},
+    "alternate": {**SHORT, **WITHOUT_LTD, "alternate_tokens": 4, "alternate_tokens_steps": 6},
 }
 
 CASES: list[tuple[str, int, dict[str, Any]]] = [
@@ -62,6 +76,17 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("both", 1, RECOMPUTE),
     ("both", 4, {**TP2, **ZBV}),
     ("both", 4, {**SP2, **PP2}),
+    ("tread", 2, {**PP2, "micro_batch_size": 1}),
+    ("tread", 4, {**SP2, **ZERO_3}),
+    ("tread", 4, {**TP2, **ZBV}),
+    ("tread-bert", 4, {**SP2, **INTERLEAVED}),
+    ("layer-dropout", 4, {**ZERO_BUBBLE, **ZERO_2}),
+    ("layer-dropout", 4, {**TP2, **ZERO_3, "micro_batch_size": 1}),
+    ("layer-dropout-tread", 2, {**PP2, "pipeline_split": "2,4", **RECOMPUTE}),
+    ("layer-dropout-tread", 4, {**SP2, **ZERO_2}),
+    ("alternate", 2, {**ZBV, **RECOMPUTE}),
+    ("alternate", 4, {**SP2, **PP2}),
+    ("alternate", 2, {**ZERO_3, "micro_batch_size": 1}),
 ]
 LEGS: list[tuple[int, dict[str, Any]]] = [(2, PP2), (4, {**SP2, **ZERO_3}), (2, ZBV), (1, {})]
 
@@ -110,11 +135,29 @@ def test_every_layout_gives_the_curve_the_draws_and_the_weights_of_one_process(
     assert_same_tensors(saved_tensors(tmp_path / "checkpoints", STEPS), weights)
 
 
-def test_a_run_that_changes_its_layout_in_the_middle_of_the_curriculum_keeps_its_curve(
-    truths: Truths, tmp_path: Path,
+def test_every_registered_policy_is_run_on_every_kind_of_layout() -> None:
+    """Random-LTD and Token Dropping alone are run on more layouts in `test_equivalence`."""
+    cases = [(policy.name, layout) for arm, _, layout in CASES for policy in policies(config_of(ARMS[arm])).active]
+    for policy in POLICIES:
+        layouts = {name for case, layout in cases if case == policy.name for name in layout}
+        assert policy.name in {case for case, _ in cases}, f"no arm runs {policy.name}"
+        if policy.name not in ("random", "importance", "sequence-curriculum"):
+            assert {"tensor_model_parallel_size", "pipeline_model_parallel_size"} <= layouts, policy.name
+            assert layouts & {"use_distributed_optimizer", "data_parallel_sharding_strategy"}, policy.name
+
+
+def config_of(settings: dict[str, Any]) -> RunConfig:
+    config, _ = parse_run_config(words({name: value for name, value in settings.items() if name != "family"}),
+                                 settings.get("family", "gpt"))
+    return config
+
+
+@pytest.mark.parametrize("arm", ["both", "layer-dropout-tread"])
+def test_a_run_that_changes_its_layout_in_the_middle_keeps_its_curve(
+    truths: Truths, tmp_path: Path, arm: str,
 ) -> None:
-    truth, weights = truths.of("both")
-    settings = {**truths.settings("both", tmp_path), "load": str(tmp_path / "checkpoints"), "exit_interval": 2}
+    truth, weights = truths.of(arm)
+    settings = {**truths.settings(arm, tmp_path), "load": str(tmp_path / "checkpoints"), "exit_interval": 2}
     for number, (world_size, layout) in enumerate(LEGS, start=1):
         leg = run(tmp_path, {**settings, **layout}, world_size, code=0 if number == len(LEGS) else 11)
     assert_same_curve(leg.steps, truth.steps)

@@ -1,0 +1,144 @@
+"""The policies against explicit loops in float64: which tokens each layer processes, which layers are skipped, and the
+factor of what a layer adds; their FLOPs against torch's counter."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_ltd.model.flops import plan_flops
+from megatron_ltd.model.init import global_name
+from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
+from megatron_ltd.token_drop.policy import Shape
+from megatron_ltd.token_drop.registry import Policies
+from tests.model import dense_reference
+from tests.model.test_flops import in_place_addmm
+from tests.model.tiny import (
+    GPT2_LIKE,
+    LLAMA_LIKE,
+    SEED,
+    assert_gradients_close,
+    build_gpt,
+    loss_and_gradients,
+    run,
+    tiny_batch,
+    tiny_config,
+    whole_parameters,
+)
+from tests.runnable_settings import with_settings
+from tests.token_drop import splitmix_reference
+
+LAYERS, TOKENS = 5, 24
+POLICIES: dict[str, dict[str, Any]] = {
+    "tread": {"token_drop_policy": "tread", "random_ltd_start_length": 8, "random_ltd_strata": 2},
+    "tread, a new set every two layers": {"token_drop_policy": "tread", "random_ltd_start_length": 6,
+                                          "tread_set_layers": 2, "random_ltd_layers": "0-4"},
+    "layer dropout": {"layer_dropout_rate": 0.8, "layer_dropout_steps": 40},
+    "layer dropout over tread": {"layer_dropout_rate": 0.6, "layer_dropout_steps": 40, "token_drop_policy": "tread",
+                                 "random_ltd_start_length": 8},
+    "alternate": {"alternate_tokens": 3},
+}
+NO_TOKENS_DROPPED = {"random_ltd": False, "random_ltd_start_length": None, "random_ltd_steps": None}
+
+
+def policies_of(name: str) -> Policies:
+    settings = with_settings(**{**NO_TOKENS_DROPPED, **POLICIES[name]}).token_drop
+    return Policies.of(settings, Shape("gpt", LAYERS, TOKENS, SEED))
+
+
+def explicit_sets(name: str, sample_ids: torch.Tensor) -> dict[int, list[list[int]]]:
+    """The kept positions of each layer and sample, by hand."""
+    def drawn(number: int, keep: int, strata: int = 1) -> list[list[int]]:
+        return [splitmix_reference.kept(SEED, int(sample), number, tokens=TOKENS, keep=keep, strata=strata)
+                for sample in sample_ids]
+
+    if name == "tread":
+        return dict.fromkeys((1, 2, 3), drawn(1, 8, 2))
+    if name == "tread, a new set every two layers":
+        return {0: drawn(0, 6), 1: drawn(0, 6), 2: drawn(2, 6), 3: drawn(2, 6), 4: drawn(4, 6)}
+    if name == "layer dropout over tread":
+        return dict.fromkeys((1, 2, 3), drawn(1, 8))
+    if name == "alternate":
+        return {layer: [list(range(layer % 3, TOKENS, 3))] * len(sample_ids) for layer in (1, 2, 3)}
+    return {}
+
+
+def explicit_factors(name: str, step: int) -> dict[int, float]:
+    """What each layer's update is multiplied by: 0 or one over the probability of its running."""
+    peak = POLICIES[name].get("layer_dropout_rate", 0.0)
+    factors = {}
+    for layer in range(LAYERS):
+        rate = peak * layer / (LAYERS - 1) * max(0.0, 1.0 - step / 40)
+        draw = splitmix_reference.finalise(splitmix_reference.state(SEED, step, layer + 2**16 + 2**21)) >> 11
+        factors[layer] = 0.0 if draw / 2**53 < rate else 1.0 / (1.0 - rate)
+    return factors
+
+
+@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE], ids=["learned", "rotary"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, settings: dict[str, Any],
+                                                        name: str) -> None:
+    config, found = tiny_config(**settings), policies_of(name)
+    batch = tiny_batch(config)
+    model = build_gpt(config, tp)
+    model.stack.policies = found
+    skipped = set()
+    for step in (0, 7, 25, 39):
+        weights = dense_reference.leaves(whole_parameters(model))
+        expected = dense_reference.loss(weights, config, batch, explicit_sets(name, batch["sample_ids"]),
+                                        factors=explicit_factors(name, step))
+        expected.backward()
+        plan = found.plan(step)
+        skipped |= set(plan.skipped_layers)
+        model.zero_grad()
+        loss = run(model, {**batch, "plan": plan})
+        loss.backward()
+        torch.testing.assert_close(loss.detach().double(), expected.detach(), rtol=1e-6, atol=0.0)
+        gradients = {global_name(n, config): p.grad.full_tensor() for n, p in model.named_parameters()
+                     if p.grad is not None}
+        wanted = {n: w.grad for n, w in weights.items() if w.grad is not None and bool(w.grad.any())}
+        assert_gradients_close({n: g for n, g in gradients.items() if n in wanted}, wanted)
+    assert bool(skipped) == ("dropout" in name)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_flops_are_those_that_torch_counts(tp: TensorParallel, name: str) -> None:
+    config, found = tiny_config(attention_dropout=0.1), policies_of(name)
+    model = build_gpt(config, tp)
+    model.stack.policies = found
+    plan = found.plan(7)
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+        run(model, {**tiny_batch(config, 2), "plan": plan}).backward()
+    per_pair = 2 * 2 * config.head_dim * config.num_attention_heads
+    not_causal = 3 * sum(per_pair * (k * k - k * (k + 1) // 2) for layer in plan.layers
+                         if (k := layer.processed_tokens))
+    assert counter.get_total_flops() == 2 * (plan_flops(config, plan) + not_causal)
+
+
+def test_evaluation_uses_every_layer_on_every_token(tp: TensorParallel) -> None:
+    config = tiny_config()
+    batch = tiny_batch(config)
+    with torch.no_grad():
+        plain = run(build_gpt(config, tp).eval(), batch)
+        for name in POLICIES:
+            model = build_gpt(config, tp)
+            model.stack.policies = policies_of(name)
+            assert torch.equal(run(model.eval(), {**batch, "plan": policies_of(name).plan(0)}), plain)
+
+
+def test_a_layer_without_a_backward_pass_is_a_constant_of_the_step(tp: TensorParallel) -> None:
+    """Its weights get no gradient, and those below it get the gradient of the path around it alone."""
+    config = tiny_config()
+    batch, model = tiny_batch(config), build_gpt(config, tp)
+    whole = StepPlan.whole(TOKENS, LAYERS)
+    plan = whole.with_layers([(2, LayerPlan(TOKENS, backward=False))])
+    expected, gradients = loss_and_gradients(model, batch)
+    model.zero_grad()
+    loss = run(model, {**batch, "plan": plan})
+    loss.backward()
+    assert torch.equal(loss.detach(), expected)
+    assert all(p.grad is None for p in model.stack.blocks["2"].parameters())
+    above = model.stack.blocks["4"].mlp.fc2.weight.grad
+    assert torch.equal(above.full_tensor(), gradients["layers.4.mlp.fc2.weight"])
