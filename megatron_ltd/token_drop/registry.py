@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_ltd.token_drop.kept_tokens import KeptTokens
 from megatron_ltd.token_drop.plan import StepPlan, TokenSet
 from megatron_ltd.token_drop.policies.alternate import Alternate
+from megatron_ltd.token_drop.policies.drop_backward import DropBackward
 from megatron_ltd.token_drop.policies.importance import Importance
 from megatron_ltd.token_drop.policies.layer_drop import LayerDrop
 from megatron_ltd.token_drop.policies.layer_dropout import LayerDropout
@@ -31,6 +32,7 @@ POLICIES: tuple[type[Policy], ...] = (
     Alternate,
     LayerDrop,
     LayerDropout,
+    DropBackward,
 )
 
 

@@ -1,6 +1,7 @@
 """The model once more, in float64, one sample and one head at a time, with explicit masks and explicit subsets."""
 
 import math
+from collections.abc import Collection
 
 import torch
 
@@ -15,17 +16,18 @@ def leaves(weights: Weights) -> Weights:
 
 def loss(weights: Weights, config: ModelConfig, batch: dict[str, torch.Tensor],
          kept: dict[int, list[list[int]]] | None = None, cross: int | None = None,
-         factors: dict[int, float] | None = None) -> torch.Tensor:
+         factors: dict[int, float] | None = None, constant: Collection[int] = ()) -> torch.Tensor:
     """Sum of the masked cross-entropy.
 
     Args:
         kept: for each dropped layer, the positions that each sample of the batch keeps.
         cross: the dropped layer, if any, that attends to all tokens.
         factors: of what some layers add to the stream; 0 for a layer that is skipped.
+        constant: layers whose update is a constant in the backward pass.
     """
     total = torch.zeros((), dtype=torch.float64)
     for b in range(len(batch["tokens"])):
-        scores = sample_logits(weights, config, batch, b, of_sample(kept, b), cross, factors)
+        scores = sample_logits(weights, config, batch, b, of_sample(kept, b), cross, factors, constant)
         log_probability = scores.log_softmax(-1)[torch.arange(config.seq_length), batch["labels"][b]]
         total = total - (log_probability * batch["loss_mask"][b].double()).sum()
     return total
@@ -65,15 +67,15 @@ def sentence_order_logits(weights: Weights, hidden: torch.Tensor) -> torch.Tenso
 
 def sample_logits(weights: Weights, config: ModelConfig, batch: dict[str, torch.Tensor], b: int,
                   kept: dict[int, list[int]] | None = None, cross: int | None = None,
-                  factors: dict[int, float] | None = None) -> torch.Tensor:
+                  factors: dict[int, float] | None = None, constant: Collection[int] = ()) -> torch.Tensor:
     """Shapes: -> [s, v], padding rows left out"""
     table = weights["embedding.word.weight" if config.tied else "head.weight"]
-    return sample_hidden(weights, config, batch, b, kept, cross, factors) @ table[:config.vocab_size].T
+    return sample_hidden(weights, config, batch, b, kept, cross, factors, constant) @ table[:config.vocab_size].T
 
 
 def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.Tensor], b: int,
                   kept: dict[int, list[int]] | None = None, cross: int | None = None,
-                  factors: dict[int, float] | None = None) -> torch.Tensor:
+                  factors: dict[int, float] | None = None, constant: Collection[int] = ()) -> torch.Tensor:
     """The stream after the final norm. Shapes: -> [s, h]"""
     everything = torch.arange(config.seq_length)
     positions = batch["position_ids"][b] if "position_ids" in batch else everything
@@ -90,7 +92,8 @@ def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.
         updated = layer_output(of_layer, config, stream[queries], stream[keys], positions[queries], positions[keys],
                                allowed(config, batch, b, queries, keys))
         factor = (factors or {}).get(layer, 1.0)
-        stream = stream.index_put((queries,), stream[queries] + factor * (updated - stream[queries]))
+        stream = stream.index_put((queries,), stream[queries] + factor * (
+            (updated - stream[queries]).detach() if layer in constant else updated - stream[queries]))
     return normed(weights, "final_norm", config, stream)
 
 

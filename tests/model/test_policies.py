@@ -39,6 +39,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "layer dropout over tread": {"layer_dropout_rate": 0.6, "layer_dropout_steps": 40, "token_drop_policy": "tread",
                                  "random_ltd_start_length": 8},
     "alternate": {"alternate_tokens": 3},
+    "drop backward over tread": {"drop_backward_rate": 0.5, "token_drop_policy": "tread", "random_ltd_start_length": 8},
 }
 NO_TOKENS_DROPPED = {"random_ltd": False, "random_ltd_start_length": None, "random_ltd_steps": None}
 
@@ -58,7 +59,7 @@ def explicit_sets(name: str, sample_ids: torch.Tensor) -> dict[int, list[list[in
         return dict.fromkeys((1, 2, 3), drawn(1, 8, 2))
     if name == "tread, a new set every two layers":
         return {0: drawn(0, 6), 1: drawn(0, 6), 2: drawn(2, 6), 3: drawn(2, 6), 4: drawn(4, 6)}
-    if name == "layer dropout over tread":
+    if name.endswith("over tread"):
         return dict.fromkeys((1, 2, 3), drawn(1, 8))
     if name == "alternate":
         return {layer: [list(range(layer % 3, TOKENS, 3))] * len(sample_ids) for layer in (1, 2, 3)}
@@ -76,6 +77,14 @@ def explicit_factors(name: str, step: int) -> dict[int, float]:
     return factors
 
 
+def explicit_constants(name: str, step: int) -> set[int]:
+    """Layers without a backward pass."""
+    rate = POLICIES[name].get("drop_backward_rate", 0.0)
+    draws = {layer: splitmix_reference.finalise(splitmix_reference.state(SEED, step, layer + 2**17 + 2**21)) >> 11
+             for layer in range(LAYERS - 1)}
+    return {layer for layer, draw in draws.items() if draw / 2**53 < rate}
+
+
 @pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE], ids=["learned", "rotary"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, settings: dict[str, Any],
@@ -88,7 +97,7 @@ def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, sett
     for step in (0, 7, 25, 39):
         weights = dense_reference.leaves(whole_parameters(model))
         expected = dense_reference.loss(weights, config, batch, explicit_sets(name, batch["sample_ids"]),
-                                        factors=explicit_factors(name, step))
+                                        factors=explicit_factors(name, step), constant=explicit_constants(name, step))
         expected.backward()
         plan = found.plan(step)
         skipped |= set(plan.skipped_layers)
@@ -112,8 +121,8 @@ def test_flops_are_those_that_torch_counts(tp: TensorParallel, name: str) -> Non
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
         run(model, {**tiny_batch(config, 2), "plan": plan}).backward()
     per_pair = 2 * 2 * config.head_dim * config.num_attention_heads
-    not_causal = 3 * sum(per_pair * (k * k - k * (k + 1) // 2) for layer in plan.layers
-                         if (k := layer.processed_tokens))
+    not_causal = sum((3 if layer.backward else 1) * per_pair * (k * k - k * (k + 1) // 2) for layer in plan.layers
+                     if (k := layer.processed_tokens))
     assert counter.get_total_flops() == 2 * (plan_flops(config, plan) + not_causal)
 
 

@@ -1,5 +1,5 @@
-"""Files that earlier versions wrote: a checkpoint is continued to the curve that the version which wrote it found, from a
-corpus and with a metrics file of that time (commit 1eda3bb)."""
+"""Files that an earlier version wrote (commit 1eda3bb): its checkpoint is continued, on its corpus, to the curve that it
+found itself."""
 
 import shutil
 from pathlib import Path

@@ -58,6 +58,7 @@ ARMS: dict[str, dict[str, Any]] = {
     # tokens pass around layers of which some are skipped, too, and the first is dropped as well
     "layer-dropout-tread": {**SHORT, **WITHOUT_LTD, **TREAD, **LAYER_DROPOUT, "random_ltd_layers": "0-4",
                             "tread_set_layers": 3},
+    "drop-backward": {**SHORT, "drop_backward_rate": 0.6},
     "alternate": {**SHORT, **WITHOUT_LTD, "alternate_tokens": 4, "alternate_tokens_steps": 6},
 }
 
@@ -84,6 +85,10 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("layer-dropout", 4, {**TP2, **ZERO_3, "micro_batch_size": 1}),
     ("layer-dropout-tread", 2, {**PP2, "pipeline_split": "2,4", **RECOMPUTE}),
     ("layer-dropout-tread", 4, {**SP2, **ZERO_2}),
+    ("drop-backward", 2, {**PP2, **RECOMPUTE}),
+    ("drop-backward", 4, {**SP2, **ZERO_3}),
+    ("drop-backward", 4, {**ZERO_BUBBLE, **ZERO_2}),
+    ("drop-backward", 2, {"micro_batch_size": 1, **ZERO_2}),
     ("alternate", 2, {**ZBV, **RECOMPUTE}),
     ("alternate", 4, {**SP2, **PP2}),
     ("alternate", 2, {**ZERO_3, "micro_batch_size": 1}),
