@@ -1,5 +1,5 @@
-"""Files that an earlier version wrote (commit 1eda3bb): its checkpoint is continued, on its corpus, to the curve that it
-found itself."""
+"""Files that an earlier version wrote (commit 1eda3bb): its checkpoint is continued, on its corpus, to the curve that
+it found itself."""
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""DropBP (https://arxiv.org/abs/2402.17812, section 3): the forward pass runs every layer, the backward pass leaves some
-of them out; gradients flow around those on the residual stream.
+"""DropBP (https://arxiv.org/abs/2402.17812, section 3): the forward pass runs every layer, the backward pass leaves
+some of them out; gradients flow around those on the residual stream.
 
 The paper draws per layer at rates that it fits to each layer's sensitivity; here one rate holds for all layers but the
 last, so that the loss and the first gradients are those of the whole model. A layer without a backward pass keeps
