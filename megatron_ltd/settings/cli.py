@@ -15,9 +15,7 @@ from megatron_ltd.settings.checks.all import config_error
 from megatron_ltd.settings.checks.idle import idle_settings
 from megatron_ltd.settings.deepspeed_file import DeepSpeedConfig
 from megatron_ltd.settings.flag_reference import Flag, all_flags, section_classes
-from megatron_ltd.settings.foreign.foreign_flags import foreign_answer, nearest
-from megatron_ltd.settings.foreign.translated_flags import TRANSLATED
-from megatron_ltd.settings.foreign.unsupported_flags import VALUES
+from megatron_ltd.settings.foreign_flags import TRANSLATED, VALUES, foreign_answer, nearest
 from megatron_ltd.settings.toml_file import read_config_file
 
 CONFIG_FLAG = "--config"
@@ -91,10 +89,11 @@ def _read_words(argv: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
     by_name = {name: flag for flag in all_flags() for name in (flag.name, flag.off_name) if name is not None}
     occurrences, stray = _split_words(argv)
     problems += [f"{word!r}: a value without a flag before it; flags begin with --" for word in stray]
-    for given, given_words in occurrences:
-        name, *words = TRANSLATED.get((given, *given_words), (given, *given_words))
-        if name != given:
-            notes.append(f"{' '.join((given, *given_words))}: taken as {' '.join((name, *words))}")
+    for name, words in occurrences:
+        given = " ".join((name, *words))
+        if given in TRANSLATED:
+            notes.append(f"{given}: taken as {TRANSLATED[given]}")
+            name, *words = TRANSLATED[given].split()
         if name in FILE_FLAGS:
             known = FILE_FLAGS[name]
             problems += _file_problems(name, words, known in values)
@@ -137,7 +136,7 @@ def _file_problems(name: str, words: list[str], again: bool) -> list[str]:
 
 
 def _value_problem(flag: Flag, name: str, words: list[str], error: str) -> str:
-    advice = VALUES.get((flag.name, words[0])) if len(words) == 1 else None
+    advice = VALUES.get(f"{flag.name} {words[0]}") if len(words) == 1 else None
     if advice is not None:
         return f"{flag.name} = {words[0]}: {advice}"
     if flag.kind is bool or len(words) != flag.count and flag.count is not None or not words:

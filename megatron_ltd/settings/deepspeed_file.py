@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ltd.settings.foreign.foreign_flags import nearest
+from megatron_ltd.settings.foreign_flags import nearest
 
 BLOCK = ("data_efficiency", "data_routing", "random_ltd")
 _BLOCK_KEYS = {"enabled", "total_layer_num", "random_ltd_layer_num", "random_ltd_layer_id", "model_mask_name",

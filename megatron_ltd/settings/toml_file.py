@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.settings.flag_reference import Flag, all_flags, section_classes
-from megatron_ltd.settings.foreign.foreign_flags import foreign_answer, nearest
+from megatron_ltd.settings.foreign_flags import foreign_answer, nearest
 
 
 def read_config_file(path: str) -> tuple[dict[Flag, Any], list[str]]:
