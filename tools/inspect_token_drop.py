@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 from megatron_ltd.config import CheckpointConfig, DataConfig, RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.plan.derived import (
     batch_ramp,
     data_parallel_size,
@@ -30,6 +29,7 @@ from megatron_ltd.plan.derived import (
     total_steps,
 )
 from megatron_ltd.plan.flops import step_flops, whole_step_flops
+from megatron_ltd.plan.learning_rate import LearningRate
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.plan.pipeline_costs import plan_samples
 from megatron_ltd.settings.checks.all import check

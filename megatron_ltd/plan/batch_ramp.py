@@ -16,7 +16,7 @@ class BatchRamp:
 
     Args:
         full_samples: the global batch size in the end.
-        start_samples: the first one; None is a constant batch.
+        start_samples: the first one; None for a constant batch.
         increment_samples: growth; divides `full_samples - start_samples`.
         ramp_samples: consumed samples from which the batch is full.
     """
@@ -37,26 +37,19 @@ class BatchRamp:
 
     def sizes(self) -> tuple[int, ...]:
         """Every batch size the ramp can pass through, ascending."""
-        if self.start_samples is None:
-            return (self.full_samples,)
-        return (*range(self.start_samples, self.full_samples, self.increment_samples), self.full_samples)
+        start = self.full_samples if self.start_samples is None else self.start_samples
+        return (*range(start, self.full_samples, self.increment_samples), self.full_samples)
 
     def phases(self) -> list[tuple[int, int]]:
         """(steps, samples a step) of each stretch of equal batches before the full one."""
-        stretches = []
-        consumed = 0
-        while (size := self.at(consumed)) < self.full_samples:
-            steps = -(-(self._end_of(size) - consumed) // size)
-            stretches.append((steps, size))
+        stretches, consumed, growing = [], 0, self.sizes()[:-1]
+        for index, size in enumerate(growing, start=1):
+            end = -(-index * self.ramp_samples // len(growing))  # consumed samples at which the batch grows
+            steps = max(0, -(-(end - consumed) // size))
+            if steps:
+                stretches.append((steps, size))
             consumed += steps * size
         return stretches
-
-    def _end_of(self, size: int) -> int:
-        """Consumed samples at which a batch of `size` gives way to a larger one."""
-        assert self.start_samples is not None, "a constant batch has no end"
-        increments = (self.full_samples - self.start_samples) // self.increment_samples
-        grown = (size - self.start_samples) // self.increment_samples + 1
-        return -(-grown * self.ramp_samples // increments)
 
     def samples_after(self, steps: int) -> int:
         """Samples consumed by the first `steps` steps."""
@@ -69,8 +62,7 @@ class BatchRamp:
 
     def steps_covering(self, samples: int) -> int:
         """The smallest number of steps that consume at least `samples`."""
-        steps = self.steps_within(samples)
-        return steps if self.samples_after(steps) >= samples else steps + 1
+        return self.steps_within(samples - 1) + 1
 
     def steps_within(self, samples: int) -> int:
         """The largest number of steps that consume at most `samples`."""

@@ -22,17 +22,13 @@ def data_parallel_size(config: RunConfig, world_size: int) -> int:
 
 def global_batch_size(config: RunConfig, dp: int) -> int:
     """Samples of one optimizer step, once a ramp is over."""
-    given = config.training.global_batch_size
-    return given if given is not None else config.training.micro_batch_size * dp
+    return config.training.global_batch_size or config.training.micro_batch_size * dp
 
 
 def batch_ramp(config: RunConfig, dp: int) -> BatchRamp:
     """The global batch size as a function of consumed samples."""
     full = global_batch_size(config, dp)
-    if config.training.rampup_batch_size is None:
-        return BatchRamp(full)
-    start, increment, samples = config.training.rampup_batch_size
-    return BatchRamp(full, start, increment, samples)
+    return BatchRamp(full, *(config.training.rampup_batch_size or ()))
 
 
 def total_steps(config: RunConfig, dp: int) -> int:
@@ -41,18 +37,17 @@ def total_steps(config: RunConfig, dp: int) -> int:
     training = config.training
     if training.train_iters is not None:
         return training.train_iters
-    if training.train_tokens is not None and training.token_budget == "layer":
-        return layer_tokens(config, dp).steps_within(training.train_tokens)
     if training.train_epochs is not None:
         assert training.epoch_samples is not None, "finetuning counts the samples of an epoch before it asks"
         return batch_ramp(config, dp).steps_covering(training.train_epochs * training.epoch_samples)
-    samples = training.train_samples
-    if samples is None:
-        assert training.train_tokens is not None, "the checks require a budget"
-        if has_curriculum(config):
-            return layer_tokens(config, dp).steps_within_raw(training.train_tokens)
-        samples = training.train_tokens // config.model.seq_length
-    return batch_ramp(config, dp).steps_within(samples)
+    if training.train_samples is not None:
+        return batch_ramp(config, dp).steps_within(training.train_samples)
+    assert training.train_tokens is not None, "the checks require a budget"
+    if training.token_budget == "layer":
+        return layer_tokens(config, dp).steps_within(training.train_tokens)
+    if has_curriculum(config):
+        return layer_tokens(config, dp).steps_within_raw(training.train_tokens)
+    return batch_ramp(config, dp).steps_within(training.train_tokens // config.model.seq_length)
 
 
 def length_is_given(config: RunConfig) -> bool:

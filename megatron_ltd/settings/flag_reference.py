@@ -4,18 +4,23 @@ import ast
 import dataclasses
 import functools
 import inspect
-import math
 import re
+import sys
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_ltd.config import RunConfig
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+REQUIRED = {"num_layers": "the number of transformer layers", "hidden_size": "the width of the residual stream",
+            "num_attention_heads": "the number of query heads", "seq_length": "the tokens of one sample",
+            "lr": "the peak learning rate"}
+"""Fields that a user must set, and what they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Flag:
 
     @property
     def name(self) -> str:
-        return "--" + self.field.replace("_", "-")
+        return flag_name(self.field)
 
     @property
     def off_name(self) -> str | None:
@@ -60,33 +65,52 @@ class Flag:
     @property
     def default_text(self) -> str:
         """The default as a user would write it; empty where there is none, or the text tells it."""
-        required = self.field in _REQUIRED
-        if self.default is None or required:
-            return "required" if required else ""
-        return {True: "on", False: "off"}[self.default] if self.kind is bool else str(self.default)
+        if self.field in REQUIRED:
+            return "required"
+        if self.kind is bool:
+            return "on" if self.default else "off"
+        return "" if self.default is None else str(self.default)
 
-    def from_words(self, words: Sequence[str]) -> Any:
-        """The value that the words after the flag stand for.
+    def of(self, config: RunConfig) -> Any:
+        """Its value in a configuration."""
+        return getattr(getattr(config, self.section), self.field)
+
+    def spoken(self, value: Any) -> str:
+        """The setting with a value, as messages name it: `--lr = 0.1`, `--bf16`, `--no-bf16`."""
+        if self.kind is bool:
+            return self.name if value else str(self.off_name)
+        return f"{self.name} = {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+    def from_words(self, name: str, words: Sequence[str]) -> Any:
+        """The value that a flag on the command line stands for.
+
+        Args:
+            name: the flag as given, which may be `off_name`.
+            words: that follow it.
 
         Raises:
             ValueError: they stand for none; the message says what is wrong, and what is wanted.
         """
+        given = " ".join(words)
+        if self.kind is bool and words:
+            raise ValueError(f"{name} takes no value, but {given!r} follows it; leave that out")
         if self.kind is bool:
-            if words:
-                raise ValueError(f"takes no value, but {' '.join(words)!r} follows it; leave that out")
-            return True
-        wanted = _NAMES[self.kind] if self.count == 1 else f"{self.count or 'one or more'} values"
+            return name == self.name
         if len(words) != self.count and (self.count is not None or not words):
-            got = f"{' '.join(words)!r}" if words else "nothing"
-            raise ValueError(f"needs {wanted}, but {got} follows it; write {self.usage}")
-        values = tuple(self._one(word) for word in words)
+            wanted = _KINDS[self.kind] if self.count == 1 else f"{self.count or 'one or more'} values"
+            raise ValueError(f"{name} needs {wanted}, but {repr(given) if words else 'nothing'} follows it; "
+                             f"write {self.usage}")
+        try:
+            values = tuple(self._one(word) for word in words)
+        except ValueError as error:
+            raise ValueError(f"{name} = {given}: {error}") from None
         return values[0] if self.count == 1 else values
 
     def from_toml(self, value: Any) -> Any:
         """The value that a TOML value stands for.
 
         Raises:
-            ValueError: as above.
+            ValueError: it stands for none; the message says what is wanted.
         """
         if self.count == 1 or self.kind is bool:
             return self._one_typed(value)
@@ -95,51 +119,40 @@ class Flag:
         return tuple(self._one_typed(item) for item in value)
 
     def _one(self, word: str) -> Any:
-        if self.kind is int:
-            if not _INTEGER.fullmatch(word):
-                raise ValueError(f"{word!r} is not a whole number; write it in digits, such as 1000")
-            return self._bounded(int(word))
-        if self.kind is float:
-            try:
-                return self._finite(float(word))
-            except ValueError:
-                raise ValueError(f"{word!r} is not a number; write it as 0.1 or 1e-4") from None
-        return self._chosen(word)
+        if self.kind is int and not _INTEGER.fullmatch(word):
+            raise ValueError(f"{word!r} is not a whole number; write it in digits, such as 1000")
+        try:
+            value = self.kind(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is not a number; write it as 0.1 or 1e-4") from None
+        return self._checked(value)
 
     def _one_typed(self, value: Any) -> Any:
         accepted: Any = (int, float) if self.kind is float else self.kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
-            raise ValueError(f"must be {_NAMES[self.kind]}, not {value!r}")
-        if self.kind is float:
-            return self._finite(float(value))
-        if self.kind is int:
-            return self._bounded(value)
-        return self._chosen(value) if self.kind is str else value
+            raise ValueError(f"must be {_KINDS[self.kind]}, not {value!r}")
+        return self._checked(value)
 
-    def _bounded(self, value: int) -> int:
-        if not -(2**63) <= value < 2**63:
+    def _checked(self, value: Any) -> Any:
+        if self.kind is int and not -(2**63) <= value < 2**63:
             raise ValueError(f"{value} does not fit into 64 bits; write a smaller number")
-        return value
-
-    def _finite(self, value: float) -> float:
-        if not math.isfinite(value):
-            raise ValueError(f"{value} is not a finite number; write it as 0.1 or 1e-4")
-        return value
-
-    def _chosen(self, value: str) -> str:
-        if not value.strip():
+        if self.kind is float and not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{value} is not a number that is finite; write it as 0.1 or 1e-4")
+        if self.kind is str and not value.strip():
             raise ValueError("is empty text; give a value, or leave it out")
         if self.choices and value not in self.choices:
             raise ValueError(f"{value!r} is none of the choices: {', '.join(self.choices)}")
-        return value
+        return self.kind(value)
 
 
-_REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "lr")
+def flag_name(field: str) -> str:
+    """The flag of a field."""
+    return "--" + field.replace("_", "-")
 
 
 @functools.cache
 def all_flags() -> tuple[Flag, ...]:
-    """Every flag, in the order of the sections and their fields."""
+    """Every flag, in the order of the sections and their fields; no two sections have a field of the same name."""
     flags = []
     for section, kind in section_classes().items():
         hints = typing.get_type_hints(kind)
@@ -150,6 +163,19 @@ def all_flags() -> tuple[Flag, ...]:
             flags.append(Flag(section, field.name, value_kind, choices, count, field.default,
                               _documentation(kind)[field.name]))
     return tuple(flags)
+
+
+@functools.cache
+def flags_by_field() -> dict[str, Flag]:
+    return {flag.field: flag for flag in all_flags()}
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The configuration with other values of these fields."""
+    for field, value in settings.items():
+        name = flags_by_field()[field].section
+        config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **{field: value})})
+    return config
 
 
 @functools.cache

@@ -7,65 +7,61 @@
 """
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_ltd.settings.flag_reference import Flag, all_flags, section_classes
-from megatron_ltd.settings.foreign.foreign_flags import foreign_answer, nearest
+from megatron_ltd.settings.flag_reference import flag_name, flags_by_field, section_classes
+from megatron_ltd.settings.foreign_flags import foreign_answer, nearest
 
 
-def read_config_file(path: str) -> tuple[dict[Flag, Any], list[str]]:
-    """The settings of the file, and everything that is wrong with it."""
+def parsed_file(flag: str, path: str, kind: str, parse: Callable[[str], Any]) -> tuple[dict[str, Any], list[str]]:
+    """The content of a settings file, and what is wrong with it.
+
+    Args:
+        flag: that names the file.
+        kind: its format.
+        parse: the format's reader, which raises ValueError.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = tomllib.loads(text)
+        content = parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        return {}, [f"--config = {path}: cannot be read ({error.strerror}); give the path of a TOML file"]
-    except UnicodeDecodeError:
-        return {}, [f"--config = {path}: not UTF-8 text; give the path of a TOML file"]
-    except tomllib.TOMLDecodeError as error:
-        return {}, [f"--config = {path}: not valid TOML: {error}; correct it there"]
-    return _settings(path, content)
+        return {}, [f"{flag} = {path}: cannot be read ({error.strerror}); give the path of a {kind} file"]
+    except (ValueError, RecursionError) as error:
+        return {}, [f"{flag} = {path}: not valid {kind}: {error}; correct the file"]
+    if not isinstance(content, dict):
+        return {}, [f"{flag} = {path}: not a {kind} object; correct the file"]
+    return content, []
 
 
-def _settings(path: str, content: dict[str, Any]) -> tuple[dict[Flag, Any], list[str]]:
-    flags = {flag.field: flag for flag in all_flags()}
-    settings: dict[Flag, Any] = {}
-    problems = []
-    for section, key, value in _entries(content):
+def read_config_file(path: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the file by field, and everything that is wrong with it."""
+    content, problems = parsed_file("--config", path, "TOML", tomllib.loads)
+    settings: dict[str, Any] = {}
+    sections = {name: values for name, values in content.items() if isinstance(values, dict)}
+    problems += [f"{path}: [{name}] is no section; nearest: {nearest(name, section_classes())}"
+                 for name in sections if name not in section_classes()]
+    flat = [("", key, value) for key, value in content.items() if key not in sections]
+    grouped = [(name, key, value) for name in section_classes() for key, value in sections.get(name, {}).items()]
+    for section, key, value in flat + grouped:
         where = f"{path}: [{section}] {key}" if section else f"{path}: {key}"
-        flag = flags.get(key)
-        if section is not None and section not in section_classes():
-            problems.append(f"{path}: [{section}] is no section; nearest: {nearest(section, section_classes())}")
-        elif flag is None:
-            problems.append(f"{where}: {_unknown(key, flags)}")
-        elif section not in (None, flag.section):
+        flag = flags_by_field().get(key)
+        if flag is None:
+            problems.append(f"{where}: {_unknown(key)}")
+        elif section not in ("", flag.section):
             problems.append(f"{where}: this setting belongs under [{flag.section}]; move it there")
-        elif flag in settings:
+        elif key in settings:
             problems.append(f"{where}: given twice, also at the top of the file; keep one")
         else:
             try:
-                settings[flag] = flag.from_toml(value)
+                settings[key] = flag.from_toml(value)
             except ValueError as error:
                 problems.append(f"{where}: {error}")
     return settings, problems
 
 
-def _entries(content: dict[str, Any]) -> list[tuple[str | None, str, Any]]:
-    """(section or None, key, value) of everything in the file; of an unknown section only its name."""
-    entries: list[tuple[str | None, str, Any]] = []
-    for key, value in content.items():
-        if not isinstance(value, dict):
-            entries.append((None, key, value))
-        elif key in section_classes():
-            entries.extend((key, name, item) for name, item in value.items())
-        else:
-            entries.append((key, "", None))
-    return entries
-
-
-def _unknown(key: str, known: dict[str, Flag]) -> str:
-    answer = foreign_answer("--" + key.replace("_", "-"), (), known)
+def _unknown(key: str) -> str:
+    answer = foreign_answer(flag_name(key), (), flags_by_field())
     if answer is not None:
         return answer.text
-    return f"no setting has this name; nearest: {nearest(key, known)}"
+    return f"no setting has this name; nearest: {nearest(key, flags_by_field())}"

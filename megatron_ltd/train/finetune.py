@@ -15,7 +15,7 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import global_batch_size, total_samples, total_steps
 from megatron_ltd.settings.checks.all import check
-from megatron_ltd.settings.checks.recipe import finetuning_violations
+from megatron_ltd.settings.checks.rules import finetuning_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.train.launch import Runtime

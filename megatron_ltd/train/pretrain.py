@@ -20,7 +20,7 @@ from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.plan.derived import global_batch_size, predictions_per_sample, total_samples
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check, refuse
-from megatron_ltd.settings.checks.recipe import pretraining_violations
+from megatron_ltd.settings.checks.rules import pretraining_violations
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
 from megatron_ltd.train import launch
 from megatron_ltd.train.best import best_writer

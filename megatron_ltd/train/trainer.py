@@ -20,10 +20,10 @@ from megatron_ltd.data.loader import Batch, Loader, microbatches
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.optim.build import ShardedOptimizer
-from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import batch_ramp, policies, total_steps
 from megatron_ltd.plan.flops import step_flops, whole_step_flops
+from megatron_ltd.plan.learning_rate import LearningRate
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.launch import Runtime

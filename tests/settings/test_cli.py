@@ -187,6 +187,9 @@ data_path = ["a", "b"]
     ("[model]\nnormalization = 'x'", ["normalization", "LayerNorm, RMSNorm"]),
     ("[parallel]\ncontext_parallel_size = 2", ["--context-parallel-size", "not supported"]),
     ("this is no toml", ["not valid TOML"]),
+    ("[optimizer]\nlr = 1" + "0" * 400, ["lr", "finite"]),
+    ("seed = " + "9" * 5000, ["not valid TOML"]),
+    ("seed = " + "[" * 5000, ["not valid TOML"]),
 ])
 def test_a_file_that_is_wrong_is_refused_with_the_place_and_the_remedy(
         tmp_path: Path, text: str, fragments: list[str]) -> None:
@@ -199,7 +202,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert "No such file" in refused("--config", str(tmp_path / "none.toml"))
     assert "cannot be read" in refused("--config", str(tmp_path))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    assert "not UTF-8" in refused("--config", str(tmp_path / "binary.toml"))
+    assert "not valid TOML: 'utf-8'" in refused("--config", str(tmp_path / "binary.toml"))
     assert "needs one path" in refused("--config")
     path = write(tmp_path, "")
     assert "more than once" in refused("--config", path, "--config", path)

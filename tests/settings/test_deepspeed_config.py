@@ -13,7 +13,7 @@ from megatron_ltd.config import TokenDropConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config
-from megatron_ltd.settings.deepspeed_file import DeepSpeedConfig, layer_text
+from megatron_ltd.settings.deepspeed_file import deepspeed_settings, layer_text
 from megatron_ltd.token_drop.lists import parse_layer_list
 
 BLOCK: dict[str, Any] = {
@@ -131,6 +131,11 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         assert fragment in message
 
 
+def test_an_empty_schedule_is_refused(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, {**BLOCK, "random_ltd_schedule": {}}))
+    assert "min_value = None" in message and "schedule_config = None: must be an object" in message
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in refused(str(tmp_path / "none.json"))
     for text, fragment in (("{", "not valid JSON"), ("[1]", "not a JSON object"), ("", "not valid JSON")):
@@ -147,9 +152,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
                         st.sampled_from([*BLOCK, "min_value", "schedule_config", "x"]), inner, max_size=4)))
 def test_any_block_gives_settings_or_problems(tmp_path_factory: pytest.TempPathFactory, block: Any) -> None:
-    file = DeepSpeedConfig(written(tmp_path_factory.mktemp("any"), block))
-    added = file.for_run({"seq_length": 64})
-    assert not (added and file.settings == {})
+    added, problems, notes = deepspeed_settings(written(tmp_path_factory.mktemp("any"), block), {"seq_length": 64})
+    assert problems or notes
+    assert not added or added["random_ltd"]
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30))

@@ -1,8 +1,7 @@
 """The page of flags is generated, and is up to date."""
 
 from megatron_ltd.settings.flag_reference import all_flags
-from megatron_ltd.settings.foreign.flags_without_effect import NO_EFFECT
-from megatron_ltd.settings.foreign.unsupported_flags import UNSUPPORTED
+from megatron_ltd.settings.foreign_flags import NO_EFFECT, UNSUPPORTED
 from tools.generate_flag_docs import PAGE, flags_page
 
 

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.plan.derived import layer_tokens, policies, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
-from megatron_ltd.plan.lr_progress import learning_rate_spans
+from megatron_ltd.plan.learning_rate import LearningRate, learning_rate_spans
 from megatron_ltd.plan.pipeline_costs import head_cost, layer_costs, plan_samples
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.checks.idle import idle_settings

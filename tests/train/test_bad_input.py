@@ -45,7 +45,7 @@ BAD_SETTINGS: list[tuple[str, int, dict[str, Any], list[str]]] = [
      ["--global-batch-size = 2", "1 microbatches", "use for example 4"]),
     ("processes", 3, {"tensor_model_parallel_size": 2}, ["3 processes", "--tensor-model-parallel-size = 2"]),
     ("positions", 1, {"max_position_embeddings": 16},
-     ["--seq-length = 32", "--max-position-embeddings = 16", "raise that, or leave it out"]),
+     ["--seq-length = 32", "--max-position-embeddings = 16", "or raise --max-position-embeddings"]),
     ("start-length", 1, {"random_ltd_start_length": 64},
      ["--random-ltd-start-length = 64", "--seq-length = 32", "choose at most 32"]),
     ("start-strata", 1, {"random_ltd_start_length": 10, "random_ltd_strata": 4},

@@ -238,7 +238,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], list[str]]] = {
     "too-long": (DATA, {"seq_length": 8}, ["do not fit into --seq-length = 8", "--overlong-samples skip"]),
     "other-key": (DATA, {"response_key": "answer"}, ["no key 'answer'", "--response-key"]),
     "two-sources": (CONFIG, {"data_path": "corpus"}, ["--train-jsonl and --data-path are given", "keep one"]),
-    "only-validation": (CONFIG, {"train_jsonl": None}, ["--valid-jsonl is given without --train-jsonl"]),
+    "only-validation": (CONFIG, {"train_jsonl": None}, ["--valid-jsonl = ", "is given without --train-jsonl"]),
     "patience": (CONFIG, {"valid_jsonl": None, "early_stopping_patience": 1},
                  ["--early-stopping-patience = 1", "add --valid-jsonl"]),
     "two-budgets": (CONFIG, {"train_iters": 5}, ["--train-iters = 5 and --train-epochs = 2 are given"]),
@@ -248,8 +248,8 @@ REFUSED: dict[str, tuple[int, dict[str, Any], list[str]]] = {
                    ["--finetune is given with --pretrained-checkpoint = elsewhere", "leave --finetune out"]),
     "weights": (CONFIG, {"train_jsonl": None, "valid_jsonl": None, "data_path": ("1", "a", "2", "b")},
                 ["--data-path = 1 a 2 b", "without weights"]),
-    "pretraining": (CONFIG, {"recipe": "pretrain_gpt"}, ["--train-epochs is given, but this is a pretraining run",
-                                                         "--train-jsonl is given"]),
+    "pretraining": (CONFIG, {"recipe": "pretrain_gpt"},
+                    ["--train-epochs = 2 is given in a pretraining run", "--train-jsonl = "]),
 }
 
 

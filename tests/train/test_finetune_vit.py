@@ -179,10 +179,10 @@ REFUSED: dict[str, tuple[int, dict[str, Any], list[str]]] = {
     "patches": (CONFIG, {"patch_dim": 5}, ["--img-h = 12: not divisible by --patch-dim = 5", "choose for example 10"]),
     "no-pixels": (CONFIG, {"patch_dim": 0, "img_h": -3}, ["--patch-dim = 0: must be at least 1", "--img-h = -3"]),
     "sequence": (CONFIG, {"seq_length": 9}, ["--seq-length = 9", "3 x 3 patches and the class token are 10 tokens"]),
-    "tokenizer": (CONFIG, {"tokenizer_type": "NullTokenizer"}, ["--tokenizer-type is given, but ViT reads images"]),
+    "tokenizer": (CONFIG, {"tokenizer_type": "NullTokenizer"}, ["--tokenizer-type = NullTokenizer is given for ViT"]),
     "no-images": (CONFIG, {"train_data_path": None}, ["no images are given"]),
     "pipeline": (CONFIG, {"pipeline_model_parallel_size": 2},
-                 ["--pipeline-model-parallel-size = 2: ViT runs with tensor and data parallelism"]),
+                 ["--pipeline-model-parallel-size = 2 is given for ViT"]),
     "importance": (CONFIG, {"token_drop_policy": "importance", "random_ltd_layers": "1-2"}, ["patches have no"]),
     "swapped": (DATA, {"train_data_path": ("train.labels", "train.images")}, ["train.labels: no idx file of images"]),
     "no-such-folder": (DATA, {"train_data_path": "nowhere"}, ["--train-data-path = ", "nowhere: no such folder"]),
@@ -220,4 +220,4 @@ def test_settings_of_images_are_refused_by_other_models() -> None:
                                    "mock_data": True, "vocab_size": 50, "lr": 1e-3, "train_iters": 1, "patch_dim": 4,
                                    "image_augmentation": "crop"})
     assert gpt.code == CONFIG
-    assert_clear(gpt.said, ["--patch-dim = 4 is given, but this is no run of ViT", "--image-augmentation = crop"])
+    assert_clear(gpt.said, ["--patch-dim = 4 is given in a run without ViT", "--image-augmentation = crop"])

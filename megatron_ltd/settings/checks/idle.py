@@ -1,11 +1,12 @@
-"""Settings that are given but change nothing, because of another setting: said once, since silence would mislead.
+"""Settings that are given but have no effect because of another setting: reported once, since silence would mislead.
 
-They are no errors, so that one command runs on several layouts, and with and without token dropping.
+They are not errors, so that one command runs on several layouts, and with and without token dropping.
 """
 
 from dataclasses import replace
 
-from megatron_ltd.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_ltd.config import RunConfig
+from megatron_ltd.settings.checks.rules import Row, given
 from megatron_ltd.token_drop.registry import idle_policy_settings
 
 
@@ -13,101 +14,47 @@ def idle_settings(config: RunConfig, *, finetuning: bool = False) -> list[str]:
     """One sentence for each setting that differs from its default and has no effect.
 
     Args:
-        finetuning: the kept length grows even if it is not said for how long.
+        finetuning: the kept length grows even if the number of steps is not given.
     """
     drop = config.token_drop
     if finetuning and drop.random_ltd_steps is None and drop.random_ltd_length_list is None:
         drop = replace(drop, **{"random_ltd_steps": 1 if drop.policy == "random" else None})
-    return [*_idle_layout(config), *idle_policy_settings(drop), *_idle_model(config.model),
-            *_idle_data(config), *_idle_training(config.training), *_idle_optimizer(config.optimizer),
-            *_idle_checkpoint(config)]
+    idle = [f"{flag.name} has no effect {reason}" for applies, fields, reason in _rows(config) if applies
+            for flag in given(config, fields)]
+    return idle + list(idle_policy_settings(drop))
 
 
-def _idle_layout(config: RunConfig) -> list[str]:
-    parallel = config.parallel
-    idle = []
-    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
-        idle.append("--sequence-parallel has no effect with --tensor-model-parallel-size = 1")
-    if parallel.pipeline_model_parallel_size == 1:
-        given = {"--pipeline-schedule": parallel.pipeline_schedule != "1f1b",
-                 "--num-layers-per-virtual-pipeline-stage": parallel.num_layers_per_virtual_pipeline_stage is not None,
-                 "--pipeline-split = auto": parallel.pipeline_split == "auto"}
-        idle += [f"{flag} has no effect with --pipeline-model-parallel-size = 1" for flag in given if given[flag]]
-    if parallel.recompute_activations and parallel.recompute_granularity == "full":
-        idle.append("--recompute-activations has no effect with --recompute-granularity = full, which recomputes more")
-    return idle
-
-
-def _idle_model(model: ModelConfig) -> list[str]:
-    idle = []
-    if model.group_query_attention and model.num_query_groups is None:
-        idle.append("--group-query-attention has no effect without --num-query-groups")
-    if model.position_embedding_type != "rope":
-        idle += [f"{flag} has no effect with --position-embedding-type = {model.position_embedding_type}"
-                 for flag, given in (("--rotary-base", model.rotary_base != ModelConfig().rotary_base),
-                                     ("--rotary-percent", model.rotary_percent != 1.0)) if given]
-    if model.add_qkv_bias and not model.disable_bias_linear:
-        idle.append("--add-qkv-bias has no effect without --disable-bias-linear: the projection has biases already")
-    return idle
-
-
-def _idle_data(config: RunConfig) -> list[str]:
-    data, default = config.data, DataConfig()
-    if config.model.family == "bert":
-        return ["--mask-longer-ngrams has no effect with --mask-geometric, which draws the lengths"] \
-            if data.mask_geometric and data.mask_longer_ngrams else []
-    idle = _idle_lines(data)
-    fields = ("mask_prob", "mask_max_ngram", "mask_whole_word", "mask_longer_ngrams", "mask_geometric",
-              "short_seq_prob")
-    return idle + [f"--{field.replace('_', '-')} has no effect on GPT, which predicts every token"
-                   for field in fields if getattr(data, field) != getattr(default, field)]
-
-
-def _idle_lines(data: DataConfig) -> list[str]:
-    """What packs prompts and responses, or cuts a corpus, and nothing else."""
-    default = DataConfig()
-    if data.train_jsonl is None:
-        return [f"--{field.replace('_', '-')} has no effect without --train-jsonl"
-                for field in ("prompt_key", "response_key", "overlong_samples")
-                if getattr(data, field) != getattr(default, field)]
-    return [f"--{field.replace('_', '-')} has no effect with --train-jsonl, whose samples are packed by rules of "
-            "their own"
-            for field in ("split", "reset_position_ids", "reset_attention_mask", "eod_mask_loss", "data_cache_path")
-            if getattr(data, field) != getattr(default, field)]
-
-
-def _idle_training(training: TrainingConfig) -> list[str]:
-    default = TrainingConfig()
-    idle = []
-    if training.token_budget != default.token_budget and training.train_tokens is None:
-        idle.append(f"--token-budget = {training.token_budget} has no effect without --train-tokens")
-    if training.fp16:
-        return idle
-    fields = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
-    return idle + [f"--{field.replace('_', '-')} has no effect without --fp16"
-                   for field in fields if getattr(training, field) != getattr(default, field)]
-
-
-def _idle_optimizer(optimizer: OptimizerConfig) -> list[str]:
-    default = OptimizerConfig()
-    idle = []
-    if optimizer.lr_decay_style != "WSD":
-        fields = ("lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_tokens")
-        idle += [f"--{field.replace('_', '-')} has no effect without --lr-decay-style WSD"
-                 for field in fields if getattr(optimizer, field) != getattr(default, field)]
-    if optimizer.optimizer == "sgd":
-        idle += [f"--{field.replace('_', '-')} has no effect with --optimizer = sgd"
-                 for field in ("adam_beta1", "adam_beta2", "adam_eps")
-                 if getattr(optimizer, field) != getattr(default, field)]
-    return idle
-
-
-def _idle_checkpoint(config: RunConfig) -> list[str]:
-    checkpoint = config.checkpoint
-    idle = []
-    if checkpoint.save is None:
-        idle += [f"{flag} has no effect without --save" for flag, given in
-                 (("--async-save", checkpoint.async_save), ("--no-save-optim", checkpoint.no_save_optim)) if given]
-    if checkpoint.load is None and checkpoint.no_load_optim:
-        idle.append("--no-load-optim has no effect without --load")
-    return idle
+def _rows(config: RunConfig) -> tuple[Row, ...]:
+    """Whether a rule applies, the settings that then have no effect, and why."""
+    model, parallel, training, data = config.model, config.parallel, config.training, config.data
+    optimizer, checkpoint = config.optimizer, config.checkpoint
+    bert, lines = model.family == "bert", data.train_jsonl is not None
+    return (
+        (parallel.tensor_model_parallel_size == 1, "sequence_parallel", "with --tensor-model-parallel-size = 1"),
+        (parallel.pipeline_model_parallel_size == 1, "pipeline_schedule num_layers_per_virtual_pipeline_stage",
+         "with --pipeline-model-parallel-size = 1"),
+        (parallel.pipeline_model_parallel_size == 1 and parallel.pipeline_split == "auto", "pipeline_split",
+         "with --pipeline-model-parallel-size = 1"),
+        (parallel.recompute_granularity == "full", "recompute_activations",
+         "with --recompute-granularity = full, which recomputes more"),
+        (model.num_query_groups is None, "group_query_attention", "without --num-query-groups"),
+        (model.position_embedding_type != "rope", "rotary_base rotary_percent",
+         f"with --position-embedding-type = {model.position_embedding_type}"),
+        (not model.disable_bias_linear, "add_qkv_bias",
+         "without --disable-bias-linear: the projection has biases already"),
+        (bert and data.mask_geometric, "mask_longer_ngrams", "with --mask-geometric, which draws the lengths"),
+        (not bert and not lines, "prompt_key response_key overlong_samples", "without --train-jsonl"),
+        (not bert and lines, "split reset_position_ids reset_attention_mask eod_mask_loss data_cache_path",
+         "with --train-jsonl, whose samples are packed by rules of their own"),
+        (not bert, "mask_prob mask_max_ngram mask_whole_word mask_longer_ngrams mask_geometric short_seq_prob",
+         "on GPT, which predicts every token"),
+        (training.train_tokens is None, "token_budget", "without --train-tokens"),
+        (not training.fp16, "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
+         "without --fp16"),
+        (optimizer.lr_decay_style != "WSD",
+         "lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples lr_wsd_decay_tokens",
+         "without --lr-decay-style WSD"),
+        (optimizer.optimizer == "sgd", "adam_beta1 adam_beta2 adam_eps", "with --optimizer = sgd"),
+        (checkpoint.save is None, "async_save no_save_optim", "without --save"),
+        (checkpoint.load is None, "no_load_optim", "without --load"),
+    )

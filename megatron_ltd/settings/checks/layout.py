@@ -20,25 +20,24 @@ INTERLEAVED = ("interleaved", "interleaved-zero-bubble")
 def layout_violations(config: RunConfig, world_size: int) -> Iterator[str]:
     """Everything about the layout, for settings that pass `value_violations`."""
     yield from _tensor_parallel(config)
-    stages_known = True
-    for problem in _pipeline(config):
-        stages_known = False
-        yield problem
+    pipeline = _pipeline_problem(config)
+    if pipeline is not None:
+        yield pipeline
     parallel = config.parallel
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     if world_size % (tp * pp) or world_size < 1:
         yield (f"{world_size} processes: not divisible by --tensor-model-parallel-size = {tp} x "
                f"--pipeline-model-parallel-size = {pp}; launch a multiple of {tp * pp} processes, or lower the sizes")
         return
-    batch = list(_batch(config, world_size))
+    dp = data_parallel_size(config, world_size)
+    batch = list(_batch(config, dp))
     yield from batch
-    if stages_known and not batch:
-        yield from _microbatches(config, world_size)
+    if pipeline is None and not batch:
+        yield from _microbatches(config, dp)
 
 
 def _tensor_parallel(config: RunConfig) -> Iterator[str]:
-    model = config.model
-    tp = config.parallel.tensor_model_parallel_size
+    model, tp = config.model, config.parallel.tensor_model_parallel_size
     shared = {"--num-attention-heads": model.num_attention_heads, "--ffn-hidden-size": model.ffn}
     if model.query_groups != model.num_attention_heads:
         shared["--num-query-groups"] = model.query_groups
@@ -56,65 +55,49 @@ def _tensor_parallel(config: RunConfig) -> Iterator[str]:
                f"use --make-vocab-size-divisible-by {math.lcm(unit, tp)}")
 
 
-def _pipeline(config: RunConfig) -> Iterator[str]:
-    """Whether the layers can be dealt to the stages."""
+def _pipeline_problem(config: RunConfig) -> str | None:
+    """Why the layers cannot be dealt to the stages."""
     parallel, layers = config.parallel, config.model.num_layers
     pp, schedule = parallel.pipeline_model_parallel_size, parallel.pipeline_schedule
     per_chunk = parallel.num_layers_per_virtual_pipeline_stage
     try:
         split = parse_pipeline_split(parallel.pipeline_split)
     except ConfigError as error:
-        yield str(error)
-        return
-    if pp == 1:
-        yield from _stages(config, split)
-        return
-    if schedule not in INTERLEAVED and per_chunk is not None:
+        return str(error)
+    if pp > 1 and schedule not in INTERLEAVED and per_chunk is not None:
         chunks = "exactly two chunks" if schedule == "zbv" else "one chunk"
-        yield (f"--num-layers-per-virtual-pipeline-stage = {per_chunk}: with --pipeline-schedule = {schedule} every "
-               f"process holds {chunks}; leave it out, or use --pipeline-schedule interleaved")
-        return
-    if schedule in INTERLEAVED and per_chunk is None and split is None:
-        yield (f"--pipeline-schedule = {schedule} needs --num-layers-per-virtual-pipeline-stage, a divisor of "
-               f"--num-layers / --pipeline-model-parallel-size = {layers} / {pp}; for one chunk a process "
-               "use --pipeline-schedule 1f1b")
-        return
-    if schedule in INTERLEAVED and per_chunk is None and split is not None and len(split) % pp:
-        yield (f"--pipeline-split = {parallel.pipeline_split}: {len(split)} stages, not a multiple of "
-               f"--pipeline-model-parallel-size = {pp}; give {_multiples(len(split), pp)} numbers")
-        return
-    if schedule in INTERLEAVED and per_chunk is not None and layers % (pp * per_chunk):
-        yield (f"--num-layers = {layers}: not divisible by --pipeline-model-parallel-size = {pp} x "
-               f"--num-layers-per-virtual-pipeline-stage = {per_chunk}; choose {_multiples(layers, pp * per_chunk)} "
-               "layers, or other sizes")
-        return
-    yield from _stages(config, split)
-
-
-def _stages(config: RunConfig, split: tuple[int, ...] | None) -> Iterator[str]:
-    parallel, layers = config.parallel, config.model.num_layers
+        return (f"--num-layers-per-virtual-pipeline-stage = {per_chunk}: with --pipeline-schedule = {schedule} every "
+                f"process holds {chunks}; leave it out, or use --pipeline-schedule interleaved")
+    if pp > 1 and schedule in INTERLEAVED:
+        if per_chunk is not None and layers % (pp * per_chunk):
+            return (f"--num-layers = {layers}: not divisible by --pipeline-model-parallel-size = {pp} x "
+                    f"--num-layers-per-virtual-pipeline-stage = {per_chunk}; choose "
+                    f"{_multiples(layers, pp * per_chunk)} layers, or other sizes")
+        if per_chunk is None and split is None:
+            return (f"--pipeline-schedule = {schedule} needs --num-layers-per-virtual-pipeline-stage, a divisor of "
+                    f"--num-layers / --pipeline-model-parallel-size = {layers} / {pp}; for one chunk per process "
+                    "use --pipeline-schedule 1f1b")
+        if per_chunk is None and split is not None and len(split) % pp:
+            return (f"--pipeline-split = {parallel.pipeline_split}: {len(split)} stages, not a multiple of "
+                    f"--pipeline-model-parallel-size = {pp}; give {_multiples(len(split), pp)} numbers")
     stages = pipeline_stages(config)
-    pp = parallel.pipeline_model_parallel_size
-    stage_text = f"--pipeline-model-parallel-size = {pp} with --pipeline-schedule = {parallel.pipeline_schedule}"
-    if split is not None:
-        text = f"--pipeline-split = {parallel.pipeline_split}"
-        if len(split) != stages:
-            yield (f"{text}: {len(split)} stages, but {stage_text} has {stages}; "
-                   f"give {stages} numbers that add up to {layers}")
-        elif sum(split) != layers or min(split) < 1:
-            yield (f"{text}: {sum(split)} layers, the fewest of a stage {min(split)}; every stage needs one, and "
-                   f"together they must be --num-layers = {layers}")
-    elif layers < stages:
-        yield (f"--num-layers = {layers}: fewer than the {stages} stages of {stage_text}; "
-               "use more layers or a smaller pipeline")
+    stage_text = f"--pipeline-model-parallel-size = {pp} with --pipeline-schedule = {schedule}"
+    if split is not None and len(split) != stages:
+        return (f"--pipeline-split = {parallel.pipeline_split}: {len(split)} stages, but {stage_text} has {stages}; "
+                f"give {stages} numbers that add up to {layers}")
+    if split is not None and (sum(split) != layers or min(split) < 1):
+        return (f"--pipeline-split = {parallel.pipeline_split}: {sum(split)} layers, the fewest of a stage "
+                f"{min(split)}; every stage needs one, and together they must be --num-layers = {layers}")
+    if layers < stages:
+        return (f"--num-layers = {layers}: fewer than the {stages} stages of {stage_text}; "
+                "use more layers or a smaller pipeline")
+    return None
 
 
-def _batch(config: RunConfig, world_size: int) -> Iterator[str]:
+def _batch(config: RunConfig, dp: int) -> Iterator[str]:
     """Whether every global batch is a whole number of microbatches on every process."""
     training = config.training
-    dp = data_parallel_size(config, world_size)
-    unit = training.micro_batch_size * dp
-    full = global_batch_size(config, dp)
+    unit, full = training.micro_batch_size * dp, global_batch_size(config, dp)
     unit_text = f"--micro-batch-size = {training.micro_batch_size} x data-parallel size = {dp}"
     if full % unit:
         yield (f"--global-batch-size = {full}: not divisible by {unit_text}; choose {_multiples(full, unit)}, "
@@ -138,12 +121,10 @@ def _batch(config: RunConfig, world_size: int) -> Iterator[str]:
                f"choose {_multiples(start, unit)} and {_multiples(increment, unit)}")
 
 
-def _microbatches(config: RunConfig, world_size: int) -> Iterator[str]:
+def _microbatches(config: RunConfig, dp: int) -> Iterator[str]:
     """Whether the schedule can run every number of microbatches that the run comes to."""
-    dp = data_parallel_size(config, world_size)
     unit = config.training.micro_batch_size * dp
-    pp = config.parallel.pipeline_model_parallel_size
-    schedule = config.parallel.pipeline_schedule
+    pp, schedule = config.parallel.pipeline_model_parallel_size, config.parallel.pipeline_schedule
     for batch in batch_ramp(config, dp).sizes():
         count = batch // unit
         wanted = needed_microbatches(schedule, pp, count)

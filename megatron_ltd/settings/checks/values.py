@@ -1,113 +1,56 @@
 """What a single setting may be, whatever the others are."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from megatron_ltd.config import RunConfig
+from megatron_ltd.settings.flag_reference import REQUIRED, Flag, all_flags, with_settings
 from megatron_ltd.token_drop.policy import BELOW_ONE, ONE_OR_MORE, Range
 from megatron_ltd.token_drop.registry import POLICIES
 
-_ZERO_OR_MORE = Range(0)
-_ABOVE_ZERO = Range(0, low_open=True)
-
-RANGES: dict[str, dict[str, Range]] = {
-    "model": {
-        **dict.fromkeys(("num_layers", "hidden_size", "num_attention_heads", "seq_length", "ffn_hidden_size",
-                         "kv_channels", "num_query_groups", "max_position_embeddings", "vocab_size",
-                         "make_vocab_size_divisible_by", "img_h", "img_w", "patch_dim", "num_channels",
-                         "num_classes"), ONE_OR_MORE),
-        "rotary_base": Range(1, low_open=True),
-        "rotary_percent": Range(0, 1, low_open=True),
-        **dict.fromkeys(("norm_epsilon", "init_method_std"), _ABOVE_ZERO),
-        **dict.fromkeys(("hidden_dropout", "attention_dropout"), BELOW_ONE),
-    },
-    "token_drop": {field: limits for policy in POLICIES for field, limits in policy.ranges.items()},
-    "parallel": {
-        **dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size",
-                         "num_layers_per_virtual_pipeline_stage"), ONE_OR_MORE),
-        "distributed_timeout_minutes": _ABOVE_ZERO,
-    },
-    "training": {
-        **dict.fromkeys(("micro_batch_size", "global_batch_size", "train_iters", "train_samples", "train_tokens",
-                         "train_epochs", "early_stopping_patience", "exit_interval", "loss_scale_window",
-                         "hysteresis"), ONE_OR_MORE),
-        **dict.fromkeys(("exit_duration_in_mins", "loss_scale", "initial_loss_scale", "min_loss_scale"), _ABOVE_ZERO),
-        "seed": Range(0, 2**32, high_open=True),
-    },
-    "optimizer": {
-        "lr": _ABOVE_ZERO,
-        **dict.fromkeys(("min_lr", "lr_warmup_iters", "lr_warmup_samples", "lr_warmup_tokens", "lr_warmup_init",
-                         "weight_decay", "clip_grad"), _ZERO_OR_MORE),
-        **dict.fromkeys(("lr_decay_iters", "lr_decay_samples", "lr_decay_tokens", "lr_wsd_decay_iters",
-                         "lr_wsd_decay_samples", "lr_wsd_decay_tokens"), ONE_OR_MORE),
-        **dict.fromkeys(("lr_warmup_fraction", "adam_beta1", "adam_beta2"), BELOW_ONE),
-        "adam_eps": _ABOVE_ZERO,
-    },
-    "data": {
-        "num_workers": _ZERO_OR_MORE,
-        "mask_prob": Range(0, 1, low_open=True, high_open=True),
-        "mask_max_ngram": ONE_OR_MORE,
-        "short_seq_prob": Range(0, 1),
-    },
-    "checkpoint": {
-        **dict.fromkeys(("save_interval", "save_retain_interval"), ONE_OR_MORE),
-        "ckpt_step": _ZERO_OR_MORE,
-    },
-    "logging": {
-        **dict.fromkeys(("log_interval", "eval_interval"), ONE_OR_MORE),
-        "eval_iters": _ZERO_OR_MORE,
-        "peak_tflops": _ABOVE_ZERO,
-    },
-}
-"""Section -> field -> allowed values; None is allowed wherever it is the default."""
-
-REQUIRED: tuple[tuple[str, str, Any, str], ...] = (
-    ("model", "num_layers", 0, "the number of transformer layers"),
-    ("model", "hidden_size", 0, "the width of the residual stream"),
-    ("model", "num_attention_heads", 0, "the number of query heads"),
-    ("model", "seq_length", 0, "the tokens of one sample"),
-    ("optimizer", "lr", None, "the peak learning rate"),
+_FIELDS: tuple[tuple[Range, str], ...] = (
+    (ONE_OR_MORE, """
+        num_layers hidden_size num_attention_heads seq_length ffn_hidden_size kv_channels num_query_groups
+        max_position_embeddings vocab_size make_vocab_size_divisible_by img_h img_w patch_dim num_channels num_classes
+        tensor_model_parallel_size pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage
+        micro_batch_size global_batch_size train_iters train_samples train_tokens train_epochs early_stopping_patience
+        exit_interval loss_scale_window hysteresis lr_decay_iters lr_decay_samples lr_decay_tokens lr_wsd_decay_iters
+        lr_wsd_decay_samples lr_wsd_decay_tokens mask_max_ngram save_interval save_retain_interval log_interval
+        eval_interval"""),
+    (Range(0), """
+        min_lr lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_init weight_decay clip_grad num_workers
+        ckpt_step eval_iters"""),
+    (Range(0, low_open=True), """
+        norm_epsilon init_method_std distributed_timeout_minutes exit_duration_in_mins loss_scale initial_loss_scale
+        min_loss_scale lr adam_eps peak_tflops"""),
+    (BELOW_ONE, "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2"),
+    (Range(0, 1, low_open=True), "rotary_percent"),
+    (Range(0, 1, low_open=True, high_open=True), "mask_prob"),
+    (Range(0, 1), "short_seq_prob"),
+    (Range(1, low_open=True), "rotary_base"),
+    (Range(0, 2**32, high_open=True), "seed"),
 )
-"""Section, field, what it holds when it was not given, and what it is."""
+RANGES: dict[str, Range] = {field: allowed for allowed, fields in _FIELDS for field in fields.split()} | {
+    field: allowed for policy in POLICIES for field, allowed in policy.ranges.items()}
+"""Allowed values of each number by field; None is allowed wherever it is the default."""
 
 _STAND_INS = {"num_layers": 5040, "hidden_size": 5040 * 64, "num_attention_heads": 5040, "seq_length": 5040 * 64,
               "lr": 1.0}
 """Values of required settings that most others go with: divisible by every small number."""
 
-Field = tuple[str, str]
+
+def value_violations(config: RunConfig) -> Iterator[tuple[Flag, str]]:
+    """Settings that are missing, or outside the range of what they mean, and what is wrong with them."""
+    for flag in all_flags():
+        value, allowed = flag.of(config), RANGES.get(flag.field)
+        if flag.field in REQUIRED and value == flag.default:
+            yield flag, f"{flag.name} is required: give {REQUIRED[flag.field]}"
+        elif allowed is not None and value is not None and not allowed.holds(value):
+            remedy = "" if flag.field in REQUIRED else ", or leave the flag out"
+            if remedy and flag.default is not None:
+                remedy += f" for {flag.default}"
+            yield flag, f"{flag.spoken(value)}: must be {allowed}; give such a number{remedy}"
 
 
-def value_violations(config: RunConfig) -> Iterator[tuple[Field, str]]:
-    """Settings that are missing, or outside the range of what they mean: (section, field) and what is wrong."""
-    missing = set()
-    for section, field, unset, meaning in REQUIRED:
-        if getattr(getattr(config, section), field) == unset:
-            missing.add((section, field))
-            yield (section, field), f"{flag_name(field)} is required: give {meaning}"
-    for section, ranges in RANGES.items():
-        for field, allowed in ranges.items():
-            value = getattr(getattr(config, section), field)
-            if value is not None and (section, field) not in missing and not allowed.holds(value):
-                yield (section, field), (f"{flag_name(field)} = {value}: must be {allowed}; give such a number"
-                                         f"{_or_leave_out(config, section, field)}")
-
-
-def repaired(config: RunConfig, fields: Collection[Field]) -> RunConfig:
-    """The settings with these fields put right, so that what is wrong with the others can be found too."""
-    for section, field in fields:
-        part = getattr(config, section)
-        value = _STAND_INS.get(field, getattr(type(part)(), field))
-        config = replace(config, **{section: replace(part, **{field: value})})
-    return config
-
-
-def _or_leave_out(config: RunConfig, section: str, field: str) -> str:
-    default = getattr(type(getattr(config, section))(), field)
-    if (section, field) in {(required[0], required[1]) for required in REQUIRED}:
-        return ""
-    return ", or leave the flag out" + (f" for {default}" if default is not None else "")
-
-
-def flag_name(field: str) -> str:
-    return "--" + field.replace("_", "-")
+def repaired(config: RunConfig, flags: Iterable[Flag]) -> RunConfig:
+    """The configuration with sound values of these settings, so that problems of the others can be found too."""
+    return with_settings(config, {flag.field: _STAND_INS.get(flag.field, flag.default) for flag in flags})

@@ -1,7 +1,9 @@
 """The learning rate: a pure function of progress, with nothing to save or restore.
 
-Progress is counted in steps, samples, raw tokens or layer tokens (`megatron_ltd.plan.lr_progress`); D is the decay
-length and W the warm-up, both from the start of the run:
+A run counts progress in one unit: steps, samples or raw tokens. It is that of the decay length, else of the warm-up,
+else of WSD's final decay, else of the training budget. Samples and tokens see a batch-size ramp as it is; steps do not.
+Lengths that are not given follow from the budget. With `--layer-token-lr` the unit is layer tokens, and lengths in
+tokens are taken to be lengths in those. With D the decay length and W the warm-up, both from the start of the run:
 
     warm-up               init + (peak - init) x W'/W
     linear                min + (peak - min) (1 - r)             r = (n - W) / (D - W)
@@ -17,11 +19,92 @@ so that its first step has the rate `--lr-warmup-init`, by default zero: it read
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
-from megatron_ltd.plan.derived import layer_tokens
+from megatron_ltd.plan.derived import has_curriculum, layer_tokens, total_samples, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
-from megatron_ltd.plan.lr_progress import LearningRateSpans, learning_rate_spans
+
+Unit = Literal["steps", "samples", "tokens", "layer tokens"]
+UNITS: tuple[Unit, ...] = ("steps", "samples", "tokens")
+"""Units in which lengths are given."""
+FLAG_SUFFIX = {"steps": "iters", "samples": "samples", "tokens": "tokens", "layer tokens": "tokens"}
+
+
+@dataclass(frozen=True)
+class LearningRateSpans:
+    """Lengths in `unit`: warm-up, everything until the minimum is reached, and WSD's final decay at the end of it."""
+
+    unit: Unit
+    warmup: float
+    decay: float
+    final_decay: float | None
+
+
+def given_lengths(optimizer: OptimizerConfig, name: str) -> dict[Unit, int]:
+    """Lengths that are set, by unit.
+
+    Args:
+        name: of the length: `lr_decay`, `lr_warmup` or `lr_wsd_decay`.
+    """
+    values = {unit: getattr(optimizer, f"{name}_{FLAG_SUFFIX[unit]}") for unit in UNITS}
+    return {unit: value for unit, value in values.items() if value}
+
+
+def progress_unit(config: RunConfig) -> Unit:
+    """The unit of the whole schedule."""
+    if config.optimizer.layer_token_lr:
+        return "layer tokens"
+    for name in ("lr_decay", "lr_warmup", "lr_wsd_decay"):
+        for unit in given_lengths(config.optimizer, name):
+            return unit
+    if config.training.train_tokens is not None:
+        return "tokens"
+    return "samples" if config.training.train_samples is not None else "steps"
+
+
+def convertible(origin: Unit, unit: Unit) -> bool:
+    """Whether a length in `origin` has a value in `unit`: steps have none in samples, since a batch may grow; and only
+    tokens are taken for layer tokens."""
+    if unit == "layer tokens":
+        return origin == "tokens"
+    return (origin == "steps") == (unit == "steps")
+
+
+def learning_rate_spans(config: RunConfig, dp: int) -> LearningRateSpans:
+    """The lengths, for settings that `settings.checks.all` accepts.
+
+    Args:
+        dp: data-parallel size, from which the default global batch size follows.
+    """
+    unit, optimizer = progress_unit(config), config.optimizer
+    decay = _in_unit(config, "lr_decay", unit)
+    if decay is None:
+        decay = _whole_run(config, dp, unit)
+    warmup = _in_unit(config, "lr_warmup", unit) or 0.0
+    if optimizer.lr_warmup_fraction is not None:
+        warmup = optimizer.lr_warmup_fraction * decay
+    return LearningRateSpans(unit, warmup, decay, _in_unit(config, "lr_wsd_decay", unit))
+
+
+def _whole_run(config: RunConfig, dp: int, unit: Unit) -> float:
+    """The length of the run."""
+    if unit == "steps":
+        return float(total_steps(config, dp))
+    if unit == "layer tokens":
+        return layer_tokens(config, dp).sum_after(total_steps(config, dp)) / config.model.num_layers
+    if unit == "tokens" and has_curriculum(config):
+        return float(layer_tokens(config, dp).raw_after(total_steps(config, dp)))
+    return float(total_samples(config, dp) * (config.model.seq_length if unit == "tokens" else 1))
+
+
+def _in_unit(config: RunConfig, name: str, unit: Unit) -> float | None:
+    """A length that is given, in the unit of the schedule."""
+    for origin, length in given_lengths(config.optimizer, name).items():
+        if origin == unit or unit == "layer tokens":
+            return float(length)
+        return float(length * config.model.seq_length) if unit == "tokens" else length / config.model.seq_length
+    return None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
-from megatron_ltd.optim.lr_schedule import LearningRate
 from megatron_ltd.plan.derived import total_samples, total_steps
-from megatron_ltd.plan.lr_progress import LearningRateSpans
+from megatron_ltd.plan.learning_rate import LearningRate, LearningRateSpans
 
 STYLES = ["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 PEAK = 3e-4

@@ -1,0 +1,100 @@
+"""What settings exclude or require of each other, as tables: settings that another setting, the model or the recipe
+rules out, and settings that must not exceed another."""
+
+from collections.abc import Iterable, Iterator
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.settings.flag_reference import Flag, flags_by_field
+
+Row = tuple[bool, str, str]
+"""Whether a rule applies, the fields that it is about, and what is said of those that are given."""
+
+
+def given(config: RunConfig, fields: str) -> list[Flag]:
+    """The settings among these that differ from their defaults."""
+    flags = [flags_by_field()[field] for field in fields.split()]
+    return [flag for flag in flags if flag.of(config) != flag.default]
+
+
+def _excluded(config: RunConfig, rows: Iterable[Row]) -> Iterator[str]:
+    for applies, fields, reason in rows:
+        if applies:
+            yield from (f"{flag.spoken(flag.of(config))} is given {reason}" for flag in given(config, fields))
+
+
+def excluded_settings(config: RunConfig) -> Iterator[str]:
+    """Settings that are given although others rule them out."""
+    model, data, vit = config.model, config.data, config.model.family == "vit"
+    yield from _excluded(config, (
+        (model.family == "gpt", "bert_no_binary_head",
+         "in a GPT run; leave it out, or use megatron_ltd.pretrain_bert"),
+        (model.family == "bert", "reset_position_ids eod_mask_loss reset_attention_mask",
+         "for BERT, whose samples are not cut out of a stream of documents; leave it out"),
+        (not vit, "img_h img_w patch_dim num_channels num_classes image_augmentation",
+         "in a run without ViT; leave it out, or use megatron_ltd.finetune_vit"),
+        (vit, "data_path train_jsonl mock_data tokenizer_type",
+         "for ViT, which reads images; leave it out, and name them by --train-data-path"),
+        (vit, "pipeline_model_parallel_size", "for ViT, which runs with tensor and data parallelism; leave it out"),
+        (vit, "position_embedding_type", "for ViT, which learns positions; leave it out"),
+        (not vit and data.train_jsonl is None, "valid_jsonl test_jsonl",
+         "without --train-jsonl: there is nothing to train on; add it"),
+        (not model.group_query_attention, "num_query_groups",
+         "without --group-query-attention: each query head has its own keys and values; add that, or leave it out"),
+        (model.swiglu, "openai_gelu", "with --swiglu: the MLP has one activation; leave one of them out"),
+        (config.training.bf16, "fp16", "with --bf16: a run computes in one precision; leave one of them out"),
+        (config.checkpoint.load is None, "finetune use_checkpoint_args ckpt_step",
+         "without --load: there is no checkpoint to take; add --load DIR"),
+        (config.checkpoint.save is None, "save_interval",
+         "without --save: nothing would be saved; add --save DIR"),
+        (config.logging.metrics_file is None, "profile",
+         "without --metrics-file: the trace is written beside it; add --metrics-file PATH"),
+    ))
+
+
+def pretraining_violations(config: RunConfig) -> Iterator[str]:
+    """Settings that only the finetuning recipes can use."""
+    return _excluded(config, [(True, "train_epochs early_stopping_patience pretrained_checkpoint train_jsonl "
+                                     "valid_jsonl test_jsonl",
+                               "in a pretraining run; leave it out, or use megatron_ltd.finetune_gpt")])
+
+
+def finetuning_violations(config: RunConfig) -> Iterator[str]:
+    """Settings that finetuning cannot use, or uses together with others only."""
+    yield from _excluded(config, [
+        (True, "mock_data", "in finetuning, which needs a training set; name one, or use a pretraining recipe"),
+        (not _has_validation(config), "early_stopping_patience",
+         "without a validation set that says when to stop; add --valid-jsonl or --valid-data-path, and leave "
+         "--eval-iters above 0")])
+    for flag in given(config, "train_data_path data_path"):
+        if _weighted(flag.of(config)):
+            yield (f"{flag.spoken(flag.of(config))}: with weights there is no epoch, which finetuning reads whole; "
+                   "name the corpora without weights")
+
+
+def _has_validation(config: RunConfig) -> bool:
+    data = config.data
+    shares = data.split.split(",")
+    in_split = data.data_path is not None and len(shares) > 1 and shares[1].strip() not in ("", "0", "0.0")
+    return config.logging.eval_iters > 0 and (in_split or data.valid_data_path is not None
+                                              or data.valid_jsonl is not None)
+
+
+def _weighted(values: tuple[str, ...]) -> bool:
+    """Whether they are WEIGHT PREFIX pairs of several corpora."""
+    try:
+        return len(values) > 2 and len(values) % 2 == 0 and all(float(value) >= 0 for value in values[::2])
+    except ValueError:
+        return False
+
+
+def exceeded_limits(config: RunConfig) -> Iterator[str]:
+    """Settings above another that is their limit."""
+    flags = flags_by_field()
+    limits = [("min_lr", "lr"), ("lr_warmup_init", "lr"), ("seq_length", "max_position_embeddings")]
+    if config.training.fp16:
+        limits.append(("min_loss_scale", "initial_loss_scale"))
+    for field, limit in limits:
+        low, high = flags[field].of(config), flags[limit].of(config)
+        if high is not None and low > high:
+            yield (f"{flags[field].spoken(low)}: more than {flags[limit].spoken(high)}; choose at most that, or raise "
+                   f"{flags[limit].name}")
