@@ -39,7 +39,7 @@ def batch(step: int = 0) -> dict[str, torch.Tensor]:
 def losses(config: RunConfig, mesh: Mesh, device: torch.device, kept: list[int]) -> list[float]:
     """The loss of one training step for each kept length."""
     model = build_model(config, mesh, device)
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     return [train_step(model, optimizer, [batch(step)], config, StepWork(LENGTH, kept_tokens), learning_rate=1e-3,
                        loss_scale=1.0, stop_level=0, device=device).loss for step, kept_tokens in enumerate(kept)]
 

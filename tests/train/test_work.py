@@ -108,7 +108,7 @@ WORKS = {"skipped": [StepWork(16, 16, frozenset({1, 3})), StepWork(16, 16, froze
 def steps_of_both(rank: int, ranks: int, works: list[StepWork]) -> dict[str, Any]:
     """Losses and weights of the same steps, by `train_step` and by torch's AdamW on a loop over layers."""
     model, reference = built(), built()
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG)
     shards = {p.name: local(p.parameter).detach() for p in reference.parameters}
     adam = torch.optim.AdamW([{"params": [t for t in shards.values() if t.dim() > 1], "weight_decay": 0.1},
                               {"params": [t for t in shards.values() if t.dim() == 1], "weight_decay": 0.0}], lr=1e-2)
@@ -145,7 +145,7 @@ def test_steps_are_those_of_a_plain_loop_and_of_torchs_adam_with_zero_gradients(
 
 def gradients_after_losing_one(rank: int, ranks: int) -> str:
     model = built()
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG)
     train_step(model, optimizer, batch(0), CONFIG, StepWork(16, 16, frozenset({1})), learning_rate=1e-2,
                loss_scale=1.0, stop_level=0, device=DEVICE)
     for parameter in model.parameters:

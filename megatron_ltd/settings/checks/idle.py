@@ -133,6 +133,11 @@ def _idle_optimizer(optimizer: OptimizerConfig) -> list[str]:
         idle += [f"--{field.replace('_', '-')} has no effect with --optimizer = sgd"
                  for field in ("adam_beta1", "adam_beta2", "adam_eps")
                  if getattr(optimizer, field) != getattr(default, field)]
+    if optimizer.optimizer != "muon":
+        idle += [f"--{field.replace('_', '-')} has no effect without --optimizer muon"
+                 for field in ("muon_momentum", "muon_nesterov", "muon_num_ns_steps", "muon_scale_mode",
+                               "muon_extra_scale_factor", "muon_split_qkv", "muon_precision")
+                 if getattr(optimizer, field) != getattr(default, field)]
     return idle
 
 

@@ -71,8 +71,9 @@ RANGES: dict[str, dict[str, Range]] = {
                          "weight_decay", "clip_grad"), _ZERO_OR_MORE),
         **dict.fromkeys(("lr_decay_iters", "lr_decay_samples", "lr_decay_tokens", "lr_wsd_decay_iters",
                          "lr_wsd_decay_samples", "lr_wsd_decay_tokens"), _ONE_OR_MORE),
-        **dict.fromkeys(("lr_warmup_fraction", "adam_beta1", "adam_beta2"), _BELOW_ONE),
-        "adam_eps": _ABOVE_ZERO,
+        **dict.fromkeys(("lr_warmup_fraction", "adam_beta1", "adam_beta2", "muon_momentum"), _BELOW_ONE),
+        **dict.fromkeys(("adam_eps", "muon_extra_scale_factor"), _ABOVE_ZERO),
+        "muon_num_ns_steps": Range(1, 99),
     },
     "data": {
         "num_workers": _ZERO_OR_MORE,

@@ -7,5 +7,8 @@ TRANSLATED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--checkpoint-activations",): ("--recompute-granularity", "full"),
     ("--use-rotary-position-embeddings",): ("--position-embedding-type", "rope"),
     ("--no-pipeline-parallel",): ("--pipeline-model-parallel-size", "1"),
+    ("--muon-use-nesterov",): ("--muon-nesterov",),
+    ("--muon-no-split-qkv",): ("--no-muon-split-qkv",),
+    ("--optimizer", "dist_muon"): ("--optimizer", "muon"),
 }
 """A flag with its values -> the flag here with its values."""
