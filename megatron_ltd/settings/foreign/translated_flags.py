@@ -9,6 +9,5 @@ TRANSLATED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--no-pipeline-parallel",): ("--pipeline-model-parallel-size", "1"),
     ("--muon-use-nesterov",): ("--muon-nesterov",),
     ("--muon-no-split-qkv",): ("--no-muon-split-qkv",),
-    ("--optimizer", "dist_muon"): ("--optimizer", "muon"),
 }
 """A flag with its values -> the flag here with its values."""

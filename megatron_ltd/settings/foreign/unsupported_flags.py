@@ -54,6 +54,8 @@ UNSUPPORTED: dict[str, str] = {
     "--end-weight-decay": _DECAY,
     "--weight-decay-incr-style": _DECAY,
     "--sgd-momentum": "the momentum of --optimizer sgd is 0.9",
+    "--muon-use-nesterov": "give it without a value",
+    "--muon-no-split-qkv": "give it without a value",
     "--muon-tp-mode": "Muon orthogonalises whole matrices on every layout; leave it out",
     "--muon-fp32-matmul-prec": "use --muon-precision bf16 for medium, --muon-precision fp32 for more",
     "--muon-coefficient-type": "the coefficients are those of simple; leave it out",
@@ -150,7 +152,6 @@ FAMILIES: dict[str, str] = {
     "--retro-": "there are no retrieval models",
     "--mamba-": "there are no state-space layers",
     "--hybrid-": "there are no state-space layers",
-    "--muon-": "use --optimizer muon with the flags --muon-... of this project",
     "--yarn-": _ROPE_SCALING,
     "--mtp-": "there is no multi-token prediction; leave it out",
     "--rl-": "there is no reinforcement learning",
@@ -198,6 +199,7 @@ VALUES: dict[tuple[str, str], str] = {
     ("--tokenizer-type", "PretrainedFromHF"): "use HuggingFaceTokenizer with --tokenizer-model FOLDER",
     ("--tokenizer-type", "HFTokenizer"): "use HuggingFaceTokenizer with --tokenizer-model FOLDER",
     ("--data-parallel-sharding-strategy", "optim"): "use optim_grads, which shards gradients too",
+    ("--optimizer", "dist_muon"): "use muon, and --use-distributed-optimizer to shard its state",
     ("--distributed-backend", "ccl"): "use auto, nccl or gloo",
 }
 """(Flag of this project, value that it has elsewhere) -> what to do instead."""
