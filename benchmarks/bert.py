@@ -80,7 +80,7 @@ def our_step(config: RunConfig, runtime: Runtime, batch: Batch) -> Callable[[], 
         model.choose_by(ImportanceTable.initial(
             config.model.vocab_size, initial_importance=10.0, beta=0.995, always_keep=(1, 2, 3, 4), always_drop=(0,),
             device=runtime.device))
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     plan = policies(config).plan(0)
     return lambda: train_step(model, optimizer, [batch], config, plan, learning_rate=1e-4, loss_scale=1.0,
                               stop_level=0, device=runtime.device)

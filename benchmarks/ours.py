@@ -49,7 +49,7 @@ class OurModel:
     def __init__(self, config: RunConfig, runtime: Runtime, microbatches: int = 1):
         self.config, self.runtime = config, runtime
         self.model = build_model(config, runtime.mesh, runtime.device)
-        self.optimizer = ShardedOptimizer([(p.name, p.parameter) for p in self.model.parameters], config.optimizer)
+        self.optimizer = ShardedOptimizer([(p.name, p.parameter) for p in self.model.parameters], config)
         self._batches = random_batches(config, microbatches)
         self._steps = 0
 

@@ -247,10 +247,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """AdamW, or plain SGD with momentum 0.9."""
+    optimizer: Literal["adam", "sgd", "muon"] = "adam"
+    """AdamW; SGD with momentum 0.9; or Muon for the layers' matrices and AdamW for all other parameters, both with the
+    same learning rate and weight decay."""
     lr: float | None = None
     """Peak learning rate."""
     min_lr: float = 0.0
@@ -294,6 +295,22 @@ class OptimizerConfig:
     """Decay of the second moment."""
     adam_eps: float = 1e-8
     """Added to the root of the second moment."""
+    muon_momentum: float = 0.95
+    """Decay of Muon's momentum."""
+    muon_nesterov: bool = True
+    """Muon uses Nesterov's momentum."""
+    muon_num_ns_steps: int = 5
+    """Newton-Schulz iterations of a step of Muon."""
+    muon_scale_mode: Literal["match_rms_adamw", "spectral", "shape_scaling", "unit_rms_norm"] = "match_rms_adamw"
+    """Factor on Muon's update of a matrix [o, i]: 0.2 sqrt(max(o, i)), with which updates are as large as AdamW's and
+    one learning rate serves both; sqrt(max(o, i)); sqrt(max(1, o/i)), `original` in torch; or sqrt(o/i)."""
+    muon_extra_scale_factor: float = 1.0
+    """A further factor on Muon's update."""
+    muon_split_qkv: bool = True
+    """Muon treats the query/key/value weight as three matrices rather than one."""
+    muon_precision: Literal["fp32", "bf16"] | None = None
+    """Precision of Muon's Newton-Schulz iterations. Default: fp32 in fp32 runs, so that all layouts give the same
+    result; bf16, as in torch, with --bf16 or --fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)

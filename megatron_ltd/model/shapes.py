@@ -33,6 +33,14 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def layer_matrices(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The rows of a layer's matrices, by the end of their names. Query, key and value are fused: their rows alternate,
+    and the three sizes are those of one group of heads."""
+    rows: dict[str, tuple[int, ...]] = {name: (shape[0],) for name, shape in _layer(config) if len(shape) == 2}
+    queries = config.num_attention_heads // config.query_groups
+    return rows | {"attention.qkv.weight": (queries * config.head_dim, config.head_dim, config.head_dim)}
+
+
 def _vit(config: ModelConfig) -> dict[str, Shape]:
     h = config.hidden_size
     assert config.num_classes is not None

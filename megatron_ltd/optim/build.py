@@ -1,16 +1,20 @@
 """The optimizer, on the shards this process holds.
 
-Parameters are DTensors; an optimizer's arithmetic is element-wise, so it runs on their local tensors, which share
-storage with them. Any fused implementation works on those, and none pays for the dispatch of sharded tensors.
+Parameters are DTensors; the arithmetic of AdamW and SGD is element-wise, so they run on the local tensors, which share
+storage with them. Any fused implementation works on those, and none pays for the dispatch of sharded tensors. Muon
+needs whole matrices, for one operation (`optim/muon.py`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from megatron_ltd.config import OptimizerConfig
+from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.model.shapes import layer_matrices
+from megatron_ltd.optim.muon import Muon
+from megatron_ltd.parallel.data_parallel import compute_dtype
 from megatron_ltd.parallel.gradients import local_gradient
 
 
@@ -20,36 +24,52 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 class ShardedOptimizer:
-    """AdamW or SGD over the local shards of named parameters.
+    """AdamW, SGD, or Muon and AdamW, over the local shards of named parameters.
 
     Args:
         named_parameters: global names and parameters; every gradient is set when `step` is called.
-        config: hyperparameters; the learning rate is given at each step.
+        config: of the run; the learning rate is given at each step.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig):
-        self.names, self.parameters = [], []
-        for name, parameter in named_parameters:
-            self.names.append(name)
-            self.parameters.append(parameter)
-        self._shards = [_local_leaf(parameter) for parameter in self.parameters]
-        decay = [decays(name, p) for name, p in zip(self.names, self.parameters, strict=True)]
-        groups = [{"params": [s for s, d in zip(self._shards, decay, strict=True) if d is wanted],
-                   "weight_decay": config.weight_decay if wanted else 0.0} for wanted in (True, False)]
-        self._optimizer, self.description = _build([group for group in groups if group["params"]], config)
-        self.moments = ("momentum_buffer",) if config.optimizer == "sgd" else ("exp_avg", "exp_avg_sq")
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig):
+        self._parameters = dict(named_parameters)
+        self._shards = {name: _local_leaf(parameter) for name, parameter in self._parameters.items()}
+        matrices = _muon_matrices(self._parameters, config) if config.optimizer.optimizer == "muon" else {}
+        others = [name for name in self._parameters if name not in matrices]
+        optimizer, self.description = _build(self._decay_groups(others, config.optimizer.weight_decay),
+                                             config.optimizer)
+        self._optimizers: dict[str, torch.optim.Optimizer] = dict.fromkeys(others, optimizer)
+        if matrices:
+            precision = config.optimizer.muon_precision or ("fp32" if config.training.precision == "fp32" else "bf16")
+            muon = Muon([self._parameters[name] for name in matrices], [self._shards[name] for name in matrices],
+                        list(matrices.values()), config.optimizer, compute_dtype(precision))
+            self._optimizers |= dict.fromkeys(matrices, muon)
+            self.description = f"Muon in {precision} for the layers' matrices, {self.description} for the rest"
+
+    def _decay_groups(self, names: Sequence[str], weight_decay: float) -> list[dict]:
+        decay = {name: decays(name, self._parameters[name]) for name in names}
+        groups = [{"params": [self._shards[name] for name in names if decay[name] is wanted],
+                   "weight_decay": weight_decay if wanted else 0.0} for wanted in (True, False)]
+        return [group for group in groups if group["params"]]
 
     def step(self, learning_rate: float) -> None:
         """One update with the gradients that the parameters hold."""
-        for shard, parameter in zip(self._shards, self.parameters, strict=True):
+        for name, parameter in self._parameters.items():
+            shard = self._shards[name]
             shard.grad = local_gradient(parameter).to(shard.dtype)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
+        for optimizer in dict.fromkeys(self._optimizers.values()):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
 
     def zero_grad(self) -> None:
-        for shard, parameter in zip(self._shards, self.parameters, strict=True):
-            shard.grad, parameter.grad = None, None
+        for name, parameter in self._parameters.items():
+            self._shards[name].grad, parameter.grad = None, None
+
+    def moments(self, name: str) -> tuple[str, ...]:
+        """Names of the moments of a parameter, as torch calls them."""
+        return ("momentum_buffer",) if isinstance(self._optimizers[name], Muon | torch.optim.SGD) \
+            else ("exp_avg", "exp_avg_sq")
 
     def state_tensors(self, steps_taken: int) -> dict[str, torch.Tensor]:
         """The moments as tensors sharded like their parameters, by `<moment>.<parameter name>`; made (as zeros) where
@@ -59,23 +79,27 @@ class ShardedOptimizer:
             steps_taken: updates so far, which AdamW's bias correction counts.
         """
         tensors = {}
-        for name, parameter, shard in zip(self.names, self.parameters, self._shards, strict=True):
-            state = self._optimizer.state[shard]
-            for moment in self.moments:
+        for name, parameter in self._parameters.items():
+            shard, optimizer = self._shards[name], self._optimizers[name]
+            state = optimizer.state[shard]
+            for moment in self.moments(name):
                 if moment not in state or state[moment] is None:
                     state[moment] = torch.zeros_like(shard)
                 tensors[f"{moment}.{name}"] = _sharded_like(state[moment], parameter)
-        self._set_steps(steps_taken)
+            if "exp_avg" in state:
+                state["step"] = torch.tensor(float(steps_taken), device=shard.device)
+        for optimizer in dict.fromkeys(self._optimizers.values()):
+            for group in optimizer.param_groups:
+                if "step" in group:  # apex counts in the group
+                    group["step"] = steps_taken
         return tensors
 
-    def _set_steps(self, steps_taken: int) -> None:
-        if "exp_avg" not in self.moments:
-            return
-        for group in self._optimizer.param_groups:
-            if "step" in group:  # apex counts in the group
-                group["step"] = steps_taken
-        for shard in self._shards:
-            self._optimizer.state[shard]["step"] = torch.tensor(float(steps_taken), device=shard.device)
+
+def _muon_matrices(parameters: Mapping[str, nn.Parameter], config: RunConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters that Muon updates, by name, with the rows of the matrices in each."""
+    rows = {name: layer_matrices(config.model).get(".".join(name.split(".")[-3:])) for name in parameters}
+    return {name: turn if config.optimizer.muon_split_qkv else (parameters[name].shape[0],)
+            for name, turn in rows.items() if turn is not None}
 
 
 def _local_leaf(parameter: nn.Parameter) -> torch.Tensor:

@@ -13,6 +13,7 @@ A tensor-parallel region lies between `enter` and `exit` (f and g of https://arx
 Sequence dims come first, so that a slice of the sequence is contiguous. A group of one does nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,37 @@ def reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     out = x.new_empty((x.shape[0] // group.size(), *x.shape[1:]))
     _reduce_scatter(out, x.contiguous(), group=group)
     return out
+
+
+def exchange(outgoing: Sequence[tuple[int, torch.Tensor]], incoming: Sequence[tuple[int, torch.Tensor]],
+             like: torch.Tensor) -> None:
+    """Send tensors, and fill others with what is received, in one all-to-all over all ranks of the run.
+
+    Two ranks list what goes from one to the other in the same order.
+
+    Args:
+        outgoing: tensors and the ranks they go to.
+        incoming: tensors to fill and the ranks they come from.
+        like: has the dtype and device of all of them.
+    """
+    if dist.get_world_size() == 1:
+        for (_, source), (_, target) in zip(outgoing, incoming, strict=True):
+            target.copy_(source)
+        return
+    outgoing, incoming = (sorted(tensors, key=lambda item: item[0]) for tensors in (outgoing, incoming))
+    sent = torch.cat([like.new_empty(0), *(tensor.flatten() for _, tensor in outgoing)])
+    received = like.new_empty(sum(tensor.numel() for _, tensor in incoming))
+    dist.all_to_all_single(received, sent, _numbers_by_rank(incoming), _numbers_by_rank(outgoing))
+    parts = received.split([tensor.numel() for _, tensor in incoming])
+    for (_, target), part in zip(incoming, parts, strict=True):
+        target.copy_(part.view(target.shape))
+
+
+def _numbers_by_rank(tensors: Sequence[tuple[int, torch.Tensor]]) -> list[int]:
+    counts = [0] * dist.get_world_size()
+    for rank, tensor in tensors:
+        counts[rank] += tensor.numel()
+    return counts
 
 
 class _CopyThenReduceGradient(torch.autograd.Function):

@@ -145,7 +145,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch,
     model = build_model(config, runtime.mesh, runtime.device)
     if config.token_drop.policy == "importance" and tokenizer is not None:
         model.choose_by(importance_table(config, tokenizer, runtime.device))
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     state = restore(config, model, optimizer, group, console)
     writer, best = None, None
     if config.checkpoint.save is not None:

@@ -74,6 +74,8 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     manifest = read_manifest(path)
     state.check_model_settings(config, manifest, path)
     weights_only = settings.finetune or settings.no_load_optim
+    if not weights_only:
+        state.check_optimizer(config, manifest, path)
     goes_on = not settings.finetune and manifest.stored_name(state.IMPORTANCE) is not None
     adapt = Adaptation()
     if settings.finetune and config.model.family == "vit":

@@ -5,6 +5,7 @@ global and shards know their placement, so what one layout saved another one loa
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.train.adapt import FREE, Adaptation
 from megatron_ltd.train.best import BestSoFar
-from megatron_ltd.train.setup import Model
+from megatron_ltd.train.setup import Model, NamedParameter
 
 
 @dataclass
@@ -63,10 +64,16 @@ def named_tensors(model: Model, optimizer: ShardedOptimizer | None, updates: int
         moments = optimizer.state_tensors(updates)
         for p in model.parameters:
             if not p.is_copy:
-                tensors |= {f"optimizer.{m}.{p.global_name}": moments[f"{m}.{p.name}"] for m in optimizer.moments}
+                tensors |= _of_parameter(p, optimizer, moments)
     if model.importance is not None:
         tensors[IMPORTANCE] = model.importance.values
     return tensors
+
+
+def _of_parameter(p: NamedParameter, optimizer: ShardedOptimizer,
+                  moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The moments of one parameter, by global name."""
+    return {f"optimizer.{m}.{p.global_name}": moments[f"{m}.{p.name}"] for m in optimizer.moments(p.name)}
 
 
 def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: dist.ProcessGroup | None, *,
@@ -93,7 +100,7 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
             continue
         wanted: dict[str, torch.Tensor] = {f"model.{p.global_name}": p.parameter}
         if optimizer is not None:
-            wanted |= {f"optimizer.{m}.{p.global_name}": moments[f"{m}.{p.name}"] for m in optimizer.moments}
+            wanted |= _of_parameter(p, optimizer, moments)
         for name, tensor in wanted.items():
             # A V-shaped pipeline holds both copies of a tied embedding in one process; one name is read once.
             repeated += [(tensor, targets[name])] if name in targets else []
@@ -125,3 +132,15 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     if lines:
         raise CheckpointError(f"{path} holds another model; use its settings (--use-checkpoint-args):\n  "
                               + "\n  ".join(lines))
+
+
+def check_optimizer(config: RunConfig, manifest: Manifest, path: Path) -> None:
+    """The optimizer's state, if there is one, must be that of this run's optimizer.
+
+    Raises:
+        CheckpointError: it is another's.
+    """
+    saved, mine = manifest.config["optimizer"]["optimizer"], config.optimizer.optimizer
+    if saved != mine and any(name.startswith("optimizer.") for name in manifest.tensors):
+        raise CheckpointError(f"{path} holds the state of --optimizer {saved}, but this run has --optimizer {mine}; "
+                              f"give --optimizer {saved}, or --no-load-optim to take the weights and counters alone")

@@ -39,7 +39,7 @@ def batch(step: int = 0) -> dict[str, torch.Tensor]:
 def losses(config: RunConfig, mesh: Mesh, device: torch.device, kept: list[int]) -> list[float]:
     """The loss of one training step for each kept length."""
     model = build_model(config, mesh, device)
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     plans = [policies(config).keeping(kept_tokens) for kept_tokens in kept]
     return [train_step(model, optimizer, [batch(step)], config, plan, learning_rate=1e-3, loss_scale=1.0,
                        stop_level=0, device=device).loss for step, plan in enumerate(plans)]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from megatron_ltd.config import OptimizerConfig
+from megatron_ltd.config import OptimizerConfig, RunConfig
 from megatron_ltd.optim.build import ShardedOptimizer, decays
 from tests.gloo import run_ranks
 
@@ -65,7 +65,7 @@ def reference(config: OptimizerConfig) -> tuple[dict[str, nn.Parameter], torch.o
 def train_on_ranks(rank: int, ranks: int, config: OptimizerConfig) -> list[dict[str, torch.Tensor]]:
     """Whole weights after each step, and the whole state after the last."""
     parameters = sharded_parameters(ranks)
-    optimizer = ShardedOptimizer(parameters.items(), config)
+    optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=config))
     weights = []
     for step, rate in enumerate(RATES):
         optimizer.zero_grad()
@@ -103,11 +103,11 @@ def resumed_on_ranks(rank: int, ranks: int, config: OptimizerConfig, before: int
     runs = []
     for interrupted in (False, True):
         parameters = sharded_parameters(ranks)
-        optimizer = ShardedOptimizer(parameters.items(), config)
+        optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=config))
         for step in range(len(RATES)):
             if interrupted and step == before:
                 saved = full(optimizer.state_tensors(before))
-                optimizer = ShardedOptimizer(parameters.items(), config)
+                optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=config))
                 for name, target in optimizer.state_tensors(before).items():
                     assert isinstance(target, DTensor)
                     target.copy_(distribute_tensor(saved[name], target.device_mesh, target.placements,
@@ -129,7 +129,7 @@ def test_reading_the_state_does_not_disturb_the_run() -> None:
     runs = []
     for reads in (False, True):
         parameters = {name: nn.Parameter(whole(name, -1)) for name in PARAMETERS}
-        optimizer = ShardedOptimizer(parameters.items(), ADAM)
+        optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=ADAM))
         for step, rate in enumerate(RATES):
             if reads:
                 optimizer.state_tensors(step)
@@ -142,7 +142,7 @@ def test_reading_the_state_does_not_disturb_the_run() -> None:
 def test_updates_that_were_left_out_are_not_counted() -> None:
     """Three steps of which one overflowed: the bias correction is that of two updates."""
     parameters = {name: nn.Parameter(whole(name, -1)) for name in PARAMETERS}
-    optimizer = ShardedOptimizer(parameters.items(), ADAM)
+    optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=ADAM))
     plain, expected = reference(ADAM)
     for step in (0, 2, 3):
         if step == 3:
@@ -168,7 +168,7 @@ def test_matrices_decay_and_vectors_do_not(name: str, shape: tuple[int, ...], wa
 def test_decay_is_decoupled_and_scaled_by_the_rate() -> None:
     """With gradients of zero a matrix shrinks by 1 - rate x decay, and a vector stays."""
     parameters = {name: nn.Parameter(whole(name, -1)) for name in PARAMETERS}
-    optimizer = ShardedOptimizer(parameters.items(), ADAM)
+    optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=ADAM))
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(0.5)
@@ -179,7 +179,7 @@ def test_decay_is_decoupled_and_scaled_by_the_rate() -> None:
 
 def test_a_gradient_of_another_precision_is_taken_in_that_of_the_weight() -> None:
     parameter = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float32))
-    optimizer = ShardedOptimizer([("a.bias", parameter)], SGD)
+    optimizer = ShardedOptimizer([("a.bias", parameter)], RunConfig(optimizer=SGD))
     parameter.grad = torch.tensor([1.0, -1.0])
     optimizer.step(0.25)
     assert parameter.tolist() == [0.75, 2.25]
@@ -187,5 +187,5 @@ def test_a_gradient_of_another_precision_is_taken_in_that_of_the_weight() -> Non
 
 def test_the_description_says_which_implementation_runs() -> None:
     parameter = [("a.weight", nn.Parameter(torch.zeros(2, 2)))]
-    assert ShardedOptimizer(parameter, ADAM).description == "torch fused AdamW"
-    assert ShardedOptimizer(parameter, SGD).description == "torch SGD"
+    assert ShardedOptimizer(parameter, RunConfig(optimizer=ADAM)).description == "torch fused AdamW"
+    assert ShardedOptimizer(parameter, RunConfig(optimizer=SGD)).description == "torch SGD"

@@ -325,6 +325,8 @@ def test_the_runnable_settings_have_no_idle_ones() -> None:
     ({"loss_scale": 8.0}, "--loss-scale"),
     ({"lr_wsd_decay_iters": 8}, "--lr-wsd-decay-iters"),
     ({"optimizer": "sgd", "adam_eps": 1.0}, "--adam-eps"),
+    ({"muon_momentum": 0.9}, "--muon-momentum"),
+    ({"optimizer": "sgd", "muon_split_qkv": False}, "--muon-split-qkv"),
     ({"async_save": True}, "--async-save"),
     ({"no_load_optim": True}, "--no-load-optim"),
     ({"prompt_key": "question"}, "--prompt-key"),

@@ -41,7 +41,7 @@ def table_after(rank: int, ranks: int, steps: int, layout: dict[str, Any]) -> to
     model = build_model(config, mesh, device)
     model.choose_by(ImportanceTable.initial(VOCABULARY, initial_importance=10.0, beta=0.9, always_keep=(1,),
                                             always_drop=(0,), device=device))
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     plan = policies(config).keeping(LENGTH // 2)
     for step in range(steps):
         train_step(model, optimizer, batch(step, mesh.dp_rank), config, plan, learning_rate=1e-2, loss_scale=1.0,

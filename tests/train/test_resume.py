@@ -87,6 +87,7 @@ KILLS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2-zero3-async-ramp": (2, {**ZERO_3, **RAMP, "async_save": True, "num_workers": 1}),
     "tp2-pp2": (4, {**PP2, "tensor_model_parallel_size": 2}),
     "pp2-importance-async": (2, {**PP2, **IMPORTANCE, "async_save": True}),
+    "dp2-zero2-muon": (2, {"optimizer": "muon", "use_distributed_optimizer": True}),
 }
 
 
@@ -121,6 +122,8 @@ LEGS: dict[str, tuple[dict[str, Any], Legs]] = {
                                 [(2, {"use_distributed_optimizer": True}), (2, ZBV), (1, {}), (2, TP2_SP),
                                  (2, {"micro_batch_size": 1})]),
     "gpt2-importance": (IMPORTANCE, [(2, PP2), (2, TP2_SP), (1, {})]),
+    "muon": ({"optimizer": "muon", "layer_drop_rate": 0.2, "group_query_attention": True, "num_query_groups": 2},
+             [(2, ZBV), (4, {**TP2_SP, **ZERO_3}), (1, {"micro_batch_size": 4}), (2, {})]),
     "llama": ({"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "init_method_std": 0.1,
                "disable_bias_linear": True, "untie_embeddings_and_output_weights": True},
               [(2, ZBV), (4, {**TP2_SP, **ZERO_3}), (1, {"micro_batch_size": 4})]),
@@ -238,6 +241,20 @@ def test_without_optimizer_state_the_steps_go_on_and_the_moments_start_anew(
     assert "optimizer.exp_avg.embedding.word.weight is not in the checkpoint" in with_moments.endings[0].said
     bare = run(folder, continued(corpus, folder, no_load_optim=True)).steps[8:]
     assert curve(bare) == curve(found)
+
+
+def test_the_state_of_another_optimizer_is_rejected_and_without_it_the_run_continues(
+    corpus: Corpus, finished: Finished, copy: Path,
+) -> None:
+    rejected = run(copy, continued(corpus, copy, optimizer="muon"), code=22)
+    for words in ("holds the state of --optimizer adam", "this run has --optimizer muon", "--no-load-optim"):
+        assert words in rejected.endings[0].said
+    found = run(copy, continued(corpus, copy, ckpt_step=8, optimizer="muon", no_load_optim=True)).steps
+    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+    assert found[8]["lm_loss"] == finished[1].steps[8]["lm_loss"]
+    moments = {name.split(".")[1] for name in saved_tensors(copy / "checkpoints", STEPS)
+               if name.startswith("optimizer.")}
+    assert moments == {"momentum_buffer", "exp_avg", "exp_avg_sq"}
 
 
 def test_a_new_run_sets_the_metrics_of_an_older_one_aside(corpus: Corpus, finished: Finished, copy: Path) -> None:

@@ -113,7 +113,7 @@ WORKS = {"skipped": [reading(16, (1, 3)), reading(16, (2,)), reading(16, range(L
 def steps_of_both(rank: int, ranks: int, works: list[StepPlan]) -> dict[str, Any]:
     """Losses and weights of the same steps, by `train_step` and by torch's AdamW on a loop over layers."""
     model, reference = built(), built()
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG)
     shards = {p.name: local(p.parameter).detach() for p in reference.parameters}
     adam = torch.optim.AdamW([{"params": [t for t in shards.values() if t.dim() > 1], "weight_decay": 0.1},
                               {"params": [t for t in shards.values() if t.dim() == 1], "weight_decay": 0.0}], lr=1e-2)
@@ -150,7 +150,7 @@ def test_steps_are_those_of_a_plain_loop_and_of_torchs_adam_with_zero_gradients(
 
 def gradients_after_losing_one(rank: int, ranks: int) -> str:
     model = built()
-    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG.optimizer)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], CONFIG)
     train_step(model, optimizer, batch(0), CONFIG, reading(16, (1,)), learning_rate=1e-2,
                loss_scale=1.0, stop_level=0, device=DEVICE)
     for parameter in model.parameters:

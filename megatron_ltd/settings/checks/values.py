@@ -21,12 +21,13 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
         ckpt_step eval_iters"""),
     (Range(0, low_open=True), """
         norm_epsilon init_method_std distributed_timeout_minutes exit_duration_in_mins loss_scale initial_loss_scale
-        min_loss_scale lr adam_eps peak_tflops"""),
-    (BELOW_ONE, "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2"),
+        min_loss_scale lr adam_eps muon_extra_scale_factor peak_tflops"""),
+    (BELOW_ONE, "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2 muon_momentum"),
     (Range(0, 1, low_open=True), "rotary_percent"),
     (Range(0, 1, low_open=True, high_open=True), "mask_prob"),
     (Range(0, 1), "short_seq_prob"),
     (Range(1, low_open=True), "rotary_base"),
+    (Range(1, 99), "muon_num_ns_steps"),
     (Range(0, 2**32, high_open=True), "seed"),
 )
 RANGES: dict[str, Range] = {field: allowed for allowed, fields in _FIELDS for field in fields.split()} | {
