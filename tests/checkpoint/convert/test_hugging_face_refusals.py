@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_ltd.checkpoint.convert.huggingface.config_export import describe
+from megatron_ltd.checkpoint.convert.huggingface.config import describe
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import ModelConfig, RunConfig
@@ -121,8 +121,8 @@ NAME = "model.layers.1.self_attn.k_proj.weight"
     (lambda t: t.update({NAME: t[NAME][:-1].clone()}), f"{NAME} has shape (31, 32), expected (32, 32)"),
     (lambda t: t[NAME].view(-1)[7].fill_(float("nan")), "model.layers.1.attention.qkv.weight has NaN"),
     (lambda t: t[NAME].view(-1)[7].fill_(float("inf")), "model.layers.1.attention.qkv.weight has NaN or infinity"),
-    (lambda t: t.update({NAME: t[NAME].double()}), f"{NAME} has dtype torch.float64"),
-    (lambda t: t.update({NAME: t[NAME].to(torch.int8)}), f"{NAME} has dtype torch.int8"),
+    (lambda t: t.update({NAME: t[NAME].double()}), f"{NAME} has dtype F64"),
+    (lambda t: t.update({NAME: t[NAME].to(torch.int8)}), f"{NAME} has dtype I8"),
 ])
 def test_tensors_that_do_not_fit_are_named(
     source: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, torch.Tensor]], Any], words: str,
@@ -174,13 +174,13 @@ def test_a_damaged_index_is_refused(
 
 
 @pytest.mark.parametrize(("damage", "words"), [
-    (lambda data: data[:4], "model.safetensors ends at byte 4"),
-    (lambda data: b"\xff" * 8 + data[8:], "claims a header of"),
-    (lambda data: data[:-3], "the file has"),
-    (lambda data: data + b"more", "the file has"),
-    (lambda data: data[:8] + b"!" + data[9:], "malformed header"),
-    (lambda data: data.replace(b'"F32"', b'"F33"', 1), "dtype 'F33'"),
-    (lambda data: data.replace(b'"shape":[', b'"shope":[', 1), "malformed header"),
+    (lambda data: data[:4], "model.safetensors is damaged or cut short"),
+    (lambda data: b"\xff" * 8 + data[8:], "header too large"),
+    (lambda data: data[:-3], "file not fully covered"),
+    (lambda data: data + b"more", "file not fully covered"),
+    (lambda data: data[:8] + b"!" + data[9:], "invalid JSON in header"),
+    (lambda data: data.replace(b'"F32"', b'"F33"', 1), "unknown variant `F33`"),
+    (lambda data: data.replace(b'"shape":[', b'"shope":[', 1), "missing field `shape`"),
 ], ids=["short", "huge header", "cut", "longer", "no JSON", "no dtype", "no shape"])
 def test_a_damaged_file_is_refused(
     source: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytes], bytes], words: str,
