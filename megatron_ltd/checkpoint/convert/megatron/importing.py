@@ -62,6 +62,10 @@ _REFUSED = {
     "multi_latent_attention": "multi-latent attention",
     "qk_layernorm": "norms of queries and keys",
 }
+_NEEDED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
+_SAME_NAME = ("kv_channels", "max_position_embeddings", "rotary_base", "rotary_percent", "normalization", "swiglu",
+              "add_qkv_bias", "untie_embeddings_and_output_weights")
+"""Settings whose name and default are ours."""
 
 
 def import_model(folder: Path, read: Callable[[Path], State], save_dir: Path, counters: State, *,
@@ -74,7 +78,7 @@ def import_model(folder: Path, read: Callable[[Path], State], save_dir: Path, co
         vocab_size: real tokens; None takes what the file says.
 
     Raises:
-        CheckpointError: files are missing or contradict each other, or hold a model that is not computed here.
+        CheckpointError: files are missing or contradict each other, or hold an unsupported model.
     """
     first = read(_file(folder, 0, 0))
     tp, pp = (_argument(first, f"{kind}_model_parallel_size", 1) for kind in ("tensor", "pipeline"))
@@ -93,9 +97,9 @@ def model_config(state: State, vocab_size: int | None) -> ModelConfig:
     """The model that the `args` and the heads in a file of the last stage describe.
 
     Raises:
-        CheckpointError: it is not computed here, or its vocabulary is not known.
+        CheckpointError: it is unsupported, or its vocabulary is not known.
     """
-    raise_problems("the model is not computed here",
+    raise_problems("the model is not supported",
                    [f"--{name.replace('_', '-')} ({what})" for name, what in _REFUSED.items()
                     if _argument(state, name, None)])
     named: Mapping[str, Any] = state.get("model", state.get("model0", {}))
@@ -104,28 +108,22 @@ def model_config(state: State, vocab_size: int | None) -> ModelConfig:
     if real is None or (padded is not None and real > padded):
         raise CheckpointError(f"--vocab-size = {real}: the files tell only the padded size, {padded}; give the number "
                               "of tokens of the tokenizer, at most that")
-    rope = _argument(state, "position_embedding_type", "learned_absolute") == "rope" or \
-        bool(_argument(state, "use_rotary_position_embeddings", False))
+    settings = {name: _argument(state, name, getattr(ModelConfig, name)) for name in _SAME_NAME}
+    settings |= {name: _needed(state, name) for name in _NEEDED}
+    settings["norm_epsilon"] = _argument(state, "norm_epsilon", _argument(state, "layernorm_epsilon", 1e-5))
+    rope = _argument(state, "position_embedding_type", None) == "rope" or \
+        _argument(state, "use_rotary_position_embeddings", False)
     groups = _argument(state, "num_query_groups", None) if _argument(state, "group_query_attention", False) else None
+    # Megatron-LM's fused GELU, its default, is the tanh approximation.
+    tanh_gelu = _argument(state, "openai_gelu", False) or _argument(state, "bias_gelu_fusion", True)
     bert = "binary_head" in named or "lm_head" in named
     return ModelConfig(
-        family="bert" if bert else "gpt", num_layers=_needed(state, "num_layers"),
-        hidden_size=_needed(state, "hidden_size"), ffn_hidden_size=_needed(state, "ffn_hidden_size"),
-        num_attention_heads=_needed(state, "num_attention_heads"), kv_channels=_argument(state, "kv_channels", None),
-        group_query_attention=groups is not None, num_query_groups=groups, seq_length=_needed(state, "seq_length"),
-        max_position_embeddings=_argument(state, "max_position_embeddings", None),
+        **settings, family="bert" if bert else "gpt", vocab_size=int(real),
         position_embedding_type="rope" if rope else "learned_absolute",
-        rotary_base=_argument(state, "rotary_base", 10000), rotary_percent=_argument(state, "rotary_percent", 1.0),
-        normalization=_argument(state, "normalization", "LayerNorm"),
-        norm_epsilon=_argument(state, "norm_epsilon", _argument(state, "layernorm_epsilon", 1e-5)),
-        swiglu=bool(_argument(state, "swiglu", False)),
-        # Megatron-LM's fused GELU, its default, is the tanh approximation.
-        openai_gelu=not _argument(state, "swiglu", False) and bool(
-            _argument(state, "openai_gelu", False) or _argument(state, "bias_gelu_fusion", True)),
+        group_query_attention=groups is not None, num_query_groups=groups,
+        openai_gelu=bool(tanh_gelu and not settings["swiglu"]),
         disable_bias_linear=not _argument(state, "add_bias_linear", True),
-        add_qkv_bias=bool(_argument(state, "add_qkv_bias", False)),
-        untie_embeddings_and_output_weights=bool(_argument(state, "untie_embeddings_and_output_weights", False)),
-        bert_no_binary_head=bert and "binary_head" not in named, vocab_size=int(real))
+        bert_no_binary_head=bert and "binary_head" not in named)
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def _cuts(folder: Path, read: Callable[[Path], State], config: ModelConfig, tp: 
         states = [read(_file(folder, rank, stage, pp)) for rank in range(tp)]
         if any("model" not in state for state in states):
             raise CheckpointError(f"{folder} was written with virtual pipeline stages (model0, model1, ...), which are "
-                                  "not read; save it again without --num-layers-per-virtual-pipeline-stage")
+                                  "not supported; save it again without --num-layers-per-virtual-pipeline-stage")
         ranks = [our_names(state["model"], layers) for state in states]
         raise_problems(f"{folder}: the tensor-parallel ranks of stage {stage} differ",
                        [f"rank {number} has other tensors than rank 0" for number, names in enumerate(ranks)
@@ -164,8 +162,10 @@ def _cuts(folder: Path, read: Callable[[Path], State], config: ModelConfig, tp: 
 
 
 def _check_fit(cuts: Mapping[str, _Cut], wanted: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Raises:
-    CheckpointError: tensors are missing, superfluous, or of another shape.
+    """Make sure that the files hold the whole model and nothing else.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous, or of another shape.
     """
     problems = [f"{name} is missing" for name in wanted if name not in cuts]
     for name, cut in cuts.items():
