@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from megatron_ltd.checkpoint.durable import FileFacts
@@ -92,8 +93,8 @@ class LazyPlanner(DefaultSavePlanner):
         return self.read(index.fqn)
 
 
-class SafetensorsReader(StorageReader):
-    """Reads tensors from verified files.
+class SafetensorsReader(FileSystemReader):
+    """Reads tensors from verified files, as torch's reader of files, but for their format.
 
     Args:
         contents: where the chunks are, as the verification found them.
@@ -103,24 +104,12 @@ class SafetensorsReader(StorageReader):
 
     def __init__(self, folder: Path, contents: Contents, sources: Mapping[str, str],
                  facts: Mapping[str, TensorFacts]):
-        self.folder = folder
-        self.sources = sources
+        super().__init__(folder)
+        self.folder, self.sources = folder, sources
         self._metadata = _metadata(contents, sources, facts)
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
-
-    def read_metadata(self) -> Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._metadata
-
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         by_file: dict[str, list[ReadItem]] = {}
@@ -139,10 +128,6 @@ class SafetensorsReader(StorageReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return False
 
 
 def _metadata(contents: Contents, sources: Mapping[str, str], facts: Mapping[str, TensorFacts]) -> Metadata:

@@ -1,4 +1,4 @@
-"""A model folder that is damaged, dangerous, or not computed here is answered with what is wrong, and nothing else."""
+"""A model folder that is damaged, dangerous, or unsupported is rejected with what is wrong, and nothing is written."""
 
 import json
 import os
@@ -66,6 +66,8 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "only plain rotary positions"),
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}}, "only plain rotary positions"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.5}}, "rope_theta = 500.5"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_theta = nan: must be a whole"),
+    ({"layer_types": [["full_attention"]]}, "only full_attention"),
     ({"attention_bias": True}, "attention_bias = True with mlp_bias = False"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu'"),
     ({"sliding_window": 8}, "sliding_window = 8 below max_position_embeddings = 24"),
