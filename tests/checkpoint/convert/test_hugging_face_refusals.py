@@ -95,6 +95,7 @@ def test_a_variant_that_is_not_computed_is_refused(
 @pytest.mark.parametrize(("build", "changes", "words"), [
     (gpt2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     (gpt2, {"activation_function": "relu"}, "activation_function = 'relu'"),
+    (gpt2, {"activation_function": ["gelu"]}, "activation_function = ['gelu']: must be one of"),
     (mistral, {"sliding_window": 16}, "sliding_window = 16"),
     (qwen2, {"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window = True"),
     (megatron_bert, {"type_vocab_size": 3}, "type_vocab_size = 3"),

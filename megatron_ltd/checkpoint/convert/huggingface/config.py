@@ -180,9 +180,9 @@ class _Reader:
 def _is_tanh_gelu(reader: _Reader) -> bool:
     activations = {"gelu_new": True, "gelu_pytorch_tanh": True, "gelu": False}
     activation = reader.any("activation_function", "gelu_new")
-    if activation not in activations:
-        reader.wrong("activation_function", activation, f"must be one of {', '.join(activations)}")
-    return activations.get(activation, False)
+    if not isinstance(activation, str) or activation not in activations:
+        return bool(reader.wrong("activation_function", activation, f"must be one of {', '.join(activations)}", False))
+    return activations[activation]
 
 
 def _llama(reader: _Reader, groups: int, head_dim: int, read: Values) -> dict[str, Any]:
