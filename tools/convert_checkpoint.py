@@ -86,10 +86,10 @@ def write_model(args: argparse.Namespace, console: Console) -> None:
     path = find_checkpoint(Path(args.load), args.ckpt_step, console)
     config = saved_config(read_manifest(path), path)
     given = {name: getattr(args, name) for name in TOKENIZER_SETTINGS if getattr(args, name) is not None}
-    settings = dataclasses.replace(config.data, **given)
-    eod = end_of_document(settings, config.model.vocab_size, console)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
+    eod = end_of_document(config.data, config.model.vocab_size, console)
     dtype = None if args.dtype is None else DTYPES[args.dtype]
-    carried = export_model(Source(path, dtype, settings, eod, args.max_shard_bytes), Path(args.to_hf))
+    carried = export_model(Source(path, config, dtype, eod, args.max_shard_bytes), Path(args.to_hf))
     files = ", ".join(carried) if carried else "none; from_pretrained opens the model without them"
     console.line(f"wrote {args.to_hf} from {path}; tokenizer files: {files}")
 

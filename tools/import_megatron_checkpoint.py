@@ -25,7 +25,6 @@ import torch
 from megatron_ltd.checkpoint.convert.megatron.importing import import_model
 from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console
-from megatron_ltd.model.shapes import parameter_shapes
 from megatron_ltd.train.state import TrainState
 from tools.command_line import exit_code_of, parser_of
 
@@ -62,8 +61,8 @@ def read(path: Path) -> Any:
 
 
 def run(args: argparse.Namespace) -> None:
-    path, config = import_model(Path(args.from_megatron), read, parameter_shapes, Path(args.save),
-                                TrainState().counters(), vocab_size=args.vocab_size)
+    path, config = import_model(Path(args.from_megatron), read, Path(args.save), TrainState().counters(),
+                                vocab_size=args.vocab_size)
     model = config.model
     Console().line(f"wrote {path}: {model.family}, {model.num_layers} layers x {model.hidden_size}, vocabulary "
                    f"{model.vocab_size}; train on it with --load {args.save} --finetune --use-checkpoint-args")

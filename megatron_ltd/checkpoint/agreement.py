@@ -6,6 +6,7 @@ gave up, and none continues on a checkpoint that another could not read or write
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -82,3 +83,17 @@ def all_or_none(headline: str, action: Callable[[], T], group: dist.ProcessGroup
     alone = len(answers) == 1
     raise_problems(headline, [p if alone else f"rank {r}: {p}" for r, p in enumerate(answers) if p is not None])
     return value
+
+
+def all_see(headline: str, folder: Path, flag: str, group: dist.ProcessGroup | None) -> None:
+    """Make sure that a folder that rank 0 knows of is there on every rank.
+
+    Raises:
+        CheckpointError: on every rank, if it is not there on one of them.
+    """
+
+    def see() -> None:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not there: {flag} must be on a file system that all ranks share")
+
+    all_or_none(headline, see, group)

@@ -12,14 +12,11 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from megatron_ltd.errors import CheckpointError
 
 T = TypeVar("T")
-
-READ_BYTES = 16 << 20
-"""Size of the pieces in which files are read."""
 
 
 def reason(error: BaseException) -> str:
@@ -63,13 +60,13 @@ class FileFacts:
 
 
 class NewFile:
-    """A file that must not exist yet, hashed while it is written."""
+    """A file that is hashed while it is written; one of that name is overwritten."""
 
     def __init__(self, path: Path):
         self.path = path
         self._digest = hashlib.sha256()
         self._size_bytes = 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
 
     def __enter__(self) -> "NewFile":
@@ -80,28 +77,32 @@ class NewFile:
 
     def write(self, data: bytes | memoryview) -> None:
         if not len(data):
-            return
+            return  # memoryview casts nothing that is empty
         view = memoryview(data).cast("B")
         self._digest.update(view)
         self._size_bytes += len(view)
-        _write_all(self._descriptor, view, self.path)
+        while view:
+            view = view[self._run(os.write, view):]
 
     def finish(self) -> FileFacts:
         """Flush to the device; the file's own name becomes durable with its folder's."""
-        _with_name(os.fsync, self._descriptor, self.path)
+        self._run(os.fsync)
         return FileFacts(self._size_bytes, self._digest.hexdigest())
+
+    def _run(self, operation: Callable[..., T], *args: object) -> T:
+        """Run an operation on the descriptor; its errors name the file."""
+        try:
+            return operation(self._descriptor, *args)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file under its final name in one durable step, replacing what is there."""
     partial = path.with_name(f".tmp-{path.name}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(partial, flags, 0o666)
-    try:
-        _write_all(descriptor, memoryview(data), partial)
-        _with_name(os.fsync, descriptor, partial)
-    finally:
-        os.close(descriptor)
+    with NewFile(partial) as file:
+        file.write(data)
+        file.finish()
     os.replace(partial, path)
     fsync_folder(path.parent)
 
@@ -121,8 +122,8 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(trash)
 
 
-def open_regular(path: Path) -> int:
-    """A descriptor for reading a file that is no link, pipe or device.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is no link, pipe or device.
 
     Raises:
         CheckpointError: there is no such file, it is something else, or it cannot be opened.
@@ -138,7 +139,7 @@ def open_regular(path: Path) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError(f"{path} is not a regular file")
-    return descriptor
+    return os.fdopen(descriptor, "rb")
 
 
 def read_file(path: Path, limit_bytes: int) -> bytes:
@@ -147,40 +148,8 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
     Raises:
         CheckpointError: as `open_regular`, or the file is larger than the limit.
     """
-    descriptor = open_regular(path)
-    with os.fdopen(descriptor, "rb") as stream:
+    with open_regular(path) as stream:
         data = stream.read(limit_bytes + 1)
     if len(data) > limit_bytes:
-        raise CheckpointError(f"{path} is larger than {limit_bytes} bytes, which no such file is")
+        raise CheckpointError(f"{path} is larger than the limit of {limit_bytes} bytes for such a file")
     return data
-
-
-def read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes:
-    """Bytes [offset, offset + length) of an open file.
-
-    Raises:
-        CheckpointError: the file ends before.
-    """
-    pieces = []
-    while length:
-        piece = os.pread(descriptor, length, offset)
-        if not piece:
-            raise CheckpointError(f"{path} ends at byte {offset}; it was cut short while being read")
-        pieces.append(piece)
-        offset += len(piece)
-        length -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _write_all(descriptor: int, view: memoryview, path: Path) -> None:
-    while view:
-        written = _with_name(os.write, descriptor, path, view)
-        view = view[written:]
-
-
-def _with_name(operation: Callable[..., T], descriptor: int, path: Path, *args: object) -> T:
-    """Run an operation on a descriptor; its errors name the file."""
-    try:
-        return operation(descriptor, *args)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from megatron_ltd.checkpoint.agreement import all_or_none, gather_json, raise_problems, rank_in
+from megatron_ltd.checkpoint.agreement import all_or_none, all_see, gather_json, raise_problems, rank_in
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from megatron_ltd.checkpoint.storage import SafetensorsReader
@@ -34,12 +34,7 @@ def agree_on_checkpoint(load_dir: Path, group: dist.ProcessGroup | None, step: i
     chosen = all_or_none(
         headline, lambda: find_checkpoint(load_dir, step, console).name if rank_in(group) == 0 else None, group)
     path = load_dir / str(gather_json(chosen, group)[0])
-
-    def see() -> None:
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is not there: --load must be on a file system that all ranks share")
-
-    all_or_none(headline, see, group)
+    all_see(headline, path, "--load", group)
     return path
 
 

@@ -22,6 +22,8 @@ from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
+KEPT = 2
+"""Complete checkpoints that retention never deletes, the newest ones."""
 _STEP = re.compile(r"(?:\.old-)?iter_([0-9]{7,15})")
 _SHOWN_STEPS = 5
 
@@ -147,6 +149,16 @@ def clear_leftovers(save_dir: Path) -> None:
                 rename_folder(path, final)
         elif name.startswith((".tmp-iter_", ".trash-")):
             remove_folder(path)
+
+
+def superseded(save_dir: Path, step: int, retain_interval: int, kept: int = KEPT) -> list[Path]:
+    """Checkpoints that may be deleted after one of `step` was published, oldest first.
+
+    Kept are the newest complete checkpoints, multiples of the interval, checkpoints of later steps (of a run that this
+    one went back from), and everything that is not a complete checkpoint.
+    """
+    complete = [(s, path) for s, path in checkpoints(save_dir).items() if s <= step and defect(path) is None]
+    return [path for s, path in complete[:-kept] if s % retain_interval]
 
 
 def _is_folder(path: Path) -> bool:

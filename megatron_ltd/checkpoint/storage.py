@@ -6,13 +6,15 @@ twice in memory, refuses views and transposed tensors, and would need every file
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -21,22 +23,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from megatron_ltd.checkpoint.durable import FileFacts, NewFile
+from megatron_ltd.checkpoint.durable import FileFacts
 from megatron_ltd.checkpoint.manifest import TensorFacts
-from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, NAME_OF, Chunk, encode_header
-from megatron_ltd.checkpoint.verify import Contents, all_finite
+from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, NAME_OF, Chunk, write_tensors
+from megatron_ltd.checkpoint.verify import Contents
 from megatron_ltd.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class _WrittenTo:
-    """What a rank tells the coordinator about a chunk it wrote."""
-
-    file: str
-    facts: FileFacts
 
 
 class SafetensorsWriter(StorageWriter):
@@ -58,7 +52,7 @@ class SafetensorsWriter(StorageWriter):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         for item in plan.items:
-            _dtype_name(item)
+            _chunk(item)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -70,8 +64,7 @@ class SafetensorsWriter(StorageWriter):
         return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        for result in (result for of_rank in results for result in of_rank):
-            self.files[result.storage_data.file] = result.storage_data.facts
+        self.files = dict(result.storage_data for of_rank in results for result in of_rank)
         for name, tensor in metadata.state_dict_metadata.items():
             assert isinstance(tensor, TensorStorageMetadata), name
             self.tensors[name] = TensorFacts(tuple(tensor.size), NAME_OF[tensor.properties.dtype])
@@ -82,26 +75,26 @@ class SafetensorsWriter(StorageWriter):
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         # Wide numbers first, so that every chunk is aligned to its own width.
-        items = sorted(plan.items, key=lambda item: (-_properties(item).dtype.itemsize, item.index.fqn))
-        chunks = [_chunk(item) for item in items]
-        with NewFile(self.folder / plan.storage_data) as file:
-            file.write(encode_header(chunks))
-            for item, chunk in zip(items, chunks, strict=True):
-                values = planner.resolve_data(item)
-                assert isinstance(values, torch.Tensor), item.index
-                values = values.detach().to("cpu").contiguous()
-                if tuple(values.shape) != chunk.shape or values.dtype != DTYPE_OF[chunk.dtype]:
-                    raise ValueError(f"{chunk.name} is {values.dtype} {tuple(values.shape)}, planned {chunk}")
-                if not all_finite(values):
-                    raise CheckpointError(f"{chunk.name} has NaN or infinity in it; it would not load")
-                file.write(values.reshape(-1).view(torch.uint8).numpy().data)
-            written = _WrittenTo(plan.storage_data, file.finish())
-        pairs = zip(items, chunks, strict=True)
-        return [WriteResult(item.index, chunk.size_bytes, written) for item, chunk in pairs]
+        chunks = {_chunk(item): item for item in plan.items}
+        ordered = sorted(chunks, key=lambda chunk: (-DTYPE_OF[chunk.dtype].itemsize, chunk.name))
+        values = (cast(torch.Tensor, planner.resolve_data(chunks[chunk])) for chunk in ordered)
+        written = plan.storage_data, write_tensors(self.folder / plan.storage_data, ordered, values)
+        return [WriteResult(chunks[chunk].index, chunk.size_bytes, written) for chunk in ordered]
 
 
-class SafetensorsReader(StorageReader):
-    """Reads tensors from verified files.
+class LazyPlanner(DefaultSavePlanner):
+    """Plans a save of tensors on the device "meta", whose values are read one at a time when they are written."""
+
+    def __init__(self, read: Callable[[str], torch.Tensor]):
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.read = read
+
+    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        return self.read(index.fqn)
+
+
+class SafetensorsReader(FileSystemReader):
+    """Reads tensors from verified files, as torch's reader of files, but for their format.
 
     Args:
         contents: where the chunks are, as the verification found them.
@@ -111,24 +104,12 @@ class SafetensorsReader(StorageReader):
 
     def __init__(self, folder: Path, contents: Contents, sources: Mapping[str, str],
                  facts: Mapping[str, TensorFacts]):
-        self.folder = folder
-        self.sources = sources
+        super().__init__(folder)
+        self.folder, self.sources = folder, sources
         self._metadata = _metadata(contents, sources, facts)
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
-
-    def read_metadata(self) -> Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._metadata
-
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         by_file: dict[str, list[ReadItem]] = {}
@@ -148,10 +129,6 @@ class SafetensorsReader(StorageReader):
         done.set_result(None)
         return done
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return False
-
 
 def _metadata(contents: Contents, sources: Mapping[str, str], facts: Mapping[str, TensorFacts]) -> Metadata:
     tensors: dict[str, Any] = {}
@@ -166,19 +143,10 @@ def _metadata(contents: Contents, sources: Mapping[str, str], facts: Mapping[str
     return Metadata(state_dict_metadata=tensors, storage_data=files)
 
 
-def _properties(item: WriteItem) -> TensorProperties:
-    assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
-    return item.tensor_data.properties
-
-
-def _dtype_name(item: WriteItem) -> str:
-    dtype = _properties(item).dtype
-    if dtype not in NAME_OF:
-        raise CheckpointError(f"{item.index.fqn} has dtype {dtype}, which a checkpoint cannot hold")
-    return NAME_OF[dtype]
-
-
 def _chunk(item: WriteItem) -> Chunk:
-    assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
-    box = item.tensor_data.chunk
-    return Chunk(item.index.fqn, _dtype_name(item), tuple(box.sizes), tuple(box.offsets))
+    name, data = item.index.fqn, item.tensor_data
+    assert data is not None, f"{name} is no tensor"
+    dtype = data.properties.dtype
+    if dtype not in NAME_OF:
+        raise CheckpointError(f"{name} has dtype {dtype}, which a checkpoint cannot hold")
+    return Chunk(name, NAME_OF[dtype], tuple(data.chunk.sizes), tuple(data.chunk.offsets))

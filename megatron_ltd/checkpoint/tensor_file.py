@@ -5,22 +5,24 @@
 A chunk is the part of a global tensor that one rank holds. Its place in the global tensor stands in the header's
 metadata under the key that torch.distributed.checkpoint uses, so that torch's own reader understands the file.
 https://huggingface.co/docs/safetensors/index#format
+
+The library `safetensors` reads and checks headers. Its writer is not used: it wants all tensors of a file in memory.
 """
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from megatron_ltd.checkpoint.durable import read_exactly
+from megatron_ltd.checkpoint.durable import FileFacts, NewFile
 from megatron_ltd.errors import CheckpointError
 
 SHARDING_KEY = "DCP_SHARDING_INFO"
-HEADER_LIMIT_BYTES = 100_000_000
-"""The largest header that safetensors accepts."""
 
 DTYPE_OF = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -45,19 +47,47 @@ class Chunk:
         return math.prod(self.shape) * DTYPE_OF[self.dtype].itemsize
 
 
-@dataclass(frozen=True)
-class StoredChunk:
-    """A chunk and the bytes [begin, end) of its file."""
-
-    chunk: Chunk
-    begin: int
-    end: int
+def whole_chunk(name: str, dtype: str, shape: tuple[int, ...]) -> Chunk:
+    """A tensor in one piece."""
+    return Chunk(name, dtype, shape, (0,) * len(shape))
 
 
-def encode_header(chunks: list[Chunk]) -> bytes:
+def write_tensors(path: Path, chunks: Sequence[Chunk], values: Iterable[torch.Tensor], *,
+                  placed: bool = True) -> FileFacts:
+    """Write a file of tensors that come one at a time, in the order of `chunks`.
+
+    Args:
+        placed: say where each chunk lies in its global tensor.
+
+    Raises:
+        CheckpointError: a tensor is not finite.
+    """
+    with NewFile(path) as file:
+        file.write(encode_header(chunks, placed=placed))
+        for chunk, tensor in zip(chunks, values, strict=True):
+            tensor = tensor.detach().to("cpu").contiguous()
+            if tuple(tensor.shape) != chunk.shape or tensor.dtype != DTYPE_OF[chunk.dtype]:
+                raise ValueError(f"{chunk.name} is {tensor.dtype} {tuple(tensor.shape)}, planned {chunk}")
+            if not all_finite(tensor):
+                raise CheckpointError(f"{chunk.name} has NaN or infinity in it; it would not load")
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return file.finish()
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity in it."""
+    if not values.is_floating_point() or values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values)
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def encode_header(chunks: Sequence[Chunk], *, placed: bool = True) -> bytes:
     """The header of a file that holds these chunks in this order; names must differ."""
-    sharding = {chunk.name: {"saved_offsets": list(chunk.offsets)} for chunk in chunks}
-    metadata = {SHARDING_KEY: json.dumps(sharding), "DCP_VERSION": "1.0", "format": "pt"}
+    metadata = {"format": "pt"}
+    if placed:
+        sharding = {chunk.name: {"saved_offsets": list(chunk.offsets)} for chunk in chunks}
+        metadata = {SHARDING_KEY: json.dumps(sharding), "DCP_VERSION": "1.0", **metadata}
     header: dict[str, Any] = {"__metadata__": metadata}
     position = 0
     for chunk in chunks:
@@ -69,42 +99,26 @@ def encode_header(chunks: list[Chunk]) -> bytes:
     return len(encoded).to_bytes(8, "little") + encoded
 
 
-def read_header(descriptor: int, file_bytes: int, path: Path) -> list[StoredChunk]:
-    """The chunks of a file in order of their bytes.
+def read_header(path: Path) -> list[Chunk]:
+    """The chunks of a file in the order of their bytes, which end where the file ends.
 
     Raises:
         CheckpointError: the header is not that of a checkpoint's safetensors file, or does not describe exactly
             the bytes that follow it.
     """
-    if file_bytes < 8:
-        raise CheckpointError(f"{path} has {file_bytes} bytes, too few for a safetensors file")
-    length = int.from_bytes(read_exactly(descriptor, 0, 8, path), "little")
-    if length > min(HEADER_LIMIT_BYTES, file_bytes - 8):
-        raise CheckpointError(f"{path} claims a header of {length} bytes in a file of {file_bytes}")
     try:
-        header = json.loads(read_exactly(descriptor, 8, length, path))
+        with safe_open(path, framework="np"):
+            pass  # opening checks sizes and types, and that the tensors cover the file without gaps or overlap
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         sharding = json.loads(header.pop("__metadata__")[SHARDING_KEY])
-        stored = [_stored_chunk(name, entry, sharding[name], 8 + length) for name, entry in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        chunks = [Chunk(name, entry["dtype"], tuple(entry["shape"]), tuple(sharding[name]["saved_offsets"]))
+                  for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])]
+        for chunk in chunks:
+            if len(chunk.shape) != len(chunk.offsets) or not all(type(x) is int and x >= 0 for x in chunk.offsets):
+                raise ValueError(f"{chunk.name} has shape {chunk.shape} at {chunk.offsets}")
+            if chunk.dtype not in DTYPE_OF:
+                raise ValueError(f"{chunk.name} has dtype {chunk.dtype}")
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a malformed header: {type(error).__name__}: {error}"[:500]) from error
-    stored.sort(key=lambda item: (item.begin, item.end))
-    position = 8 + length
-    for item in stored:
-        if item.begin != position:
-            raise CheckpointError(f"{path}: the bytes of {item.chunk.name} begin at {item.begin}, not {position}")
-        position = item.end
-    if position != file_bytes:
-        raise CheckpointError(f"{path} has {file_bytes} bytes, but its header describes {position}")
-    return stored
-
-
-def _stored_chunk(name: str, entry: dict[str, Any], sharding: dict[str, Any], data_start: int) -> StoredChunk:
-    shape, offsets, (begin, end) = entry["shape"], sharding["saved_offsets"], entry["data_offsets"]
-    if entry["dtype"] not in DTYPE_OF:
-        raise ValueError(f"{name} has dtype {entry['dtype']}")
-    if len(shape) != len(offsets) or not all(type(x) is int and 0 <= x < 1 << 48 for x in [*shape, *offsets]):
-        raise ValueError(f"{name} has shape {shape} at {offsets}")
-    chunk = Chunk(name, entry["dtype"], tuple(shape), tuple(offsets))
-    if type(begin) is not int or type(end) is not int or begin < 0 or end - begin != chunk.size_bytes:
-        raise ValueError(f"{name} has {chunk.size_bytes} bytes, but the header says [{begin}, {end})")
-    return StoredChunk(chunk, data_start + begin, data_start + end)
+    return chunks

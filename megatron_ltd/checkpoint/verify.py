@@ -8,18 +8,21 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
 
 from megatron_ltd.checkpoint.agreement import gather_json, raise_problems, rank_in, size_of
-from megatron_ltd.checkpoint.durable import READ_BYTES, FileFacts, open_regular, read_exactly
+from megatron_ltd.checkpoint.durable import FileFacts, open_regular
 from megatron_ltd.checkpoint.manifest import Manifest
-from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, Chunk, StoredChunk, read_header
+from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, Chunk, all_finite, read_header
 from megatron_ltd.errors import CheckpointError
+
+READ_BYTES = 16 << 20
+"""Size of the pieces in which files are read."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ def verify_files(checkpoint: Path, manifest: Manifest, group: dist.ProcessGroup 
     problems, found = [], []
     for name in names[rank_in(group)::size_of(group)]:
         try:
-            stored, not_finite = verify_file(checkpoint / name, manifest.files[name])
-            found.append([name, [asdict(item.chunk) for item in stored], not_finite])
+            chunks, not_finite = verify_file(checkpoint / name, manifest.files[name])
+            found.append([name, [astuple(chunk) for chunk in chunks], not_finite])
         except CheckpointError as error:
             problems.append(str(error))
         except OSError as error:
@@ -59,50 +62,42 @@ def verify_files(checkpoint: Path, manifest: Manifest, group: dist.ProcessGroup 
     return contents
 
 
-def verify_file(path: Path, facts: FileFacts) -> tuple[list[StoredChunk], list[str]]:
+def verify_file(path: Path, facts: FileFacts) -> tuple[list[Chunk], list[str]]:
     """Check one file; returns its chunks, and the names of those with NaN or infinity.
 
     Raises:
         CheckpointError: naming the file, what was expected and what was found.
     """
-    descriptor = open_regular(path)
-    try:
-        size_bytes = os.fstat(descriptor).st_size
+    with open_regular(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes != facts.size_bytes:
             raise CheckpointError(f"{path} has {size_bytes} bytes, expected {facts.size_bytes}")
         malformed = None
         try:
-            stored = read_header(descriptor, size_bytes, path)
+            chunks = read_header(path)
         except CheckpointError as error:
-            stored, malformed = [], error
-        found, not_finite = _scan(descriptor, size_bytes, stored, path)
-        if found != facts.sha256:
-            raise CheckpointError(f"{path} has SHA-256 {found}, expected {facts.sha256}")
-        if malformed is not None:
-            raise malformed
-        return stored, not_finite
-    finally:
-        os.close(descriptor)
+            chunks, malformed = [], error
+        found, not_finite = _scan(file, size_bytes, chunks, path)
+    if found != facts.sha256:
+        raise CheckpointError(f"{path} has SHA-256 {found}, expected {facts.sha256}")
+    if malformed is not None:
+        raise malformed
+    return chunks, not_finite
 
 
-def all_finite(values: torch.Tensor) -> bool:
-    """Whether a tensor has neither NaN nor infinity in it."""
-    if not values.is_floating_point() or values.numel() == 0:
-        return True
-    low, high = torch.aminmax(values)
-    return math.isfinite(low) and math.isfinite(high)
-
-
-def _scan(descriptor: int, size_bytes: int, stored: list[StoredChunk], path: Path) -> tuple[str, list[str]]:
+def _scan(file: BinaryIO, size_bytes: int, chunks: list[Chunk], path: Path) -> tuple[str, list[str]]:
     """SHA-256 of a file, and its chunks that are not finite, in one pass."""
     digest, not_finite = hashlib.sha256(), []
-    data_start = stored[0].begin if stored else size_bytes
-    for begin, end, chunk in [(0, data_start, None), *((s.begin, s.end, s.chunk) for s in stored)]:
+    header_bytes = size_bytes - sum(chunk.size_bytes for chunk in chunks)
+    for left, chunk in [(header_bytes, None), *((chunk.size_bytes, chunk) for chunk in chunks)]:
         finite = True
-        for position in range(begin, end, READ_BYTES):
-            piece = read_exactly(descriptor, position, min(READ_BYTES, end - position), path)
+        while left:
+            piece = file.read(min(READ_BYTES, left))
+            if len(piece) < min(READ_BYTES, left):
+                raise CheckpointError(f"{path} ends at byte {file.tell()}; it was cut short while being read")
+            left -= len(piece)
             digest.update(piece)
-            if chunk is not None and finite and DTYPE_OF[chunk.dtype].is_floating_point:
+            if chunk is not None and finite:
                 finite = all_finite(torch.frombuffer(bytearray(piece), dtype=DTYPE_OF[chunk.dtype]))
         if chunk is not None and not finite:
             not_finite.append(chunk.name)
@@ -119,9 +114,8 @@ def _contents(entries: Iterable[list[Any]]) -> Contents:
     not_finite: set[str] = set()
     for file, file_chunks, file_not_finite in sorted(entries, key=lambda entry: str(entry[0])):
         not_finite.update(file_not_finite)
-        for c in file_chunks:
-            chunk = Chunk(c["name"], c["dtype"], tuple(c["shape"]), tuple(c["offsets"]))
-            chunks.setdefault(chunk.name, []).append((file, chunk))
+        for name, dtype, shape, offsets in file_chunks:
+            chunks.setdefault(name, []).append((file, Chunk(name, dtype, tuple(shape), tuple(offsets))))
     return Contents(chunks, frozenset(not_finite))
 
 
@@ -139,9 +133,8 @@ def _misfits(contents: Contents, manifest: Manifest) -> list[str]:
             if chunk.dtype != facts.dtype or not fits:
                 problems.append(f"{file} holds {chunk.shape} of {name} at {chunk.offsets} as {chunk.dtype}, which "
                                 f"is no part of {facts.shape} {facts.dtype}")
-        held = sum(math.prod(chunk.shape) for _, chunk in places)
-        corners = {chunk.offsets for _, chunk in places if math.prod(chunk.shape)}
-        pieces = sum(1 for _, chunk in places if math.prod(chunk.shape))
-        if held != math.prod(facts.shape) or len(corners) != pieces:
-            problems.append(f"the files hold {held} numbers of {name}, expected {math.prod(facts.shape)}")
+        held = [chunk for _, chunk in places if chunk.size_bytes]
+        numbers = sum(math.prod(chunk.shape) for chunk in held)
+        if numbers != math.prod(facts.shape) or len({chunk.offsets for chunk in held}) != len(held):
+            problems.append(f"the files hold {numbers} numbers of {name}, expected {math.prod(facts.shape)}")
     return problems

@@ -11,10 +11,10 @@ A failure on any rank is raised on all of them; what was published before stays 
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from megatron_ltd.checkpoint.agreement import all_or_none, raise_problems, rank_in
+from megatron_ltd.checkpoint.agreement import all_or_none, all_see, raise_problems, rank_in
 from megatron_ltd.checkpoint.durable import (
     fsync_folder,
     make_folder,
@@ -35,28 +36,18 @@ from megatron_ltd.checkpoint.durable import (
     write_file,
 )
 from megatron_ltd.checkpoint.layout import (
+    KEPT,
     checkpoint_path,
     clear_leftovers,
     partial_path,
     set_aside_path,
+    superseded,
     write_tracker,
 )
 from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
-from megatron_ltd.checkpoint.retention import KEPT, retain
-from megatron_ltd.checkpoint.storage import SafetensorsWriter
+from megatron_ltd.checkpoint.storage import LazyPlanner, SafetensorsWriter
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One checkpoint to write."""
-
-    step: int
-    tensors: Mapping[str, torch.Tensor]
-    config: dict[str, Any]
-    counters: dict[str, Any]
-    aliases: dict[str, str]
 
 
 class CheckpointWriter:
@@ -74,15 +65,16 @@ class CheckpointWriter:
     def __init__(self, save_dir: Path, group: dist.ProcessGroup | None, background: bool = False,
                  retain_interval: int | None = None, console: Console | None = None, retained: int = KEPT):
         self.save_dir = save_dir
-        self.group = group
+        self.group, self.leads = group, rank_in(group) == 0
         self.retain_interval, self.retained = retain_interval, retained
-        self.console = console or Console(rank_in(group) == 0)
+        self.console = console or Console(self.leads)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if background else None
         self._stager: DefaultStager | None = None
         self._pending: Future[Path] | None = None
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], *, config: dict[str, Any],
-             counters: dict[str, Any], aliases: dict[str, str] | None = None) -> None:
+             counters: dict[str, Any], aliases: dict[str, str] | None = None,
+             read: Callable[[str], torch.Tensor] | None = None) -> None:
         """Save a checkpoint, after the previous one is finished.
 
         Args:
@@ -91,6 +83,7 @@ class CheckpointWriter:
             config: `RunConfig.to_dict()`.
             counters: what else a resumed run needs; plain JSON values, equal on all ranks.
             aliases: name -> the name under which the same values are saved; tensors so named are left out.
+            read: gives the values of a tensor; `tensors` are then on the device "meta", and memory holds one at a time.
 
         Raises:
             CheckpointError: on all ranks, if this or the previous checkpoint could not be written.
@@ -99,11 +92,14 @@ class CheckpointWriter:
         aliases = aliases or {}
         json.dumps([config, counters], allow_nan=False)  # a mistake shows here, on every rank, and not in rank 0 alone
         held = {name: tensor.detach() for name, tensor in tensors.items() if name not in aliases}
+        plain = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner = plain if read is None else LazyPlanner(read)
+        manifest = Manifest(step=step, config=config, counters=counters, tensors={}, aliases=aliases, files={},
+                            versions=versions())
         if self._thread is None:
-            self._write(_Request(step, held, config, counters, aliases))
+            self._write(held, planner, manifest)
         else:
-            request = _Request(step, self._staged(held), config, counters, aliases)
-            self._pending = self._thread.submit(self._write, request)
+            self._pending = self._thread.submit(self._write, self._staged(held), planner, manifest)
 
     def wait(self) -> Path | None:
         """Wait for the save in the background, if there is one, and return what it published.
@@ -141,73 +137,59 @@ class CheckpointWriter:
         assert isinstance(staged, dict)
         return staged
 
-    def _write(self, request: _Request) -> Path:
-        headline = f"the checkpoint of step {request.step} was not saved to {self.save_dir}; earlier ones are intact"
+    def _write(self, tensors: dict[str, torch.Tensor], planner: SavePlanner, manifest: Manifest) -> Path:
+        step = manifest.step
+        partial = partial_path(self.save_dir, step)
+        headline = f"the checkpoint of step {step} was not saved to {self.save_dir}; earlier ones are intact"
         try:
-            all_or_none(headline, lambda: self._prepare(request.step), self.group)
-            all_or_none(headline, lambda: self._see(request.step), self.group)
-            storage = SafetensorsWriter(partial_path(self.save_dir, request.step))
+            all_or_none(headline, lambda: self._prepare(partial), self.group)
+            all_see(headline, partial, "--save", self.group)
+            storage = SafetensorsWriter(partial)
             with dcp_errors(headline):
-                dcp_save(dict(request.tensors), storage_writer=storage, process_group=self.group,
-                         planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False))
-            all_or_none(headline, lambda: self._publish(request, storage), self.group)
+                dcp_save(dict(tensors), storage_writer=storage, process_group=self.group, planner=planner)
+            complete = replace(manifest, tensors=storage.tensors, files=storage.files)
+            all_or_none(headline, lambda: self._publish(partial, complete), self.group)
         except CheckpointError:
-            self._abandon(request.step)
+            self._remove([partial])
             raise
-        self._tidy(request.step)
-        return checkpoint_path(self.save_dir, request.step)
+        self._remove(self._superseded(step))
+        return checkpoint_path(self.save_dir, step)
 
-    def _prepare(self, step: int) -> None:
-        if rank_in(self.group) != 0:
+    def _prepare(self, partial: Path) -> None:
+        if not self.leads:
             return
         make_folder(self.save_dir)
         clear_leftovers(self.save_dir)
-        partial = partial_path(self.save_dir, step)
         os.mkdir(partial)
         fsync_folder(self.save_dir)
 
-    def _see(self, step: int) -> None:
-        partial = partial_path(self.save_dir, step)
-        if not partial.is_dir():
-            raise CheckpointError(f"{partial} was made by rank 0 but is not there on this rank: --save must be on a "
-                                  f"file system that all ranks share")
-
-    def _publish(self, request: _Request, storage: SafetensorsWriter) -> None:
-        if rank_in(self.group) != 0:
+    def _publish(self, partial: Path, manifest: Manifest) -> None:
+        if not self.leads:
             return
-        partial = partial_path(self.save_dir, request.step)
-        final = checkpoint_path(self.save_dir, request.step)
-        write_manifest(partial, Manifest(
-            step=request.step, config=request.config, counters=request.counters, tensors=storage.tensors,
-            aliases=request.aliases, files=storage.files, versions=versions()))
-        aside = set_aside_path(self.save_dir, request.step)
+        write_manifest(partial, manifest)
+        final = checkpoint_path(self.save_dir, manifest.step)
         if os.path.lexists(final):
-            rename_folder(final, aside)
+            rename_folder(final, set_aside_path(self.save_dir, manifest.step))
         rename_folder(partial, final)
-        write_tracker(self.save_dir, request.step)
+        write_tracker(self.save_dir, manifest.step)
 
-    def _tidy(self, step: int) -> None:
-        """Delete what the new checkpoint replaces; what cannot be deleted is no reason to stop a run."""
-        if rank_in(self.group) != 0:
-            return
-        aside = set_aside_path(self.save_dir, step)
-        try:
-            if os.path.lexists(aside):
-                remove_folder(aside)
-            if self.retain_interval is not None:
-                retain(self.save_dir, step, self.retain_interval, self.retained)
-        except OSError as error:
-            self.console.warn(f"an old checkpoint in {self.save_dir} could not be deleted: {reason(error)}")
+    def _superseded(self, step: int) -> Iterator[Path]:
+        """What the new checkpoint replaces."""
+        yield set_aside_path(self.save_dir, step)
+        if self.retain_interval is not None:
+            yield from superseded(self.save_dir, step, self.retain_interval, self.retained)
 
-    def _abandon(self, step: int) -> None:
-        """Free the space that a failed save takes; what cannot be removed now is removed by the next save."""
-        partial = partial_path(self.save_dir, step)
-        if rank_in(self.group) != 0 or not os.path.lexists(partial):
+    def _remove(self, folders: Iterable[Path]) -> None:
+        """Free the space of checkpoints that are not needed; one that cannot be deleted does not stop a run."""
+        if not self.leads:
             return
         try:
-            remove_folder(partial)
+            for folder in folders:
+                if os.path.lexists(folder):
+                    remove_folder(folder)
         except OSError as error:
-            self.console.warn(f"{partial} could not be removed: {reason(error)}")
+            self.console.warn(f"an old or unfinished checkpoint in {self.save_dir} could not be deleted: "
+                              f"{reason(error)}")
 
 
 def probe_writable(save_dir: Path, group: dist.ProcessGroup | None) -> None:
@@ -233,27 +215,14 @@ def dcp_errors(headline: str) -> Iterator[None]:
     Raises:
         CheckpointError: on all ranks, if a rank failed or was lost.
     """
+    alone = not dist.is_initialized()
     try:
-        with _without_warning():
+        with warnings.catch_warnings() if alone else nullcontext():
+            if alone:
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             yield
     except CheckpointException as failure:
-        raise_problems(headline, _reasons(failure))
+        reasons = {rank: reason(error) for rank, (error, _) in sorted(failure.failures.items())}
+        raise_problems(headline, [said if alone else f"rank {rank}: {said}" for rank, said in reasons.items()])
     except RuntimeError as error:
         raise CheckpointError(f"{headline}:\n  lost contact with another rank: {reason(error)}") from error
-
-
-@contextmanager
-def _without_warning() -> Iterator[None]:
-    """Silence DCP's remark that there is only one process."""
-    if dist.is_initialized():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def _reasons(failure: CheckpointException) -> list[str]:
-    alone = not dist.is_initialized()
-    failures = sorted(failure.failures.items())
-    return [reason(error) if alone else f"rank {rank}: {reason(error)}" for rank, (error, _) in failures]

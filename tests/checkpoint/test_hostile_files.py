@@ -239,8 +239,8 @@ def test_the_safetensors_library_reads_any_header_that_is_written(
     read = load_file(path)
     assert read.keys() == values.keys()
     assert all(torch.equal(read[name], values[name]) and read[name].dtype == values[name].dtype for name in read)
-    stored, not_finite = verify_file(path, FileFacts(len(data), hashlib.sha256(data).hexdigest()))
-    assert sorted(item.chunk.name for item in stored) == sorted(values)
+    found, not_finite = verify_file(path, FileFacts(len(data), hashlib.sha256(data).hexdigest()))
+    assert found == chunks
     assert not not_finite
 
 
@@ -252,14 +252,11 @@ def test_random_bytes_are_refused_or_describe_the_file_exactly(
     data = data[:at] + noise + data[at + len(noise):]
     path = tmp_path_factory.mktemp("noise") / "x.safetensors"
     path.write_bytes(data)
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        stored = read_header(descriptor, len(data), path)
+        chunks = read_header(path)
     except CheckpointError:
         return
-    finally:
-        os.close(descriptor)
-    assert sum(item.end - item.begin for item in stored) + 8 + struct.unpack("<Q", data[:8])[0] == len(data)
+    assert sum(chunk.size_bytes for chunk in chunks) + 8 + struct.unpack("<Q", data[:8])[0] == len(data)
 
 
 def test_a_manifest_survives_a_round_trip(checkpoint: Path) -> None:

@@ -16,9 +16,9 @@ from megatron_ltd.checkpoint.layout import (
     holds_nothing,
     read_tracker,
     set_aside_path,
+    superseded,
     write_tracker,
 )
-from megatron_ltd.checkpoint.retention import superseded
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.errors import CheckpointError
 from tests.checkpoint.layouts import save_plain

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
 
-from megatron_ltd.checkpoint.convert.huggingface.importing import PREFIX, SOURCE
+from megatron_ltd.checkpoint.convert.huggingface.importing import SOURCE
 from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_out
 from megatron_ltd.checkpoint.manifest import read_manifest, write_manifest
+from megatron_ltd.checkpoint.whole_tensors import PREFIX
 from megatron_ltd.config import DataConfig, RunConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.errors import EXIT_COMPLETE

@@ -1,4 +1,4 @@
-"""A model folder that is damaged, dangerous, or not computed here is answered with what is wrong, and nothing else."""
+"""A model folder that is damaged, dangerous, or unsupported is rejected with what is wrong, and nothing is written."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_ltd.checkpoint.convert.huggingface.config_export import describe
+from megatron_ltd.checkpoint.convert.huggingface.config import describe
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import ModelConfig, RunConfig
@@ -66,6 +66,8 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "only plain rotary positions"),
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}}, "only plain rotary positions"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.5}}, "rope_theta = 500.5"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_theta = nan: must be a whole"),
+    ({"layer_types": [["full_attention"]]}, "only full_attention"),
     ({"attention_bias": True}, "attention_bias = True with mlp_bias = False"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu'"),
     ({"sliding_window": 8}, "sliding_window = 8 below max_position_embeddings = 24"),
@@ -93,6 +95,7 @@ def test_a_variant_that_is_not_computed_is_refused(
 @pytest.mark.parametrize(("build", "changes", "words"), [
     (gpt2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     (gpt2, {"activation_function": "relu"}, "activation_function = 'relu'"),
+    (gpt2, {"activation_function": ["gelu"]}, "activation_function = ['gelu']: must be one of"),
     (mistral, {"sliding_window": 16}, "sliding_window = 16"),
     (qwen2, {"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window = True"),
     (megatron_bert, {"type_vocab_size": 3}, "type_vocab_size = 3"),
@@ -121,8 +124,8 @@ NAME = "model.layers.1.self_attn.k_proj.weight"
     (lambda t: t.update({NAME: t[NAME][:-1].clone()}), f"{NAME} has shape (31, 32), expected (32, 32)"),
     (lambda t: t[NAME].view(-1)[7].fill_(float("nan")), "model.layers.1.attention.qkv.weight has NaN"),
     (lambda t: t[NAME].view(-1)[7].fill_(float("inf")), "model.layers.1.attention.qkv.weight has NaN or infinity"),
-    (lambda t: t.update({NAME: t[NAME].double()}), f"{NAME} has dtype torch.float64"),
-    (lambda t: t.update({NAME: t[NAME].to(torch.int8)}), f"{NAME} has dtype torch.int8"),
+    (lambda t: t.update({NAME: t[NAME].double()}), f"{NAME} has dtype F64"),
+    (lambda t: t.update({NAME: t[NAME].to(torch.int8)}), f"{NAME} has dtype I8"),
 ])
 def test_tensors_that_do_not_fit_are_named(
     source: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, torch.Tensor]], Any], words: str,
@@ -174,13 +177,13 @@ def test_a_damaged_index_is_refused(
 
 
 @pytest.mark.parametrize(("damage", "words"), [
-    (lambda data: data[:4], "model.safetensors ends at byte 4"),
-    (lambda data: b"\xff" * 8 + data[8:], "claims a header of"),
-    (lambda data: data[:-3], "the file has"),
-    (lambda data: data + b"more", "the file has"),
-    (lambda data: data[:8] + b"!" + data[9:], "malformed header"),
-    (lambda data: data.replace(b'"F32"', b'"F33"', 1), "dtype 'F33'"),
-    (lambda data: data.replace(b'"shape":[', b'"shope":[', 1), "malformed header"),
+    (lambda data: data[:4], "model.safetensors is damaged or cut short"),
+    (lambda data: b"\xff" * 8 + data[8:], "header too large"),
+    (lambda data: data[:-3], "file not fully covered"),
+    (lambda data: data + b"more", "file not fully covered"),
+    (lambda data: data[:8] + b"!" + data[9:], "invalid JSON in header"),
+    (lambda data: data.replace(b'"F32"', b'"F33"', 1), "unknown variant `F33`"),
+    (lambda data: data.replace(b'"shape":[', b'"shope":[', 1), "missing field `shape`"),
 ], ids=["short", "huge header", "cut", "longer", "no JSON", "no dtype", "no shape"])
 def test_a_damaged_file_is_refused(
     source: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytes], bytes], words: str,

@@ -1,23 +1,21 @@
-"""Reads a Hugging Face model folder: config.json and safetensors files, tensor by tensor, with plain reads.
+"""Reads a Hugging Face model folder: config.json and safetensors files, tensor by tensor.
 
 Nothing in the folder is executed or unpickled. File names come from its index and are names, never paths. The files
 themselves may be links, as a download cache makes them.
 """
 
 import json
-import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from megatron_ltd.checkpoint.agreement import raise_problems
-from megatron_ltd.checkpoint.durable import READ_BYTES, open_regular, read_exactly, read_file
+from megatron_ltd.checkpoint.durable import open_regular, read_file
 from megatron_ltd.checkpoint.manifest import FILE_NAME
-from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, HEADER_LIMIT_BYTES
 from megatron_ltd.errors import CheckpointError
 
 CONFIG_NAME, INDEX_NAME, SINGLE_NAME = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -27,30 +25,17 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes are: [begin, begin + size) of a file."""
+    """A tensor of a file; the dtype by its name in safetensors, such as F32."""
 
     path: Path
-    dtype: torch.dtype
+    name: str
+    dtype: str
     shape: tuple[int, ...]
-    begin: int
-
-    def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Consecutive runs of the tensor's numbers, each with the index of its first one."""
-        descriptor = open_regular(self.path)
-        try:
-            size = math.prod(self.shape) * self.dtype.itemsize
-            for position in range(0, size, READ_BYTES):
-                data = read_exactly(descriptor, self.begin + position, min(READ_BYTES, size - position), self.path)
-                yield position // self.dtype.itemsize, torch.frombuffer(bytearray(data), dtype=self.dtype)
-        finally:
-            os.close(descriptor)
 
     def read(self) -> torch.Tensor:
-        """The whole tensor."""
-        whole = torch.empty(math.prod(self.shape), dtype=self.dtype)
-        for first, piece in self.pieces():
-            whole[first:first + len(piece)] = piece
-        return whole.reshape(self.shape)
+        """The values; the file is opened for this tensor alone, so that memory holds no others of it."""
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,37 +93,13 @@ def _without_safetensors(folder: Path) -> str:
 
 
 def _read_header(folder: Path, file: str) -> dict[str, StoredTensor]:
+    """The tensors of a file. The library checks that they cover it without gaps or overlap."""
     path = Path(os.path.realpath(folder / file))
-    descriptor = open_regular(path)
+    open_regular(path).close()
     try:
-        file_bytes = os.fstat(descriptor).st_size
-        length = int.from_bytes(read_exactly(descriptor, 0, 8, path), "little")
-        if length > min(HEADER_LIMIT_BYTES, file_bytes - 8):
-            raise CheckpointError(f"{path} claims a header of {length} bytes in a file of {file_bytes}")
-        header = read_exactly(descriptor, 8, length, path)
-    finally:
-        os.close(descriptor)
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        return _placed(path, entries, 8 + length, file_bytes)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a malformed header: {type(error).__name__}: {error}"[:500]) from error
-
-
-def _placed(path: Path, entries: dict[str, Any], data_start: int, file_bytes: int) -> dict[str, StoredTensor]:
-    """The tensors of a file, whose bytes must cover it without gaps or overlap."""
-    found: dict[str, StoredTensor] = {}
-    position = data_start
-    for name, entry in sorted(entries.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-        if entry["dtype"] not in DTYPE_OF or not all(type(x) is int and 0 <= x < 1 << 48 for x in shape):
-            raise ValueError(f"{name} has shape {shape} and dtype {entry['dtype']!r}")
-        dtype = DTYPE_OF[entry["dtype"]]
-        if data_start + begin != position or end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} of shape {shape} claims the bytes [{begin}, {end})")
-        found[name] = StoredTensor(path, dtype, shape, position)
-        position = data_start + end
-    if position != file_bytes:
-        raise ValueError(f"the file has {file_bytes} bytes, its header describes {position}")
-    return found
+        with safe_open(path, framework="pt") as stored:
+            pieces = {name: stored.get_slice(name) for name in stored.keys()}
+            return {name: StoredTensor(path, name, piece.get_dtype(), tuple(piece.get_shape()))
+                    for name, piece in pieces.items()}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or cut short: {error}"[:500]) from error

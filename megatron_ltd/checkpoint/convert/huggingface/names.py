@@ -1,176 +1,208 @@
-"""Which of our tensors holds which of theirs, family by family.
+"""Which of our tensors holds which of theirs, family by family, as views into ours.
 
     gpt2            GPT-2: learned positions, LayerNorm, GELU, biases
     llama           Llama, Mistral, Qwen2: rotary positions, RMSNorm, SwiGLU, grouped queries, biases or not
     megatron-bert   pre-norm BERT with masked-token and sentence-order heads
     vit             images as patches, a classifier on the class token
+
+Theirs are copied into the views on the way in and out of them on the way out, so that one description serves both
+directions and neither needs a second copy of a tensor.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from megatron_ltd.checkpoint.convert.huggingface.layout import (
-    Layout,
-    Mapped,
-    fused_transposed_qkv,
-    rows,
-    same,
-    separate_qkv,
-    shaped,
-    transposed,
-)
+import torch
+
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.shapes import SENTENCE_ORDERS, TOKEN_TYPES
+from megatron_ltd.model.shapes import parameter_shapes
+
+Names = dict[str, str | tuple[str, ...]]
+"""Our module, or one of our tensors -> theirs, or the several that ours holds together."""
+
+Part = tuple[torch.Tensor, tuple[int, ...]]
+"""A view into our tensor, and the shape in which its numbers are stored on the other side."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The names of a family, in the order of a model's tensors.
+
+    Args:
+        layer: a layer, without its number.
+        before, inside, after: the layers; names inside a layer are relative to it.
+    """
+
+    layer: str
+    before: Names
+    inside: Names
+    after: Names
+
+    @property
+    def base(self) -> str:
+        """What a file without heads leaves out of its names."""
+        return self.layer.split(".")[0] + "."
+
+
+_GPT2 = Family(
+    layer="transformer.h",
+    before={"embedding.word": "transformer.wte", "embedding.position": "transformer.wpe"},
+    inside={
+        "attention_norm": "ln_1",
+        "attention.qkv": "attn.c_attn",
+        "attention.proj": "attn.c_proj",
+        "mlp_norm": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+    },
+    after={"final_norm": "transformer.ln_f", "head": "lm_head"},
+)
+_LLAMA = Family(
+    layer="model.layers",
+    before={"embedding.word": "model.embed_tokens"},
+    inside={
+        "attention_norm": "input_layernorm",
+        "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attention.proj": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.fc2": "mlp.down_proj",
+    },
+    after={"final_norm": "model.norm", "head": "lm_head"},
+)
+_MEGATRON_BERT = Family(
+    layer="bert.encoder.layer",
+    before={
+        "embedding.word": "bert.embeddings.word_embeddings",
+        "embedding.position": "bert.embeddings.position_embeddings",
+        "embedding.token_type": "bert.embeddings.token_type_embeddings",
+    },
+    inside={
+        "attention_norm": "attention.ln",
+        "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.proj": "attention.output.dense",
+        "mlp_norm": "ln",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    after={
+        "final_norm": "bert.encoder.ln",
+        "lm_head.dense": "cls.predictions.transform.dense",
+        "lm_head.norm": "cls.predictions.transform.LayerNorm",
+        "lm_head": "cls.predictions",
+        "head": "cls.predictions.decoder",
+        "pooler": "bert.pooler.dense",
+        "binary_head": "cls.seq_relationship",
+    },
+)
+_VIT = Family(
+    layer="vit.encoder.layer",
+    before={
+        "embedding.class_token": "vit.embeddings.cls_token",
+        "embedding.position.weight": "vit.embeddings.position_embeddings",
+        "embedding.patch": "vit.embeddings.patch_embeddings.projection",
+    },
+    inside={
+        "attention_norm": "layernorm_before",
+        "attention.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        "attention.proj": "attention.output.dense",
+        "mlp_norm": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    after={"final_norm": "vit.layernorm", "classifier": "classifier"},
+)
+FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "megatron-bert": _MEGATRON_BERT, "vit": _VIT}
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One of our tensors and what it is made of.
+
+    Args:
+        ours: global name, without the checkpoint's prefix.
+        shape: of the whole tensor.
+        theirs: names of the parts, as `transformers` saves them.
+    """
+
+    ours: str
+    shape: tuple[int, ...]
+    theirs: tuple[str, ...]
+    family: str
+    config: ModelConfig
+
+    def parts(self, whole: torch.Tensor) -> dict[str, Part]:
+        """The parts of our tensor by their names."""
+        return dict(zip(self.theirs, _views(whole, self.ours, self.family, self.config), strict=True))
+
+    def their_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, (_, shape) in self.parts(torch.empty(self.shape, device="meta")).items()}
 
 
 def mapping(family: str, config: ModelConfig) -> list[Mapped]:
-    """Every tensor of a model; ours without the checkpoint's prefix, theirs as `transformers` saves them."""
-    return list(FAMILIES[family](config))
+    """Every tensor of a model."""
+    shapes = parameter_shapes(config)
+    found = [Mapped(ours + kind, shapes[ours + kind], tuple(name + kind for name in theirs), family, config)
+             for ours, theirs in _modules(FAMILIES[family], config.num_layers)
+             for kind in ("", ".weight", ".bias") if ours + kind in shapes]
+    assert len(found) == len(shapes), shapes.keys() - {entry.ours for entry in found}
+    return found
 
 
-def base_prefix(family: str) -> str:
-    """What a file without heads leaves out of its names."""
-    return {"gpt2": "transformer.", "llama": "model.", "megatron-bert": "bert.", "vit": "vit."}[family]
+def _modules(family: Family, num_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    places = [("", "", family.before), *((f"layers.{i}.", f"{family.layer}.{i}.", family.inside)
+                                         for i in range(num_layers)), ("", "", family.after)]
+    for our_prefix, their_prefix, names in places:
+        for ours, theirs in names.items():
+            several = (theirs,) if isinstance(theirs, str) else theirs
+            yield our_prefix + ours, tuple(their_prefix + name for name in several)
+
+
+def _views(whole: torch.Tensor, name: str, family: str, config: ModelConfig) -> list[Part]:
+    """How theirs lie in a tensor of ours."""
+    shape = tuple(whole.shape)
+    if name in ("embedding.word.weight", "head.weight", "lm_head.bias"):  # a vocabulary, with padding in ours
+        assert config.vocab_size is not None
+        return [(whole[:config.vocab_size], (config.vocab_size, *shape[1:]))]
+    if ".attention.qkv." in name:
+        return _fused_transposed_qkv(whole, config) if family == "gpt2" else _separate_qkv(whole, config)
+    if family == "gpt2" and (".attention.proj." in name or ".mlp." in name):
+        return [(whole.t(), shape[::-1])]  # GPT-2 keeps its matrices as [in, out]
+    if name == "embedding.patch.weight":
+        assert config.num_channels is not None and config.patch_dim is not None
+        return [(whole, (shape[0], config.num_channels, config.patch_dim, config.patch_dim))]
+    if family == "vit" and name.startswith(("embedding.class_token", "embedding.position")):
+        return [(whole, (1,) * (3 - len(shape)) + shape)]
+    return [(whole, shape)]
+
+
+def _separate_qkv(whole: torch.Tensor, config: ModelConfig) -> list[Part]:
+    """Query, key and value apart, where ours are together for each key/value head: [g, (n/g + 2), d]."""
+    groups, d = config.query_groups, config.head_dim
+    queries = config.num_attention_heads // groups
+    heads = whole.unflatten(0, (groups, queries + 2, d))
+    return [(part, (groups * part.shape[1] * d, *whole.shape[1:])) for part in heads.split((queries, 1, 1), dim=1)]
+
+
+def _fused_transposed_qkv(whole: torch.Tensor, config: ModelConfig) -> list[Part]:
+    """[in, 3 n d] with all queries first, as GPT-2's c_attn; a bias is [3 n d]."""
+    by_kind = whole.unflatten(0, (config.num_attention_heads, 3, config.head_dim)).transpose(0, 1)  # [3, n, d, ...]
+    if whole.ndim == 1:
+        return [(by_kind, tuple(whole.shape))]
+    return [(by_kind.permute(3, 0, 1, 2), tuple(whole.shape)[::-1])]
 
 
 def tied_copies(family: str, config: ModelConfig) -> dict[str, str]:
     """Their names that may stand in a file a second time: copy -> what it must equal."""
-    if family == "vit":
-        return {}
-    embedding = {"gpt2": "transformer.wte.weight", "llama": "model.embed_tokens.weight",
-                 "megatron-bert": "bert.embeddings.word_embeddings.weight"}[family]
+    copies: dict[str, str] = {}
     if family == "megatron-bert":
-        bias = {"cls.predictions.decoder.bias": "cls.predictions.bias"}
-        return bias | ({"cls.predictions.decoder.weight": embedding} if config.tied else {})
-    return {"lm_head.weight": embedding} if config.tied else {}
+        copies["cls.predictions.decoder.bias"] = "cls.predictions.bias"
+    if family != "vit" and config.tied:
+        copies[f"{FAMILIES[family].after['head']}.weight"] = f"{FAMILIES[family].before['embedding.word']}.weight"
+    return copies
 
 
 def is_constant(name: str) -> bool:
     """Masks, positions and frequencies that some files hold besides the weights, and that follow from the settings."""
     return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids"))
-
-
-def _embedding(config: ModelConfig, ours: str, theirs: str) -> Mapped:
-    assert config.vocab_size is not None
-    return Mapped(ours, (config.padded_vocab_size, config.hidden_size), (theirs,), rows(config.vocab_size))
-
-
-def _linear(ours: str, out: int, into: int, theirs: str, *, bias: bool, layout: Layout = same) -> Iterator[Mapped]:
-    yield Mapped(f"{ours}.weight", (out, into), (f"{theirs}.weight",), layout)
-    if bias:
-        yield Mapped(f"{ours}.bias", (out,), (f"{theirs}.bias",), layout)
-
-
-def _norm(config: ModelConfig, ours: str, theirs: str) -> Iterator[Mapped]:
-    kinds = ("weight", "bias") if config.normalization == "LayerNorm" else ("weight",)
-    for kind in kinds:
-        yield Mapped(f"{ours}.{kind}", (config.hidden_size,), (f"{theirs}.{kind}",), same)
-
-
-def _qkv(config: ModelConfig, ours: str, theirs: tuple[str, ...], layout: Layout, *, bias: bool) -> Iterator[Mapped]:
-    features = (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"weight": (features, config.hidden_size)}
-    if bias:
-        shapes["bias"] = (features,)
-    for kind, shape in shapes.items():
-        yield Mapped(f"{ours}.{kind}", shape, tuple(f"{name}.{kind}" for name in theirs), layout)
-
-
-def _gpt2(config: ModelConfig) -> Iterator[Mapped]:
-    hidden = config.hidden_size
-    yield _embedding(config, "embedding.word.weight", "transformer.wte.weight")
-    yield Mapped("embedding.position.weight", (config.max_positions, hidden), ("transformer.wpe.weight",), same)
-    for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"transformer.h.{i}"
-        yield from _norm(config, f"{ours}.attention_norm", f"{theirs}.ln_1")
-        yield from _qkv(config, f"{ours}.attention.qkv", (f"{theirs}.attn.c_attn",),
-                        fused_transposed_qkv(config.num_attention_heads, config.head_dim), bias=True)
-        yield from _linear(f"{ours}.attention.proj", hidden, hidden, f"{theirs}.attn.c_proj", bias=True,
-                           layout=transposed)
-        yield from _norm(config, f"{ours}.mlp_norm", f"{theirs}.ln_2")
-        yield from _linear(f"{ours}.mlp.fc1", config.ffn, hidden, f"{theirs}.mlp.c_fc", bias=True, layout=transposed)
-        yield from _linear(f"{ours}.mlp.fc2", hidden, config.ffn, f"{theirs}.mlp.c_proj", bias=True, layout=transposed)
-    yield from _norm(config, "final_norm", "transformer.ln_f")
-    if not config.tied:
-        yield _embedding(config, "head.weight", "lm_head.weight")
-
-
-def _separate(config: ModelConfig) -> Layout:
-    return separate_qkv(config.query_groups, config.num_attention_heads // config.query_groups, config.head_dim)
-
-
-def _llama(config: ModelConfig) -> Iterator[Mapped]:
-    hidden, bias = config.hidden_size, not config.disable_bias_linear
-    yield _embedding(config, "embedding.word.weight", "model.embed_tokens.weight")
-    for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        attention = f"{theirs}.self_attn"
-        yield from _norm(config, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
-        yield from _qkv(config, f"{ours}.attention.qkv", tuple(f"{attention}.{part}_proj" for part in "qkv"),
-                        _separate(config), bias=bias or config.add_qkv_bias)
-        yield from _linear(f"{ours}.attention.proj", hidden, config.num_attention_heads * config.head_dim,
-                           f"{attention}.o_proj", bias=bias)
-        yield from _norm(config, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
-        for part, name in (("gate", "gate_proj"), ("up", "up_proj")):
-            yield from _linear(f"{ours}.mlp.{part}", config.ffn, hidden, f"{theirs}.mlp.{name}", bias=bias)
-        yield from _linear(f"{ours}.mlp.fc2", hidden, config.ffn, f"{theirs}.mlp.down_proj", bias=bias)
-    yield from _norm(config, "final_norm", "model.norm")
-    if not config.tied:
-        yield _embedding(config, "head.weight", "lm_head.weight")
-
-
-def _megatron_bert(config: ModelConfig) -> Iterator[Mapped]:
-    assert config.vocab_size is not None
-    hidden = config.hidden_size
-    tables = "bert.embeddings"
-    yield _embedding(config, "embedding.word.weight", f"{tables}.word_embeddings.weight")
-    yield Mapped("embedding.position.weight", (config.max_positions, hidden), (f"{tables}.position_embeddings.weight",),
-                 same)
-    yield Mapped("embedding.token_type.weight", (TOKEN_TYPES, hidden), (f"{tables}.token_type_embeddings.weight",),
-                 same)
-    for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"bert.encoder.layer.{i}"
-        yield from _norm(config, f"{ours}.attention_norm", f"{theirs}.attention.ln")
-        yield from _qkv(config, f"{ours}.attention.qkv",
-                        tuple(f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")),
-                        _separate(config), bias=True)
-        yield from _linear(f"{ours}.attention.proj", hidden, hidden, f"{theirs}.attention.output.dense", bias=True)
-        yield from _norm(config, f"{ours}.mlp_norm", f"{theirs}.ln")
-        yield from _linear(f"{ours}.mlp.fc1", config.ffn, hidden, f"{theirs}.intermediate.dense", bias=True)
-        yield from _linear(f"{ours}.mlp.fc2", hidden, config.ffn, f"{theirs}.output.dense", bias=True)
-    yield from _norm(config, "final_norm", "bert.encoder.ln")
-    head = "cls.predictions"
-    yield from _linear("lm_head.dense", hidden, hidden, f"{head}.transform.dense", bias=True)
-    yield from _norm(config, "lm_head.norm", f"{head}.transform.LayerNorm")
-    yield Mapped("lm_head.bias", (config.padded_vocab_size,), (f"{head}.bias",), rows(config.vocab_size))
-    if not config.tied:
-        yield _embedding(config, "head.weight", f"{head}.decoder.weight")
-    yield from _linear("pooler", hidden, hidden, "bert.pooler.dense", bias=True)
-    yield from _linear("binary_head", SENTENCE_ORDERS, hidden, "cls.seq_relationship", bias=True)
-
-
-def _vit(config: ModelConfig) -> Iterator[Mapped]:
-    assert config.num_channels is not None and config.patch_dim is not None and config.num_classes is not None
-    hidden, q = config.hidden_size, config.patch_dim
-    yield Mapped("embedding.class_token", (hidden,), ("vit.embeddings.cls_token",), shaped(1, 1, hidden))
-    yield Mapped("embedding.position.weight", (config.seq_length, hidden), ("vit.embeddings.position_embeddings",),
-                 shaped(1, config.seq_length, hidden))
-    projection = "vit.embeddings.patch_embeddings.projection"
-    yield Mapped("embedding.patch.weight", (hidden, config.patch_values), (f"{projection}.weight",),
-                 shaped(hidden, config.num_channels, q, q))
-    yield Mapped("embedding.patch.bias", (hidden,), (f"{projection}.bias",), same)
-    for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"vit.encoder.layer.{i}"
-        yield from _norm(config, f"{ours}.attention_norm", f"{theirs}.layernorm_before")
-        yield from _qkv(config, f"{ours}.attention.qkv",
-                        tuple(f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")),
-                        _separate(config), bias=True)
-        yield from _linear(f"{ours}.attention.proj", hidden, hidden, f"{theirs}.attention.output.dense", bias=True)
-        yield from _norm(config, f"{ours}.mlp_norm", f"{theirs}.layernorm_after")
-        yield from _linear(f"{ours}.mlp.fc1", config.ffn, hidden, f"{theirs}.intermediate.dense", bias=True)
-        yield from _linear(f"{ours}.mlp.fc2", hidden, config.ffn, f"{theirs}.output.dense", bias=True)
-    yield from _norm(config, "final_norm", "vit.layernorm")
-    yield from _linear("classifier", config.num_classes, hidden, "classifier", bias=True)
-
-
-FAMILIES: dict[str, Callable[[ModelConfig], Iterator[Mapped]]] = {
-    "gpt2": _gpt2, "llama": _llama, "megatron-bert": _megatron_bert, "vit": _vit}

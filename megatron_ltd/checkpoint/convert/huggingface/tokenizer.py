@@ -1,7 +1,6 @@
 """The tokenizer's files that travel with a model."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,13 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
          "merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja", "generation_config.json")
 FOLDER = "tokenizer"
 """Where they lie beside imported checkpoints."""
+KINDS = {
+    "HuggingFaceTokenizer": {"tokenizer_model": "tokenizer.json"},
+    "GPT2BPETokenizer": {"vocab_file": "vocab.json", "merge_file": "merges.txt"},
+    "SentencePieceTokenizer": {"tokenizer_model": "tokenizer.model"},
+}
+"""Tokenizer type -> setting -> the file it names; the first type whose files are all there is taken."""
+BERT_FILES = {"vocab_file": "vocab.txt"}
 
 
 def carry_in(source: Path, save_dir: Path, family: str) -> DataConfig:
@@ -28,19 +34,13 @@ def carry_in(source: Path, save_dir: Path, family: str) -> DataConfig:
         make_folder(target)
     for name in found:
         shutil.copyfile(source / name, target / name)
-    place = target.resolve()
-    if family == "bert" and "vocab.txt" in found:
-        vocab_file = str(place / "vocab.txt")
-        if _lower_case(source):
-            return DataConfig(tokenizer_type="BertWordPieceLowerCase", vocab_file=vocab_file)
-        return DataConfig(tokenizer_type="BertWordPieceCase", vocab_file=vocab_file)
-    if "tokenizer.json" in found:
-        return DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(place / "tokenizer.json"))
-    if {"vocab.json", "merges.txt"} <= set(found):
-        return DataConfig(tokenizer_type="GPT2BPETokenizer", vocab_file=str(place / "vocab.json"),
-                          merge_file=str(place / "merges.txt"))
-    if "tokenizer.model" in found:
-        return DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(place / "tokenizer.model"))
+    kinds = KINDS
+    if family == "bert":
+        kinds = {"BertWordPieceLowerCase" if _lower_case(source) else "BertWordPieceCase": BERT_FILES, **KINDS}
+    for kind, files in kinds.items():
+        if set(files.values()) <= set(found):
+            paths = {setting: str(target.resolve() / name) for setting, name in files.items()}
+            return DataConfig(tokenizer_type=kind, **paths)  # type: ignore[arg-type]
     return DataConfig()
 
 
@@ -55,14 +55,14 @@ def carry_out(settings: DataConfig, target: Path, eos_token: str | None) -> list
     Args:
         eos_token: the text of the end-of-document token, where the files do not say.
     """
-    model = settings.tokenizer_model
-    sources = {
-        "HuggingFaceTokenizer": {"tokenizer.json": model if model is None or not os.path.isdir(model)
-                                 else os.path.join(model, "tokenizer.json")},
-        "SentencePieceTokenizer": {"tokenizer.model": model},
-        "GPT2BPETokenizer": {"vocab.json": settings.vocab_file, "merges.txt": settings.merge_file},
-    }.get(settings.tokenizer_type or "", {"vocab.txt": settings.vocab_file})
-    present = {name: Path(path) for name, path in sources.items() if path is not None and Path(path).is_file()}
+    present: dict[str, Path] = {}
+    for setting, name in KINDS.get(settings.tokenizer_type or "", BERT_FILES).items():
+        if given := getattr(settings, setting):
+            path = Path(given)
+            if path.is_dir() and settings.tokenizer_type == "HuggingFaceTokenizer":
+                path = path / name
+            if path.is_file():
+                present[name] = path
     for folder in {path.parent for path in present.values()}:
         for name in FILES:
             if (folder / name).is_file():
