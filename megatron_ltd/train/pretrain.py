@@ -220,14 +220,13 @@ def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console],
         violations: what the recipe refuses besides what every run does.
         prepare: gives the data, and the settings that follow from them; it is handed the tokenizer, None for images.
     """
-    rank, save = 0, None
+    place, save = Launch(), None
     try:
         place = Launch.from_environment()
-        rank = place.rank
         arguments = sys.argv[1:] if arguments is None else arguments
-        if rank != 0 and asks_for_help(arguments):
+        if place.rank != 0 and asks_for_help(arguments):
             return EXIT_COMPLETE  # one process prints it
-        config = read(arguments, Console(rank == 0))
+        config = read(arguments, Console(place.rank == 0))
         save = config.checkpoint.save
         refuse(violations(config))
         check(config, place.world_size)
@@ -239,6 +238,6 @@ def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console],
         return train(config, tokenizer, place,
                      lambda config, runtime, console: prepare(config, tokenizer, runtime, console))
     except Exception as error:
-        return report(error, rank, save)
+        return report(error, place.rank, place.world_size, save)
     finally:
         launch.stop()
