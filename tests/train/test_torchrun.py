@@ -1,58 +1,20 @@
 """The commands of the documentation, through torchrun: train, be stopped, go on elsewhere, evaluate."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.train.launchers import ROOT, finish, start, torchrun, wait_for_step
 from tests.train.runs import TINY, Corpus, read_lines, run, words
 from tools import evaluate_zeroshot
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS = {**TINY, "train_iters": 400, "eval_interval": 1000, "seq_length": 64, "random_ltd_start_length": 16}
 """A run that is stopped long before its end."""
 
 PASSAGES = ["the value of the object is the value of the name", "a class is a kind of type and not a function",
             "the statement is executed and the name is bound"]
-
-
-def torchrun(processes: int, *command: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
-
-
-def start(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as stream:
-        return subprocess.Popen(command, cwd=log.parent, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-
-
-def finish(process: "subprocess.Popen[bytes]") -> int:
-    try:
-        return process.wait(240)
-    finally:
-        process.kill()
-
-
-def wait_for_step(path: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until the metrics file has the line of a step."""
-    while process.poll() is None:
-        if path.exists() and any(line["step"] >= step for line in whole_lines(path)):
-            return
-        time.sleep(0.05)
-
-
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
 
 
 def test_a_run_under_torchrun_is_stopped_and_goes_on_with_another_layout(corpus: Corpus, tmp_path: Path) -> None:
