@@ -19,10 +19,13 @@ def torchrun(processes: int, *command: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 def start(command: Sequence[str], log: Path) -> Launcher:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as stream:
-        return subprocess.Popen(command, cwd=log.parent, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=log.parent, env=environment(), stdout=stream, stderr=subprocess.STDOUT)
 
 
 def finish(process: Launcher) -> int:
