@@ -24,12 +24,13 @@ from megatron_ltd.settings.checks.recipe import pretraining_violations
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
 from megatron_ltd.train import launch
 from megatron_ltd.train.best import best_writer
-from megatron_ltd.train.exits import clear_exit_record, report, write_exit_record
+from megatron_ltd.train.exits import clear_exit_record, lost_peer, report, write_exit_record
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.resume import restore, with_checkpoint_model
 from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.siblings import end_soon
 from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.trainer import Trainer
 
@@ -127,13 +128,19 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
         UserError: what the user can repair.
     """
     with StopWatcher(config.training) as watcher:
-        return watched_train(config, tokenizer, place, prepare, watcher)
+        runtime = launch.start(config, place)
+        try:
+            return watched_train(config, tokenizer, runtime, prepare, watcher)
+        except Exception as error:
+            if lost_peer(error):
+                end_soon(runtime.siblings)
+            raise
 
 
-def watched_train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare,
+def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, prepare: Prepare,
                   watcher: StopWatcher) -> int:
-    """`train`, from the first moment to the last of which a request to stop is noted rather than obeyed at once."""
-    runtime = launch.start(config, place)
+    """`train` once the processes have met."""
+    place = runtime.launch
     console = Console(place.rank == 0)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
     if config.checkpoint.save is not None:

@@ -96,3 +96,16 @@ def test_planned_stops_are_continued_to_the_end(
     launcher = launch(["--standalone", "--nproc-per-node", "2"], settings, tmp_path / "log")
     assert finish(launcher) == 0, (tmp_path / "log").read_text()
     assert_complete(tmp_path, uninterrupted)
+
+
+def test_a_run_goes_on_soon_after_one_process_has_hung(
+    corpus: Corpus, tmp_path: Path, uninterrupted: list[dict[str, Any]],
+) -> None:
+    settings = settings_in(corpus, tmp_path, distributed_timeout_minutes=0.1)
+    launcher = launch(["--standalone", "--nproc-per-node", "2"], settings, tmp_path / "log")
+    wait_for_step(tmp_path / "metrics.jsonl", 6, launcher)
+    os.kill(workers(launcher)[1], signal.SIGSTOP)
+    code, said = finish(launcher), (tmp_path / "log").read_text()
+    assert code == 0 and "rank 0: stopped, since another process failed or did not answer in time" in said, said
+    assert "via Signals.SIGTERM, forcefully exiting" not in said, "torchrun had to wait until its own patience was over"
+    assert_complete(tmp_path, uninterrupted)
