@@ -69,12 +69,15 @@ exit_file="${save:-.}/exit.json"
 exit_file_before=$(version_of "$exit_file")
 
 echo "$NNODES node(s) x $GPUS_PER_NODE process(es), node $NODE_RANK, ${CONFIG:-no configuration file}"
+set -m  # a process group of its own, so that torchrun gets the terminal's signals once, from here
 "${launcher[@]}" -m megatron_ltd."$recipe" "${settings[@]}" "$@" &
 torchrun=$!
+set +m
 # A signal to this script is one to the run, which saves and stops. It also ends `wait`, so wait again.
 signalled=0
-trap 'signalled=1; kill -TERM "$torchrun" 2>/dev/null || true' TERM
-trap 'signalled=1; kill -INT "$torchrun" 2>/dev/null || true' INT
+for name in TERM INT HUP; do
+    trap "signalled=1; kill -$name $torchrun 2>/dev/null || true" "$name"
+done
 code=0
 wait "$torchrun" || code=$?
 while ((signalled)); do

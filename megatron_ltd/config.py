@@ -218,7 +218,8 @@ class TrainingConfig:
     exit_duration_in_mins: float | None = None
     """Save and stop after this many minutes, with exit code 11."""
     exit_signal_handler: bool = True
-    """On SIGTERM save and stop with exit code 10."""
+    """On SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal) save and stop with exit code 10; a second Ctrl-C ends
+    the run at once."""
     seed: int = 1234
     """Weights, data order, dropout and kept tokens are functions of it."""
     bf16: bool = False

@@ -1,12 +1,17 @@
 """One line to the console from one rank, and warnings that are said once."""
 
+import os
 import sys
+from typing import TextIO
 
 _said: set[str] = set()
 
 
 class Console:
     """Prints for the one rank that speaks; silent on every other.
+
+    A stream that cannot be written, such as a pipe whose reader has gone or a file on a full disk, does not end the
+    program: it is given up with one warning.
 
     Args:
         speaks: whether this process prints.
@@ -17,17 +22,29 @@ class Console:
 
     def line(self, text: str) -> None:
         if self.speaks:
-            print(text, flush=True)
+            _print(text, sys.stdout)
 
     def warn(self, text: str) -> None:
         if self.speaks:
-            print(f"WARNING: {text}", file=sys.stderr, flush=True)
+            _print(f"WARNING: {text}", sys.stderr)
 
     def error(self, text: str) -> None:
         if self.speaks:
-            print(text, file=sys.stderr, flush=True)
+            _print(text, sys.stderr)
 
     def warn_once(self, text: str) -> None:
         if text not in _said:
             _said.add(text)
             self.warn(text)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        # The text is still in the stream's buffer and would be tried again when the process ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        if stream is not sys.stderr:
+            Console().warn(f"standard output is given up for this run: {error}")

@@ -49,9 +49,9 @@ def lost_peer(error: BaseException | None) -> bool:
     return False
 
 
-def report(error: Exception, rank: int, save_dir: str | None) -> int:
+def report(error: Exception, rank: int, world_size: int, save_dir: str | None) -> int:
     """Say what ended this process, once for what all processes know, and return its exit code."""
-    name = f"rank {rank}: " if dist.is_initialized() and dist.get_world_size() > 1 else ""
+    name = f"rank {rank}: " if world_size > 1 else ""
     if isinstance(error, UserError):
         everywhere = error.everywhere or not name
         if rank == 0 or not everywhere:

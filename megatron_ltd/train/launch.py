@@ -15,6 +15,8 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
+from megatron_ltd.train import siblings
+from megatron_ltd.train.attempt import attempt_store
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The running process: its place, its device, its mesh."""
+    """The running process: its place, its device, its mesh, and the other processes of the run on this host."""
 
     launch: Launch
     device: torch.device
     mesh: Mesh
+    siblings: list[siblings.Sibling]
 
 
 def choose_device(config: RunConfig, launch: Launch) -> torch.device:
@@ -92,13 +95,13 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     if launch.init_method is None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, init_method=launch.init_method, rank=launch.rank,
-                                world_size=launch.world_size, timeout=timeout)
+        store = attempt_store(launch.init_method, launch.rank, launch.world_size, timeout)
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
     agree_on_configuration(config)
     pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
     mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,
                       shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout)
-    return Runtime(launch, device, mesh)
+    return Runtime(launch, device, mesh, siblings.on_this_host(gather_json(siblings.identity())))
 
 
 def agree_on_configuration(config: RunConfig) -> None:

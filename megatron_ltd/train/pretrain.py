@@ -24,12 +24,13 @@ from megatron_ltd.settings.checks.rules import pretraining_violations
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
 from megatron_ltd.train import launch
 from megatron_ltd.train.best import best_writer
-from megatron_ltd.train.exits import clear_exit_record, report, write_exit_record
+from megatron_ltd.train.exits import clear_exit_record, lost_peer, report, write_exit_record
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.launch import Launch, Runtime
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.resume import restore, with_checkpoint_model
 from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.siblings import end_soon
 from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.trainer import Trainer
 
@@ -127,13 +128,19 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
         UserError: what the user can repair.
     """
     with StopWatcher(config.training) as watcher:
-        return watched_train(config, tokenizer, place, prepare, watcher)
+        runtime = launch.start(config, place)
+        try:
+            return watched_train(config, tokenizer, runtime, prepare, watcher)
+        except Exception as error:
+            if lost_peer(error):
+                end_soon(runtime.siblings)
+            raise
 
 
-def watched_train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare,
+def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, prepare: Prepare,
                   watcher: StopWatcher) -> int:
-    """`train`, from the first moment to the last of which a request to stop is noted rather than obeyed at once."""
-    runtime = launch.start(config, place)
+    """`train` once the processes have met."""
+    place = runtime.launch
     console = Console(place.rank == 0)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
     if config.checkpoint.save is not None:
@@ -220,14 +227,13 @@ def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console],
         violations: what the recipe refuses besides what every run does.
         prepare: gives the data, and the settings that follow from them; it is handed the tokenizer, None for images.
     """
-    rank, save = 0, None
+    place, save = Launch(), None
     try:
         place = Launch.from_environment()
-        rank = place.rank
         arguments = sys.argv[1:] if arguments is None else arguments
-        if rank != 0 and asks_for_help(arguments):
+        if place.rank != 0 and asks_for_help(arguments):
             return EXIT_COMPLETE  # one process prints it
-        config = read(arguments, Console(rank == 0))
+        config = read(arguments, Console(place.rank == 0))
         save = config.checkpoint.save
         refuse(violations(config))
         check(config, place.world_size)
@@ -239,6 +245,6 @@ def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console],
         return train(config, tokenizer, place,
                      lambda config, runtime, console: prepare(config, tokenizer, runtime, console))
     except Exception as error:
-        return report(error, rank, save)
+        return report(error, place.rank, place.world_size, save)
     finally:
         launch.stop()

@@ -1,5 +1,6 @@
 """When a run stops before its last step: signals, --exit-interval, --exit-duration-in-mins."""
 
+import os
 import signal
 import time
 from types import FrameType
@@ -8,31 +9,46 @@ from typing import Any
 from megatron_ltd.config import TrainingConfig
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, EXIT_ON_SIGNAL
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""A scheduler's request, Ctrl-C, a closed terminal."""
+ONE_REQUEST_SECONDS = 1.0
+"""One Ctrl-C can arrive twice, from the terminal and from a launcher that passes it on."""
+
 
 class StopWatcher:
     """Whether this process has been asked to stop. Processes tell each other in the step's own all-reduce, so that all
     of them stop after the same step, whoever was asked.
 
-    As a context manager it installs the handler of SIGTERM, and puts the old one back.
+    As a context manager it installs the handlers of the signals, and puts the old ones back. A second Ctrl-C ends the
+    process at once; torchrun passes it on as SIGTERM.
     """
 
     def __init__(self, config: TrainingConfig):
         self.config = config
         self.signalled = False
         self._started = time.monotonic()
-        self._previous: Any = None
+        self._interrupted_at: float | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopWatcher":
-        if self.config.exit_signal_handler:
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        for number in STOP_SIGNALS if self.config.exit_signal_handler else ():
+            # What nohup or a shell's background job ignores stays ignored.
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
+        now = time.monotonic()
+        if self._interrupted_at is None:
+            self._interrupted_at = now if number == signal.SIGINT else None
+        elif number != signal.SIGHUP and now - self._interrupted_at > ONE_REQUEST_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def level(self) -> int:
         """How this process was asked to stop: 0 not at all, 1 its time is over, 2 by a signal."""

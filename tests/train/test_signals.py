@@ -1,6 +1,7 @@
 """A run that is asked to stop: it saves, says with its exit code why it stopped, and goes on as if it had not."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from megatron_ltd.config import TrainingConfig
 from megatron_ltd.train import stopping
 from tests.gloo import RankFailure, launch_ranks
 from tests.train.moments import pretrain_with_signal
@@ -39,10 +41,11 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("iter_")) for path in (folder / "checkpoints").glob("iter_*"))
 
 
-def ask_to_stop(corpus: Corpus, folder: Path, victim: int, kind: str, at: int, **settings: Any) -> set[int]:
-    """Two ranks of which one is sent SIGTERM; the exit codes."""
+def ask_to_stop(corpus: Corpus, folder: Path, victim: int, kind: str, at: int, number: int = signal.SIGTERM,
+                **settings: Any) -> set[int]:
+    """Two ranks of which one is sent a signal; the exit codes."""
     answers = launch_ranks(pretrain_with_signal, 2, settings_in(corpus, folder, **settings), folder, victim,
-                           int(signal.SIGTERM), kind, at, timeout=120)
+                           int(number), kind, at, timeout=120)
     return {ending.code for ending, _ in answers}
 
 
@@ -61,6 +64,53 @@ def test_sigterm_to_one_rank_lets_all_save_after_the_same_step(
     assert record(tmp_path) == {"code": 10, "step": 4, "reason": "stopped by a signal"}
     assert steps_saved(tmp_path) == [2, 4]
     assert_goes_on(corpus, tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_save_like_sigterm(
+    corpus: Corpus, tmp_path: Path, uninterrupted: list[dict[str, Any]], number: signal.Signals,
+) -> None:
+    assert ask_to_stop(corpus, tmp_path, 1, "step", 4, number) == {10}
+    assert record(tmp_path) == {"code": 10, "step": 4, "reason": "stopped by a signal"}
+    assert steps_saved(tmp_path) == [4]
+    assert_goes_on(corpus, tmp_path, uninterrupted)
+
+
+def watch(numbers: list[int], patience: float) -> bool:
+    """Whether a process that is sent these signals, one right after the other, lives on and has noted a request."""
+    with mock.patch.object(stopping, "ONE_REQUEST_SECONDS", patience):
+        with stopping.StopWatcher(TrainingConfig()) as watcher:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+    return watcher.signalled
+
+
+def watch_in_rank(rank: int, world_size: int, init_method: str, numbers: list[int], patience: float) -> bool:
+    return watch(numbers, patience)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=["from-the-terminal", "through-torchrun"])
+def test_a_second_ctrl_c_ends_the_process_at_once(second: signal.Signals) -> None:
+    with pytest.raises(RankFailure, match=f"died with exit code -{int(second)}"):
+        launch_ranks(watch_in_rank, 1, [int(signal.SIGINT), int(second)], -1.0)
+
+
+@pytest.mark.parametrize(("numbers", "patience"), [
+    ([signal.SIGINT, signal.SIGINT, signal.SIGTERM], 60.0),  # one Ctrl-C in several ways
+    ([signal.SIGTERM, signal.SIGTERM, signal.SIGHUP, signal.SIGHUP], -1.0),
+    ([signal.SIGTERM, signal.SIGINT], -1.0),
+], ids=["one-ctrl-c", "impatient-scheduler", "one-ctrl-c-after-sigterm"])
+def test_other_repeated_signals_are_one_request(numbers: list[signal.Signals], patience: float) -> None:
+    assert watch([int(number) for number in numbers], patience)
+
+
+def test_signals_that_nohup_ignores_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert not watch([int(signal.SIGHUP)], 1.0)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_in_the_middle_of_a_step_is_obeyed_after_that_step_or_the_next(
@@ -142,9 +192,9 @@ def test_a_duration_that_is_over_at_once_still_trains_a_step(corpus: Corpus, tmp
     assert [line["step"] for line in stopped.steps] == [1] and steps_saved(tmp_path) == [1]
 
 
-def test_the_handler_of_the_calling_program_is_put_back(corpus: Corpus, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_handlers_of_the_calling_program_are_put_back(corpus: Corpus, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in stopping.STOP_SIGNALS]
     settings = settings_in(corpus, tmp_path, pipeline_model_parallel_size=1, exit_interval=2)
     assert pretrain(0, 1, "", settings).code == 11
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number in stopping.STOP_SIGNALS] == before
     assert len([line for line in read_lines(tmp_path / "metrics.jsonl") if "lm_loss" in line]) == 2

@@ -1,58 +1,21 @@
 """The commands of the documentation, through torchrun: train, be stopped, go on elsewhere, evaluate."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.train.launchers import ROOT, environment, exit_record, finish, start, torchrun, wait_for_step
 from tests.train.runs import TINY, Corpus, read_lines, run, words
 from tools import evaluate_zeroshot
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS = {**TINY, "train_iters": 400, "eval_interval": 1000, "seq_length": 64, "random_ltd_start_length": 16}
 """A run that is stopped long before its end."""
 
 PASSAGES = ["the value of the object is the value of the name", "a class is a kind of type and not a function",
             "the statement is executed and the name is bound"]
-
-
-def torchrun(processes: int, *command: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
-
-
-def start(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as stream:
-        return subprocess.Popen(command, cwd=log.parent, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-
-
-def finish(process: "subprocess.Popen[bytes]") -> int:
-    try:
-        return process.wait(240)
-    finally:
-        process.kill()
-
-
-def wait_for_step(path: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until the metrics file has the line of a step."""
-    while process.poll() is None:
-        if path.exists() and any(line["step"] >= step for line in whole_lines(path)):
-            return
-        time.sleep(0.05)
-
-
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
 
 
 def test_a_run_under_torchrun_is_stopped_and_goes_on_with_another_layout(corpus: Corpus, tmp_path: Path) -> None:
@@ -67,7 +30,7 @@ def test_a_run_under_torchrun_is_stopped_and_goes_on_with_another_layout(corpus:
     wait_for_step(metrics, 3, first)
     first.send_signal(signal.SIGTERM)
     code, said = finish(first), (tmp_path / "first.log").read_text()
-    record = json.loads((checkpoints / "exit.json").read_text())
+    record = exit_record(checkpoints)
     assert code != 0 and record["code"] == 10, said
     stopped_at = record["step"]
     assert 3 <= stopped_at < 400
@@ -80,7 +43,7 @@ def test_a_run_under_torchrun_is_stopped_and_goes_on_with_another_layout(corpus:
                                                   "use_distributed_optimizer": True})), tmp_path / "second.log")
     finish(second)
     said = (tmp_path / "second.log").read_text()
-    record = json.loads((checkpoints / "exit.json").read_text())
+    record = exit_record(checkpoints)
     assert record["code"] == 11 and record["step"] == (stopped_at // 25 + 1) * 25, said
     assert "tp 1 x pp 2 x dp 2" in said
 
@@ -90,6 +53,37 @@ def test_a_run_under_torchrun_is_stopped_and_goes_on_with_another_layout(corpus:
     assert [line["step"] for line in lines] == list(range(1, record["step"] + 1))
     for line, wanted in zip(lines, truth.lines, strict=True):
         assert line["lm_loss"] == pytest.approx(wanted["lm_loss"], rel=1e-5, abs=0.0), wanted["step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_let_torchrun_save(
+    corpus: Corpus, tmp_path: Path, number: signal.Signals,
+) -> None:
+    checkpoints, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
+    settings = {**SETTINGS, **corpus.settings, "save": str(checkpoints), "metrics_file": str(metrics)}
+    launcher = start(torchrun(2, "-m", "megatron_ltd.pretrain_gpt", *words(settings)), tmp_path / "log")
+    wait_for_step(metrics, 2, launcher)
+    launcher.send_signal(number)
+    finish(launcher)
+    said, record = (tmp_path / "log").read_text(), exit_record(checkpoints)
+    assert record["code"] == 10 and record["reason"] == "stopped by a signal", said
+    assert (checkpoints / "latest_checkpointed_iteration.txt").read_text() == f"{record['step']}\n"
+
+
+def test_a_run_whose_reader_goes_away_is_finished(corpus: Corpus, tmp_path: Path) -> None:
+    settings = {**SETTINGS, **corpus.settings, "train_iters": 10, "random_ltd_steps": 8, "save": "checkpoints",
+                "metrics_file": "metrics.jsonl"}
+    command = torchrun(2, "-m", "megatron_ltd.pretrain_gpt", *words(settings))
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as launcher:
+        assert launcher.stdout is not None and launcher.stderr is not None
+        first = launcher.stdout.readline()
+        launcher.stdout.close()
+        said = launcher.stderr.read()
+    assert first and said.count("WARNING: standard output is given up for this run: [Errno 32] Broken pipe") == 1, said
+    assert launcher.returncode == 0, said
+    assert exit_record(tmp_path / "checkpoints") == {"code": 0, "step": 10, "reason": "complete"}
+    assert len([line for line in read_lines(tmp_path / "metrics.jsonl") if "lm_loss" in line]) == 10
 
 
 def make(folder: Path) -> Path:
@@ -129,4 +123,4 @@ def test_what_a_user_can_repair_reaches_the_terminal_through_torchrun(corpus: Co
     assert code != 0
     assert log.read_text().count("CheckpointError: ") == 1
     assert f"--load = {tmp_path / 'nothing'} is not a folder" in log.read_text()
-    assert json.loads((checkpoints / "exit.json").read_text())["code"] == 22
+    assert exit_record(checkpoints)["code"] == 22

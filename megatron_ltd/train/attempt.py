@@ -1,0 +1,57 @@
+"""A key-value store for one attempt of a run that its launcher may restart.
+
+torchrun keeps one store for all attempts, and `env://` returns it without a prefix, so an attempt finds the addresses
+of the processes of the attempt before. The number of restarts does not tell attempts apart: launchers on several nodes
+count for themselves, and none counts a restart for a node that joins. So the processes of an attempt agree on a fresh
+prefix through the store itself.
+"""
+
+import time
+import uuid
+from datetime import timedelta
+
+import torch.distributed as dist
+
+POLL_SECONDS = 0.02
+
+
+def attempt_store(init_method: str, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """The store at `init_method` under a prefix that the processes of this attempt share and no other attempt has.
+
+    Raises:
+        DistError: a process did not arrive in time.
+    """
+    store, _, _ = next(dist.rendezvous(init_method, rank, world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    prefix = _invite(store, world_size, timeout) if rank == 0 else _join(store, rank)
+    return dist.PrefixStore(prefix, store)
+
+
+def _invite(store: dist.Store, world_size: int, timeout: timedelta) -> str:
+    """Answer the calls of all other ranks with a new prefix, and return it once each of them has joined.
+
+    A call may be left over from an earlier attempt. Nobody reads its answer, and the rank's own call replaces it.
+    """
+    prefix = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout.total_seconds()
+    missing = set(range(1, world_size))
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"joined/{prefix}/{rank}"]):
+                missing.remove(rank)
+            elif store.check([f"call/{rank}"]):
+                store.set(f"answer/{store.get(f'call/{rank}').decode()}", prefix)
+        if missing and time.monotonic() > deadline:
+            raise dist.DistStoreError(f"{len(missing)} of {world_size} processes did not arrive within "
+                                      f"{timeout.total_seconds():.0f} s, rank {min(missing)} among them")
+        time.sleep(POLL_SECONDS)
+    return prefix
+
+
+def _join(store: dist.Store, rank: int) -> str:
+    """Call rank 0 and return the prefix that it answers with."""
+    call = uuid.uuid4().hex
+    store.set(f"call/{rank}", call)
+    prefix: str = store.get(f"answer/{call}").decode()
+    store.set(f"joined/{prefix}/{rank}", "")
+    return prefix

@@ -1,0 +1,53 @@
+"""The attempts of a restarted run share a store, and read nothing of each other in it."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from megatron_ltd.train import attempt
+
+TIMEOUT = timedelta(seconds=20)
+
+
+@pytest.fixture
+def launcher_store() -> Iterator[dist.TCPStore]:
+    """The store that a launcher keeps for all attempts."""
+    yield dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+
+
+@pytest.fixture(autouse=True)
+def environment(launcher_store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(launcher_store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+
+def meet(world_size: int) -> None:
+    """One attempt: each rank writes under its number, in a thread of its own, and reads what the others wrote."""
+    def one(rank: int) -> list[bytes]:
+        store = attempt.attempt_store("env://", rank, world_size, TIMEOUT)
+        assert not store.check([f"{rank}"]), "this was written by an earlier attempt"
+        store.set(f"{rank}", f"rank {rank} of {world_size}")
+        return [store.get(f"{other}") for other in range(world_size)]
+
+    with ThreadPoolExecutor(world_size) as pool:
+        for found in pool.map(one, range(world_size)):
+            assert found == [f"rank {other} of {world_size}".encode() for other in range(world_size)]
+
+
+def test_attempts_of_any_size_find_only_themselves() -> None:
+    for world_size in (3, 3, 2, 4, 1):
+        meet(world_size)
+
+
+def test_calls_that_an_aborted_attempt_left_are_no_hindrance(launcher_store: dist.TCPStore) -> None:
+    launcher_store.set("call/1", "nobody waits for this")
+    meet(3)
+
+
+def test_a_process_that_does_not_arrive_is_named() -> None:
+    with pytest.raises(dist.DistStoreError, match=r"2 of 3 processes did not arrive within 0 s, rank 1 among them"):
+        attempt.attempt_store("env://", 0, 3, timedelta(seconds=0.3))
