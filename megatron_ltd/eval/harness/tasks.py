@@ -10,8 +10,8 @@ from typing import Any
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.eval.requests import CheckpointScorer
 from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult
+from megatron_ltd.eval.scorer import ModelScorer
 from megatron_ltd.eval.tasks.names import Task, TaskRun
 from megatron_ltd.eval.tasks.task_files import sha256_of
 
@@ -72,7 +72,7 @@ def plan_harness(listed: str, folder: Path | None) -> list[HarnessTask]:
     return tasks
 
 
-def run_harness(tasks: list[HarnessTask], scorer: CheckpointScorer, tokenizer: Tokenizer, options: EvalOptions,
+def run_harness(tasks: list[HarnessTask], scorer: ModelScorer, tokenizer: Tokenizer, options: EvalOptions,
                 num_fewshot: int | None) -> list[TaskRun]:
     """Score the tasks; returns runs that hold their results, in the harness's order, groups before their parts.
 
