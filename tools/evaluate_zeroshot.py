@@ -170,7 +170,7 @@ def score(
     }
     results: dict[str, TaskResult] = {}
     for item in plan:
-        results[item.name] = item.task.evaluate(item.path, scorer, tokenizer, options)
+        results[item.name] = item.evaluate(item.path, scorer, tokenizer, options)
         record["tasks"][item.name] = task_record(item.path, item.sha256, results[item.name])
         for output in outputs if console.speaks else ():
             write_results(output, record, results)

@@ -13,9 +13,9 @@ from lm_eval.api.registry import register_model
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.eval.decode import GREEDY, Sampling
 from megatron_ltd.eval.requests import ScoredRow, ScoreRow, before_stops, score_by_length, stopped_by
 from megatron_ltd.eval.rows import RowEncoder
-from megatron_ltd.eval.sampling import GREEDY, Sampling
 from megatron_ltd.eval.scorer import ModelScorer
 
 NEW_TOKENS = 256

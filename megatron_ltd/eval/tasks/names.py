@@ -15,6 +15,8 @@ from megatron_ltd.eval.tasks.open_questions import AnswerTask
 from megatron_ltd.eval.tasks.questions import QUESTION, from_template
 from megatron_ltd.eval.tasks.task_files import find_task_file, sha256_of
 
+Evaluate = Callable[[Path, TokenScorer, Tokenizer, EvalOptions], TaskResult]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -26,7 +28,7 @@ class Task:
     """
 
     files: tuple[str, ...]
-    evaluate: Callable[[Path, TokenScorer, Tokenizer, EvalOptions], TaskResult]
+    evaluate: Evaluate
 
 
 YES_OR_NO = "{answer}\nIs the answer correct? "
@@ -91,11 +93,11 @@ CHOICE_TASKS = {
 }
 """Which files, examples and metrics each choice task has."""
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Task | ChoiceTask] = {
     "lambada": Task(lambada.FILES, lambada.evaluate),
     "wikitext": Task(wikitext.FILES, wikitext.evaluate),
     "perplexity": Task(perplexity.FILES, perplexity.evaluate),
-    **{name: Task(task.files, task.evaluate) for name, task in CHOICE_TASKS.items()},
+    **CHOICE_TASKS,
 }
 
 
@@ -104,7 +106,7 @@ class TaskRun:
     """A task with its file and that file's SHA-256, under the name its result will have."""
 
     name: str
-    task: Task
+    evaluate: Evaluate
     path: Path
     sha256: str
 
@@ -128,7 +130,8 @@ def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
         if name not in TASKS:
             raise ConfigError(f"--tasks: there is no task {name!r}. Choose from {', '.join(TASKS)}.")
         path = _path_of(item, folder)
-        runs.append(TaskRun(name if times[name] == 1 else f"{name}:{path.name}", TASKS[name], path, sha256_of(path)))
+        runs.append(TaskRun(name if times[name] == 1 else f"{name}:{path.name}", TASKS[name].evaluate, path,
+                            sha256_of(path)))
     repeated = [name for name, count in Counter(run.name for run in runs).items() if count > 1]
     if repeated:
         raise ConfigError(f"--tasks lists {', '.join(repeated)} more than once. Keep one, or rename one of the files.")
