@@ -30,9 +30,8 @@ from megatron_ltd.eval.report import (
     task_record,
     write_results,
 )
-from megatron_ltd.eval.requests import CheckpointScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
-from megatron_ltd.eval.scorer import build_scorer
+from megatron_ltd.eval.scorer import ModelScorer, build_scorer
 from megatron_ltd.eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
@@ -157,7 +156,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 
 def score(
-    load: str, plan: list[TaskRun], scorer: CheckpointScorer, tokenizer: Tokenizer, options: EvalOptions,
+    load: str, plan: list[TaskRun], scorer: ModelScorer, tokenizer: Tokenizer, options: EvalOptions,
     outputs: list[Path], console: Console,
 ) -> None:
     """Every task in turn; what is scored is written before the next one starts."""
@@ -171,7 +170,7 @@ def score(
     }
     results: dict[str, TaskResult] = {}
     for item in plan:
-        results[item.name] = item.task.evaluate(item.path, scorer, tokenizer, options)
+        results[item.name] = item.evaluate(item.path, scorer, tokenizer, options)
         record["tasks"][item.name] = task_record(item.path, item.sha256, results[item.name])
         for output in outputs if console.speaks else ():
             write_results(output, record, results)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
-from megatron_ltd.eval.sampling import Sampling
+from megatron_ltd.eval.decode import Sampling
 from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.log import Console
 from megatron_ltd.train import launch

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval.report import check_writable
 from megatron_ltd.eval.tasks.build_lastword import LastWordOptions, build_lastword_set
-from megatron_ltd.eval.tasks.task_files import read_jsonl_texts
+from megatron_ltd.eval.tasks.task_files import read_json_lines
 from megatron_ltd.log import Console
 from tools.command_line import exit_code_of, parser_of
 
@@ -39,7 +39,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def documents_of(files: list[str]) -> Iterator[str]:
     for file in tqdm(files, desc="documents", unit="file", disable=len(files) < 2):
-        yield from (line.text for line in read_jsonl_texts(Path(file)))
+        yield from (record.text("text") for record in read_json_lines(Path(file)))
 
 
 def encode_lines(passages: list[str], packed: bool) -> bytes:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 import megatron_ltd
+from megatron_ltd.checkpoint.durable import write_file
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import DataError
-from megatron_ltd.eval.results import Metric, TaskResult
+from megatron_ltd.eval.results import TaskResult
 from megatron_ltd.train.state import TrainState
 
 FORMATS = (".json", ".md", ".csv")
@@ -82,7 +83,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_format(path: Path) -> None:
-    """Find out before hours of scoring that nothing says how to write the results.
+    """Find out before hours of scoring that the suffix names no format.
 
     Raises:
         DataError: the suffix stands for no format.
@@ -92,63 +93,42 @@ def check_format(path: Path) -> None:
 
 
 def write_results(path: Path, record: dict[str, Any], results: dict[str, TaskResult]) -> None:
-    """Write through a temporary name, so that a reader never sees half a file."""
+    """Write the results in the format of the suffix, so that a reader never sees half a file."""
     if path.suffix == ".md":
         text = markdown_table(results) + "\n"
     elif path.suffix == ".csv":
         text = csv_table(record)
     else:
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_file(path, text.encode())
 
 
 def csv_table(record: dict[str, Any]) -> str:
-    """One line for each metric of each task, with the model it is of."""
-    model = record["model"]
-    lines = [[model["load"], model["step"], model["consumed_tokens"], model["consumed_layer_tokens"], task, name,
-              _plain(metric["value"]), _plain(metric["stderr"]), entry["n"], entry["unit"], entry["truncated"],
-              record["options"]["num_fewshot"], entry["file"], entry["sha256"]]
-             for task, entry in record["tasks"].items() for name, metric in entry["metrics"].items()]
+    """One line for each metric of each task, with the model that was scored."""
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([CSV_HEAD, *lines])
+    writer = csv.DictWriter(table, CSV_HEAD, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for task, entry in record["tasks"].items():
+        for name, metric in entry["metrics"].items():
+            writer.writerow(record["model"] | record["options"] | entry | metric | {"task": task, "metric": name})
     return table.getvalue()
 
 
-def _plain(value: float | None) -> str:
-    return "" if value is None else repr(value)
-
-
 def markdown_table(results: dict[str, TaskResult]) -> str:
-    """One row for each metric of each task."""
-    head = ["task", "metric", "value", "stderr", "n", "truncated"]
-    rows = [
-        [task, metric, _number(value.value), _error(value), f"{result.n} {result.unit}", str(result.truncated)]
-        for task, result in results.items()
-        for metric, value in result.metrics.items()
-    ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    # Text stands left, numbers right.
-    lines = [_row(head, widths), "|" + "|".join(_rule(width, column) for column, width in enumerate(widths)) + "|"]
-    return "\n".join(lines + [_row(row, widths) for row in rows])
+    """One row for each metric of each task, with names aligned to the left and numbers to the right."""
+    rows = [("task", "metric", "value", "stderr", "n", "truncated")]
+    rows += [(task, name, _number(metric.value), _number(metric.stderr), f"{result.n} {result.unit}",
+              str(result.truncated))
+             for task, result in results.items() for name, metric in result.metrics.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = list(zip("<<>>>>", widths, strict=True))
+    lines = ["| " + " | ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)) + " |"
+             for row in rows]
+    rule = "|".join("-" * (width + 1) + ("-" if side == "<" else ":") for side, width in columns)
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
-def _row(cells: list[str], widths: list[int]) -> str:
-    padded = [
-        cell.ljust(width) if column < 2 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "| " + " | ".join(padded) + " |"
-
-
-def _rule(width: int, column: int) -> str:
-    return "-" * (width + 2) if column < 2 else "-" * (width + 1) + ":"
-
-
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
-
-
-def _error(metric: Metric) -> str:
-    return "-" if metric.stderr is None else _number(metric.stderr)

@@ -1,23 +1,22 @@
 """What a task asks of a model, and what it gets back.
 
-A task turns its examples into rows of tokens with the position from which they are scored; the engine answers
-with the log-probability of every scored token and whether it was the model's first choice. The engine sorts,
+A task turns its examples into rows of tokens with the position from which they are scored; the scorer answers
+with the log-probability of every scored token and whether it was the model's first choice. The scorer sorts,
 batches and distributes rows as it likes: the answer to a row depends on that row alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from megatron_ltd.checkpoint.manifest import Manifest
-from megatron_ltd.config import DataConfig
+from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DivergenceError
 
 SLAB_ROWS = 256
-"""Rows handed to the engine at once: enough to sort by length, few enough for the progress bar to move."""
+"""Rows handed to the scorer at once: enough to sort by length, few enough for the progress bar to move."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,18 @@ Finished = Callable[[list[int]], bool]
 """Whether the tokens that were generated so far are enough."""
 
 
+def stopped_by(stops: Sequence[str], tokenizer: Tokenizer) -> Finished:
+    """Finished as soon as the text holds one of the stops."""
+    return lambda tokens: any(stop in tokenizer.decode(tokens) for stop in stops)
+
+
+def before_stops(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop."""
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text
+
+
 class TokenScorer(Protocol):
     """A language model as the tasks see it."""
 
@@ -67,18 +78,6 @@ class TokenScorer(Protocol):
 
     def generate(self, texts: list[list[int]], new_tokens: int, eod: int, finished: Finished) -> list[list[int]]:
         """The most probable tokens after each text, as `Decoder.generate`; all processes call it alike."""
-
-
-class CheckpointScorer(TokenScorer, Protocol):
-    """A scorer whose model was built from a checkpoint's manifest."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What was loaded."""
-
-    @property
-    def tokenizer_config(self) -> DataConfig:
-        """The tokenizer settings of the run that wrote it."""
 
 
 def score_rows(scorer: TokenScorer, rows: list[ScoreRow], label: str, show_progress: bool) -> list[ScoredRow]:
@@ -100,3 +99,16 @@ def score_rows(scorer: TokenScorer, rows: list[ScoreRow], label: str, show_progr
             "Its weights or activations are not finite: evaluate an earlier checkpoint, or in fp32."
         )
     return answers
+
+
+def score_by_length(scorer: TokenScorer, rows: list[ScoreRow], label: str, show_progress: bool) -> list[ScoredRow]:
+    """`score_rows` with rows of similar length together over the whole task, not only within a slab: less padding."""
+    order = by_length([row.tokens for row in rows])
+    answers = score_rows(scorer, [rows[i] for i in order], label, show_progress)
+    found = dict(zip(order, answers, strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
+def by_length(texts: Sequence[Sequence[int]]) -> list[int]:
+    """The places of the texts from the longest to the shortest."""
+    return sorted(range(len(texts)), key=lambda i: -len(texts[i]))

@@ -27,9 +27,8 @@ from megatron_ltd.config import (
     TokenDropConfig,
 )
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.eval.decode import Decoder
-from megatron_ltd.eval.requests import Finished, ScoredRow, ScoreRow
-from megatron_ltd.eval.sampling import GREEDY, Sampling
+from megatron_ltd.eval.decode import GREEDY, Decoder, Sampling
+from megatron_ltd.eval.requests import Finished, ScoredRow, ScoreRow, by_length
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.settings.checks.all import check
@@ -61,16 +60,13 @@ class ModelScorer:
 
     def score(self, rows: list[ScoreRow]) -> list[ScoredRow]:
         """Answers in the order of the rows."""
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
-        batches = [order[start:start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
         counts = [len(row.tokens) - row.first_scored for row in rows]
         starts = np.concatenate(([0], np.cumsum(counts)))
         answers = torch.zeros(2, int(starts[-1]), device=self.runtime.device)
-        mesh = self.runtime.mesh
         self.model.eval_mode()
-        for batch in batches[mesh.dp_rank::mesh.dp_size]:
+        for batch in self._batches([row.tokens for row in rows]):
             scored = self._forward([rows[i] for i in batch])
-            if scored is None or mesh.tp_rank != 0:
+            if scored is None or self.runtime.mesh.tp_rank != 0:
                 continue
             for line, i in enumerate(batch):
                 first, stop = rows[i].first_scored, len(rows[i].tokens)
@@ -85,16 +81,19 @@ class ModelScorer:
     def generate(self, texts: list[list[int]], new_tokens: int, eod: int, finished: Finished,
                  sampling: Sampling = GREEDY) -> list[list[int]]:
         """What follows each text; data-parallel ranks take batches in turn."""
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        batches = [order[start:start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
-        mesh = self.runtime.mesh
         mine: list[tuple[int, list[int]]] = []
-        for batch in batches[mesh.dp_rank::mesh.dp_size]:
+        for batch in self._batches(texts):
             answers = self.decoder.generate([texts[i] for i in batch], new_tokens, sampling, eod=eod,
                                             finished=finished)
             mine += zip(batch, answers, strict=True)
         found = {i: answer for answers in gather_json(mine) for i, answer in answers}
         return [found[i] for i in range(len(texts))]
+
+    def _batches(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The places of the texts that this data-parallel rank runs, those of similar length together."""
+        order, mesh = by_length(texts), self.runtime.mesh
+        batches = [order[start:start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
+        return batches[mesh.dp_rank::mesh.dp_size]
 
     def _forward(self, rows: Sequence[ScoreRow]) -> torch.Tensor | None:
         """Log-probability and greediness of the scored tokens, at the place before each; None off the last stage.

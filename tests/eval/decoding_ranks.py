@@ -1,6 +1,6 @@
 """The decoder on gloo ranks; apart from the tests, whose imports a rank would have to repeat."""
 
-from megatron_ltd.eval.sampling import Sampling
+from megatron_ltd.eval.decode import Sampling
 from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.train import launch
 from megatron_ltd.train.launch import Launch

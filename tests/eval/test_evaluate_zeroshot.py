@@ -117,7 +117,7 @@ def test_tasks_scored_before_a_failure_are_kept(folder: Path, capsys: pytest.Cap
     bad, output = folder / "bad.jsonl", folder / "results.json"
     bad.write_text('{"text": "fine words"}\n{"text": 3}\n')
     assert evaluate(folder, "--tasks", f"wikitext,lambada={bad}", "--output", str(output)) == 21
-    assert f"DataError: {bad}:2 has no string" in capsys.readouterr().err
+    assert f"DataError: {bad}:2: text = 3 must be a text" in capsys.readouterr().err
     assert list(results_of(output)["tasks"]) == ["wikitext"]
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.requests import ScoreRow
-from megatron_ltd.eval.windows import rolling_windows, sliding_windows
+from megatron_ltd.eval.rows import rolling_windows, sliding_windows
 
 
 def predictions(rows: list[ScoreRow]) -> list[int]:

@@ -13,11 +13,10 @@ from lm_eval.api.registry import register_model
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.eval.pairs import PairEncoder
-from megatron_ltd.eval.requests import ScoredRow, ScoreRow, score_rows
-from megatron_ltd.eval.sampling import GREEDY, Sampling
+from megatron_ltd.eval.decode import GREEDY, Sampling
+from megatron_ltd.eval.requests import ScoredRow, ScoreRow, before_stops, score_by_length, stopped_by
+from megatron_ltd.eval.rows import RowEncoder
 from megatron_ltd.eval.scorer import ModelScorer
-from megatron_ltd.eval.windows import rolling_windows
 
 NEW_TOKENS = 256
 """Generated at most where a task does not say."""
@@ -37,26 +36,24 @@ class HarnessModel(LM):
     def __init__(self, scorer: ModelScorer, tokenizer: Tokenizer, *, bos: int | None = None, seed: int = 1234,
                  show_progress: bool = False):
         super().__init__()
-        self.scorer, self.tokens, self.bos, self.seed = scorer, tokenizer, bos, seed
+        self.scorer, self.tokens, self.seed = scorer, tokenizer, seed
+        self.encoder = RowEncoder(tokenizer, scorer.max_length, bos)
         self.show_progress = show_progress
         self.truncated = 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether the model would have said it."""
-        encoder = PairEncoder(self.tokens, self.scorer.max_length, self.bos)
         rows = []
         for request in requests:
             context, continuation = request.args
-            row, cut = encoder.row(context, continuation, f"{request.task_name}, example {request.doc_id}")
+            row, cut = self.encoder.pair(context, continuation, f"{request.task_name}, example {request.doc_id}")
             rows.append(row)
             self.truncated += cut
         return [(answer.logprob, bool(answer.greedy.all())) for answer in self._score(rows)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text."""
-        first = self.tokens.eod if self.bos is None else self.bos
-        windows = [list(rolling_windows([first, *self.tokens.encode(request.args[0])], self.scorer.max_length))
-                   for request in requests]
+        windows = [list(self.encoder.windows(self.tokens.encode(request.args[0]))) for request in requests]
         answers = iter(self._score([row for rows in windows for row in rows]))
         return [sum(next(answers).logprob for _ in rows) for rows in windows]
 
@@ -73,38 +70,24 @@ class HarnessModel(LM):
         return [answers[i] for i in range(len(requests))]
 
     def _score(self, rows: list[ScoreRow]) -> list[ScoredRow]:
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
-        answers = score_rows(self.scorer, [rows[i] for i in order], "harness", self.show_progress)
-        found = dict(zip(order, answers, strict=True))
-        return [found[i] for i in range(len(rows))]
+        return score_by_length(self.scorer, rows, "harness", self.show_progress)
 
     def _generate(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
         unknown = sorted(set(settings) - KNOWN_SETTINGS)
         if unknown or settings.get("num_beams", 1) != 1:
             raise ConfigError(f"the task asks for generation with {', '.join(unknown) or 'num_beams'}, which is not "
-                              "computed here; leave the task out")
+                              "supported; leave the task out")
         until = settings.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         new_tokens = min(int(settings.get("max_gen_toks", NEW_TOKENS)), self.scorer.max_length - 1)
-        first = [] if self.bos is None else [self.bos]
-        texts = [first + self.tokens.encode(context) or [self.tokens.eod] for context in contexts]
+        texts = [self.encoder.prompt(context) or [self.tokens.eod] for context in contexts]
         self.truncated += sum(len(text) > self.scorer.max_length - new_tokens for text in texts)
-
-        def finished(tokens: list[int]) -> bool:
-            return any(stop in self.tokens.decode(tokens) for stop in stops)
-
-        answers = self.scorer.generate(texts, new_tokens, self.tokens.eod, finished, self._sampling(settings))
-        return [_until(self.tokens.decode(answer), stops) for answer in answers]
+        answers = self.scorer.generate(texts, new_tokens, self.tokens.eod, stopped_by(stops, self.tokens),
+                                       self._sampling(settings))
+        return [before_stops(self.tokens.decode(answer), stops) for answer in answers]
 
     def _sampling(self, settings: dict[str, Any]) -> Sampling:
         temperature = float(settings.get("temperature", 1.0 if settings.get("do_sample") else 0.0))
         if not settings.get("do_sample", temperature > 0.0):
             return GREEDY
         return Sampling(temperature, settings.get("top_k"), float(settings.get("top_p", 1.0)), self.seed)
-
-
-def _until(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        if stop:
-            text = text.split(stop)[0]
-    return text

@@ -10,9 +10,9 @@ from typing import Any
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.eval.requests import CheckpointScorer
 from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult
-from megatron_ltd.eval.tasks.names import Task, TaskRun
+from megatron_ltd.eval.scorer import ModelScorer
+from megatron_ltd.eval.tasks.names import TaskRun
 from megatron_ltd.eval.tasks.task_files import sha256_of
 
 SUFFIXES = {".jsonl": "json", ".jsonl.gz": "json", ".jsonl.zst": "json", ".json": "json", ".parquet": "parquet"}
@@ -27,8 +27,11 @@ class HarnessTask:
     """A task of the harness, with the files of its splits if they are local."""
 
     name: str
-    folder: Path | None
     splits: dict[str, Path]
+
+    @property
+    def folder(self) -> Path:
+        return next(iter(self.splits.values())).parent if self.splits else Path("hub")
 
     @property
     def sha256(self) -> str:
@@ -63,16 +66,15 @@ def plan_harness(listed: str, folder: Path | None) -> list[HarnessTask]:
         raise ConfigError(f"--tasks = {listed!r}: name every task of the harness once.")
     tasks = []
     for name in names:
-        place = None if folder is None else folder / name
-        found = [] if place is None or not place.is_dir() else sorted(place.iterdir())
-        splits = {path.name.split(".")[0]: path for path in found if "." in path.name and _suffix(path) in SUFFIXES}
-        if len({SUFFIXES[_suffix(path)] for path in splits.values()}) > 1:
-            raise ConfigError(f"{place} holds files of two kinds; keep .jsonl and .json, or .parquet.")
-        tasks.append(HarnessTask(name, place if splits else None, splits))
+        found = [] if folder is None else sorted((folder / name).glob("*.*"))
+        task = HarnessTask(name, {path.name.split(".")[0]: path for path in found if _suffix(path) in SUFFIXES})
+        if len({SUFFIXES[_suffix(path)] for path in task.splits.values()}) > 1:
+            raise ConfigError(f"{task.folder} holds files of two kinds; keep .jsonl and .json, or .parquet.")
+        tasks.append(task)
     return tasks
 
 
-def run_harness(tasks: list[HarnessTask], scorer: CheckpointScorer, tokenizer: Tokenizer, options: EvalOptions,
+def run_harness(tasks: list[HarnessTask], scorer: ModelScorer, tokenizer: Tokenizer, options: EvalOptions,
                 num_fewshot: int | None) -> list[TaskRun]:
     """Score the tasks; returns runs that hold their results, in the harness's order, groups before their parts.
 
@@ -87,13 +89,10 @@ def run_harness(tasks: list[HarnessTask], scorer: CheckpointScorer, tokenizer: T
     sources = {task.name: task for task in tasks}
     runs = []
     for name, numbers in found["results"].items():
-        if name == GROUP:
-            continue
-        result = _result(name, numbers, found, model.truncated)
-        source = sources.get(name)
-        path = source.folder if source is not None and source.folder is not None else Path("hub")
-        runs.append(TaskRun(name, Task((), lambda *_, result=result: result), path,
-                            "" if source is None else source.sha256))
+        if name != GROUP:
+            result, source = _result(name, numbers, found, model.truncated), sources.get(name)
+            runs.append(TaskRun(name, lambda *_, result=result: result, source.folder if source else Path("hub"),
+                                source.sha256 if source else ""))
     return runs
 
 

@@ -8,19 +8,18 @@ Scores are lm-evaluation-harness's: `acc` takes the choice of the largest log-pr
 character of the choice; the first of equals. `exact_match` asks whether a right choice is what the model would say.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.eval.pairs import PairEncoder
-from megatron_ltd.eval.requests import ScoredRow, TokenScorer, score_rows
+from megatron_ltd.eval.requests import ScoredRow, TokenScorer, score_by_length
 from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult, mean_and_stderr
-from megatron_ltd.eval.tasks.records import Record, read_records
-from megatron_ltd.eval.tasks.task_files import PACKED_SUFFIXES
+from megatron_ltd.eval.rows import RowEncoder
+from megatron_ltd.eval.tasks.records import Record
+from megatron_ltd.eval.tasks.task_files import first_packed, read_records, sha256_of
 
 DELIMITER = " "
 """Between context and continuation."""
@@ -64,20 +63,24 @@ class Example:
         return context + DELIMITER + continuation
 
 
+def question(record: Record, contexts: Sequence[str], continuations: Sequence[str], gold: Iterable[int],
+             credits: dict[str, tuple[float, ...]] | None = None) -> Example:
+    """An example whose parts are checked.
+
+    Raises:
+        DataError: a right choice does not exist, or a continuation is empty.
+    """
+    example = Example(tuple(contexts), tuple(continuations), frozenset(gold), record.place, credits or {}, record.group)
+    if not all(0 <= right < example.choices for right in example.gold):
+        raise record.error(f"the answer is choice {max(example.gold) + 1} of {example.choices}")
+    if not all(continuations):
+        raise record.error("a choice is empty")
+    return example
+
+
 def choose(record: Record, context: str, choices: Sequence[str], gold: int) -> Example:
     """A multiple-choice question."""
-    if not 0 <= gold < len(choices):
-        raise record.error(f"the answer is choice {gold + 1} of {len(choices)}")
-    if not all(choices):
-        raise record.error("a choice is empty")
-    return Example((context,), tuple(choices), frozenset((gold,)), record.place, group=record.group)
-
-
-def complete(record: Record, contexts: Sequence[str], continuation: str, gold: int) -> Example:
-    """A question for partial evaluation."""
-    if not 0 <= gold < len(contexts):
-        raise record.error(f"the answer is choice {gold + 1} of {len(contexts)}")
-    return Example(tuple(contexts), (continuation,), frozenset((gold,)), record.place, group=record.group)
+    return question(record, [context], choices, [gold])
 
 
 @dataclass(frozen=True)
@@ -108,30 +111,45 @@ class ChoiceTask:
     def evaluate(self, path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
         """The task's metrics on a file."""
         examples, prompts, shown = self.questions(path, options)
-        encoder = PairEncoder(tokenizer, scorer.max_length, options.bos)
-        rows, cut = zip(*(encoder.row(context, continuation, example.place)
+        encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
+        rows, cut = zip(*(encoder.pair(context, continuation, example.place)
                           for example, prompt in zip(examples, prompts, strict=True)
                           for context, continuation in requests(example, prompt)), strict=True)
-        # Rows of one length together over the whole task, not only within what is handed over at once.
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
-        by_length = score_rows(scorer, [rows[i] for i in order], path.name, options.show_progress)
-        answers = dict(zip(order, by_length, strict=True))
+        answers = score_by_length(scorer, list(rows), path.name, options.show_progress)
         values: list[dict[str, float]] = []
         truncated = first = 0
         for example in examples:
-            places = range(first, first + example.choices)
-            values.append(judge(example, [answers[i] for i in places]))
-            truncated += any(cut[i] for i in places)
+            places = slice(first, first + example.choices)
+            values.append(judge(example, answers[places]))
+            truncated += any(cut[places])
             first += example.choices
-        tokens = sum(len(answer.logprobs) for answer in by_length)
+        tokens = sum(len(answer.logprobs) for answer in answers)
         return TaskResult(self._metrics(examples, values), len(examples), "examples", truncated,
                           f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)})
 
     def questions(self, path: Path, options: EvalOptions) -> tuple[list[Example], list[str], str]:
-        """The questions, what comes before each, and how to say what that is."""
-        examples = [self.example(record) for record in self.records(path, options.limit)]
-        prompts, shown = self._prompts(path, examples, options)
-        return examples, prompts, shown
+        """The questions, the solved examples before each as one text, and a description of those.
+
+        Raises:
+            DataError: an example is malformed.
+            ConfigError: there are too few examples to show so many.
+        """
+        examples, count = [self.example(record) for record in self.records(path, options.limit)], options.num_fewshot
+        if count == 0 or not self.fewshot:
+            return examples, [""] * len(examples), "zero-shot"
+        training = first_packed(path.parent / name for name in self.training)
+        source = training or path
+        pool = [self.example(record) for record in self.records(source, None)]
+        if len(pool) <= count:
+            raise ConfigError(f"--num-fewshot = {count}: {source} has {len(pool)} examples; choose fewer")
+        random, spare = Random(FEWSHOT_SEED), training is None or self.draws_a_spare
+        prompts = []
+        for example in examples:
+            drawn = random.sample(pool, count + spare)
+            if training is None:
+                drawn = [other for other in drawn if other != example]
+            prompts.append("".join(other.solved() + FEWSHOT_DELIMITER for other in drawn[:count]))
+        return examples, prompts, f"{count}-shot, drawn from {source.name} (SHA-256 {sha256_of(source)})"
 
     def _metrics(self, examples: list[Example], values: list[dict[str, float]]) -> dict[str, Metric]:
         if not self.by_group:
@@ -142,33 +160,6 @@ class ChoiceTask:
                                         if example.group == group]) for group in groups}
         whole = mean_of_means(list(each.values()))
         return {name: whole, **({f"{name}:{group}": metric for group, metric in each.items()} if len(each) > 1 else {})}
-
-    def _prompts(self, path: Path, examples: list[Example], options: EvalOptions) -> tuple[list[str], str]:
-        """What comes before each question, and how to say so."""
-        count = options.num_fewshot
-        if count == 0 or not self.fewshot:
-            return [""] * len(examples), "zero-shot"
-        source = self._training_file(path)
-        pool = [self.example(record) for record in self.records(source or path, None)]
-        if len(pool) <= count:
-            raise ConfigError(f"--num-fewshot = {count}: {source or path} has {len(pool)} examples; choose fewer")
-        random = Random(FEWSHOT_SEED)
-        prompts = []
-        for example in examples:
-            spare = source is None or self.draws_a_spare
-            drawn = [other for other in random.sample(pool, count + spare) if source is not None or other != example]
-            drawn = drawn[:count]
-            prompts.append("".join(other.solved() + FEWSHOT_DELIMITER for other in drawn))
-        return prompts, f"{count}-shot, drawn from {_described(source or path)}"
-
-    def _training_file(self, path: Path) -> Path | None:
-        candidates = (path.parent / (name + suffix) for name in self.training for suffix in PACKED_SUFFIXES)
-        return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _described(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"{path.name} (SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()})"
 
 
 def requests(example: Example, prompt: str = "") -> list[tuple[str, str]]:

@@ -10,61 +10,39 @@ import math
 from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
-from megatron_ltd.errors import DataError
 from megatron_ltd.eval.requests import ScoreRow, TokenScorer, score_rows
 from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult, mean_and_stderr, perplexity
-from megatron_ltd.eval.tasks.task_files import TextLine, read_jsonl_texts
+from megatron_ltd.eval.rows import RowEncoder
+from megatron_ltd.eval.tasks.records import Record
+from megatron_ltd.eval.tasks.task_files import read_json_lines
 
 FILES = ("lambada/lambada_test.jsonl",)
 PROTOCOL = "last word after the last space, greedy match of all its tokens, as lm-evaluation-harness lambada_openai"
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of context and continuation, cut where the context's own encoding ends.
-
-    Spaces at the end of the context go to the continuation first, since tokens begin with their space.
-    """
-    bare = context.rstrip()
-    whole = tokenizer.encode(context + continuation)
-    cut = len(tokenizer.encode(bare))
-    return whole[:cut], whole[cut:]
-
-
-def last_word_row(line: TextLine, tokenizer: Tokenizer, max_length: int,
-                  bos: int | None = None) -> tuple[ScoreRow, bool]:
+def last_word_row(passage: Record, encoder: RowEncoder) -> tuple[ScoreRow, bool]:
     """The row that scores the passage's last word, and whether its context was cut on the left.
 
     Raises:
         DataError: the passage has no context or no last word, or its last word does not fit the model.
     """
-    context, space, word = line.text.rpartition(" ")
+    context, space, word = passage.text("text").rpartition(" ")
     if not context.strip() or not word:
-        raise DataError(
-            f"{line.place}: text = {line.text[-40:]!r} must end in a space and a last word, with a context before "
-            "them. Mend or remove the line."
-        )
-    context_tokens, word_tokens = encode_pair(tokenizer, context, space + word)
-    context_tokens = context_tokens if bos is None else [bos, *context_tokens]
-    if not context_tokens or not 1 <= len(word_tokens) <= max_length:
-        raise DataError(
-            f"{line.place}: the last word {word!r} is {len(word_tokens)} tokens after a context of "
-            f"{len(context_tokens)}; it must be 1 to {max_length} (the model's positions) after at least 1. Remove "
-            "the line, or check that the tokenizer is the model's."
-        )
-    tokens = (context_tokens + word_tokens)[-(max_length + 1):]
-    row = ScoreRow(tokens, first_scored=len(tokens) - len(word_tokens))
-    return row, len(tokens) < len(context_tokens) + len(word_tokens)
+        raise passage.error(f"text = {passage.text('text')[-40:]!r} must end in a space and a last word, with a "
+                            "context before them")
+    return encoder.pair(context, space + word, passage.place)
 
 
 def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
     """Last-word accuracy and perplexity of the passages in `path`."""
-    lines = read_jsonl_texts(path, options.limit)
-    rows, cut = zip(*(last_word_row(line, tokenizer, scorer.max_length, options.bos) for line in lines), strict=True)
+    encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
+    passages = read_json_lines(path, options.limit)
+    rows, cut = zip(*(last_word_row(passage, encoder) for passage in passages), strict=True)
     answers = score_rows(scorer, list(rows), "lambada", options.show_progress)
     accuracy = mean_and_stderr([float(answer.greedy.all()) for answer in answers])
     return TaskResult(
         metrics={"accuracy": accuracy, "perplexity": word_perplexity([answer.logprob for answer in answers])},
-        n=len(lines),
+        n=len(passages),
         unit="passages",
         truncated=sum(cut),
         protocol=PROTOCOL,

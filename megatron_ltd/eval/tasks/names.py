@@ -1,4 +1,4 @@
-"""The tasks by name: a task is a file with `FILES` and `evaluate`, or a question of `choices.py`."""
+"""The tasks by name, and which of them a run scores on which files."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,17 +9,13 @@ from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.eval.requests import TokenScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
-from megatron_ltd.eval.tasks import (
-    commonsense,
-    comprehension,
-    lambada,
-    minimal_pairs,
-    open_questions,
-    perplexity,
-    science,
-    wikitext,
-)
+from megatron_ltd.eval.tasks import lambada, perplexity, questions, wikitext
+from megatron_ltd.eval.tasks.choices import ChoiceTask
+from megatron_ltd.eval.tasks.open_questions import AnswerTask
+from megatron_ltd.eval.tasks.questions import QUESTION, from_template
 from megatron_ltd.eval.tasks.task_files import find_task_file, sha256_of
+
+Evaluate = Callable[[Path, TokenScorer, Tokenizer, EvalOptions], TaskResult]
 
 
 @dataclass(frozen=True)
@@ -32,17 +28,76 @@ class Task:
     """
 
     files: tuple[str, ...]
-    evaluate: Callable[[Path, TokenScorer, Tokenizer, EvalOptions], TaskResult]
+    evaluate: Evaluate
 
 
-CHOICE_TASKS = {**commonsense.TASKS, **science.TASKS, **comprehension.TASKS, **minimal_pairs.TASKS,
-                **open_questions.TASKS}
+YES_OR_NO = "{answer}\nIs the answer correct? "
 
-TASKS: dict[str, Task] = {
+
+def _anli(number: int) -> ChoiceTask:
+    return ChoiceTask(
+        (f"anli/R{number}/test.jsonl", f"anli/test_r{number}.jsonl"),
+        from_template("{premise|context}\nQuestion: {hypothesis} True, False, or Neither?\nAnswer:",
+                      "True", "Neither", "False",
+                      labels={"e": 0, "n": 1, "c": 2, "entailment": 0, "neutral": 1, "contradiction": 2}),
+        ("acc",), training=("train.jsonl", f"train_r{number}.jsonl"), draws_a_spare=False)
+
+
+CHOICE_TASKS = {
+    "hellaswag": ChoiceTask(("hellaswag/hellaswag_val.jsonl", "hellaswag/validation.jsonl"), questions.hellaswag,
+                            training=("hellaswag_train.jsonl", "train.jsonl")),
+    "piqa": ChoiceTask(("piqa/valid.jsonl", "piqa/validation.jsonl"),
+                       from_template("Question: {goal}\nAnswer:", "{sol1}", "{sol2}"),
+                       training=("train.jsonl",), records=questions.piqa_records),
+    "winogrande": ChoiceTask(
+        ("winogrande/winogrande_xl_dev.jsonl", "winogrande/dev.jsonl", "winogrande/validation.jsonl"),
+        questions.winogrande, ("acc",), training=("winogrande_xl_train.jsonl", "train_xl.jsonl", "train.jsonl")),
+    "copa": ChoiceTask(("copa/val.jsonl", "copa/validation.jsonl"), questions.copa, ("acc",),
+                       training=("train.jsonl",)),
+    "wsc273": ChoiceTask(("wsc273/winograd_wsc.jsonl", "wsc273/test.jsonl"), questions.wsc273, ("acc",)),
+    "arc_easy": ChoiceTask(("arc/ARC-Easy-Test.jsonl", "arc_easy/test.jsonl"), questions.arc,
+                           training=("ARC-Easy-Train.jsonl", "train.jsonl"), draws_a_spare=False),
+    "arc_challenge": ChoiceTask(("arc/ARC-Challenge-Test.jsonl", "arc_challenge/test.jsonl"), questions.arc,
+                                training=("ARC-Challenge-Train.jsonl", "train.jsonl"), draws_a_spare=False),
+    "openbookqa": ChoiceTask(("openbookqa/Main/test.jsonl", "openbookqa/Main/test.tsv", "openbookqa/test.jsonl"),
+                             questions.openbookqa, training=("train.jsonl", "train.tsv"), draws_a_spare=False),
+    "sciq": ChoiceTask(("sciq/test.json", "sciq/test.jsonl", "sciq/valid.json", "sciq/validation.jsonl"),
+                       questions.sciq, training=("train.json", "train.jsonl"), draws_a_spare=False),
+    "boolq": ChoiceTask(
+        ("boolq/dev.jsonl", "boolq/val.jsonl", "boolq/validation.jsonl"),
+        from_template("{passage}\nQuestion: {question}?\nAnswer:", "no", "yes", label=("answer", "label"),
+                      labels={"False": 0, "True": 1}),
+        ("acc",), training=("train.jsonl",)),
+    "rte": ChoiceTask(
+        ("rte/val.jsonl", "rte/validation.jsonl"),
+        from_template("{premise|sentence1}\nQuestion: {hypothesis|sentence2} True or False?\nAnswer:", "True", "False",
+                      labels={"entailment": 0, "not_entailment": 1}),
+        ("acc",), training=("train.jsonl",)),
+    "anli_r1": _anli(1), "anli_r2": _anli(2), "anli_r3": _anli(3),
+    "race": ChoiceTask(("race/test.jsonl", "race/high/test.jsonl"), questions.race, ("acc",)),
+    # The right choice of label 1 is "no", as lm-evaluation-harness has it.
+    "multirc": ChoiceTask(("multirc/val.jsonl", "multirc/validation.jsonl"),
+                          from_template("{paragraph}\n" + QUESTION, YES_OR_NO + "yes", YES_OR_NO + "no"), ("acc",),
+                          training=("train.jsonl",)),
+    "record": ChoiceTask(("record/val.jsonl", "record/validation.jsonl"), questions.record_cloze, ("f1", "em"),
+                         training=("train.jsonl",)),
+    # Of two sentences that differ in one point of grammar, the right one must be more probable
+    # (https://arxiv.org/abs/1912.00582).
+    "blimp": ChoiceTask(("blimp/blimp.zip", "blimp/blimp.jsonl"),
+                        from_template("", "{sentence_good}", "{sentence_bad}", right=0), ("acc",), by_group=True,
+                        fewshot=False, protocol="mean over the paradigms, each as in lm-evaluation-harness"),
+    "triviaqa": AnswerTask(("triviaqa/wikipedia-nocontext-dev.jsonl", "triviaqa/validation.jsonl"), questions.triviaqa,
+                           ("exact_match",), training=("train.jsonl",)),
+    "webqs": ChoiceTask(("webqs/test.jsonl", "webqs/test.json"), questions.webqs, ("exact_match",),
+                        training=("train.jsonl", "train.json"), draws_a_spare=False),
+}
+"""Which files, examples and metrics each choice task has."""
+
+TASKS: dict[str, Task | ChoiceTask] = {
     "lambada": Task(lambada.FILES, lambada.evaluate),
     "wikitext": Task(wikitext.FILES, wikitext.evaluate),
     "perplexity": Task(perplexity.FILES, perplexity.evaluate),
-    **{name: Task(task.files, task.evaluate) for name, task in CHOICE_TASKS.items()},
+    **CHOICE_TASKS,
 }
 
 
@@ -51,7 +106,7 @@ class TaskRun:
     """A task with its file and that file's SHA-256, under the name its result will have."""
 
     name: str
-    task: Task
+    evaluate: Evaluate
     path: Path
     sha256: str
 
@@ -75,7 +130,8 @@ def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
         if name not in TASKS:
             raise ConfigError(f"--tasks: there is no task {name!r}. Choose from {', '.join(TASKS)}.")
         path = _path_of(item, folder)
-        runs.append(TaskRun(name if times[name] == 1 else f"{name}:{path.name}", TASKS[name], path, sha256_of(path)))
+        runs.append(TaskRun(name if times[name] == 1 else f"{name}:{path.name}", TASKS[name].evaluate, path,
+                            sha256_of(path)))
     repeated = [name for name, count in Counter(run.name for run in runs).items() if count > 1]
     if repeated:
         raise ConfigError(f"--tasks lists {', '.join(repeated)} more than once. Keep one, or rename one of the files.")

@@ -5,14 +5,15 @@ document is not predicted. Documents longer than the model are cut into windows 
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DataError
-from megatron_ltd.eval.requests import TokenScorer, score_rows
+from megatron_ltd.eval.requests import ScoredRow, TokenScorer, score_rows
 from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult, bits_per, perplexity
-from megatron_ltd.eval.tasks.task_files import plain_suffix, read_jsonl_texts, read_text
-from megatron_ltd.eval.windows import text_windows
+from megatron_ltd.eval.rows import RowEncoder
+from megatron_ltd.eval.tasks.task_files import plain_suffix, read_json_lines, read_text
 
 FILES: tuple[str, ...] = ()
 """No file of its own: `--tasks perplexity=PATH`."""
@@ -26,7 +27,7 @@ def read_documents(path: Path, limit: int | None) -> list[str]:
     """
     suffix = plain_suffix(path)
     if suffix in (".jsonl", ".json"):
-        documents = [line.text for line in read_jsonl_texts(path, limit)]
+        documents = [record.text("text") for record in read_json_lines(path, limit)]
     elif suffix == ".txt":
         documents = [read_text(path)]
     else:
@@ -40,28 +41,27 @@ def read_documents(path: Path, limit: int | None) -> list[str]:
 def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
     """Token and byte perplexity of the documents in `path`."""
     documents = read_documents(path, options.limit)
-    first = tokenizer.eod if options.bos is None else options.bos
-    rows = [
-        row
-        for tokens in tokenizer.encode_batch(documents)
-        for row in text_windows([first, *tokens], scorer.max_length, options.stride)
-    ]
+    encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
+    rows = [row for tokens in tokenizer.encode_batch(documents) for row in encoder.windows(tokens, options.stride)]
     if not rows:
         raise DataError(f"{path} gives no tokens. Check that the tokenizer is the model's.")
     answers = score_rows(scorer, rows, "perplexity", options.show_progress)
-    nll = -math.fsum(answer.logprob for answer in answers)
-    tokens = sum(len(answer.logprobs) for answer in answers)
     size_bytes = sum(len(document.encode()) for document in documents)
+    metrics, tokens = perplexities(answers, {"byte": size_bytes})
     windows = "rolling windows" if options.stride is None else f"sliding windows of stride {options.stride}"
-    return TaskResult(
-        metrics={
-            "token_perplexity": Metric(perplexity(nll, tokens)),
-            "byte_perplexity": Metric(perplexity(nll, size_bytes)),
-            "bits_per_byte": Metric(bits_per(nll, size_bytes)),
-        },
-        n=len(documents),
-        unit="documents",
-        truncated=0,
-        protocol=f"document by document from the end-of-document token, {windows}",
-        counts={"tokens": tokens, "bytes": size_bytes},
-    )
+    return TaskResult(metrics, len(documents), "documents", truncated=0,
+                      protocol=f"document by document from the end-of-document token, {windows}",
+                      counts={"tokens": tokens, "bytes": size_bytes})
+
+
+def perplexities(answers: Sequence[ScoredRow], counts: dict[str, int]) -> tuple[dict[str, Metric], int]:
+    """Perplexities per word (if counted), token and byte, and bits per byte; also the number of scored tokens.
+
+    Args:
+        counts: of "byte", and of "word" if that is to be reported.
+    """
+    nll = -math.fsum(answer.logprob for answer in answers)
+    counts = counts | {"token": sum(len(answer.logprobs) for answer in answers)}
+    metrics = {f"{unit}_perplexity": Metric(perplexity(nll, counts[unit]))
+               for unit in ("word", "token", "byte") if unit in counts}
+    return metrics | {"bits_per_byte": Metric(bits_per(nll, counts["byte"]))}, counts["token"]

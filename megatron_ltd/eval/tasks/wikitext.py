@@ -10,16 +10,16 @@
 The file is the raw text with its ` @-@ ` and spaced punctuation, which are undone before tokenizing.
 """
 
-import math
 import re
 from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DataError
-from megatron_ltd.eval.requests import ScoreRow, TokenScorer, score_rows
-from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult, bits_per, perplexity
+from megatron_ltd.eval.requests import TokenScorer, score_rows
+from megatron_ltd.eval.results import EvalOptions, TaskResult
+from megatron_ltd.eval.rows import RowEncoder, sliding_windows
+from megatron_ltd.eval.tasks.perplexity import perplexities
 from megatron_ltd.eval.tasks.task_files import read_text
-from megatron_ltd.eval.windows import rolling_windows, sliding_windows
 
 FILES = (
     "wikitext2/wiki.test.raw",
@@ -79,39 +79,20 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
     articles = split_articles(text)[:options.limit]
     if not articles:
         raise DataError(f"{path} has no text. The task needs WikiText's raw file, such as wiki.test.raw.")
-    first = tokenizer.eod if options.bos is None else options.bos
     if options.stride is None:
-        rows = [
-            row
-            for article in articles
-            for row in rolling_windows([first, *tokenizer.encode(detokenize(article))], scorer.max_length)
-        ]
+        encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
+        rows = [row for article in articles for row in encoder.windows(tokenizer.encode(detokenize(article)))]
         words = sum(map(harness_words, articles))
         protocol = BY_ARTICLE
     else:
         stream = text if options.limit is None else "\n".join(articles)
-        tokens = tokenizer.encode(detokenize(stream))
-        rows = list(sliding_windows(tokens, scorer.max_length, options.stride))
+        rows = list(sliding_windows(tokenizer.encode(detokenize(stream)), scorer.max_length, options.stride))
         words = megatron_words(stream)
         protocol = AS_STREAM.format(stride=options.stride)
-    size_bytes = sum(len(article.encode()) for article in articles)
-    metrics, tokens_scored = _perplexities(scorer, rows, words, size_bytes, options, path)
-    counts = {"tokens": tokens_scored, "words": words, "bytes": size_bytes}
-    return TaskResult(metrics, len(articles), "articles", truncated=0, protocol=protocol, counts=counts)
-
-
-def _perplexities(
-    scorer: TokenScorer, rows: list[ScoreRow], words: int, size_bytes: int, options: EvalOptions, path: Path
-) -> tuple[dict[str, Metric], int]:
     if not rows or not words:
         raise DataError(f"{path} has too little text to predict a word of. Use the whole file or a larger --limit.")
     answers = score_rows(scorer, rows, "wikitext", options.show_progress)
-    nll = -math.fsum(answer.logprob for answer in answers)
-    tokens = sum(len(answer.logprobs) for answer in answers)
-    metrics = {
-        "word_perplexity": Metric(perplexity(nll, words)),
-        "token_perplexity": Metric(perplexity(nll, tokens)),
-        "byte_perplexity": Metric(perplexity(nll, size_bytes)),
-        "bits_per_byte": Metric(bits_per(nll, size_bytes)),
-    }
-    return metrics, tokens
+    size_bytes = sum(len(article.encode()) for article in articles)
+    metrics, tokens = perplexities(answers, {"word": words, "byte": size_bytes})
+    counts = {"tokens": tokens, "words": words, "bytes": size_bytes}
+    return TaskResult(metrics, len(articles), "articles", truncated=0, protocol=protocol, counts=counts)

@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 
 from megatron_ltd.eval.results import EvalOptions
 from megatron_ltd.eval.tasks import lambada, wikitext
-from megatron_ltd.eval.tasks.task_files import read_jsonl_texts, read_text
+from megatron_ltd.eval.tasks.task_files import read_json_lines, read_text
 from tests.eval.gpt2_scorer import Gpt2Scorer, gpt2_tokenizer, tiny_gpt2
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -94,7 +94,7 @@ def test_all_articles_are_split_counted_and_detokenized_as_recorded_from_the_har
 @needs_lm_eval
 def test_lambada_equals_the_harness_run_on_the_same_model(shared_data: Path) -> None:
     tokenizer, model = gpt2_tokenizer(shared_data), tiny_gpt2()
-    texts = [line.text for line in read_jsonl_texts(lambada_file(shared_data), PASSAGES)]
+    texts = [record.text("text") for record in read_json_lines(lambada_file(shared_data), PASSAGES)]
     learn_endings(model, [tokenizer.encode(text) for text in texts[:3]], steps=60)
     pairs = [(" ".join(text.split(" ")[:-1]), " " + text.split(" ")[-1]) for text in texts]
     answers = harness_model(model, shared_data).loglikelihood(requests("loglikelihood", pairs))

@@ -18,7 +18,7 @@ from megatron_ltd.eval.tasks.build_lastword import (
     sentence_spans,
     target_word,
 )
-from megatron_ltd.eval.tasks.task_files import read_jsonl_texts
+from megatron_ltd.eval.tasks.task_files import read_json_lines
 from tools import make_lastword_set
 
 SMALL = LastWordOptions(min_words=6, max_words=30)
@@ -101,7 +101,7 @@ def test_the_tool_writes_the_same_bytes_twice_and_lambada_reads_them(tmp_path: P
         assert make_lastword_set.main(["--input", source, "--output", str(tmp_path / name), "--count", "20"]) == 0
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
     held = [json.loads(line) for line in gzip.open(tmp_path / "a.jsonl.gz", "rt", encoding="utf-8")]
-    assert len(held) == 20 and len(read_jsonl_texts(tmp_path / "a.jsonl.gz")) == 20
+    assert len(held) == 20 and len(read_json_lines(tmp_path / "a.jsonl.gz")) == 20
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from megatron_ltd.eval.results import EvalOptions
+from megatron_ltd.eval.rows import RowEncoder
 from megatron_ltd.eval.tasks.choices import requests
 from megatron_ltd.eval.tasks.names import CHOICE_TASKS
 from tests.eval import harness
@@ -142,12 +143,11 @@ def best(answers: list[tuple[float, bool]]) -> int:
 def score_again(task: str, examples: list[Any], prompts: list[str], shared_data: Path,
                 model: Any) -> list[list[tuple[float, bool]]]:
     """Our log-probability and greediness of every choice of every example."""
-    pairs_module = importlib.import_module("megatron_ltd.eval.pairs")
     scorer = Gpt2Scorer(model)
-    encoder = pairs_module.PairEncoder(gpt2_tokenizer(shared_data), scorer.max_length)
+    encoder = RowEncoder(gpt2_tokenizer(shared_data), scorer.max_length)
     found = []
     for example, prompt in zip(examples, prompts, strict=True):
-        rows = [encoder.row(context, continuation, example.place)[0]
+        rows = [encoder.pair(context, continuation, example.place)[0]
                 for context, continuation in requests(example, prompt)]
         found.append([(answer.logprob, bool(answer.greedy.all())) for answer in scorer.score(rows)])
     return found

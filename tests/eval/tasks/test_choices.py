@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from megatron_ltd.errors import ConfigError, DataError
-from megatron_ltd.eval.pairs import PairEncoder
 from megatron_ltd.eval.requests import ScoredRow, ScoreRow
 from megatron_ltd.eval.results import EvalOptions, Metric
-from megatron_ltd.eval.tasks.choices import ChoiceTask, Example, choose, complete, judge, mean_of_means, requests
+from megatron_ltd.eval.rows import RowEncoder
+from megatron_ltd.eval.tasks.choices import ChoiceTask, Example, choose, judge, mean_of_means, question, requests
 from megatron_ltd.eval.tasks.names import CHOICE_TASKS
 from megatron_ltd.eval.tasks.records import Record
 from tests.eval.fakes import UniformScorer, WordTokenizer
@@ -21,37 +21,37 @@ def answer(logprob: float, greedy: bool = False) -> ScoredRow:
     return ScoredRow(np.array([logprob / 2, logprob / 2], dtype=np.float32), np.array([True, greedy]))
 
 
-def question(choices: tuple[str, ...], gold: set[int], **more: Any) -> Example:
+def why(choices: tuple[str, ...], gold: set[int], **more: Any) -> Example:
     return Example(("why",), choices, frozenset(gold), "f:1", **more)
 
 
 def test_the_most_probable_choice_and_the_most_probable_per_character_may_differ() -> None:
-    example = question(("yes", "certainly not"), {0})
+    example = why(("yes", "certainly not"), {0})
     values = judge(example, [answer(-4.0), answer(-6.0)])
     assert (values["acc"], values["acc_norm"]) == (1.0, 0.0)  # -4 > -6, but -4/3 < -6/13
-    values = judge(question(("yes", "certainly not"), {1}), [answer(-4.0), answer(-6.0)])
+    values = judge(why(("yes", "certainly not"), {1}), [answer(-4.0), answer(-6.0)])
     assert (values["acc"], values["acc_norm"]) == (0.0, 1.0)
 
 
 def test_the_first_of_equals_is_taken() -> None:
-    assert judge(question(("a", "b"), {0}), [answer(-2.0), answer(-2.0)])["acc"] == 1.0
-    assert judge(question(("a", "b"), {1}), [answer(-2.0), answer(-2.0)])["acc"] == 0.0
+    assert judge(why(("a", "b"), {0}), [answer(-2.0), answer(-2.0)])["acc"] == 1.0
+    assert judge(why(("a", "b"), {1}), [answer(-2.0), answer(-2.0)])["acc"] == 0.0
 
 
 def test_what_the_model_would_say_counts_if_it_is_any_right_choice() -> None:
-    example = question(("a", "b", "c"), {0, 2})
+    example = why(("a", "b", "c"), {0, 2})
     assert judge(example, [answer(-9.0), answer(-1.0, True), answer(-8.0)])["exact_match"] == 0.0
     assert judge(example, [answer(-9.0), answer(-1.0), answer(-8.0, True)])["exact_match"] == 1.0
 
 
 def test_choices_may_be_worth_a_part() -> None:
-    example = question(("a", "b"), {0}, credits={"f1": (1.0, 0.4)})
+    example = why(("a", "b"), {0}, credits={"f1": (1.0, 0.4)})
     assert judge(example, [answer(-2.0), answer(-1.0)])["f1"] == 0.4
 
 
 def test_partial_evaluation_scores_one_continuation_after_each_context() -> None:
     record = Record({}, "f:1")
-    example = complete(record, ["The cup because the cup", "The cup because the bag"], "is large.", 1)
+    example = question(record, ["The cup because the cup", "The cup because the bag"], ["is large."], [1])
     assert requests(example, "P ") == [("P The cup because the cup", " is large."),
                                        ("P The cup because the bag", " is large.")]
     assert example.solved() == "The cup because the bag is large."
@@ -66,10 +66,10 @@ def test_a_mean_of_groups_weighs_them_alike() -> None:
 def test_an_empty_context_is_the_token_that_begins_texts() -> None:
     tokenizer = WordTokenizer()
     a, b = tokenizer.encode("a b")
-    assert PairEncoder(tokenizer, 9).row("", "a b", "f:1")[0] == ScoreRow([0, a, b], 1)
-    assert PairEncoder(tokenizer, 9, bos=7).row("", "a b", "f:1")[0] == ScoreRow([7, a, b], 1)
-    assert PairEncoder(tokenizer, 9, bos=a).row("", "a b", "f:1")[0] == ScoreRow([a, b], 1)
-    assert PairEncoder(tokenizer, 9, bos=7).row("a", " b", "f:1")[0] == ScoreRow([7, a, b], 2)
+    assert RowEncoder(tokenizer, 9).pair("", "a b", "f:1")[0] == ScoreRow([0, a, b], 1)
+    assert RowEncoder(tokenizer, 9, bos=7).pair("", "a b", "f:1")[0] == ScoreRow([7, a, b], 1)
+    assert RowEncoder(tokenizer, 9, bos=a).pair("", "a b", "f:1")[0] == ScoreRow([a, b], 1)
+    assert RowEncoder(tokenizer, 9, bos=7).pair("a", " b", "f:1")[0] == ScoreRow([7, a, b], 2)
 
 
 def test_a_long_context_is_cut_on_the_left_and_counted(tmp_path: Path) -> None:
@@ -131,6 +131,11 @@ def test_solved_examples_come_from_the_training_file_or_else_from_other_question
     ("race", '{"article": "a", "problems": "__import__(0)"}', "problems cannot be read"),
     ("record", '{"passage": "a", "query": "b", "entities": ["c"], "answers": ["d"]}', "no answer is one"),
     ("wsc273", '{"text": "a b", "pronoun": "b", "pronoun_loc": 9, "options": ["c", "d"], "label": 0}', "pronoun_loc"),
+    ("wsc273", '{"text": "a b c", "pronoun": "b", "pronoun_loc": 2, "options": ["c", " "], "label": 0}',
+     "an option is empty"),
+    ("wsc273", '{"context_options": ["a", "b"], "continuation": "", "gold": 0}', "a choice is empty"),
+    ("hellaswag", '{"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["\\ud800"], "label": 0}',
+     "endings holds half a surrogate"),
 ])
 def test_a_malformed_example_is_named_by_file_and_line(tmp_path: Path, task: str, line: str, words: str) -> None:
     path = tmp_path / "task.jsonl"
@@ -141,11 +146,11 @@ def test_a_malformed_example_is_named_by_file_and_line(tmp_path: Path, task: str
 
 
 def test_a_continuation_of_no_token_or_of_too_many_is_refused() -> None:
-    encoder = PairEncoder(WordTokenizer(), 2)
+    encoder = RowEncoder(WordTokenizer(), 2)
     with pytest.raises(DataError, match="f:1: '' is 0 tokens after a context of 1"):
-        encoder.row("a", "", "f:1")
+        encoder.pair("a", "", "f:1")
     with pytest.raises(DataError, match="f:1: ' b c d' is 3 tokens .* must be 1 to 2"):
-        encoder.row("a", " b c d", "f:1")
+        encoder.pair("a", " b c d", "f:1")
 
 
 def test_labels_of_piqa_must_match_its_examples(tmp_path: Path) -> None:
@@ -163,7 +168,8 @@ def test_labels_of_piqa_must_match_its_examples(tmp_path: Path) -> None:
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
-    for name, data, words in [("a.parquet", b"PAR1", "has the suffix '.parquet'"), ("a.zip", b"PK", "no zip archive"),
+    for name, data, words in [("a.parquet", b"PAR1", "has the suffix '.parquet'"),
+                              ("a.zip", b"PK", "not a readable zip archive"),
                               ("a.json", b"[{", "is not JSON"), ("a.jsonl", b"\n", "has no examples"),
                               ("a.tsv", b"x\ty\n1\n", "has 1 columns")]:
         (tmp_path / name).write_bytes(data)

@@ -8,8 +8,9 @@ import pytest
 
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval.results import EvalOptions
+from megatron_ltd.eval.rows import RowEncoder
 from megatron_ltd.eval.tasks import lambada
-from megatron_ltd.eval.tasks.task_files import TextLine
+from megatron_ltd.eval.tasks.records import Record
 from tests.eval.fakes import UniformScorer, WordTokenizer
 from tests.eval.gpt2_scorer import gpt2_tokenizer
 
@@ -34,7 +35,7 @@ def test_accuracy_perplexity_and_their_errors_are_those_worked_out_by_hand(tmp_p
 
 def test_a_word_of_several_tokens_counts_only_when_all_of_them_are_right(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data)
-    row, _ = lambada.last_word_row(TextLine("The dog was a Rottweiler", "f:1"), tokenizer, 100)
+    row, _ = lambada.last_word_row(Record({"text": "The dog was a Rottweiler"}, "f:1"), RowEncoder(tokenizer, 100))
     tokens = row.tokens[row.first_scored:]
     assert tokenizer.decode(tokens) == " Rottweiler" and len(tokens) > 1
     for known, expected in ((tokens, True), (tokens[:-1], False), (tokens[1:], False)):
@@ -44,13 +45,14 @@ def test_a_word_of_several_tokens_counts_only_when_all_of_them_are_right(shared_
 
 def test_the_last_word_is_everything_after_the_last_space(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data)
-    row, _ = lambada.last_word_row(TextLine('He said.\n\n"I do," said\nHelen', "f:1"), tokenizer, 100)
+    passage = Record({"text": 'He said.\n\n"I do," said\nHelen'}, "f:1")
+    row, _ = lambada.last_word_row(passage, RowEncoder(tokenizer, 100))
     assert tokenizer.decode(row.tokens[row.first_scored:]) == " said\nHelen"
 
 
 def test_spaces_before_the_last_one_are_scored_with_the_word(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data)
-    row, _ = lambada.last_word_row(TextLine("He said   Helen", "f:1"), tokenizer, 100)
+    row, _ = lambada.last_word_row(Record({"text": "He said   Helen"}, "f:1"), RowEncoder(tokenizer, 100))
     assert tokenizer.decode(row.tokens[:row.first_scored]) == "He said"
     assert tokenizer.decode(row.tokens[row.first_scored:]) == "   Helen"
 
@@ -79,6 +81,6 @@ def test_a_passage_without_context_or_last_word_names_its_line(tmp_path: Path, t
 
 
 def test_a_last_word_that_does_not_fit_the_model_names_its_line(shared_data: Path) -> None:
-    line = TextLine("A long word is Donaudampfschifffahrtsgesellschaft", "f.jsonl:7")
-    with pytest.raises(DataError, match=r"f\.jsonl:7: the last word 'Donau.* must be 1 to 4"):
-        lambada.last_word_row(line, gpt2_tokenizer(shared_data), 4)
+    passage = Record({"text": "A long word is Donaudampfschifffahrtsgesellschaft"}, "f.jsonl:7")
+    with pytest.raises(DataError, match=r"f\.jsonl:7: ' Donau.* must be 1 to 4"):
+        lambada.last_word_row(passage, RowEncoder(gpt2_tokenizer(shared_data), 4))

@@ -10,7 +10,7 @@ import zstandard
 
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.eval.tasks.names import plan_tasks
-from megatron_ltd.eval.tasks.task_files import find_task_file, plain_suffix, read_jsonl_texts, read_text, sha256_of
+from megatron_ltd.eval.tasks.task_files import find_task_file, plain_suffix, read_json_lines, read_text, sha256_of
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: str)
     path = tmp_path / "task.jsonl"
     path.write_text('{"text": "a b"}\n\n' + line + "\n")
     with pytest.raises(DataError, match=re.escape(f"{path}:3") + "[ :]"):
-        read_jsonl_texts(path)
+        [record.text("text") for record in read_json_lines(path)]
 
 
 def test_a_malformed_line_after_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "task.jsonl"
     path.write_text('{"text": "a b"}\nnonsense\n')
-    assert [line.text for line in read_jsonl_texts(path, limit=1)] == ["a b"]
+    assert [record.text("text") for record in read_json_lines(path, limit=1)] == ["a b"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -36,7 +36,7 @@ def test_a_truncated_file_is_reported_as_damaged(tmp_path: Path, suffix: str) ->
     path = tmp_path / f"task.jsonl{suffix}"
     path.write_bytes(pack("".join(f'{{"text": "a {n}"}}\n' for n in range(1000)).encode())[:-20])
     with pytest.raises(DataError, match=re.escape(str(path)) + ".*before its end"):
-        read_jsonl_texts(path)
+        read_json_lines(path)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -44,12 +44,12 @@ def test_a_file_that_is_not_packed_as_its_name_says_is_reported(tmp_path: Path, 
     path = tmp_path / f"task.jsonl{suffix}"
     path.write_text('{"text": "a b"}\n')
     with pytest.raises(DataError, match=re.escape(f"{path}, near byte")):
-        read_jsonl_texts(path)
+        read_json_lines(path)
 
 
 def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no file"):
-        read_jsonl_texts(tmp_path / "none.jsonl")
+        read_json_lines(tmp_path / "none.jsonl")
 
 
 def test_text_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_file_without_lines_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "task.jsonl"
     path.write_text(content)
     with pytest.raises(DataError, match="has no examples"):
-        read_jsonl_texts(path)
+        read_json_lines(path)
 
 
 @pytest.mark.parametrize("place", ["sub/task.jsonl", "sub/task.jsonl.gz", "task.jsonl", "task.jsonl.zst"])
