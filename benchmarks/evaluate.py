@@ -30,7 +30,7 @@ from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.eval.tasks.choices import requests
 from megatron_ltd.eval.tasks.names import CHOICE_TASKS
 from megatron_ltd.eval.tasks.task_files import find_task_file
-from megatron_ltd.train import launch
+from megatron_ltd.train.process import launch
 from tools import convert_checkpoint
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "boolq")

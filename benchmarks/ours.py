@@ -18,7 +18,7 @@ from megatron_ltd.model.stack import Stack
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.token_drop.plan import StepPlan
-from megatron_ltd.train.launch import Runtime
+from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
 

@@ -26,8 +26,8 @@ from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.partition import stage_spans
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.pipeline_costs import pipeline_layers, predict
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch
 
 SPLITS = ("uniform", "auto")
 

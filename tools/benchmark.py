@@ -34,8 +34,8 @@ from benchmarks.shapes import SHAPES, Shape, run_config
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch
 from megatron_ltd.train.report.metrics import peak_tflops
 
 Rows = dict[str, Callable[[], Any]]

@@ -20,8 +20,8 @@ from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.eval.decode import Sampling
 from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.log import Console
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch
 from tools.command_line import parser_of
 
 TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")

@@ -32,8 +32,9 @@ from megatron_ltd.eval.requests import Finished, ScoredRow, ScoreRow, by_length
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.settings.checks.all import check
-from megatron_ltd.train import launch, state
-from megatron_ltd.train.launch import Launch, Runtime
+from megatron_ltd.train import state
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch, Runtime
 from megatron_ltd.train.resume import saved_config
 from megatron_ltd.train.setup import Model, build_model
 

@@ -18,8 +18,8 @@ from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.checks.rules import finetuning_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import parse_run_config
-from megatron_ltd.train.launch import Runtime
 from megatron_ltd.train.pretrain import read_together, require_family, run_recipe
+from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.resume import with_checkpoint_model
 
 START_TOKENS = 128

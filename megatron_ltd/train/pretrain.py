@@ -22,16 +22,16 @@ from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check, refuse
 from megatron_ltd.settings.checks.rules import pretraining_violations
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
-from megatron_ltd.train import launch
 from megatron_ltd.train.best import best_writer
-from megatron_ltd.train.exits import clear_exit_record, lost_peer, report, write_exit_record
 from megatron_ltd.train.importance import importance_table
-from megatron_ltd.train.launch import Launch, Runtime
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.exits import clear_exit_record, lost_peer, report, write_exit_record
+from megatron_ltd.train.process.launch import Launch, Runtime
+from megatron_ltd.train.process.siblings import end_soon
+from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.resume import restore, with_checkpoint_model
 from megatron_ltd.train.setup import build_model
-from megatron_ltd.train.siblings import end_soon
-from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.trainer import Trainer
 
 T = TypeVar("T")

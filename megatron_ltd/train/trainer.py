@@ -26,7 +26,8 @@ from megatron_ltd.plan.flops import step_flops, whole_step_flops
 from megatron_ltd.plan.learning_rate import LearningRate
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
-from megatron_ltd.train.launch import Runtime
+from megatron_ltd.train.process.launch import Runtime
+from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.metrics import StepReport, peak_tflops
 from megatron_ltd.train.report.profiling import StepProfiler
@@ -34,7 +35,6 @@ from megatron_ltd.train.report.summary import StepTimes, summary
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
-from megatron_ltd.train.stopping import StopWatcher
 from megatron_ltd.train.validate import HeldOut, held_out_loss
 
 

@@ -1,8 +1,8 @@
 """A scorer's answers on gloo ranks; apart from the tests, whose imports a rank would have to repeat."""
 
 from megatron_ltd.eval.scorer import build_scorer
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch
 from tests.train.runs import launched
 
 

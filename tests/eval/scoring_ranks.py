@@ -2,8 +2,8 @@
 
 from megatron_ltd.eval.requests import ScoredRow, ScoreRow
 from megatron_ltd.eval.scorer import build_scorer
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch
 from tests.train.runs import launched
 
 

@@ -6,8 +6,8 @@ from megatron_ltd.data.text.tokenizer import hugging_face_tokenizer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
 from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.eval.tasks.names import TASKS
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch
 from tests.train.runs import launched
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch, Runtime
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch, Runtime
 from tests.gpu.small import settings
 
 DEVICE = "cuda"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.parallel.mesh import Mesh
-from megatron_ltd.train.launch import Runtime
+from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.setup import Model, build_model
 from tests.gpu.small import LENGTH, batch, loss_and_gradients, losses, settings
 

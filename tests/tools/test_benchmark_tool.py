@@ -19,8 +19,8 @@ from benchmarks.parts import PARTS, StepClock
 from benchmarks.shapes import SHAPES, run_config
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.parallel.gradients import local_gradient
-from megatron_ltd.train import launch
-from megatron_ltd.train.launch import Launch, Runtime
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.launch import Launch, Runtime
 from tools import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

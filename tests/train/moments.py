@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from megatron_ltd.model.stack import Stack
-from megatron_ltd.train.stopping import StopWatcher
+from megatron_ltd.train.process.stopping import StopWatcher
 from tests.train.runs import Ending, Settings, pretrain
 
 _OPERATIONS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"})

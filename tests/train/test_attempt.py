@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from megatron_ltd.train import attempt
+from megatron_ltd.train.process import attempt
 
 TIMEOUT = timedelta(seconds=20)
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from megatron_ltd.train import siblings
+from megatron_ltd.train.process import siblings
 
 Sleeper = subprocess.Popen[bytes]
 

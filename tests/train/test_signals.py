@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from megatron_ltd.config import TrainingConfig
-from megatron_ltd.train import stopping
+from megatron_ltd.train.process import stopping
 from tests.gloo import RankFailure, launch_ranks
 from tests.train.moments import pretrain_with_signal
 from tests.train.runs import TINY, Corpus, Ending, Run, curve, pretrain, read_lines, run

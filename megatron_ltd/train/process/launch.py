@@ -15,8 +15,8 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
-from megatron_ltd.train import siblings
-from megatron_ltd.train.attempt import attempt_store
+from megatron_ltd.train.process import siblings
+from megatron_ltd.train.process.attempt import attempt_store
 
 
 @dataclass(frozen=True)
