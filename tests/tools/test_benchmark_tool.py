@@ -4,7 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import megatron_ltd.model.stack
 from benchmarks.nanogpt import NanoGPT, load_source
 from benchmarks.ours import OurModel
 from benchmarks.parts import PARTS, StepClock
 from benchmarks.shapes import SHAPES, run_config
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.parallel.gradients import local_gradient
+from megatron_ltd.token_drop.policies.random_ltd import RandomLTD
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.launch import Launch, Runtime
 from tools import benchmark
@@ -88,11 +88,11 @@ def test_an_oracle_that_keeps_all_tokens_takes_the_dense_step(runtime: Runtime) 
 
 def test_the_oracle_is_a_dropped_step_that_keeps_the_first_tokens(
         runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    def first_tokens(seed: int, sample_ids: torch.Tensor, layers: torch.Tensor, *, sequence_tokens: int,
-                     kept_tokens: int, strata: int) -> torch.Tensor:
-        return torch.arange(kept_tokens).expand(len(layers), len(sample_ids), kept_tokens)
+    def first_tokens(self: RandomLTD, numbers: Sequence[int], sample_ids: torch.Tensor, read_tokens: int,
+                     kept_tokens: int) -> torch.Tensor:
+        return torch.arange(kept_tokens).expand(len(numbers), len(sample_ids), kept_tokens)
 
-    monkeypatch.setattr(megatron_ltd.model.stack, "kept_positions", first_tokens)
+    monkeypatch.setattr(RandomLTD, "rows", first_tokens)
     dropped, oracle = OurModel(CONFIG, runtime), OurModel(CONFIG, runtime)
     assert oracle.oracle_step(16) == pytest.approx(dropped.step(16), rel=1e-6)
     found = gradients(oracle)
