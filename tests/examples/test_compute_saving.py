@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.experiments.compute_saving.arms import Arm, Budget, arms
+from examples.experiments.budget import Arm
+from examples.experiments.compute_saving.arms import arms, budget_of
 from examples.experiments.compute_saving.editions import EDITIONS
 from examples.experiments.compute_saving.report import ArmResult, report, verdict_text
-from examples.experiments.compute_saving.runs import Run, complete_all, digest, write_json
 from examples.experiments.compute_saving.verdict import Estimate, compute_saved, difference, estimate, in_words
+from examples.experiments.runs import Run, complete_all, digest, write_json
 from megatron_ltd.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ def test_the_claim_saves_a_third_of_the_layer_tokens_of_the_cpu_edition() -> Non
 
 def test_arms_of_equal_flops_differ_by_less_than_a_step() -> None:
     edition = EDITIONS["cpu"]
-    known, budget = arms(edition), Budget(edition)
+    known, budget = arms(edition), budget_of(edition)
     step = budget.flops((), 1)
     flops = {name: budget.flops(arm.flags, arm.steps) for name, arm in known.items()}
     for name in set(known) - {"dense", "ltd_long", "ltd_published", "layer_drop"}:
@@ -91,7 +92,8 @@ def small_run(folder: Path, seed: int, flags: tuple[str, ...] = ()) -> Run:
     edition = EDITIONS["rehearsal"]
     arguments = ("--config", str(edition.config), *flags, "--mock-data", "--vocab-size", "320", "--train-iters",
                  str(STEPS), "--lr", "1e-3", "--seed", str(seed), "--save-interval", "15", "--eval-interval", "15")
-    return Run(folder / f"seed{seed}", "ltd", seed, 1e-3, STEPS, arguments, False, Budget(edition).flops(flags, STEPS))
+    return Run(folder / f"seed{seed}", "ltd", seed, 1e-3, STEPS, arguments, False,
+               budget_of(edition).flops(flags, STEPS))
 
 
 DROPPING = ("--random-ltd", "--random-ltd-start-length", "16", "--random-ltd-steps", "45")
@@ -100,8 +102,8 @@ import signal
 import sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which is not there where the tests run in the background
-from tests.test_compute_saving import DROPPING, small_run
-from examples.experiments.compute_saving.runs import complete_all
+from tests.examples.test_compute_saving import DROPPING, small_run
+from examples.experiments.runs import complete_all
 complete_all([small_run(Path(sys.argv[1]), 1, DROPPING)], 1, print)
 """
 
@@ -146,7 +148,8 @@ def test_a_driver_that_is_stopped_loses_no_run_and_counts_none_twice(tmp_path: P
     assert curve(folder / "metrics.jsonl") == curve(tmp_path / "whole" / "seed1" / "metrics.jsonl")
     done = json.loads((folder / "done.json").read_text())
     assert done["validation_loss"] == whole["whole/seed1"]["validation_loss"]
-    assert curve(folder / "metrics.jsonl")[-2]["consumed_flops"] == Budget(EDITIONS["rehearsal"]).flops(DROPPING, STEPS)
+    flops = curve(folder / "metrics.jsonl")[-2]["consumed_flops"]
+    assert flops == budget_of(EDITIONS["rehearsal"]).flops(DROPPING, STEPS)
     before = (folder / "log").stat().st_size
     complete_all([small_run(tmp_path / "cut", 1, DROPPING)], 1, lambda line: None)
     assert (folder / "log").stat().st_size == before, "a complete run was started again"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.compute_saving.arms import Arm
-from examples.experiments.compute_saving.prepare import run_checked
-from examples.experiments.compute_saving.runs import ROOT, digest
+from examples.experiments.budget import Arm
 from examples.experiments.compute_saving.verdict import compute_saved, difference, estimate, in_words
+from examples.experiments.prepare import run_checked
+from examples.experiments.runs import ROOT, digest
 
 CLAIM, DENSE, CUT = "ltd", "dense", "dense_cut"
 

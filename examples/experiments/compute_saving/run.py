@@ -17,11 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a checkout that is not installed
 
-from examples.experiments.compute_saving.arms import Arm, Budget, arms
+from examples.experiments.budget import Arm, Budget
+from examples.experiments.compute_saving.arms import arms, budget_of
 from examples.experiments.compute_saving.editions import EDITIONS, Edition
-from examples.experiments.compute_saving.prepare import Corpus, Text, prepare
 from examples.experiments.compute_saving.report import report
-from examples.experiments.compute_saving.runs import ROOT, Run, Stopped, complete_all, write_json
+from examples.experiments.prepare import Corpus, Text, prepare
+from examples.experiments.runs import ROOT, Run, Stopped, complete_all, write_json
 from megatron_ltd.errors import ConfigError, UserError
 
 CHECKPOINTS = 4
@@ -74,7 +75,7 @@ def choose_rates(edition: Edition, corpus: Corpus, names: Sequence[str], args: a
                  ) -> dict[str, float]:
     """The peak learning rate of each arm: that of the lowest validation loss among short runs."""
     short = arms(edition, edition.grid_share)
-    budget = Budget(edition)
+    budget = budget_of(edition)
     runs = [planned_run(edition, budget, corpus, short[name], seed=edition.grid_seed, rate=rate, keeps_model=False,
                         folder=args.output_dir / "grid" / f"{name}-lr{rate:g}")
             for name in names for rate in edition.rates]
@@ -93,13 +94,13 @@ def experiment(args: argparse.Namespace) -> None:
     edition = EDITIONS[args.edition]
     known = arms(edition)
     chosen = chosen_arms(known, args.arms)
-    budget = Budget(edition)
+    budget = budget_of(edition)
     for arm in chosen:
         say(f"{arm.name}: {arm.steps} steps, {budget.flops(arm.flags, arm.steps):.4g} FLOPs; {arm.title}")
     if args.plan:
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    corpus = prepare(Text.of(args.text), edition, args.output_dir / "corpus", say)
+    corpus = prepare(Text.of(args.text), edition.vocab_size, args.output_dir / "corpus", say)
     rates = choose_rates(edition, corpus, [arm.name for arm in chosen], args)
     runs = [planned_run(edition, budget, corpus, arm, seed=seed, rate=rates[arm.name], keeps_model=True,
                         folder=args.output_dir / "runs" / f"{arm.name}-seed{seed}")

@@ -21,7 +21,8 @@ import torch
 
 from benchmarks import machine
 from benchmarks.ours import OurModel
-from examples.experiments.compute_saving.arms import Arm, Budget, arms
+from examples.experiments.budget import Arm, Budget
+from examples.experiments.compute_saving.arms import arms, budget_of
 from examples.experiments.compute_saving.editions import EDITIONS
 from megatron_ltd.config import RunConfig
 from megatron_ltd.plan.derived import policies
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     torch.set_num_threads(1)
     edition = EDITIONS[args.edition]
-    known, budget = arms(edition), Budget(edition)
+    known, budget = arms(edition), budget_of(edition)
     found = table(known, budget, seconds_of_steps(known, budget, args.rounds))
     text = f"{args.rounds} rounds, CPU time of one thread; {machine.describe('cpu')}\n\n{found}\n"
     print(text)

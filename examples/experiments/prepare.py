@@ -1,4 +1,4 @@
-"""Tokenizer and corpora of the experiment, made once from text files by the tools that users have."""
+"""Tokenizer and corpora of an experiment, made once from text files by the tools that users have."""
 
 import subprocess
 import sys
@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.experiments.compute_saving.editions import Edition
-from examples.experiments.compute_saving.runs import ROOT
+from examples.experiments.runs import ROOT
 from megatron_ltd.errors import ConfigError, DataError
 
 
@@ -47,21 +46,24 @@ class Corpus:
                 "--train-data-path", str(self.train), "--valid-data-path", str(self.valid))
 
 
-def prepare(text: Text, edition: Edition, folder: Path, say: Callable[[str], None]) -> Corpus:
-    """The corpus; what is there already is not made again.
+def prepare(text: Text, vocab_size: int, folder: Path, say: Callable[[str], None]) -> Corpus:
+    """The corpus, with a byte-level BPE of `vocab_size` tokens; what is there already is not made again.
+
+    Args:
+        folder: absolute, or relative to the checkout, which is where runs start.
 
     Raises:
         DataError: a tool failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
     corpus = Corpus(folder / "tokenizer" / "tokenizer.json", folder / "train_text_document",
                     folder / "valid_text_document")
-    if not corpus.tokenizer.exists():
-        say(f"training a tokenizer of {edition.vocab_size} tokens")
+    if not (ROOT / corpus.tokenizer).exists():
+        say(f"training a tokenizer of {vocab_size} tokens")
         _tool("train_tokenizer", "--input", *map(str, text.train), "--output", str(corpus.tokenizer.parent), "--type",
-              "bpe", "--vocab-size", str(edition.vocab_size))
+              "bpe", "--vocab-size", str(vocab_size))
     for part, files in (("train", text.train), ("valid", text.valid)):
-        if not (folder / f"{part}_text_document.idx").exists():
+        if not (ROOT / folder / f"{part}_text_document.idx").exists():
             say(f"tokenizing {len(files)} files of {part} text")
             _tool("preprocess_data", "--input", *map(str, files), "--output-prefix", str(folder / part),
                   "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(corpus.tokenizer),

@@ -2,7 +2,7 @@
 
 A run lives in a folder of its own:
 
-    run.json            what it is: arm, seed, peak rate, steps, command, commit
+    run.json            what it is: arm, seed, peak rate, steps, command, commit, machine
     metrics.jsonl       its curve; training that continues drops what lies beyond the checkpoint it continues from
     log                 everything it said
     checkpoints/        deleted when the run is complete, except where its model is wanted
@@ -23,14 +23,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from threading import Event
 from typing import IO, Any
 
+from benchmarks.machine import processor
 from megatron_ltd.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[3]
-DEPENDENT = ("commit",)
+ROOT = Path(__file__).resolve().parents[2]
+DEPENDENT = ("commit", "package", "machine")
 """What run.json says and another attempt at the same run may say otherwise."""
 
 
@@ -74,7 +76,7 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         return {"arm": self.arm, "seed": self.seed, "rate": self.rate, "steps": self.steps,
-                "arguments": list(self.arguments), "commit": commit()}
+                "arguments": list(self.arguments), "commit": commit(), "package": package(), "machine": machine()}
 
     def command(self) -> list[str]:
         outputs = ["--save", str(self.folder / "checkpoints"), "--load", str(self.folder / "checkpoints"),
@@ -206,8 +208,22 @@ def digest(path: Path) -> str:
 
 def commit() -> str:
     """The commit of the code, with a mark if files differ from it."""
-    return subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=ROOT, capture_output=True,
-                          text=True, check=False).stdout.strip() or "unknown"
+    return _git("describe", "--always", "--dirty", "--exclude", "*")
+
+
+def package() -> str:
+    """Git's hash of the package's files: the same in every commit that does not change them."""
+    return _git("rev-parse", "--short", "HEAD:megatron_ltd")
+
+
+def machine() -> str:
+    """Processor and version of PyTorch, on which the last bits of a loss depend."""
+    return f"{processor('cpu')}, torch {version('torch')}"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          check=False).stdout.strip() or "unknown"
 
 
 def _environment() -> dict[str, str]:

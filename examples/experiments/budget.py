@@ -1,0 +1,113 @@
+"""What an arm costs, and schedules of dropping that cost a given amount."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.flops import head_flops
+from megatron_ltd.model.shapes import parameter_shapes
+from megatron_ltd.plan.derived import global_batch_size, layer_tokens, policies
+from megatron_ltd.plan.flops import step_flops
+from megatron_ltd.settings.cli import parse_run_config
+
+Flags = tuple[str, ...]
+
+SAVED_LAYER_TOKENS = 1 / 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to spend a budget: flags beyond the shared ones, and the number of steps."""
+
+    name: str
+    title: str
+    flags: Flags
+    steps: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Turns FLOPs into steps, by the accounting of the runs themselves.
+
+    Args:
+        settings: the TOML file that all arms share.
+    """
+
+    settings: Path
+    vocab_size: int
+
+    def config(self, flags: Flags, steps: int) -> RunConfig:
+        words = ["--config", str(self.settings), *flags, "--train-iters", str(steps), "--vocab-size",
+                 str(self.vocab_size), "--mock-data"]
+        return parse_run_config(words)[0]
+
+    def flops(self, flags: Flags, steps: int) -> int:
+        """Forward and backward FLOPs of a run."""
+        return run_flops(self.config(flags, steps), steps)
+
+    def steps_for(self, flags_of: Callable[[int], Flags], flops: int) -> int:
+        """The number of steps whose FLOPs come closest, for flags that depend on it."""
+        low, high = 1, 2
+        while self.flops(flags_of(high), high) < flops:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.flops(flags_of(middle), middle) < flops else (low, middle)
+        return min(low, high, key=lambda steps: abs(self.flops(flags_of(steps), steps) - flops))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense model, embedding included."""
+        return sum(prod(shape) for shape in parameter_shapes(self.config((), 1).model).values())
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step on one process."""
+        config = self.config((), 1)
+        return global_batch_size(config, 1) * config.model.seq_length
+
+
+def run_flops(config: RunConfig, steps: int) -> int:
+    """FLOPs of the first `steps` steps on one process."""
+    plans = Counter(policies(config).plan(step) for step in range(steps))
+    return global_batch_size(config, 1) * sum(count * step_flops(config, plan) for plan, count in plans.items())
+
+
+def linear_growth(start_tokens: int, growth_steps: int) -> Flags:
+    """random-LTD whose kept length grows linearly, with the layer-token learning rate of its paper."""
+    return ("--random-ltd", "--random-ltd-start-length", str(start_tokens), "--random-ltd-steps", str(growth_steps),
+            "--layer-token-lr")
+
+
+def steps_until_full(budget: Budget, start_tokens: int, steps: int) -> int:
+    """Growth steps with which `steps` steps save a third of the layer tokens."""
+    def saved(growth_steps: int) -> float:
+        config = budget.config(linear_growth(start_tokens, growth_steps), steps)
+        full = steps * global_batch_size(config, 1) * config.model.seq_length * config.model.num_layers
+        return 1.0 - layer_tokens(config, 1).sum_after(steps) / full
+
+    if saved(2 * steps) < SAVED_LAYER_TOKENS:
+        raise SystemExit(f"{budget.settings}: no growth from {start_tokens} tokens saves a third "
+                         "of the layer tokens; use more layers or a smaller start")
+    return min(range(1, 2 * steps), key=lambda growth_steps: abs(saved(growth_steps) - SAVED_LAYER_TOKENS))
+
+
+def two_stages(budget: Budget, start_tokens: int, steps: int, flops: int) -> Flags:
+    """random-LTD with the start length and then the full one, for so many FLOPs."""
+    sequence = budget.config((), steps).model.seq_length
+
+    def flags(switch: int) -> Flags:
+        return ("--random-ltd", "--random-ltd-length-list", f"0:{start_tokens},{switch}:{sequence}", "--layer-token-lr")
+
+    return flags(min(range(1, steps), key=lambda switch: abs(budget.flops(flags(switch), steps) - flops)))
+
+
+def layer_drop(budget: Budget, steps: int, flops: int) -> Flags:
+    """The rate at which `steps` steps are expected to cost so much; what a run costs varies with its draws."""
+    config = budget.config((), steps)
+    dense = budget.flops((), steps)
+    of_layers = dense - 3 * head_flops(config.model) * steps * global_batch_size(config, 1)
+    return ("--layer-drop-rate", f"{(dense - flops) / of_layers:.4f}")

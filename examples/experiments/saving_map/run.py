@@ -1,0 +1,142 @@
+"""Where does dropping pay? One command makes the runs of a queue, one after the other, and may be ended at any moment.
+
+    python examples/experiments/saving_map/run.py --text DIR --output-dir build/saving_map
+    python examples/experiments/saving_map/run.py --text DIR --output-dir build/saving_map --only NAME
+
+--text holds *.train.jsonl and *.valid.jsonl (also .gz, .zst), {"text": document} a line. The queue is a text file, read
+again after every run, so that lines may be added while it is worked off. Start the command again after an interruption:
+complete runs are kept, one that was cut off continues from its newest checkpoint. report.py makes tables and pictures.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a checkout that is not installed
+
+from examples.experiments.prepare import Corpus, Text, prepare
+from examples.experiments.runs import ROOT, Run, Stopped, complete_all
+from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
+from megatron_ltd.errors import ConfigError, UserError
+
+QUEUE = Path(__file__).resolve().parent / "queue.txt"
+CHECKPOINTS = 4
+"""Checkpoints of a run; an interruption loses at most what lies between two."""
+CURVE_POINTS = 2
+"""Validations of a run: half-way and at its end."""
+Entry = tuple[str, str, float, float, int]
+"""Size, arm, tokens a parameter, peak rate, seed."""
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--text", type=Path, required=True, metavar="DIR", help="folder with the text")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--queue", type=Path, default=QUEUE, metavar="FILE", help="default: queue.txt beside run.py")
+    parser.add_argument("--only", metavar="NAME", help="only the run of the queue that has this name")
+    parser.add_argument("--plan", action="store_true", help="print runs, steps and FLOPs, and stop")
+    return parser.parse_args(argv)
+
+
+def read_queue(path: Path) -> list[Entry]:
+    """The entries of a queue.
+
+    Raises:
+        ConfigError: a line is not one.
+    """
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        try:
+            size, arm, tokens, rate, seed = words
+            entry = (size, arm, float(tokens), float(rate), int(seed))
+        except ValueError:
+            raise ConfigError(f"{path}, line {number}: {line!r} is not size, arm, tokens a parameter, peak rate, seed; "
+                              "write `small dense 10 0.004 1`, say") from None
+        if size not in SIZES or arm not in METHODS:
+            raise ConfigError(f"{path}, line {number}: no size {size!r} with an arm {arm!r}; sizes are "
+                              f"{', '.join(SIZES)}, arms {', '.join(METHODS)}")
+        found.append(entry)
+    return found
+
+
+def name_of(entry: Entry) -> str:
+    size, arm, tokens, rate, seed = entry
+    return f"{size}-{arm}-t{tokens:g}-lr{rate:g}-seed{seed}"
+
+
+def planned_run(entry: Entry, corpus: Corpus, runs: Path) -> Run:
+    """A run as the training program's arguments."""
+    size, name, tokens, rate, seed = entry
+    budget, arm = SIZES[size].budget, arm_of(SIZES[size], name, tokens)
+    arguments = ("--config", str(budget.settings.relative_to(ROOT)), *arm.flags, *corpus.flags(), "--train-iters",
+                 str(arm.steps), "--lr", f"{rate:g}", "--seed", str(seed), "--save-interval",
+                 str(-(-arm.steps // CHECKPOINTS)), "--eval-interval", str(-(-arm.steps // CURVE_POINTS)))
+    return Run(runs / name_of(entry), name, seed, rate, arm.steps, arguments, False, budget.flops(arm.flags, arm.steps))
+
+
+def work_off(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Make the runs of the queue that are missing, until there is none."""
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    corpus: Corpus | None = None
+    while True:
+        queue = read_queue(args.queue)
+        if args.only is not None and args.only not in map(name_of, queue):
+            raise ConfigError(f"--only = {args.only}: no such run in {args.queue}")
+        missing = [entry for entry in queue if args.only in (None, name_of(entry))
+                   and not (args.output_dir / "runs" / name_of(entry) / "done.json").exists()]
+        if not missing:
+            return
+        if corpus is None:
+            vocab_size = SIZES[missing[0][0]].budget.vocab_size
+            corpus = prepare(Text.of(args.text), vocab_size, _from_root(args.output_dir) / "corpus", say)
+        say(f"{len(missing)} runs left; next is {name_of(missing[0])}")
+        complete_all([planned_run(missing[0], corpus, args.output_dir / "runs")], 1, say)
+
+
+def _from_root(path: Path) -> Path:
+    """The path as runs write it into run.json: the same in every checkout that it lies in."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def plan(queue: Path, say: Callable[[str], None]) -> None:
+    for entry in read_queue(queue):
+        arm, budget = arm_of(SIZES[entry[0]], entry[1], entry[2]), SIZES[entry[0]].budget
+        flops = budget.flops(arm.flags, arm.steps)
+        say(f"{name_of(entry)}: {arm.steps} steps, {flops:.4g} FLOPs; {' '.join(arm.flags)}")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace(**vars(args) | {"output_dir": args.output_dir.resolve(), "text": args.text.resolve()})
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if args.plan:
+            plan(args.queue, say)
+        else:
+            work_off(args, say)
+    except (KeyboardInterrupt, Stopped):
+        print("stopped; start the same command again to continue", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
