@@ -407,6 +407,8 @@ class CheckpointConfig:
     """Take the model's settings from the checkpoint rather than from flags."""
     ckpt_step: int | None = None
     """Load this step rather than the newest."""
+    load_fallback: bool = False
+    """If the checkpoint to load is damaged, continue from the newest sound one of an earlier step, with a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)

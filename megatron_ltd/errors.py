@@ -32,6 +32,10 @@ class CheckpointError(UserError):
     exit_code = 22
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that no run can load, so an older one may do in its place."""
+
+
 class DivergenceError(UserError):
     """A loss, gradient or loss scale from which training cannot continue."""
 

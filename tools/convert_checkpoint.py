@@ -19,11 +19,11 @@ from megatron_ltd.checkpoint.convert.huggingface.exporting import SHARD_BYTES, S
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config import DataConfig, RunConfig
 from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
-from megatron_ltd.train.resume import saved_config
 from megatron_ltd.train.state import TrainState
 from tools.command_line import exit_code_of, parser_of
 

@@ -53,25 +53,26 @@ def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
         raise CheckpointError(f"lost contact with another rank at a checkpoint: {reason(error)}") from error
 
 
-def raise_problems(headline: str, problems: Sequence[str]) -> None:
+def raise_problems(headline: str, problems: Sequence[str], kind: type[CheckpointError] = CheckpointError) -> None:
     """Raise all problems in one message if there are any.
 
     Raises:
-        CheckpointError: with the headline, the first problems and the number of the others.
+        kind: with the headline, the first problems and the number of the others.
     """
     if not problems:
         return
     lines = [f"  {line}" for problem in problems[:SHOWN_PROBLEMS] for line in problem.splitlines()]
     if len(problems) > SHOWN_PROBLEMS:
         lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
-    raise CheckpointError("\n".join([f"{headline}:", *lines]))
+    raise kind("\n".join([f"{headline}:", *lines]))
 
 
-def all_or_none(headline: str, action: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+def all_or_none(headline: str, action: Callable[[], T], group: dist.ProcessGroup | None,
+                kind: type[CheckpointError] = CheckpointError) -> T:
     """Run an action that may fail on every rank and return its value if it succeeded on all of them.
 
     Raises:
-        CheckpointError: on every rank, if it failed on any, naming rank and reason. Only errors of the system and
+        kind: on every rank, if it failed on any, naming rank and reason. Only errors of the system and
             `CheckpointError` are failures of this kind; others propagate.
     """
     problem = None
@@ -81,7 +82,8 @@ def all_or_none(headline: str, action: Callable[[], T], group: dist.ProcessGroup
         problem = reason(error)
     answers = gather_json(problem, group)
     alone = len(answers) == 1
-    raise_problems(headline, [p if alone else f"rank {r}: {p}" for r, p in enumerate(answers) if p is not None])
+    raise_problems(headline, [p if alone else f"rank {r}: {p}" for r, p in enumerate(answers) if p is not None],
+                   kind)
     return value
 
 

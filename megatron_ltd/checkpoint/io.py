@@ -13,13 +13,13 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from megatron_ltd.checkpoint.agreement import all_or_none, all_see, gather_json, raise_problems, rank_in
-from megatron_ltd.checkpoint.layout import find_checkpoint
+from megatron_ltd.checkpoint.layout import find_checkpoint, older_than
 from megatron_ltd.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from megatron_ltd.checkpoint.storage import SafetensorsReader
 from megatron_ltd.checkpoint.tensor_file import NAME_OF
 from megatron_ltd.checkpoint.verify import verify_files
 from megatron_ltd.checkpoint.writer import dcp_errors
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, DamagedCheckpointError
 from megatron_ltd.log import Console
 
 
@@ -64,7 +64,8 @@ def load(path: Path, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGro
                               if name.startswith(tuple(all_of))])
     contents = verify_files(path, manifest, group)
     bad = sorted(contents.not_finite & set(sources.values()))
-    raise_problems(f"{path} cannot be trained on", [f"{name} has NaN or infinity in it" for name in bad])
+    raise_problems(f"{path} cannot be trained on", [f"{name} has NaN or infinity in it" for name in bad],
+                   DamagedCheckpointError)
     mine = {name: sources[name] for name in sorted(tensors)}
     reader = SafetensorsReader(path, contents, mine, manifest.tensors)
     with dcp_errors(f"{path} was read in part only; tensors may hold a mixture"):
@@ -77,15 +78,30 @@ def read_on_all_ranks(path: Path, group: dist.ProcessGroup | None) -> Manifest:
     """The manifest, read by every rank and compared.
 
     Raises:
-        CheckpointError: on all ranks, if it is damaged or not the same everywhere.
+        DamagedCheckpointError: on all ranks, if one of them cannot read it.
+        CheckpointError: on all ranks, if it is not the same everywhere.
     """
-    manifest = all_or_none(f"{path} cannot be loaded", lambda: read_manifest(path), group)
+    manifest = all_or_none(f"{path} cannot be loaded", lambda: read_manifest(path), group, DamagedCheckpointError)
     digests = gather_json({name: facts.sha256 for name, facts in manifest.files.items()}, group)
     differing = [f"rank {rank}" for rank, digest in enumerate(digests) if digest != digests[0]]
     if differing:
         raise CheckpointError(f"{path / MANIFEST_NAME} is not the same file on {', '.join(differing)} as on rank 0: "
                               f"--load must be on a file system that all ranks share")
     return manifest
+
+
+def newest_sound_before(path: Path, group: dist.ProcessGroup | None) -> Path | None:
+    """The newest checkpoint of an earlier step that is complete, undamaged and finite; every byte is read. Called by
+    all ranks."""
+    names = gather_json([older.name for older in older_than(path)], group)[0]
+    return next((path.with_name(name) for name in names if _is_sound(path.with_name(name), group)), None)
+
+
+def _is_sound(path: Path, group: dist.ProcessGroup | None) -> bool:
+    try:
+        return not verify_files(path, read_on_all_ranks(path, group), group).not_finite
+    except DamagedCheckpointError:
+        return False
 
 
 def unfit(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> list[str]:

@@ -128,6 +128,12 @@ def find_checkpoint(load_dir: Path, step: int | None = None, console: Console | 
                           f"--load out or name an empty folder that is also --save.")
 
 
+def older_than(checkpoint: Path) -> list[Path]:
+    """The checkpoints of earlier steps in the same folder, complete or not, newest first."""
+    ascending = list(checkpoints(checkpoint.parent).values())
+    return ascending[:ascending.index(checkpoint)][::-1]
+
+
 def holds_nothing(folder: Path) -> bool:
     """Whether a folder is missing or has no trace of a checkpoint, so that a run may start afresh in it."""
     if not os.path.lexists(folder):

@@ -19,6 +19,7 @@ import torch
 import megatron_ltd
 from megatron_ltd.checkpoint.durable import FileFacts, read_file, write_file
 from megatron_ltd.checkpoint.tensor_file import DTYPE_OF
+from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
@@ -50,6 +51,9 @@ class Manifest:
     """Names under which another name's tensor is also wanted, such as a tied head's: alias -> stored name."""
     files: dict[str, FileFacts]
     versions: dict[str, str]
+    changed: dict[str, list[str]] | None = None
+    """Names of the settings that differ from their defaults, by section; filled in when the manifest is written. None
+    in manifests of versions that did not record it."""
 
     def stored_name(self, name: str) -> str | None:
         """The name under which a tensor's values are in the files; None if they are not."""
@@ -74,6 +78,7 @@ def encode(manifest: Manifest) -> bytes:
         "format_version": FORMAT_VERSION,
         "step": manifest.step,
         "config": manifest.config,
+        "changed": changed_settings(manifest.config),
         "counters": manifest.counters,
         "tensors": {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in manifest.tensors.items()},
         "aliases": manifest.aliases,
@@ -81,6 +86,14 @@ def encode(manifest: Manifest) -> bytes:
         "versions": manifest.versions,
     }
     return _dump({**body, "sha256": _digest(body)})
+
+
+def changed_settings(config: dict[str, Any]) -> dict[str, list[str]]:
+    """Names of the settings that differ from the defaults of this version, by section."""
+    defaults = RunConfig().to_dict()
+    return {section: [name for name, value in values.items()
+                      if name not in defaults.get(section, {}) or defaults[section][name] != value]
+            for section, values in config.items() if isinstance(values, dict)}
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -125,12 +138,15 @@ def _from_body(body: dict[str, Any]) -> Manifest:
     for section in ("config", "counters", "aliases", "versions"):
         if not isinstance(body[section], dict):
             raise TypeError(f"{section} is no table")
+    changed = body.get("changed")
+    if changed is not None and not isinstance(changed, dict):
+        raise TypeError("changed is no table")
     if not _is_count(body["step"]):
         raise ValueError(f"step is {body['step']!r}")
     if not all(isinstance(x, str) for pair in body["aliases"].items() for x in pair):
         raise TypeError("aliases are names")
     return Manifest(step=body["step"], config=body["config"], counters=body["counters"], tensors=tensors,
-                    aliases=body["aliases"], files=files, versions=body["versions"])
+                    aliases=body["aliases"], files=files, versions=body["versions"], changed=changed)
 
 
 def _is_count(value: Any) -> bool:

@@ -19,7 +19,7 @@ from megatron_ltd.checkpoint.agreement import gather_json, raise_problems, rank_
 from megatron_ltd.checkpoint.durable import FileFacts, open_regular
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, Chunk, all_finite, read_header
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, DamagedCheckpointError
 
 READ_BYTES = 16 << 20
 """Size of the pieces in which files are read."""
@@ -39,7 +39,7 @@ def verify_files(checkpoint: Path, manifest: Manifest, group: dist.ProcessGroup 
     """Check all files, each on one rank.
 
     Raises:
-        CheckpointError: on every rank, with every file that is missing, damaged, or not what the manifest says,
+        DamagedCheckpointError: on every rank, with every file that is missing, damaged, or not what the manifest says,
             and every tensor that the files do not hold completely.
     """
     names = sorted(manifest.files)
@@ -56,9 +56,10 @@ def verify_files(checkpoint: Path, manifest: Manifest, group: dist.ProcessGroup 
         problems += _unknown_files(checkpoint, manifest)
     answers = gather_json([problems, found], group)
     headline = f"{checkpoint} is damaged and was not loaded (--ckpt-step loads an older one)"
-    raise_problems(headline, [problem for rank_problems, _ in answers for problem in rank_problems])
+    raise_problems(headline, [problem for rank_problems, _ in answers for problem in rank_problems],
+                   DamagedCheckpointError)
     contents = _contents(entry for _, rank_found in answers for entry in rank_found)
-    raise_problems(headline, _misfits(contents, manifest))
+    raise_problems(headline, _misfits(contents, manifest), DamagedCheckpointError)
     return contents
 
 

@@ -16,7 +16,7 @@ import torch
 import megatron_ltd
 from megatron_ltd.checkpoint.durable import write_file
 from megatron_ltd.checkpoint.manifest import Manifest
-from megatron_ltd.config import RunConfig
+from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval.results import TaskResult
 from megatron_ltd.train.state import TrainState
@@ -29,7 +29,7 @@ CSV_HEAD = ["load", "step", "consumed_tokens", "consumed_layer_tokens", "task", 
 def model_record(load: str, manifest: Manifest) -> dict[str, Any]:
     """Which model was scored, and on how much it was trained."""
     consumed = TrainState.from_counters(manifest.counters).consumed
-    layers = RunConfig.from_dict(manifest.config).model.num_layers
+    layers = saved_config(manifest, Path(load)).model.num_layers
     return {
         "load": load,
         "step": manifest.step,

@@ -18,6 +18,7 @@ from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.io import agree_on_checkpoint
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
+from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config import (
     CheckpointConfig,
     DataConfig,
@@ -35,7 +36,6 @@ from megatron_ltd.settings.checks.all import check
 from megatron_ltd.train import state
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.launch import Launch, Runtime
-from megatron_ltd.train.resume import saved_config
 from megatron_ltd.train.setup import Model, build_model
 
 

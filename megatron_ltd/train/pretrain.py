@@ -245,6 +245,9 @@ def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console],
         return train(config, tokenizer, place,
                      lambda config, runtime, console: prepare(config, tokenizer, runtime, console))
     except Exception as error:
-        return report(error, place.rank, place.world_size, save)
+        code = report(error, place.rank, place.world_size, save)
+        if isinstance(error, UserError) and error.everywhere and not lost_peer(error):
+            launch.end_restarts(place)
+        return code
     finally:
         launch.stop()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_ltd.checkpoint.io import agree_on_checkpoint
-from megatron_ltd.checkpoint.layout import find_checkpoint, holds_nothing
-from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
+from megatron_ltd.checkpoint.io import agree_on_checkpoint, newest_sound_before, read_on_all_ranks
+from megatron_ltd.checkpoint.layout import defect, find_checkpoint, holds_nothing, older_than
+from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.checkpoint.saved_settings import ignored_settings, saved_config
 from megatron_ltd.config import RunConfig
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, DamagedCheckpointError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
@@ -17,19 +18,6 @@ from megatron_ltd.train import state
 from megatron_ltd.train.adapt import Adaptation, adaptation
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState
-
-
-def saved_config(manifest: Manifest, path: Path) -> RunConfig:
-    """The settings of the run that wrote a checkpoint.
-
-    Raises:
-        CheckpointError: they are not those of this version.
-    """
-    try:
-        return RunConfig.from_dict(manifest.config)
-    except TypeError as error:
-        raise CheckpointError(f"{path} was written by another version of megatron_ltd "
-                              f"({manifest.versions.get('megatron_ltd')}): {error}") from error
 
 
 def with_checkpoint_model(config: RunConfig) -> RunConfig:
@@ -44,7 +32,13 @@ def with_checkpoint_model(config: RunConfig) -> RunConfig:
     if config.checkpoint.load is None:
         raise CheckpointError("--use-checkpoint-args takes the model's settings from a checkpoint; name it with --load")
     path = find_checkpoint(Path(config.checkpoint.load), config.checkpoint.ckpt_step, Console(False))
-    saved = saved_config(read_manifest(path), path).model
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        complete = next((older for older in older_than(path) if defect(older) is None), None)
+        path = _fallback(config, error, complete)
+        manifest = read_manifest(path)
+    saved = saved_config(manifest, path).model
     return replace(config, model=replace(saved, hidden_dropout=config.model.hidden_dropout,
                                          attention_dropout=config.model.attention_dropout))
 
@@ -58,6 +52,20 @@ def starts_fresh(config: RunConfig) -> bool:
     return save is not None and Path(load).resolve() == Path(save).resolve() and holds_nothing(Path(load))
 
 
+def _fallback(config: RunConfig, error: CheckpointError, sound: Path | None) -> Path:
+    """What --load-fallback continues from after an error.
+
+    Raises:
+        CheckpointError: there is nothing sound, or the flag is not given.
+    """
+    if sound is None:
+        raise error
+    if not config.checkpoint.load_fallback:
+        raise CheckpointError(f"{error}\nThe newest sound checkpoint is {sound}; --load-fallback continues from it"
+                              ) from error
+    return sound
+
+
 def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group: dist.ProcessGroup | None,
             console: Console) -> TrainState:
     """Fill model and optimizer from --load, if there is something to load.
@@ -65,13 +73,23 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     Raises:
         CheckpointError: on all ranks; nothing to load, or it is damaged, or does not fit.
     """
-    fresh = TrainState(loss_scale=LossScale.initial(config.training))
     if starts_fresh(config):
-        return fresh
-    settings = config.checkpoint
-    assert settings.load is not None
-    path = agree_on_checkpoint(Path(settings.load), group, settings.ckpt_step, console)
-    manifest = read_manifest(path)
+        return TrainState(loss_scale=LossScale.initial(config.training))
+    assert config.checkpoint.load is not None
+    path = agree_on_checkpoint(Path(config.checkpoint.load), group, config.checkpoint.ckpt_step, console)
+    try:
+        return _restore_from(path, config, model, optimizer, group, console)
+    except DamagedCheckpointError as error:
+        sound = _fallback(config, error, newest_sound_before(path, group))
+        console.warn(f"{error}\n--load-fallback: this run continues from {sound}, the newest sound checkpoint. The "
+                     "steps after it are trained again")
+    return _restore_from(sound, config, model, optimizer, group, console)
+
+
+def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: ShardedOptimizer,
+                  group: dist.ProcessGroup | None, console: Console) -> TrainState:
+    settings, fresh = config.checkpoint, TrainState(loss_scale=LossScale.initial(config.training))
+    manifest = read_on_all_ranks(path, group)
     state.check_model_settings(config, manifest, path)
     weights_only = settings.finetune or settings.no_load_optim
     if not weights_only:
@@ -81,6 +99,9 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     if settings.finetune and config.model.family == "vit":
         adapt = adaptation(config.model, manifest, saved_config(manifest, path).model)
     state.load(path, model, None if weights_only else optimizer, group, importance=goes_on, adapt=adapt)
+    ignored = ignored_settings(manifest)
+    if ignored:
+        console.line(f"{path} has settings that this version does not know, at their defaults: {', '.join(ignored)}")
     if adapt.describe():
         console.line(adapt.describe())
     if model.importance is not None and not goes_on:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_ltd.checkpoint import io
 from megatron_ltd.checkpoint.manifest import Manifest
+from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.optim.build import ShardedOptimizer
@@ -126,9 +127,9 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     free = {"hidden_dropout", "attention_dropout", "init_method_std", "seq_length", "max_position_embeddings"}
     if config.model.family == "vit" and config.checkpoint.finetune:
         free |= FREE
-    saved, mine = manifest.config["model"], config.to_dict()["model"]
-    lines = [f"--{name.replace('_', '-')}: {saved.get(name)} in the checkpoint, {mine[name]} in this run"
-             for name in mine if name not in free and saved.get(name) != mine[name]]
+    saved, mine = saved_config(manifest, path).to_dict()["model"], config.to_dict()["model"]
+    lines = [f"--{name.replace('_', '-')}: {saved[name]} in the checkpoint, {mine[name]} in this run"
+             for name in mine if name not in free and saved[name] != mine[name]]
     if lines:
         raise CheckpointError(f"{path} holds another model; use its settings (--use-checkpoint-args):\n  "
                               + "\n  ".join(lines))

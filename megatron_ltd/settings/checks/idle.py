@@ -58,5 +58,5 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
          "muon_extra_scale_factor muon_split_qkv muon_precision", "without --optimizer muon"),
         (optimizer.optimizer == "sgd", "adam_beta1 adam_beta2 adam_eps", "with --optimizer = sgd"),
         (checkpoint.save is None, "async_save no_save_optim", "without --save"),
-        (checkpoint.load is None, "no_load_optim", "without --load"),
+        (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
     )

@@ -2,9 +2,11 @@
 
 import os
 import platform
+import signal
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,6 +120,24 @@ def agree_on_configuration(config: RunConfig) -> None:
     if differing:
         raise ConfigError("The processes were started with different settings; start all of them with the same:\n  "
                           + "\n  ".join(differing))
+
+
+def end_restarts(launch: Launch) -> None:
+    """Keep torchrun from starting the run again after an error that every attempt would meet. It restarts after any
+    exit code but 0, and only a signal to it ends that."""
+    attempt, limit = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if launch.local_rank == 0 and attempt < limit and _is_torchrun(os.getppid()):
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _is_torchrun(process: int) -> bool:
+    """Whether a process runs torch's launcher; False where there is no /proc."""
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(word == b"torch.distributed.run" or word.endswith((b"/torchrun", b"torch/distributed/run.py"))
+               for word in command)
 
 
 def stop() -> None:

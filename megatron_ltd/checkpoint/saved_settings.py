@@ -1,0 +1,56 @@
+"""The settings with which a checkpoint was written, as far as this version knows them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import megatron_ltd
+from megatron_ltd.checkpoint.manifest import Manifest
+from megatron_ltd.config import RunConfig
+from megatron_ltd.errors import CheckpointError
+
+
+def saved_config(manifest: Manifest, path: Path) -> RunConfig:
+    """The settings of the run that wrote a checkpoint. Those that this version does not know are left out if they were
+    at their defaults.
+
+    Raises:
+        CheckpointError: they cannot be used by this version.
+    """
+    known = _known_names()
+    writer = manifest.versions.get("megatron_ltd")
+    refused = [f"{_flag(name)} = {value}" for section, name, value in _unknown(manifest)
+               if manifest.changed is None or name in manifest.changed.get(section, ())]
+    if refused:
+        whose = "which may differ from their defaults" if manifest.changed is None else "and not at their defaults"
+        raise CheckpointError(
+            f"{path} was written by megatron_ltd {writer} with settings that this version "
+            f"({megatron_ltd.__version__}) does not know, {whose}: {', '.join(refused)}. Use a version that "
+            f"knows them, such as {writer}")
+    try:
+        return RunConfig.from_dict({section: {name: value for name, value in manifest.config.get(section, {}).items()
+                                              if name in names} for section, names in known.items()})
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} holds no settings of megatron_ltd: {error}") from error
+
+
+def ignored_settings(manifest: Manifest) -> list[str]:
+    """What `saved_config` leaves out, as flags with values."""
+    return [f"{_flag(name)} = {value}" for _, name, value in _unknown(manifest)]
+
+
+def _unknown(manifest: Manifest) -> list[tuple[str, str, Any]]:
+    """(section, name, value) of the settings that this version does not know."""
+    known = _known_names()
+    return [(section, name, value) for section, values in manifest.config.items() if isinstance(values, dict)
+            for name, value in values.items() if name not in known.get(section, ())]
+
+
+def _known_names() -> dict[str, list[str]]:
+    """The settings of this version by section."""
+    return {section.name: [entry.name for entry in dataclasses.fields(getattr(RunConfig(), section.name))]
+            for section in dataclasses.fields(RunConfig)}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
