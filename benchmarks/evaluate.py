@@ -24,6 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from benchmarks import machine
+from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.data.text.tokenizer import gpt2_bpe_tokenizer
 from megatron_ltd.eval.results import EvalOptions
 from megatron_ltd.eval.scorer import build_scorer
@@ -31,7 +32,7 @@ from megatron_ltd.eval.tasks.choices import requests
 from megatron_ltd.eval.tasks.names import CHOICE_TASKS
 from megatron_ltd.eval.tasks.task_files import find_task_file
 from megatron_ltd.train.process import launch
-from tools import convert_checkpoint
+from megatron_ltd.train.state import TrainState
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "boolq")
 
@@ -53,9 +54,7 @@ def write_model(args: argparse.Namespace, folder: Path) -> GPT2LMHeadModel:
         vocab_size=50257, n_positions=args.positions, n_embd=args.hidden, n_layer=args.layers,
         n_head=args.hidden // 64, bos_token_id=50256, eos_token_id=50256)).eval()
     model.save_pretrained(folder / "hf")
-    code = convert_checkpoint.main(["--from-hf", str(folder / "hf"), "--save", str(folder / "ours")])
-    if code:
-        raise SystemExit(code)
+    import_model(folder / "hf", folder / "ours", TrainState().counters())
     return model
 
 

@@ -149,6 +149,13 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_benchmarks_import_the_package_alone() -> None:
+    """`tools/benchmark.py` and the examples take their steps from `benchmarks`, so nothing may point back."""
+    wrong = [source.at(node, f"benchmarks import {name}") for source in sources("benchmarks")
+             for node, name in imported(source.tree) if name.split(".")[0] in {"tools", "tests", "examples"}]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(("importer", "target"), [
     ("model", "data"), ("data", "model"), ("base", "settings"), ("model", "settings"), ("token_drop", "parallel"),
     ("parallel", "model"), ("optim", "train"), ("checkpoint", "optim"), ("train", "eval"), ("train", "recipe"),

@@ -31,18 +31,19 @@ from benchmarks import machine
 from benchmarks.nanogpt import NanoGPT, load_source
 from benchmarks.ours import OurModel
 from benchmarks.shapes import SHAPES, Shape, run_config
-from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.launch import Launch
 from megatron_ltd.train.report.metrics import peak_tflops
+from tools.command_line import exit_code_of, parser_of
 
 Rows = dict[str, Callable[[], Any]]
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="8x256")
     parser.add_argument("--samples", type=int, help="samples of a step, in place of the shape's")
     parser.add_argument("--sequence", type=int, help="tokens of a sample, in place of the shape's")
@@ -251,14 +252,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "parts": parts, "peak_megabytes": peaks}
 
 
-def main(argv: list[str]) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
-    try:
-        results = measure(args)
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    results = measure(args)
     where = machine.describe(args.device)
     settings = f"{args.precision}{', compiled' if args.compile else ''}, {args.rounds} rounds, {args.clock} clock"
     print(f"\n{shape_of(args).describe()}; {settings}\n{where}\n\n"
@@ -269,7 +265,10 @@ def main(argv: list[str]) -> int:
     if args.output is not None:
         arguments = {name: str(value) for name, value in vars(args).items()}
         args.output.write_text(json.dumps({"arguments": arguments, "machine": where, **results}, indent=1) + "\n")
-    return 0
+
+
+def main(argv: list[str]) -> int:
+    return exit_code_of(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,15 @@ def parser_of(doc: str | None, **settings: Any) -> argparse.ArgumentParser:
                                    formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
 
-def exit_code_of(run: Callable[[], None]) -> int:
-    """The exit code of a program; what the user can repair is told in one message."""
+def exit_code_of(run: Callable[[], None], console: Console | None = None) -> int:
+    """The exit code of a program; an error that the user can repair is one message.
+
+    Args:
+        console: prints the message.
+    """
     try:
         run()
     except UserError as error:
-        Console().error(f"{type(error).__name__}: {error}")
+        (console or Console()).error(f"{type(error).__name__}: {error}")
         return error.exit_code
     return 0

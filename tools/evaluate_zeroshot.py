@@ -10,15 +10,13 @@ nor batch size.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.config import DataConfig
-from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
+from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
 from megatron_ltd.eval.harness.tasks import HarnessTask, plan_harness, run_harness
 from megatron_ltd.eval.report import (
@@ -35,17 +33,13 @@ from megatron_ltd.eval.scorer import ModelScorer, build_scorer
 from megatron_ltd.eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
-from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
 from tools.command_line import parser_of
-
-TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.add_argument("--load", required=True, metavar="DIR", help="folder of checkpoints")
-    parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
+    add_checkpoint_flags(parser)
     parser.add_argument(
         "--tasks", required=True, metavar="TASK[=FILE],...",
         help=f"from {', '.join(TASKS)}, separated by commas; a task without FILE has it under --task-data",
@@ -58,8 +52,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         "--harness the task's own)")
     parser.add_argument("--harness", action="store_true", help="--tasks names tasks of lm-evaluation-harness (needs "
                         "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl takes the place of a download")
-    parser.add_argument("--bos-token-id", type=int, metavar="ID", help="token with which every text begins, for models "
-                        "that were trained so (Llama, Mistral); default: none")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N passages, articles or documents")
     parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows at once (default 8)")
     parser.add_argument(
@@ -67,30 +59,13 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         help="perplexities with overlapping windows that predict STRIDE tokens each; wikitext then reads its file as "
         "one stream, as Megatron-LM does. Default: windows without overlapping predictions, document by document",
     )
-    parser.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP")
-    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP")
-    moved = parser.add_argument_group("tokenizer", "in place of what the manifest says, for files that have moved")
-    for name in TOKENIZER_SETTINGS:
-        moved.add_argument(f"--{name.replace('_', '-')}")
     args = parser.parse_args(argv)
-    for name in ("limit", "micro_batch_size", "overlapping_eval", "tensor_model_parallel_size",
-                 "pipeline_model_parallel_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} = {value} must be at least 1.")
-    for name in ("num_fewshot", "bos_token_id"):
-        value = getattr(args, name)
-        if value is not None and value < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} = {value} must be at least 0.")
+    check_at_least(args, 1, "limit", "micro_batch_size", "overlapping_eval", "tensor_model_parallel_size",
+                   "pipeline_model_parallel_size")
+    check_at_least(args, 0, "num_fewshot", "bos_token_id")
     if args.harness and args.overlapping_eval is not None:
         raise ConfigError("--overlapping-eval has no meaning with --harness, whose tasks cut texts their own way.")
     return args
-
-
-def tokenizer_settings(recorded: DataConfig, args: argparse.Namespace) -> DataConfig:
-    """The checkpoint's tokenizer settings with those given as flags in their place."""
-    given = {name: getattr(args, name) for name in TOKENIZER_SETTINGS if getattr(args, name) is not None}
-    return dataclasses.replace(recorded, **given)
 
 
 def agree_on_inputs(problem: str | None, digests: dict[str, str]) -> None:
@@ -139,11 +114,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         micro_batch_size=args.micro_batch_size,
     )
     try:
-        vocab_size = scorer.manifest.config["model"]["vocab_size"]
-        if args.bos_token_id is not None and args.bos_token_id >= vocab_size:
-            raise ConfigError(f"--bos-token-id = {args.bos_token_id} must be below the model's vocabulary of "
-                              f"{vocab_size}.")
-        tokenizer = tokenizer_of_model(tokenizer_settings(scorer.tokenizer_config, args), vocab_size)
+        tokenizer = checkpoint_tokenizer(scorer.tokenizer_config, scorer.manifest.config["model"]["vocab_size"], args)
     except UserError as error:
         problem = problem or str(error)
     digests = {item.name: item.sha256 for item in plan} | {task.name: task.sha256 for task in chosen}
@@ -184,16 +155,7 @@ def score(
 
 
 def main(argv: list[str]) -> int:
-    console = Console()
-    try:
-        console = Console(Launch.from_environment().rank == 0)
-        run(parse_args(argv), console)
-    except UserError as error:
-        console.error(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    finally:
-        launch.stop()
-    return 0
+    return exit_code_of_all(lambda console: run(parse_args(argv), console))
 
 
 if __name__ == "__main__":

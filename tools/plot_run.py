@@ -8,7 +8,6 @@ logged; line: smoothed) and validation losses as points; the lower one the kept 
 """
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ import numpy as np
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.log import Console
 from tools.command_line import exit_code_of, parser_of
+from tools.metrics_file import read_metrics
 
-TRAINING_FIELDS = ("step", "consumed_layer_tokens", "lm_loss", "kept_length")
+TRAINING_NUMBERS = ("step", "consumed_layer_tokens", "lm_loss", "kept_length")
 COLOURS = ("#1f6fb4", "#d9632b", "#2a8c5a", "#8a4fae", "#b8860b", "#c23b75", "#4a5a6a", "#17909b")
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -48,7 +48,8 @@ def read_curves(path: Path, label: str) -> Curves:
     """
     training: dict[int, dict[str, Any]] = {}
     validation: dict[int, dict[str, Any]] = {}
-    for record in read_records(path):
+    records, _ = read_metrics(path, TRAINING_NUMBERS)
+    for record in records:
         if "validation_loss" in record:
             validation[record["step"]] = record
         elif "lm_loss" in record:
@@ -67,37 +68,6 @@ def read_curves(path: Path, label: str) -> Curves:
         validation_layer_tokens=np.interp(validated, [0, *steps], [0.0, *layer_tokens]),
         validation_loss=np.array([validation[step]["validation_loss"] for step in validated], dtype=float),
     )
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, without a last line that is still being written."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--metrics = {path} cannot be read: {error}. Name a run's --metrics-file.") from error
-    records: list[dict[str, Any]] = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        if line.strip():
-            records.append(_record(line, f"{path}:{number}"))
-    return records
-
-
-def _record(line: str, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place} is not JSON: {error}. Remove the line or name another file.") from error
-    wanted: tuple[str, ...] = ()
-    if isinstance(record, dict):
-        wanted = TRAINING_FIELDS if "lm_loss" in record else ("step",)
-    if not isinstance(record, dict) or not all(_is_number(record.get(name)) for name in wanted):
-        raise DataError(f"{place} is no record of a run: needs the numbers {', '.join(wanted or TRAINING_FIELDS)}.")
-    return record
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def smooth(values: np.ndarray, reach: int) -> np.ndarray:

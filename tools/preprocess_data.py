@@ -35,6 +35,7 @@ from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.fast_bpe import ENGINES
 from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
 from megatron_ltd.errors import ConfigError, UserError
+from tools.command_line import parser_of
 
 NOT_HERE = {
     "--partitions": "use --workers; the input is never copied into partitions",
@@ -45,8 +46,7 @@ NOT_HERE = {
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--input", nargs="+", metavar="PATH", help="files, folders or globs, in order")
     parser.add_argument("--hf-dataset", metavar="NAME", help="instead of --input, a dataset of Hugging Face's library: "
                         "a folder that save_to_disk wrote, a folder or file of data, or a name on the hub")

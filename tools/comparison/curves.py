@@ -1,7 +1,6 @@
 """The validation curve of a run, with what the run had consumed at each of its points."""
 
 import itertools
-import json
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -9,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
+from tools.metrics_file import is_number, read_metrics
 
 COSTS = {"raw_tokens": "raw tokens", "layer_tokens": "layer tokens", "flops": "FLOPs", "hours": "hours"}
 """What a run consumes, by its name in table.json and in texts. Hours are those of training steps, as logged."""
 
-NUMBERS = ("step", "consumed_tokens", "consumed_layer_tokens", "lm_loss", "step_seconds")
+NUMBERS = ("step", "consumed_tokens", "consumed_layer_tokens", "lm_loss", "step_seconds", "consumed_flops|model_flops")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read_run(path: Path) -> RunCurve:
     Raises:
         DataError: the file is missing, damaged, holds two runs or the end of one, or has no validation.
     """
-    records, cut = _read_records(path)
+    records, cut = read_metrics(path, NUMBERS)
     # What a run logs of a step, and apart from it what it logs of the held-out set.
     training = {record["step"]: record for record in records if "lm_loss" in record}
     validation = {record["step"]: record for record in records if "validation_loss" in record}
@@ -75,41 +75,6 @@ def read_run(path: Path) -> RunCurve:
                         "--eval-interval and --eval-iters above 0 and a validation set.")
     return RunCurve(path, points, steps[-1], diverged,
                     any("consumed_flops" not in record for record in training.values()), cut)
-
-
-def _read_records(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The records, and whether a last line was left out that has no end: still being written, or cut by a kill."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Name a run's --metrics-file, or the folder that holds its "
-                        "metrics.jsonl.") from error
-    *lines, rest = text.split("\n")
-    records = [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    return records, bool(rest.strip())
-
-
-def _record(line: str, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place} is not JSON: {error}. Remove the line or name another file.") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{place} is {line[:40]!r}, which is no record of a run. Name a run's --metrics-file.")
-    wanted = ["step"]
-    if "lm_loss" in record:
-        wanted = [*NUMBERS, "consumed_flops" if "consumed_flops" in record else "model_flops"]
-    elif "validation_loss" in record:
-        wanted = ["step", "validation_loss"]
-    missing = [name for name in wanted if not _is_number(record.get(name))]
-    if missing or record["step"] != int(record["step"]) or record["step"] < 0:
-        raise DataError(f"{place} is no record of a run: it needs {', '.join(missing or ['step'])} as a number. "
-                        "Name a run's --metrics-file.")
-    return record
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _totals(path: Path, records: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -158,7 +123,7 @@ def _point(path: Path, record: dict[str, Any], steps: list[int], totals: list[di
     perplexity = None
     if "validation_top1" not in record:
         perplexity = record.get("validation_ppl")
-        if not _is_number(perplexity):
+        if not is_number(perplexity):
             perplexity = math.exp(min(loss, 700.0))
     return Point(step, loss, perplexity, costs)
 
@@ -176,7 +141,7 @@ def _has_diverged(last: dict[str, Any], points: tuple[Point, ...]) -> bool:
         return False
     # With a loss scale, a gradient that overflows is an ordinary event.
     gradient = last.get("grad_norm", 0.0) if last.get("loss_scale", 1.0) == 1.0 else 0.0
-    return not (math.isfinite(last["lm_loss"]) and (not _is_number(gradient) or math.isfinite(gradient)))
+    return not (math.isfinite(last["lm_loss"]) and (not is_number(gradient) or math.isfinite(gradient)))
 
 
 def reach(curve: RunCurve, loss: float) -> dict[str, float] | None:

@@ -2,10 +2,11 @@
 
     python examples/experiments/saving_map/report.py [--runs DIR] [--output-dir DIR]
 
-Dense training at several budgets gives a line, loss = a + b ln(FLOPs), fitted by least squares. An arm with FLOPs C and
-loss L saves 1 - C / C_dense(L), where C_dense(L) is what the line needs for L. The best tried rate of each arm and budget
-counts. Intervals are bootstrapped over seeds: all arms are resampled by the same seeds, since a seed means the same data
-order in every arm. With one seed there is no interval, and a loss outside the range of the line is marked as extrapolated.
+Dense training at several budgets gives a line, loss = a + b ln(FLOPs), fitted by least squares. An arm with FLOPs C
+and loss L saves 1 - C / C_dense(L), where C_dense(L) is what the line needs for L. The best tried rate of each arm and
+budget counts. Intervals are bootstrapped over seeds: all arms are resampled by the same seeds, since a seed means the
+same data order in every arm. With one seed there is no interval, and a loss outside the range of the line is marked as
+extrapolated.
 """
 
 import argparse

@@ -33,54 +33,42 @@ class Example:
     """A question.
 
     Args:
-        contexts: one, or one for each choice.
-        continuations: one for each choice, or one.
+        pairs: context and continuation of each choice.
         gold: the right choices.
         credits: metric -> what each choice is worth, for tasks that count more than right and wrong.
         group: the part of the task it belongs to.
     """
 
-    contexts: tuple[str, ...]
-    continuations: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
     gold: frozenset[int]
     place: str
     credits: dict[str, tuple[float, ...]] = field(default_factory=dict)
     group: str = ""
 
-    @property
-    def choices(self) -> int:
-        return max(len(self.contexts), len(self.continuations))
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """Context and continuation of each choice."""
-        contexts, continuations = (parts * self.choices if len(parts) == 1 else parts
-                                   for parts in (self.contexts, self.continuations))
-        return list(zip(contexts, continuations, strict=True))
-
     def solved(self) -> str:
         """The question with its answer, as an example to learn from."""
-        context, continuation = self.pairs()[min(self.gold)]
+        context, continuation = self.pairs[min(self.gold)]
         return context + DELIMITER + continuation
 
 
-def question(record: Record, contexts: Sequence[str], continuations: Sequence[str], gold: Iterable[int],
+def question(record: Record, pairs: Sequence[tuple[str, str]], gold: Iterable[int],
              credits: dict[str, tuple[float, ...]] | None = None) -> Example:
     """An example whose parts are checked.
 
     Raises:
         DataError: a right choice does not exist, or a continuation is empty.
     """
-    example = Example(tuple(contexts), tuple(continuations), frozenset(gold), record.place, credits or {}, record.group)
-    if not all(0 <= right < example.choices for right in example.gold):
-        raise record.error(f"the answer is choice {max(example.gold) + 1} of {example.choices}")
-    if not all(continuations):
+    example = Example(tuple(pairs), frozenset(gold), record.place, credits or {}, record.group)
+    if not all(0 <= right < len(pairs) for right in example.gold):
+        raise record.error(f"the answer is choice {max(example.gold) + 1} of {len(pairs)}")
+    if not all(continuation for _, continuation in pairs):
         raise record.error("a choice is empty")
     return example
 
 
 def choose(record: Record, context: str, choices: Sequence[str], gold: int) -> Example:
     """A multiple-choice question."""
-    return question(record, [context], choices, [gold])
+    return question(record, [(context, choice) for choice in choices], [gold])
 
 
 @dataclass(frozen=True)
@@ -119,10 +107,10 @@ class ChoiceTask:
         values: list[dict[str, float]] = []
         truncated = first = 0
         for example in examples:
-            places = slice(first, first + example.choices)
+            places = slice(first, first + len(example.pairs))
             values.append(judge(example, answers[places]))
             truncated += any(cut[places])
-            first += example.choices
+            first = places.stop
         tokens = sum(len(answer.logprobs) for answer in answers)
         return TaskResult(self._metrics(examples, values), len(examples), "examples", truncated,
                           f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)})
@@ -164,14 +152,14 @@ class ChoiceTask:
 
 def requests(example: Example, prompt: str = "") -> list[tuple[str, str]]:
     """What the model is asked: a context and what might follow, for each choice."""
-    return [(prompt + context, DELIMITER + continuation) for context, continuation in example.pairs()]
+    return [(prompt + context, DELIMITER + continuation) for context, continuation in example.pairs]
 
 
 def judge(example: Example, answers: Sequence[ScoredRow]) -> dict[str, float]:
     """What the model's answer to a question is worth, by metric."""
     scores = [answer.logprob for answer in answers]
     chosen = _first_largest(scores)
-    lengths = [len(continuation) for _, continuation in example.pairs()]
+    lengths = [len(continuation) for _, continuation in example.pairs]
     per_character = _first_largest([score / length for score, length in zip(scores, lengths, strict=True)])
     worth = {name: each[chosen] for name, each in example.credits.items()}
     return {

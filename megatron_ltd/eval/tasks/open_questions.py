@@ -22,7 +22,7 @@ class AnswerTask(ChoiceTask):
     def evaluate(self, path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
         examples, prompts, shown = self.questions(path, options)
         encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
-        texts = [encoder.prompt(prompt + example.contexts[0])
+        texts = [encoder.prompt(prompt + example.pairs[0][0])
                  for example, prompt in zip(examples, prompts, strict=True)]
         # At most half of the positions, so that enough of the question remains.
         new_tokens = min(ANSWER_TOKENS, scorer.max_length // 2)
@@ -33,7 +33,7 @@ class AnswerTask(ChoiceTask):
                 answers += scorer.generate(slab, new_tokens, tokenizer.eod, stopped_by(STOPS, tokenizer))
                 bar.update(len(slab))
         hits = [float(without_punctuation(spoken(tokenizer.decode(answer)))
-                      in map(without_punctuation, example.continuations))
+                      in [without_punctuation(right) for _, right in example.pairs])
                 for example, answer in zip(examples, answers, strict=True)]
         cut = sum(len(text) > scorer.max_length - new_tokens for text in texts)
         return TaskResult({"exact_match": mean_and_stderr(hits)}, len(examples), "questions", cut,

@@ -84,8 +84,8 @@ def winogrande(record: Record) -> Example:
     before, blank, after = record.text("sentence").partition("_")
     if not blank or not after.strip():
         raise record.error("the sentence needs a blank, '_', and text after it")
-    contexts = [before + record.text(name) for name in ("option1", "option2")]
-    return question(record, contexts, [after.strip()], [record.option({"1": 0, "2": 1}, "answer")])
+    pairs = [(before + record.text(name), after.strip()) for name in ("option1", "option2")]
+    return question(record, pairs, [record.option({"1": 0, "2": 1}, "answer")])
 
 
 def copa(record: Record) -> Example:
@@ -103,9 +103,8 @@ def copa(record: Record) -> Example:
 def wsc273(record: Record) -> Example:
     """What a pronoun stands for, in the layout of partial evaluation or with the pronoun's place in the text."""
     if record.has("context_options"):
-        contexts = record.texts("context_options")
-        gold = record.option(numbered(len(contexts)), "gold")
-        return question(record, contexts, [record.text("continuation")], [gold])
+        pairs = [(context, record.text("continuation")) for context in record.texts("context_options")]
+        return question(record, pairs, [record.option(numbered(len(pairs)), "gold")])
     text, pronoun, place = record.text("text").replace("  ", " "), record.text("pronoun"), record.any("pronoun_loc")
     options = record.texts("options")
     if type(place) is not int or not 0 < place < len(text) - len(pronoun):
@@ -113,8 +112,9 @@ def wsc273(record: Record) -> Example:
     if not all(map(str.strip, options)):
         raise record.error(f"options = {options!r}: an option is empty")
     starts_sentence = text[max(0, place - 2)] == "."
-    contexts = [text[:place] + _as_said(option, pronoun, starts_sentence) for option in options]
-    return question(record, contexts, [text[place + len(pronoun):]], [record.option(numbered(len(options)), "label")])
+    pairs = [(text[:place] + _as_said(option, pronoun, starts_sentence), text[place + len(pronoun):])
+             for option in options]
+    return question(record, pairs, [record.option(numbered(len(pairs)), "label")])
 
 
 def _as_said(option: str, pronoun: str, starts_sentence: bool) -> str:
@@ -166,11 +166,11 @@ def record_cloze(record: Record) -> Example:
     context = f"{first}\n\n" + "".join(f"  - {highlight}.\n" for highlight in highlights)
     entities, answers = sorted(set(record.texts("entities"))), sorted(set(record.texts("answers")))
     query = record.text("query")
-    choices = [f"  - {query}".replace(PLACEHOLDER, entity) for entity in entities]
+    pairs = [(context, f"  - {query}".replace(PLACEHOLDER, entity)) for entity in entities]
     gold = [i for i, entity in enumerate(entities) if entity in answers]
     if not gold:
         raise record.error("no answer is one of the entities")
-    return question(record, [context], choices, gold, credits={
+    return question(record, pairs, gold, credits={
         "f1": tuple(max(word_f1(entity, answer) for answer in answers) for entity in entities),
         "em": tuple(max(float(normalized(entity) == normalized(answer)) for answer in answers) for entity in entities),
     })
@@ -246,11 +246,11 @@ def webqs(record: Record) -> Example:
     for answer in sorted(record.texts("answers")):
         if not kept or not answer.startswith(kept[-1]):
             kept.append(answer)
-    return question(record, [record.filled(QUESTION)], kept, range(len(kept)))
+    return question(record, [(record.filled(QUESTION), answer) for answer in kept], range(len(kept)))
 
 
 def triviaqa(record: Record) -> Example:
     """A trivia question with all names of its answer."""
-    aliases = record.part("answer").texts("aliases")
-    return Example((record.filled("Question: {question}?\nAnswer:"),), tuple(aliases), frozenset(range(len(aliases))),
-                   record.place)
+    pairs = [(record.filled("Question: {question}?\nAnswer:"), alias)
+             for alias in record.part("answer").texts("aliases")]
+    return Example(tuple(pairs), frozenset(range(len(pairs))), record.place)

@@ -22,7 +22,7 @@ def answer(logprob: float, greedy: bool = False) -> ScoredRow:
 
 
 def why(choices: tuple[str, ...], gold: set[int], **more: Any) -> Example:
-    return Example(("why",), choices, frozenset(gold), "f:1", **more)
+    return Example(tuple(("why", choice) for choice in choices), frozenset(gold), "f:1", **more)
 
 
 def test_the_most_probable_choice_and_the_most_probable_per_character_may_differ() -> None:
@@ -51,7 +51,8 @@ def test_choices_may_be_worth_a_part() -> None:
 
 def test_partial_evaluation_scores_one_continuation_after_each_context() -> None:
     record = Record({}, "f:1")
-    example = question(record, ["The cup because the cup", "The cup because the bag"], ["is large."], [1])
+    pairs = [("The cup because the cup", "is large."), ("The cup because the bag", "is large.")]
+    example = question(record, pairs, [1])
     assert requests(example, "P ") == [("P The cup because the cup", " is large."),
                                        ("P The cup because the bag", " is large.")]
     assert example.solved() == "The cup because the bag is large."
@@ -103,7 +104,7 @@ def test_solved_examples_come_from_the_training_file_or_else_from_other_question
     path, task = examples_file(tmp_path, 4), CHOICE_TASKS["piqa"]
     examples, prompts, shown = task.questions(path, EvalOptions(num_fewshot=3))
     for example, prompt in zip(examples, prompts, strict=True):
-        assert prompt.count("\n\n") == 3 and example.contexts[0] not in prompt
+        assert prompt.count("\n\n") == 3 and example.pairs[0][0] not in prompt
         assert prompt.count("Answer: yes") + prompt.count("Answer: no") == 3
     assert "3-shot, drawn from asked.jsonl (SHA-256" in shown
     examples_file(tmp_path, 5, "train.jsonl")
@@ -200,7 +201,7 @@ def test_record_counts_words_and_exact_answers_of_the_chosen_entity() -> None:
     example = CHOICE_TASKS["record"].example(record)
     assert requests(example)[1] == ("Ann met the Bob Group in Oslo.\n\n  - They met.\n  - It was cold.\n",
                                     "   - Bob met Ann")
-    assert example.continuations[0] == "  - Ann met Ann"
+    assert example.pairs[0][1] == "  - Ann met Ann"
     assert example.credits["em"] == (1.0, 0.0, 0.0, 1.0)  # Ann, Bob, Oslo, the Bob Group
     assert example.credits["f1"] == (1.0, pytest.approx(2 / 3), 0.0, 1.0)  # articles do not count
     assert judge(example, [answer(-5.0), answer(-1.0), answer(-9.0), answer(-3.0)])["f1"] == pytest.approx(2 / 3)
