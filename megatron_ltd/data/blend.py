@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from megatron_ltd.data.corpus.index_cache import cached_arrays
 from megatron_ltd.data.native import helpers
-from megatron_ltd.data.sample import Dataset, Sample
+from megatron_ltd.data.sample import Dataset, Sample, check_index
 from megatron_ltd.errors import ConfigError
 
 SURPLUS = 0.005  # each dataset is built for so many more samples than its share
@@ -127,18 +127,10 @@ class BlendedDataset:
     def __len__(self) -> int:
         return self.index.size
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        dataset, position = self._locate(index)
-        return dataset[position]
-
     def sample(self, index: int) -> Sample:
-        dataset, position = self._locate(index)
-        return dataset.sample(position)
-
-    def _locate(self, index: int) -> tuple[Dataset, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return self.datasets[int(self.index.dataset_index[index])], int(self.index.dataset_sample_index[index])
+        check_index(index, self)
+        dataset = self.datasets[self.index.dataset_index.item(index)]
+        return dataset.sample(self.index.dataset_sample_index.item(index))
 
 
 def _number(text: str) -> float | None:

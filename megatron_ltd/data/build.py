@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.bert.dataset import BertDataset
+from megatron_ltd.data.bert.masking import MaskingSettings
 from megatron_ltd.data.bert.sample import LEAST_TOKENS as BERT_LEAST_TOKENS
 from megatron_ltd.data.bert.sample import BertSampleForm
 from megatron_ltd.data.blend import (
@@ -97,16 +98,19 @@ Form = GPTSampleForm | BertSampleForm
 
 
 def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> Form:
-    seq_length = config.model.seq_length
+    data, seq_length = config.data, config.model.seq_length
     if config.model.family == "gpt":
-        return GPTSampleForm.from_config(config.data, seq_length, tokenizer.vocab_size, tokenizer.eod)
+        return GPTSampleForm(seq_length, tokenizer.vocab_size, tokenizer.eod, data.eod_mask_loss,
+                             data.reset_position_ids, data.reset_attention_mask)
     if seq_length < BERT_LEAST_TOKENS:
         raise ConfigError(f"--seq-length = {seq_length}: a BERT sample takes at least {BERT_LEAST_TOKENS} tokens, "
                           "three of them special; choose such a length.")
     if predictions is None:
         raise ValueError("BERT samples need predictions_per_sample")
-    return BertSampleForm.from_config(config.data, seq_length, predictions, _masked_vocabulary(config, tokenizer),
-                                      not config.model.bert_no_binary_head)
+    masking = MaskingSettings(data.mask_prob, data.mask_max_ngram, data.mask_whole_word, data.mask_longer_ngrams,
+                              data.mask_geometric)
+    return BertSampleForm(seq_length, predictions, _masked_vocabulary(config, tokenizer), masking,
+                          not config.model.bert_no_binary_head, data.short_seq_prob)
 
 
 def _masked_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> MaskedVocabulary:
@@ -235,9 +239,5 @@ class _Builder:
     def _opened(self, prefix: str) -> IndexedCorpus:
         corpus = IndexedCorpus(prefix)
         check_manifest(corpus, self.tokenizer)
-        smallest, largest = corpus.token_id_range(spans=_VOCABULARY_SPANS)
-        if smallest < 0 or largest >= self.form.vocab_size:
-            raise DataError(
-                f"Corpus {prefix} holds token ids from {smallest} to {largest}, and the tokenizer has ids in "
-                f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")
+        corpus.check_ids(np.array(corpus.token_id_range(spans=_VOCABULARY_SPANS)), self.form.vocab_size)
         return corpus

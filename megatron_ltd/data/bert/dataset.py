@@ -5,13 +5,12 @@ import json
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_ltd.data.bert.mapping import build_mapping
 from megatron_ltd.data.bert.sample import BertSampleForm
 from megatron_ltd.data.corpus.index_cache import cached_arrays
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
-from megatron_ltd.data.sample import Sample
+from megatron_ltd.data.sample import Sample, check_index
 from megatron_ltd.errors import DataError
 
 
@@ -58,27 +57,10 @@ class BertDataset:
     def __len__(self) -> int:
         return len(self.mapping)
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        """The tokens of a sample, neither masked nor padded."""
-        text, lengths, target, random = self._sentences(index)
-        first, second, _ = self.form.segments(text, lengths, target, random)
-        return self.form.joined(first, second)
-
     def sample(self, index: int) -> Sample:
-        return self.form.arrays(*self._sentences(index))
-
-    def _sentences(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int32], int, np.random.RandomState]:
-        """The arguments of the form: tokens, length of each sentence, target length, generator."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+        check_index(index, self)
         first, end, target = self.mapping[index].tolist()
         text = self.corpus.read_sequences(first, end).astype(np.int64)
-        self._check(text)
+        self.corpus.check_ids(text, self.form.vocab_size)
         random = np.random.RandomState((self._seed + index) % 2**32)
-        return text, self.corpus.sequence_lengths[first:end], target, random
-
-    def _check(self, text: NDArray[np.int64]) -> None:
-        bad = text[(text < 0) | (text >= self.form.vocab_size)]
-        if len(bad):
-            raise DataError(f"Corpus {self.corpus.prefix} holds token id = {bad[0]}, and the tokenizer has ids in "
-                            f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")
+        return self.form.arrays(text, self.corpus.sequence_lengths[first:end], target, random)

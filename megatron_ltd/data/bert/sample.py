@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.config import DataConfig
 from megatron_ltd.data.bert.masking import Masker, MaskingSettings
 from megatron_ltd.data.sample import Sample
 from megatron_ltd.data.text.wordpiece import MaskedVocabulary
@@ -40,12 +39,6 @@ class BertSampleForm:
             raise ValueError(f"seq_length = {self.seq_length} leaves no room for text")
         if self.predictions < max(1, int(self.masking.mask_prob * self.longest)):
             raise ValueError(f"predictions = {self.predictions} are too few for mask_prob = {self.masking.mask_prob}")
-
-    @classmethod
-    def from_config(cls, data: DataConfig, seq_length: int, predictions: int, vocabulary: MaskedVocabulary,
-                    binary_head: bool) -> "BertSampleForm":
-        return cls(seq_length, predictions, vocabulary, MaskingSettings.from_config(data), binary_head,
-                   data.short_seq_prob)
 
     @cached_property
     def _masker(self) -> Masker:
@@ -97,12 +90,6 @@ class BertSampleForm:
                 longer[1] -= 1
         return first[slice(*spans[0])], second[slice(*spans[1])], swapped
 
-    def joined(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[CLS] first [SEP] second [SEP], without the last two where there is no second."""
-        cls, sep = np.array([self.vocabulary.cls]), np.array([self.vocabulary.sep])
-        parts = (cls, first, sep, second, sep) if len(second) else (cls, first, sep)
-        return np.concatenate(parts, dtype=np.int64)
-
     def arrays(self, text: NDArray[np.int64], lengths: NDArray[np.int32], target_tokens: int,
                random: np.random.RandomState) -> Sample:
         """The sample of some sentences.
@@ -114,7 +101,9 @@ class BertSampleForm:
             the second segment, and sentence_order [] int64, 1 if the segments are swapped.
         """
         first, second, swapped = self.segments(text, lengths, target_tokens, random)
-        original = self.joined(first, second)
+        cls, sep = [self.vocabulary.cls], [self.vocabulary.sep]
+        parts = (cls, first, sep, second, sep) if len(second) else (cls, first, sep)
+        original = np.concatenate(parts, dtype=np.int64)
         masked, positions = self._masker.mask(original, target_tokens, random)
         length, count = len(original), len(positions)
         tokens = np.full(self.seq_length, self.vocabulary.pad, dtype=np.int64)

@@ -128,6 +128,14 @@ class IndexedCorpus:
             largest.append(int(ids.max()))
         return min(smallest, default=0), max(largest, default=0)
 
+    def check_ids(self, ids: NDArray[np.integer[Any]], vocab_size: int) -> None:
+        """Raises DataError where ids of this corpus are outside [0, vocab_size)."""
+        largest = int(ids.max())
+        bad = largest if largest >= vocab_size or self.dtype.kind == "u" else int(ids.min())
+        if not 0 <= bad < vocab_size:
+            raise DataError(f"Corpus {self.prefix} holds token id = {bad}, and the tokenizer has ids in "
+                            f"[0, {vocab_size}). Use the tokenizer with which the corpus was written.")
+
     def _read_tokens(self, first: int, count: int) -> TokenArray:
         """Tokens [first, first + count) of `.bin`."""
         return self._read_bytes(first * self._token_bytes, count * self._token_bytes)

@@ -12,8 +12,7 @@ When the samples asked for use less than 80% of the last epoch, that epoch is sh
 documents are not over-represented early in the run.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,20 +26,12 @@ _LONG_DOCUMENTS = 1 << 12  # shorter arrays are shuffled as fast by numpy
 LABEL_TOKENS = 1  # a sample reads one token beyond its length, the label of its last
 
 
-@dataclass(frozen=True, eq=False)
-class GPTIndex:
+class GPTIndex(NamedTuple):
     """The three arrays of the module's docstring."""
 
     document_index: NDArray[np.int32]
     sample_index: NDArray[Any]
     shuffle_index: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.shuffle_index)
-
-    @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        return self.document_index, self.sample_index, self.shuffle_index
 
 
 def split_bounds(split: str) -> tuple[tuple[float, float] | None, ...]:

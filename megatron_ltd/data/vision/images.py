@@ -4,12 +4,11 @@ import hashlib
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.finetuning.build import Epoch
-from megatron_ltd.data.sample import Dataset, Sample
+from megatron_ltd.data.sample import Dataset, Sample, check_index
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.data.vision.image_files import FolderImages, ImageShape, LabelledImages, read_images
 
@@ -26,14 +25,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return self.images.pixels(index).astype(np.int64)
-
     def sample(self, index: int) -> Sample:
         """Shapes: tokens [c, H, W] float32, labels [1] int64, loss_mask [1] float32"""
-        pixels = self[index].astype(np.float32)
+        check_index(index, self)
+        pixels = self.images.pixels(index).astype(np.float32)
         return {"tokens": pixels / np.float32(127.5) - np.float32(1.0), "labels": self.images.labels[index:index + 1],
                 "loss_mask": np.ones(1, dtype=np.float32)}
 
@@ -48,9 +43,6 @@ class AugmentedDataset:
 
     def __len__(self) -> int:
         return len(self.base)
-
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        return self.base[index]
 
     def sample(self, index: int) -> Sample:
         sample = self.base.sample(index)
