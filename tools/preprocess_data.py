@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.preprocess.encoding import EncodingPlan
-from megatron_ltd.data.preprocess.hf_input import HfSource
 from megatron_ltd.data.preprocess.pipeline import CHECKPOINT_SECONDS, Progress, preprocess
 from megatron_ltd.data.preprocess.run_state import state_path
+from megatron_ltd.data.preprocess.table_input import HfSource
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.fast_bpe import ENGINES
 from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"Left out {rejected} lines that hold no document{kept}.")
     for corpus in written:
         print(f"Wrote {corpus.prefix}.bin and .idx: {corpus.documents} documents, "
-              f"{corpus.sequences} sequences, {corpus.tokens} tokens of type {corpus.dtype}.")
+              f"{len(corpus)} sequences, {corpus.tokens} tokens of type {corpus.dtype.name}.")
 
 
 def main(arguments: list[str]) -> int:

@@ -8,26 +8,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from typing import Protocol
+from typing import Any
 
 from megatron_ltd.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
-_BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 1 << 19
 _SIGNAL_SECONDS = 0.5
 LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with its end-of-document token no longer than the format's int32 lengths can say
 INPUT_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".json", ".txt") for packed in ("", ".gz", ".zst")
                        ) + (".parquet",)
-
-
-class _Decoder(Protocol):
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -143,7 +133,7 @@ class TextInput:
             held_bytes += len(chunk)
             cut = chunk.rfind(b"\n") + 1
             line_bytes = line_bytes + len(chunk) if newline < 0 else len(chunk) - cut
-            if held_bytes < _BLOCK_BYTES or not cut or self.whole:
+            if held_bytes < BLOCK_BYTES or not cut or self.whole:
                 continue
             pieces[-1] = chunk[:cut]
             block = self._block(place, b"".join(pieces))
@@ -166,7 +156,7 @@ class TextInput:
 
     def _chunks(self) -> Iterator[bytes]:
         """The decompressed bytes."""
-        decoder: _Decoder | None = None
+        decoder: Any = None
         try:
             with open(self.path, "rb", buffering=0) as stream:
                 while raw := _read_when_ready(stream):
@@ -182,16 +172,16 @@ class TextInput:
                                 break
                         decoder = decoder or self._decoder()
                         yield decoder.decompress(raw)
-                        raw = b""
+                        raw = decoder.unused_data
                         if decoder.eof:
-                            raw, decoder = decoder.unused_data, None
+                            decoder = None
         except _read_errors() as error:
             raise DataError(f"{self.path}, near byte {self.read_bytes}: {error}.") from error
         if decoder is not None:
             raise DataError(f"{self.path}: the compressed file ends at byte {self.size_bytes}, before its end marker. "
                             "It was not fully copied; copy it again.")
 
-    def _decoder(self) -> _Decoder:
+    def _decoder(self) -> Any:
         if self._kind == ".gz":
             return zlib.decompressobj(wbits=31)
         try:
