@@ -207,7 +207,8 @@ class _Builder:
 
     def part(self, split: str, prefix: str, bounds: Bounds, num_samples: int | None) -> Dataset:
         """One split of one corpus: of its sequences for GPT, of its documents for BERT."""
-        corpus, form, data = self.corpus(prefix), self.form, self.config.data
+        self.open([prefix])
+        corpus, form, data = self.corpora[prefix], self.form, self.config.data
         unit, count = ("sequences", len(corpus)) if isinstance(form, GPTSampleForm) else \
             ("documents", corpus.documents)
         part = split_range(bounds, count)
@@ -220,11 +221,6 @@ class _Builder:
         if isinstance(form, BertSampleForm):
             return BertDataset(corpus, part, num_samples, seed, form, cache)
         return GPTDataset(corpus, part, num_samples, seed, form, cache)
-
-    def corpus(self, prefix: str) -> IndexedCorpus:
-        if prefix not in self.corpora:
-            self.corpora[prefix] = self._opened(prefix)
-        return self.corpora[prefix]
 
     def open(self, prefixes: Sequence[str]) -> None:
         """Opens corpora, several at a time, for it is mostly disks that this waits for. The first error is raised."""

@@ -155,14 +155,12 @@ class IndexedCorpus:
         if len(header) < HEADER.size:
             raise _damaged(path, len(header), f"a header of {HEADER.size} bytes", f"a file of {len(header)} bytes")
         magic, version, code, sequences, boundaries = HEADER.unpack(header)
-        if magic != MAGIC:
-            raise _damaged(path, 0, f"{MAGIC!r}", f"{magic!r}")
-        if version != VERSION:
-            raise _damaged(path, 9, f"version {VERSION}", f"{version}")
-        if code not in TOKEN_DTYPES:
-            raise _damaged(path, 17, f"the code of an integer type, one of {sorted(TOKEN_DTYPES)}", f"{code}")
-        if boundaries < 1:
-            raise _damaged(path, 26, "at least 1 document boundary", "0")
+        for offset_bytes, sound, expected, found in (
+                (0, magic == MAGIC, f"{MAGIC!r}", magic), (9, version == VERSION, f"version {VERSION}", version),
+                (17, code in TOKEN_DTYPES, f"the code of an integer type, one of {sorted(TOKEN_DTYPES)}", code),
+                (26, boundaries >= 1, "at least 1 document boundary", boundaries)):
+            if not sound:
+                raise _damaged(path, offset_bytes, expected, f"{found}")
         expected_bytes = HEADER.size + 12 * sequences + 8 * boundaries
         if idx_bytes != expected_bytes:
             found = f"{idx_bytes} bytes" + (" (multimodal corpora are not supported)"

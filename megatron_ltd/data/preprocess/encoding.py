@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.preprocess.documents import BadLine, sorted_documents
 from megatron_ltd.data.preprocess.text_input import Block
-from megatron_ltd.data.text.fast_bpe import Engine, FlatIds, FlatTokenizer, with_engine
+from megatron_ltd.data.text.fast_bpe import Engine, FastBpe, FlatIds, with_engine
 from megatron_ltd.data.text.sentences import SentencePlan, SentenceSplitter
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import DataError
@@ -98,7 +98,7 @@ def _encode(plan: EncodingPlan, tokenizer: Tokenizer, texts: list[str]) -> Encod
         cut = [plan.sentences.cut(text, splitter) for text in texts]
         parts = list(itertools.chain.from_iterable(cut))
         counts = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
-    tokens, lengths = tokenizer.encode_flat(parts) if isinstance(tokenizer, FlatTokenizer) else \
+    tokens, lengths = tokenizer.encode_flat(parts) if isinstance(tokenizer, FastBpe) else \
         _flat(tokenizer.encode_batch(parts))
     documents = np.repeat(np.arange(len(texts)), counts)[lengths > 0]
     sequences = np.bincount(documents, minlength=len(texts)).astype(np.int64)

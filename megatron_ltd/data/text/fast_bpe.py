@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +33,8 @@ _HARD_TEXTS = (
     "नमस्ते दुनिया", "ไทย", "שלום's", "a_b-c's", "</s><s>[PAD][MASK] <|pad|>")
 
 
-@runtime_checkable
-class FlatTokenizer(Tokenizer, Protocol):
-    """A tokenizer that gives ids as arrays."""
-
-    def encode_flat(self, texts: Sequence[str]) -> FlatIds:
-        """All ids back to back, and how many each text has."""
-        ...
-
-
 class FastBpe:
-    """A byte-level BPE tokenizer with `encode_flat`.
+    """A byte-level BPE tokenizer that can give ids as arrays.
 
     Args:
         exact: the tokenizer whose ids these are.
@@ -82,6 +73,7 @@ class FastBpe:
         return self._exact.decode(ids)
 
     def encode_flat(self, texts: Sequence[str]) -> FlatIds:
+        """All ids back to back, and how many each text has."""
         data = [text.encode() for text in texts]
         strange = [number for number, text in enumerate(data) if _has_unknown_character(text)]
         rows = self._fast.encode_batch(data, parallel=False).layout

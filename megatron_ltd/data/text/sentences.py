@@ -9,7 +9,7 @@ initials, single letters, ellipses, numbers, and the case of the next letter.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_ltd.errors import ConfigError, DataError
 
@@ -50,14 +50,6 @@ STARTERS = frozenset("""The This That These Those It Its He She They We You Ther
 """Words that, in upper case after an abbreviation, show that a sentence begins."""
 
 
-class SentenceSplitter(Protocol):
-    """The spans of the sentences of a text, ascending and apart; `name` says what cuts them."""
-
-    name: str
-
-    def spans(self, text: str) -> list[Span]: ...
-
-
 class RuleSplitter:
     """The rules of the module's docstring.
 
@@ -65,11 +57,13 @@ class RuleSplitter:
         language: with `english` (in any case) abbreviations are known.
     """
 
+    name = "rules"
+
     def __init__(self, language: str = "english"):
-        self.name = "rules"
         self._english = language.lower() == "english"
 
     def spans(self, text: str) -> list[Span]:
+        """Begin and end of each sentence, ascending and apart."""
         return list(self._spans(text))
 
     def _spans(self, text: str) -> Iterator[Span]:
@@ -127,8 +121,9 @@ class PunktSplitter:
         DataError: nltk or its data for the language is not installed.
     """
 
+    name = "punkt"
+
     def __init__(self, language: str = "english"):
-        self.name = "punkt"
         try:
             from nltk.tokenize.punkt import PunktTokenizer
         except ImportError as error:
@@ -144,6 +139,9 @@ class PunktSplitter:
 
     def spans(self, text: str) -> list[Span]:
         return list(self._spans_of(text))
+
+
+SentenceSplitter = RuleSplitter | PunktSplitter
 
 
 def build_splitter(name: str, language: str) -> SentenceSplitter:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,23 +28,8 @@ class ImageShape:
     width: int
 
 
-class LabelledImages(Protocol):
-    """Images and their classes by index.
-
-    Attributes:
-        labels: class of each image, [n] int64.
-        digest: SHA-256 of all that decides them.
-    """
-
-    labels: NDArray[np.int64]
-    digest: str
-
-    def pixels(self, index: int) -> NDArray[np.uint8]:
-        """Shapes: [c, H, W]"""
-
-
 def read_images(flag: str, paths: Sequence[str], shape: ImageShape, classes: int,
-                class_names: Sequence[str] | None = None) -> LabelledImages:
+                class_names: Sequence[str] | None = None) -> "LabelledImages":
     """The images that a flag names.
 
     Args:
@@ -54,11 +39,8 @@ def read_images(flag: str, paths: Sequence[str], shape: ImageShape, classes: int
     Raises:
         DataError: files are missing, damaged, or do not fit the model.
     """
-    found: LabelledImages
-    if len(paths) == 2:
-        found = IdxImages(flag, Path(paths[0]), Path(paths[1]), shape)
-    else:
-        found = FolderImages(flag, Path(paths[0]), shape, class_names)
+    found = (IdxImages(flag, Path(paths[0]), Path(paths[1]), shape) if len(paths) == 2
+             else FolderImages(flag, Path(paths[0]), shape, class_names))
     largest = int(found.labels.max())
     if largest >= classes:
         raise DataError(f"{flag} = {' '.join(paths)}: it has {largest + 1} classes, and the model tells {classes} "
@@ -67,7 +49,14 @@ def read_images(flag: str, paths: Sequence[str], shape: ImageShape, classes: int
 
 
 class IdxImages:
-    """Two idx files, plain or .gz; all images are held in memory."""
+    """Two idx files, plain or .gz; all images are held in memory.
+
+    Attributes:
+        labels: class of each image, [n] int64.
+        digest: SHA-256 of all that decides images and classes.
+    """
+
+    class_names = None
 
     def __init__(self, flag: str, images: Path, labels: Path, shape: ImageShape):
         pixels, of_images = _read_idx(flag, images, _IMAGES_MAGIC)
@@ -83,6 +72,7 @@ class IdxImages:
         self.digest = hashlib.sha256(f"idx {of_images} {of_labels}".encode()).hexdigest()
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Shapes: [c, H, W]"""
         return self._pixels[index][None]
 
 
@@ -131,6 +121,9 @@ class FolderImages:
         except (OSError, ValueError, SyntaxError, self._pillow.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+LabelledImages = IdxImages | FolderImages
 
 
 def _pillow(flag: str) -> Any:

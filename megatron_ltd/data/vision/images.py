@@ -1,6 +1,7 @@
 """Samples of ViT: an image as numbers from -1 to 1, and its class."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.finetuning.build import Epoch
 from megatron_ltd.data.sample import Dataset, Sample, check_index
 from megatron_ltd.data.text.tokenizer import Tokenizer
-from megatron_ltd.data.vision.image_files import FolderImages, ImageShape, LabelledImages, read_images
+from megatron_ltd.data.vision.image_files import ImageShape, LabelledImages, read_images
 
 SHIFT_SHARE = 8
 """Images are shifted by up to one part in so many of their size."""
@@ -67,10 +68,12 @@ def image_epoch(config: RunConfig, tokenizer: Tokenizer | None) -> Epoch:
     assert model.num_channels and model.img_h and model.img_w and model.num_classes and data.train_data_path
     shape, classes = ImageShape(model.num_channels, model.img_h, model.img_w), model.num_classes
     train = read_images("--train-data-path", data.train_data_path, shape, classes)
-    names = train.class_names if isinstance(train, FolderImages) else None
-    held_out = [ImageDataset(read_images(f"--{name}-data-path", paths, shape, classes, names)) if paths else None
-                for name, paths in (("valid", data.valid_data_path), ("test", data.test_data_path))]
-    return ImageDataset(train), held_out[0], held_out[1]
+
+    def held_out(flag: str, paths: Sequence[str] | None) -> ImageDataset | None:
+        return ImageDataset(read_images(flag, paths, shape, classes, train.class_names)) if paths else None
+
+    return (ImageDataset(train), held_out("--valid-data-path", data.valid_data_path),
+            held_out("--test-data-path", data.test_data_path))
 
 
 def augmented(datasets: Datasets, config: RunConfig) -> Datasets:
