@@ -4,7 +4,7 @@
     python tools/inspect_dataset.py --data-path data/books_text_sentence --documents 0 17 \\
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
-Opening a corpus checks its header, its index and both file sizes, and its manifest where it has one; --verify reads
+Opening a corpus checks its header, its index and both file sizes, and its manifest if it has one; --verify reads
 every token besides, and with a tokenizer checks it against the vocabulary, and with a manifest the digests of both
 files. A corpus that fails ends the run with exit code 21, and with file and offset or what the manifest says.
 """
@@ -24,7 +24,7 @@ from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import Manifest, check_manifest, verify_manifest
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError
-from tools.command_line import exit_code_of
+from tools.command_line import exit_code_of, parser_of
 
 SPANS = 64  # of the corpus that are read for token ids without --verify
 BAR = 40
@@ -149,8 +149,7 @@ def show(corpus: IndexedCorpus, number: int, tokenizer: Tokenizer | None) -> lis
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--data-path", nargs="+", required=True, metavar="PREFIX", help="corpora, without .bin or .idx")
     parser.add_argument("--documents", nargs="+", type=int, default=[], metavar="N", help="show these, counted from 0")
     parser.add_argument("--verify", action="store_true", help="read every token")

@@ -15,12 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.data.corpus.merge import corpora_in, merge_corpora
-from tools.command_line import exit_code_of
+from tools.command_line import exit_code_of, parser_of
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH",
                         help="corpora without .bin or .idx, or folders of corpora")
     parser.add_argument("--output-prefix", required=True, metavar="PATH", help="path of the output without suffix")

@@ -14,7 +14,7 @@ does not depend on --workers. A line that holds no document ends the run with ex
 leaves such lines out (skip), or keeps them beside the output too (quarantine: {output-prefix}_rejected.jsonl, and .txt
 with the reasons).
 
-A corpus gets its name when it is complete. After a kill or a failure the same command with --resume goes on.
+A corpus gets its name when it is complete. After a kill or a failure the same command with --resume continues.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.fast_bpe import ENGINES
 from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
 from megatron_ltd.errors import ConfigError, UserError
+from tools.command_line import parser_of
 
 NOT_HERE = {
     "--partitions": "use --workers; the input is never copied into partitions",
@@ -45,8 +46,7 @@ NOT_HERE = {
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--input", nargs="+", metavar="PATH", help="files, folders or globs, in order")
     parser.add_argument("--hf-dataset", metavar="NAME", help="instead of --input, a dataset of Hugging Face's library: "
                         "a folder that save_to_disk wrote, a folder or file of data, or a name on the hub")
@@ -69,9 +69,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
     parser.add_argument("--tokenizer-engine", choices=ENGINES, default="auto",
                         help="library for byte-level BPE; the ids are the same (auto: gigatoken where it can)")
-    parser.add_argument("--resume", action="store_true", help="go on where a run that was killed or failed had come to")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was killed or failed")
     parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, metavar="SECONDS",
-                        help="time between two notes of how far the run is, for --resume")
+                        help="time between two records of the progress, for --resume")
     parser.add_argument("--log-interval", type=int, default=1000, help="documents between progress lines")
     parser.add_argument("--tokenizer-type", required=True, choices=[
         "GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "BertWordPieceLowerCase",
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
     else:
         return 0
     if options is not None and os.path.exists(state_path(options.output_prefix)):
-        print("What was done is kept: the same command with --resume goes on from there.", file=sys.stderr)
+        print("The work so far is kept: the same command with --resume continues from there.", file=sys.stderr)
     return code
 
 

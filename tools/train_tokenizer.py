@@ -9,7 +9,6 @@ and vocab.json with merges.txt (GPT2BPETokenizer --vocab-file --merge-file), whi
 `wordpiece` is BERT's, without upper case: vocab.txt (BertWordPieceLowerCase --vocab-file DIR/vocab.txt).
 """
 
-import argparse
 import io
 import json
 import os
@@ -29,7 +28,7 @@ from megatron_ltd.data.preprocess.table_input import open_input
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError
-from tools.command_line import exit_code_of
+from tools.command_line import exit_code_of, parser_of
 
 EOD = "<|endoftext|>"
 BYTES = 256
@@ -145,8 +144,7 @@ def write(folder: str, files: dict[str, bytes]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, .jsonl or .txt")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tokenizer")
     parser.add_argument("--type", choices=list(TRAINERS), default="bpe", help="kind of tokenizer")

@@ -1,4 +1,4 @@
-"""Training, validation and test sets of a run, from --data-path and --split, from a path for each, or made up."""
+"""Training, validation and test sets of a run: from --data-path and --split, a path for each, or --mock-data."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.data.bert.dataset import BertDataset
+from megatron_ltd.data.bert.dataset import LEAST_TOKENS as BERT_LEAST_TOKENS
+from megatron_ltd.data.bert.dataset import BertDataset, BertSampleForm
 from megatron_ltd.data.bert.masking import MaskingSettings
-from megatron_ltd.data.bert.sample import LEAST_TOKENS as BERT_LEAST_TOKENS
-from megatron_ltd.data.bert.sample import BertSampleForm
 from megatron_ltd.data.blend import (
     SURPLUS,
     BlendedDataset,
@@ -124,7 +123,7 @@ def _masked_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> MaskedVocabul
             "needs. Use BertWordPieceLowerCase or BertWordPieceCase with --vocab-file, or HuggingFaceTokenizer with a "
             "WordPiece that has them, and a corpus written with it.")
     if size < 5:
-        raise ConfigError(f"--vocab-size = {config.model.vocab_size}: made-up BERT samples take at least 5 token ids.")
+        raise ConfigError(f"--vocab-size = {config.model.vocab_size}: random BERT samples take at least 5 token ids.")
     return MaskedVocabulary(size, pad=0, cls=1, sep=2, mask=3, continues_word=np.zeros(size, dtype=np.bool_))
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.data.bert.sample import BertSampleForm
+from megatron_ltd.data.bert.dataset import BertSampleForm
 from megatron_ltd.data.sample import GPTSampleForm, Sample, check_index
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

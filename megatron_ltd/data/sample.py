@@ -1,4 +1,4 @@
-"""What a dataset gives: samples, as a function of their index alone, in the form that a training step takes."""
+"""What a dataset is: samples as a function of their index alone, in the form that a training step takes."""
 
 from collections.abc import Sized
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class GPTSampleForm:
         """The sample of a stretch of text.
 
         Shapes:
-            text [s + 1] -> tokens, labels [s] int64; loss_mask [s] float32, 0 where the label takes no part in the
+            text [s + 1] -> tokens, labels [s] int64; loss_mask [s] float32, 0 where the label does not count in the
             loss; position_ids [s] int64 with --reset-position-ids; with --reset-attention-mask document_ids [s] int64,
             counting from 0: a token attends only to tokens of its own document.
         """

@@ -2,7 +2,7 @@
 
 A document is cut into runs of consecutive sentences, each as long as a target length, or longer by a part of its last
 sentence; what is left at the end of the document is a run too. Targets are the longest length, or with probability
-short_seq_prob (as 1 in so many) any smaller one, drawn from mt19937(seed). Documents with a sentence of more than 512
+short_seq_prob (rounded to 1 in n) any smaller one, drawn from mt19937(seed). Documents with a sentence of more than 512
 tokens are left out, as are those with fewer sentences than a sample needs. Epochs follow each other until there are
 enough samples; then all rows are shuffled with mt19937_64(seed + 1).
 """
@@ -31,10 +31,10 @@ def build_mapping(document_indices: NDArray[np.int64], sequence_lengths: NDArray
     Args:
         document_indices: for each document of the part the number of its first sentence, and the end of the last.
         sequence_lengths: tokens of every sentence of the corpus.
-        num_samples: at least so many, from whole epochs; None: one epoch.
+        num_samples: the least number, from whole epochs; None: one epoch.
         longest: tokens of a sample without special ones, at least 2.
         least_sentences: sentences that a sample needs.
-        native: use the compiled loop where it is there; the result is the same.
+        native: use the compiled loop if it is installed; the result is the same.
 
     Returns:
         [samples, 3] uint32, uint64 from 2^32 sentences on: first sentence, end, target tokens.

@@ -1,9 +1,9 @@
 """Keeps index arrays in a folder, so that a long corpus is indexed once.
 
 A file is the SHA-256 of (key, body), then the body: arrays in `.npy` form, one after the other. It is published by
-rename and read only if the checksum holds, so a truncated, flipped, foreign or outdated file means building again,
-and any number of processes may build and publish the same file at once. Where the file system has locks (it is the
-folder that is locked), one process builds and the others wait for its file; the lock ends with the process.
+rename and read only if the checksum is right, so a damaged, foreign or outdated file is built again, and any number of
+processes may build and publish the same file at once. Where the file system supports locks, one process locks the
+folder and builds while the others wait for its file; the lock ends with the process.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ Arrays = tuple[NDArray[Any], ...]
 
 
 def cached_arrays(folder: str | None, key: dict[str, Any], build: Callable[[], Arrays]) -> Arrays:
-    """What `build` returns, from the folder where it is there.
+    """What `build` returns, read from the folder if it was built before.
 
     Args:
         folder: --data-cache-path; None builds in memory.
@@ -120,9 +120,9 @@ def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
 
 @cache
 def _remove_left_over(folder: str) -> None:
-    """Partial files of processes that were killed; one that lately grew may be that of a machine without our lock.
+    """Removes partial files of killed processes; a recent one may belong to a machine that does not share our lock.
 
-    Once a process: with thousands of corpora the folder is long.
+    Done once a process, because with thousands of corpora the folder is long.
     """
     for entry in os.scandir(folder):
         if entry.name.startswith(".") and entry.name.endswith(_PARTIAL):

@@ -12,7 +12,7 @@ Layout of `.idx`, little-endian, S sequences and D = documents + 1 boundaries:
     34 + 4 S   8 S    where each sequence starts in .bin, in bytes, int64
     34 + 12 S  8 D    number of sequences before each document, from 0 to S, int64
 
-Every field is checked when the corpus is opened, so that a damaged file is refused before a token is served. Tokens
+Every field is checked when the corpus is opened, so that a damaged file is rejected before a token is served. Tokens
 are read with `pread`, and a short read is an error: a memory map would kill the process if the file shrank.
 """
 
@@ -114,8 +114,11 @@ class IndexedCorpus:
         return self._read_tokens(int(self._pointers[first]) // self._token_bytes, tokens)
 
     def token_id_range(self, spans: int | None = None) -> tuple[int, int]:
-        """Smallest and largest token id: of the whole corpus, or of so many spans of 8,192 tokens spread evenly
-        from its first token to its last. (0, 0) for a corpus without tokens."""
+        """Smallest and largest token id, (0, 0) for a corpus without tokens.
+
+        Args:
+            spans: read only so many spans of 8,192 tokens, spread evenly over the corpus; None: read all of it.
+        """
         if spans is None or spans * _SPAN_TOKENS >= self.tokens:
             starts, count = list(range(0, self.tokens, _SCAN_TOKENS)), _SCAN_TOKENS
         else:

@@ -1,8 +1,8 @@
 """`{prefix}.manifest.json`: what a corpus consists of and what made it, written beside it by this project's tools.
 
-Corpora of other tools have none and are read as they are. Where there is one, training refuses a corpus that another
-tokenizer wrote, or whose index or size is not what was written (`check_manifest`, which reads nothing more than opening
-does); `verify_manifest` reads both files.
+Corpora of other tools have none and are read as they are. With a manifest, training rejects a corpus that another
+tokenizer wrote, or whose index or size differs from what was written (`check_manifest`, which reads no more than
+opening does); `verify_manifest` reads both files.
 """
 
 import hashlib
@@ -63,10 +63,10 @@ def manifest_path(prefix: str) -> str:
 
 
 def read_manifest(prefix: str) -> Manifest | None:
-    """The manifest of a corpus, None where there is none.
+    """The manifest of a corpus, None without one.
 
     Raises:
-        DataError: it cannot be read, or is none.
+        DataError: the file cannot be read, or is not a manifest.
     """
     path = manifest_path(prefix)
     if not os.path.lexists(path):
@@ -81,8 +81,8 @@ def read_manifest(prefix: str) -> Manifest | None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no manifest of a corpus: {error!r}. Write the corpus again; or remove this file to "
-                        "use the corpus unchecked.") from error
+        raise DataError(f"{path} is not the manifest of a corpus: {error!r}. Write the corpus again; or remove this "
+                        "file to use the corpus unchecked.") from error
     return manifest
 
 
@@ -134,17 +134,13 @@ def file_facts(path: str) -> FileFacts:
 
 
 def _check_types(manifest: Manifest) -> None:
-    """Of what is used later.
-
-    Raises:
-        TypeError: one is another.
-    """
+    """Raises TypeError where a value that is used later has the wrong type."""
     facts = (manifest.bin, manifest.idx, *manifest.sources)
     texts, numbers = [fact.sha256 for fact in facts], [fact.bytes for fact in facts]
     if not (all(isinstance(text, str) for text in (*texts, manifest.tokenizer or ""))
             and all(isinstance(number, int) for number in (*numbers, manifest.vocab_size or 0))
             and isinstance(manifest.settings, dict)):
-        raise TypeError("a value is of another type than it should be")
+        raise TypeError("a value has the wrong type")
 
 
 def _compare(path: str, what: str, written: str | int, found: str | int) -> None:

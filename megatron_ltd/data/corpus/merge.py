@@ -17,7 +17,7 @@ def corpora_in(folder: str) -> list[str]:
     """Prefixes of the corpora in a folder, in order of name.
 
     Raises:
-        DataError: there is none, or a file of one is missing.
+        DataError: the folder holds none, or one of the two files is missing.
     """
     names = sorted(name for name in os.listdir(folder) if name.endswith((".idx", ".bin")))
     prefixes = sorted({name[:-len(".idx")] for name in names})
@@ -68,7 +68,7 @@ def merge_corpora(prefixes: Sequence[str], output_prefix: str) -> IndexedCorpus:
 
 
 def _spans(corpus: IndexedCorpus) -> Iterator[tuple[int, int]]:
-    """Documents [begin, end) of about so many tokens at once, or one document where that has more."""
+    """Runs of documents [begin, end) of about `_CHUNK_TOKENS` tokens, or of one longer document."""
     before = np.zeros(len(corpus) + 1, dtype=np.int64)
     np.cumsum(corpus.sequence_lengths, dtype=np.int64, out=before[1:])
     starts = before[corpus.document_indices]

@@ -1,8 +1,8 @@
 """Writes a corpus in the format of `indexed.py`, byte for byte as Megatron does.
 
 Both files grow under `*.partial` names and get their own names only in `close`, flushed to disk and complete. So a
-corpus is there as a whole or not at all, whatever ends the process; a later run replaces partial files left by a kill,
-or goes on from the last `mark` (two more partial files then hold what is not in `.bin`).
+corpus exists as a whole or not at all, however the process ends; a later run replaces partial files left by a kill, or
+continues from the last `mark` (two more partial files then hold what is not in `.bin`).
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def dtype_for_vocab(vocab_size: int | None) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Mark:
-    """How much of a corpus is safe on disk: sizes, and the SHA-256 of the bytes of `.bin` so far."""
+    """The part of a corpus that is safe on disk: its sizes, and the SHA-256 of the bytes of `.bin` so far."""
 
     tokens: int
     sequences: int

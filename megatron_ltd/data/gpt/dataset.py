@@ -20,7 +20,7 @@ class GPTDataset:
 
     Args:
         sequences: the part of the corpus.
-        num_samples: at least so many samples; None: one epoch.
+        num_samples: the dataset has at least this many; None: one epoch.
         seed: decides the order.
         form: how a stretch of tokens becomes a sample.
         cache_path: --data-cache-path.

@@ -56,7 +56,7 @@ def split_bounds(split: str) -> tuple[tuple[float, float] | None, ...]:
 
 
 def split_range(bounds: tuple[float, float], sequences: int) -> range:
-    """The sequences of a corpus of so many that belong to a split."""
+    """The sequences that belong to a split, of a corpus with this many."""
     low, high = bounds
     return range(int(round(low * float(sequences))), int(round(high * float(sequences))))
 
@@ -68,7 +68,7 @@ def build_gpt_index(sequence_lengths: NDArray[np.int32], sequences: range, num_s
     Args:
         sequence_lengths: tokens of every sequence of the corpus.
         sequences: the part to sample from.
-        num_samples: at least so many samples, from as many epochs as that takes; None: one epoch.
+        num_samples: the least number of samples, from as many epochs as that takes; None: one epoch.
 
     Raises:
         DataError: the part has no tokens, or more than 2^31 - 1 sequences.
@@ -107,7 +107,7 @@ def _document_index(sequences: range, epochs: int, last_apart: bool,
 
 
 def shuffle(values: NDArray[np.int32], random: np.random.RandomState, *, native: bool = True) -> None:
-    """`random.shuffle(values)`, in a compiled loop where that is there: the same order and the same state after it."""
+    """`random.shuffle(values)`, in the compiled loop if it is installed: the same order and the same state after it."""
     kind, key, position, *gauss = random.get_state(legacy=True)
     module = helpers() if native and _LONG_DOCUMENTS <= len(values) < 1 << 32 else None
     if module is None:

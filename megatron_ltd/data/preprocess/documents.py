@@ -35,7 +35,7 @@ def sorted_documents(block: Block, json_keys: Sequence[str],
     """The texts of a block's good lines, for each key, and its bad lines.
 
     Args:
-        most_bad: stop at so many bad lines.
+        most_bad: stop at this many bad lines.
     """
     texts: list[list[str]] = [[] for _ in json_keys]
     bad: list[BadLine] = []

@@ -37,7 +37,7 @@ CHECKPOINT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; text is counted decompressed, the share by input bytes on disk (None: read from a pipe)."""
+    """The progress of a run; text is counted decompressed, the share by input bytes on disk (None: input is a pipe)."""
 
     documents: int
     text_bytes: int
@@ -143,7 +143,7 @@ class _Run:
                         self.rejected.count)
 
     def _save(self, complete: bool = False) -> None:
-        """Brings everything so far to disk, and then the note that it is there."""
+        """Brings everything so far to disk, and then the record of it."""
         sources = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):self.file])
         marks = () if complete else tuple(writer.mark() for writer in self.writers)
         state = RunState(self.state.key, self.file, self.place, self.count, self.text_bytes,

@@ -65,11 +65,11 @@ def remove_state(output_prefix: str) -> None:
 
 
 def load_state(output_prefix: str, key: dict[str, Any]) -> RunState | None:
-    """The state of an interrupted run, None where there is none.
+    """The state of an interrupted run, None without one.
 
     Raises:
         ConfigError: that run had other settings or files.
-        DataError: the file is none of a state.
+        DataError: the file is not such a state.
     """
     path = state_path(output_prefix)
     if not os.path.exists(path):
@@ -83,7 +83,8 @@ def load_state(output_prefix: str, key: dict[str, Any]) -> RunState | None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is no state of an interrupted run: {error!r}. Run again without --resume.") from error
+        raise DataError(f"{path} is not the state of an interrupted run: {error!r}. Run again without "
+                        "--resume.") from error
     now = json.loads(json.dumps(key))
     for name in now:
         if state.key.get(name) != now[name]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Any
 
+import zstandard
+
 from megatron_ltd.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 19
 _SIGNAL_SECONDS = 0.5
-LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with its end-of-document token no longer than the format's int32 lengths can say
+LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with an end-of-document token it still fits the format's int32 lengths
 INPUT_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".json", ".txt") for packed in ("", ".gz", ".zst")
                        ) + (".parquet",)
 
@@ -175,7 +177,7 @@ class TextInput:
                         raw = decoder.unused_data
                         if decoder.eof:
                             decoder = None
-        except _read_errors() as error:
+        except (OSError, zlib.error, zstandard.ZstdError) as error:
             raise DataError(f"{self.path}, near byte {self.read_bytes}: {error}.") from error
         if decoder is not None:
             raise DataError(f"{self.path}: the compressed file ends at byte {self.size_bytes}, before its end marker. "
@@ -184,10 +186,6 @@ class TextInput:
     def _decoder(self) -> Any:
         if self._kind == ".gz":
             return zlib.decompressobj(wbits=31)
-        try:
-            import zstandard
-        except ImportError as error:
-            raise DataError(f"{self.path} needs the package zstandard. Install it: pip install zstandard.") from error
         return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 
@@ -208,12 +206,3 @@ def _read_when_ready(stream: FileIO) -> bytes:
     while not select.select([stream], [], [], _SIGNAL_SECONDS)[0]:
         continue
     return stream.read(_CHUNK_BYTES) or b""
-
-
-def _read_errors() -> tuple[type[Exception], ...]:
-    """What reading and decompressing may raise."""
-    try:
-        import zstandard
-    except ImportError:
-        return OSError, zlib.error
-    return OSError, zlib.error, zstandard.ZstdError

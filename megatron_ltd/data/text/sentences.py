@@ -1,4 +1,4 @@
-"""Cuts text into sentences: by rules that ship with the project, or by nltk's trained punkt where its data is there.
+"""Cuts text into sentences: by rules that ship with the project, or by nltk's trained punkt if its data is installed.
 
 Both give the span of each sentence without the white space around it. The rules look at every sentence-ending mark that
 white space follows (ideographic ones need none) and ask what stands before and after it; an empty line always ends a
@@ -33,11 +33,11 @@ _FIRST_WORD = re.compile(r"\w++(?!\.)")
 MID_SENTENCE = frozenset("""mr mrs ms messrs mme mlle dr drs prof rev hon st ste mt gen col lt maj capt cmdr cpl sgt
     adm brig gov sen rep pres supt fr br insp det atty pvt ens amb asst assoc viz vs cf e.g i.e eg ie ca eds incl
     approx""".split())
-"""Abbreviations after which a sentence goes on, whatever follows; without the last period."""
+"""Abbreviations after which a sentence continues, whatever follows; without the last period."""
 
 BEFORE_NUMBERS = frozenset("""no nos nr p pp vol vols fig figs eq eqs ch chap sec secs art par op ver ed c tel ext jan
     feb mar apr jun jul aug sep sept oct nov dec""".split())
-"""Abbreviations after which a sentence goes on with a number."""
+"""Abbreviations after which a sentence continues with a number."""
 
 OPEN_ENDED = frozenset("al etc inc ltd co corp bros jr sr esq dept univ ph.d misc resp est".split())
 """Abbreviations that may end a sentence, as may all of single letters such as U.S. and a.m.: they do when a word
@@ -63,7 +63,7 @@ class RuleSplitter:
         self._english = language.lower() == "english"
 
     def spans(self, text: str) -> list[Span]:
-        """Begin and end of each sentence, ascending and apart."""
+        """Begin and end of each sentence, in ascending order, without overlap."""
         return list(self._spans(text))
 
     def _spans(self, text: str) -> Iterator[Span]:
@@ -145,10 +145,10 @@ SentenceSplitter = RuleSplitter | PunktSplitter
 
 
 def build_splitter(name: str, language: str) -> SentenceSplitter:
-    """The splitter of --sentence-splitter; `auto` is punkt where it can be had, else the rules.
+    """The splitter of --sentence-splitter; `auto` is punkt where it is installed, else the rules.
 
     Raises:
-        DataError: punkt is asked for and cannot be had.
+        DataError: punkt is requested and not installed.
     """
     if name == "rules":
         return RuleSplitter(language)

@@ -33,7 +33,7 @@ def read_images(flag: str, paths: Sequence[str], shape: ImageShape, classes: int
     """The images that a flag names.
 
     Args:
-        classes: that the model tells apart.
+        classes: how many the model distinguishes.
         class_names: of the training set's folders, which number the classes; None: those of this set do.
 
     Raises:
@@ -43,8 +43,8 @@ def read_images(flag: str, paths: Sequence[str], shape: ImageShape, classes: int
              else FolderImages(flag, Path(paths[0]), shape, class_names))
     largest = int(found.labels.max())
     if largest >= classes:
-        raise DataError(f"{flag} = {' '.join(paths)}: it has {largest + 1} classes, and the model tells {classes} "
-                        f"apart; use --num-classes {largest + 1}")
+        raise DataError(f"{flag} = {' '.join(paths)}: it has {largest + 1} classes, and the model has {classes}; "
+                        f"use --num-classes {largest + 1}")
     return found
 
 
@@ -91,8 +91,8 @@ class FolderImages:
         self.shape = shape
         here = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         self.class_names = list(class_names if class_names is not None else here)
-        if strange := sorted(set(here) - set(self.class_names)):
-            raise DataError(f"{flag} = {folder}: class {strange[0]} is not among the classes of the training set "
+        if unknown := sorted(set(here) - set(self.class_names)):
+            raise DataError(f"{flag} = {folder}: class {unknown[0]} is not among the classes of the training set "
                             f"({', '.join(self.class_names[:5])}, ...); remove that folder, or add it there")
         self._paths: list[Path] = []
         labels = []

@@ -14,7 +14,7 @@ from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.data.vision.image_files import ImageShape, LabelledImages, read_images
 
 SHIFT_SHARE = 8
-"""Images are shifted by up to one part in so many of their size."""
+"""Images are shifted by up to this fraction (one eighth) of their size."""
 
 
 class ImageDataset:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ltd.data.bert.dataset import BertDataset
+from megatron_ltd.data.bert.dataset import BertDataset, BertSampleForm
 from megatron_ltd.data.bert.masking import Masker, MaskingSettings
-from megatron_ltd.data.bert.sample import BertSampleForm
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.mock_dataset import MockBertDataset
 from megatron_ltd.data.sample import Sample
