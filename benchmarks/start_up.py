@@ -189,7 +189,7 @@ def readers(prefix: Path, seq_length: int, cache: Path) -> Iterator[tuple[str, R
     stride = seq_length + 1
     yield "memory map, slice", lambda i: len(np.array(tokens[starts[i]:starts[i] + stride])), 1
     yield "memory map, slice as int64", lambda i: len(tokens[starts[i]:starts[i] + stride].astype(np.int64)), 1
-    yield "dataset[i]", lambda i: len(ours[i]), 1
+    yield "dataset[i]", lambda i: len(ours.text(i)), 1
     yield "dataset.sample(i)", lambda i: len(ours.sample(i)["tokens"]), 1
     yield from loaders(ours)
     if has_megatron():

@@ -4,7 +4,7 @@
     python tools/inspect_dataset.py --data-path data/books_text_sentence --documents 0 17 \\
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
-Opening a corpus checks its header, its index and both file sizes, and its manifest where it has one; --verify reads
+Opening a corpus checks its header, its index and both file sizes, and its manifest if it has one; --verify reads
 every token besides, and with a tokenizer checks it against the vocabulary, and with a manifest the digests of both
 files. A corpus that fails ends the run with exit code 21, and with file and offset or what the manifest says.
 """
@@ -179,9 +179,8 @@ def run(options: argparse.Namespace) -> None:
         if manifest is not None and manifest.vocab_size is not None and ids[1] >= manifest.vocab_size:
             raise DataError(f"Corpus {corpus.prefix} holds token id = {ids[1]}, and its manifest says that there are "
                             f"{manifest.vocab_size}. Write it again.")
-        if tokenizer is not None and (ids[0] < 0 or ids[1] >= tokenizer.vocab_size):
-            raise DataError(f"Corpus {corpus.prefix} holds token ids from {ids[0]} to {ids[1]}, and the tokenizer has "
-                            f"ids in [0, {tokenizer.vocab_size}). Use the tokenizer with which it was written.")
+        if tokenizer is not None:
+            corpus.check_ids(np.array(ids), tokenizer.vocab_size)
         lines = [*describe(corpus, ids, options.verify), *origin(manifest, options.verify),
                  *table(document_tokens(corpus))]
         for number in options.documents:

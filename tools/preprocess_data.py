@@ -14,7 +14,7 @@ does not depend on --workers. A line that holds no document ends the run with ex
 leaves such lines out (skip), or keeps them beside the output too (quarantine: {output-prefix}_rejected.jsonl, and .txt
 with the reasons).
 
-A corpus gets its name when it is complete. After a kill or a failure the same command with --resume goes on.
+A corpus gets its name when it is complete. After a kill or a failure the same command with --resume continues.
 """
 
 import argparse
@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.preprocess.encoding import EncodingPlan
-from megatron_ltd.data.preprocess.hf_input import HfSource
 from megatron_ltd.data.preprocess.pipeline import CHECKPOINT_SECONDS, Progress, preprocess
 from megatron_ltd.data.preprocess.run_state import state_path
+from megatron_ltd.data.preprocess.table_input import HfSource
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.fast_bpe import ENGINES
 from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
@@ -69,9 +69,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
     parser.add_argument("--tokenizer-engine", choices=ENGINES, default="auto",
                         help="library for byte-level BPE; the ids are the same (auto: gigatoken where it can)")
-    parser.add_argument("--resume", action="store_true", help="go on where a run that was killed or failed had come to")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was killed or failed")
     parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, metavar="SECONDS",
-                        help="time between two notes of how far the run is, for --resume")
+                        help="time between two records of the progress, for --resume")
     parser.add_argument("--log-interval", type=int, default=1000, help="documents between progress lines")
     parser.add_argument("--tokenizer-type", required=True, choices=[
         "GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "BertWordPieceLowerCase",
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"Left out {rejected} lines that hold no document{kept}.")
     for corpus in written:
         print(f"Wrote {corpus.prefix}.bin and .idx: {corpus.documents} documents, "
-              f"{corpus.sequences} sequences, {corpus.tokens} tokens of type {corpus.dtype}.")
+              f"{len(corpus)} sequences, {corpus.tokens} tokens of type {corpus.dtype.name}.")
 
 
 def main(arguments: list[str]) -> int:
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
     else:
         return 0
     if options is not None and os.path.exists(state_path(options.output_prefix)):
-        print("What was done is kept: the same command with --resume goes on from there.", file=sys.stderr)
+        print("The work so far is kept: the same command with --resume continues from there.", file=sys.stderr)
     return code
 
 

@@ -23,8 +23,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from megatron_ltd.data.preprocess.documents import documents
-from megatron_ltd.data.preprocess.parquet_input import open_input
+from megatron_ltd.data.preprocess.documents import sorted_documents
+from megatron_ltd.data.preprocess.table_input import open_input
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError
@@ -39,7 +39,11 @@ def texts(paths: list[str], key: str) -> Iterator[str]:
     """The documents of all files."""
     for path in paths:
         for block in open_input(path, (key,)).blocks():
-            yield from documents(block, (key,))[0]
+            found, bad = sorted_documents(block, (key,), most_bad=1)
+            if bad:
+                raise DataError(f"{bad[0]} Correct or remove this line (file:line:byte) and run again; nothing was "
+                                "written.")
+            yield from found[0]
 
 
 def sentences(paths: list[str], key: str) -> Iterator[str]:

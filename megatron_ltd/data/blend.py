@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from megatron_ltd.data.corpus.index_cache import cached_arrays
 from megatron_ltd.data.native import helpers
-from megatron_ltd.data.sample import Dataset, Sample
+from megatron_ltd.data.sample import Dataset, Sample, check_index
 from megatron_ltd.errors import ConfigError
 
-SURPLUS = 0.005  # each dataset is built for so many more samples than its share
+SURPLUS = 0.005  # share of samples that a dataset is built for beyond its own
 MOST_DATASETS = 32766  # the index holds dataset numbers as int16
 
 
 @dataclass(frozen=True)
 class BlendSource:
-    """Corpora and their weights, as --data-path and its kin give them; without weights each is read for one epoch."""
+    """Corpora and their weights, as --data-path and the like give them; without weights each is read for one epoch."""
 
     prefixes: tuple[str, ...]
     weights: tuple[float, ...] | None
@@ -66,7 +66,7 @@ def normalize(weights: Sequence[float]) -> list[float]:
 
 
 def dataset_sizes(num_samples: int, weights: Sequence[float], surplus: float = 0.0) -> list[int]:
-    """Samples that each dataset contributes to a blend of about so many; normalised weights."""
+    """Samples that each dataset contributes to a blend of about `num_samples`; weights are normalised."""
     return [int(math.ceil(math.ceil(num_samples * weight) * (1 + surplus))) for weight in weights]
 
 
@@ -75,7 +75,7 @@ def build_blend_index(weights: Sequence[float], size: int, *,
     """For each of `size` samples the number of its dataset, and its number in that dataset.
 
     Args:
-        native: use the compiled loop where it is there; the result is the same.
+        native: use the compiled loop if it is installed; the result is the same.
     """
     share = np.array(normalize(weights), dtype=np.float64)
     module = helpers() if native else None
@@ -99,7 +99,7 @@ def build_blend_index(weights: Sequence[float], size: int, *,
 
 
 class BlendIndex:
-    """The index of a blend, from the cache where it is there.
+    """The index of a blend, from the cache if it was built before.
 
     Attributes:
         drawn: samples that the blend takes from each dataset.
@@ -127,18 +127,10 @@ class BlendedDataset:
     def __len__(self) -> int:
         return self.index.size
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        dataset, position = self._locate(index)
-        return dataset[position]
-
     def sample(self, index: int) -> Sample:
-        dataset, position = self._locate(index)
-        return dataset.sample(position)
-
-    def _locate(self, index: int) -> tuple[Dataset, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return self.datasets[int(self.index.dataset_index[index])], int(self.index.dataset_sample_index[index])
+        check_index(index, self)
+        dataset = self.datasets[self.index.dataset_index.item(index)]
+        return dataset.sample(self.index.dataset_sample_index.item(index))
 
 
 def _number(text: str) -> float | None:

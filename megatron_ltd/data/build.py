@@ -1,4 +1,4 @@
-"""Training, validation and test sets of a run, from --data-path and --split, from a path for each, or made up."""
+"""Training, validation and test sets of a run: from --data-path and --split, a path for each, or --mock-data."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.data.bert.dataset import BertDataset
-from megatron_ltd.data.bert.sample import LEAST_TOKENS as BERT_LEAST_TOKENS
-from megatron_ltd.data.bert.sample import BertSampleForm
+from megatron_ltd.data.bert.dataset import LEAST_TOKENS as BERT_LEAST_TOKENS
+from megatron_ltd.data.bert.dataset import BertDataset, BertSampleForm
+from megatron_ltd.data.bert.masking import MaskingSettings
 from megatron_ltd.data.blend import (
     SURPLUS,
     BlendedDataset,
@@ -97,16 +97,19 @@ Form = GPTSampleForm | BertSampleForm
 
 
 def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> Form:
-    seq_length = config.model.seq_length
+    data, seq_length = config.data, config.model.seq_length
     if config.model.family == "gpt":
-        return GPTSampleForm.from_config(config.data, seq_length, tokenizer.vocab_size, tokenizer.eod)
+        return GPTSampleForm(seq_length, tokenizer.vocab_size, tokenizer.eod, data.eod_mask_loss,
+                             data.reset_position_ids, data.reset_attention_mask)
     if seq_length < BERT_LEAST_TOKENS:
         raise ConfigError(f"--seq-length = {seq_length}: a BERT sample takes at least {BERT_LEAST_TOKENS} tokens, "
                           "three of them special; choose such a length.")
     if predictions is None:
         raise ValueError("BERT samples need predictions_per_sample")
-    return BertSampleForm.from_config(config.data, seq_length, predictions, _masked_vocabulary(config, tokenizer),
-                                      not config.model.bert_no_binary_head)
+    masking = MaskingSettings(data.mask_prob, data.mask_max_ngram, data.mask_whole_word, data.mask_longer_ngrams,
+                              data.mask_geometric)
+    return BertSampleForm(seq_length, predictions, _masked_vocabulary(config, tokenizer), masking,
+                          not config.model.bert_no_binary_head, data.short_seq_prob)
 
 
 def _masked_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> MaskedVocabulary:
@@ -120,7 +123,7 @@ def _masked_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> MaskedVocabul
             "needs. Use BertWordPieceLowerCase or BertWordPieceCase with --vocab-file, or HuggingFaceTokenizer with a "
             "WordPiece that has them, and a corpus written with it.")
     if size < 5:
-        raise ConfigError(f"--vocab-size = {config.model.vocab_size}: made-up BERT samples take at least 5 token ids.")
+        raise ConfigError(f"--vocab-size = {config.model.vocab_size}: random BERT samples take at least 5 token ids.")
     return MaskedVocabulary(size, pad=0, cls=1, sep=2, mask=3, continues_word=np.zeros(size, dtype=np.bool_))
 
 
@@ -203,7 +206,8 @@ class _Builder:
 
     def part(self, split: str, prefix: str, bounds: Bounds, num_samples: int | None) -> Dataset:
         """One split of one corpus: of its sequences for GPT, of its documents for BERT."""
-        corpus, form, data = self.corpus(prefix), self.form, self.config.data
+        self.open([prefix])
+        corpus, form, data = self.corpora[prefix], self.form, self.config.data
         unit, count = ("sequences", len(corpus)) if isinstance(form, GPTSampleForm) else \
             ("documents", corpus.documents)
         part = split_range(bounds, count)
@@ -216,11 +220,6 @@ class _Builder:
         if isinstance(form, BertSampleForm):
             return BertDataset(corpus, part, num_samples, seed, form, cache)
         return GPTDataset(corpus, part, num_samples, seed, form, cache)
-
-    def corpus(self, prefix: str) -> IndexedCorpus:
-        if prefix not in self.corpora:
-            self.corpora[prefix] = self._opened(prefix)
-        return self.corpora[prefix]
 
     def open(self, prefixes: Sequence[str]) -> None:
         """Opens corpora, several at a time, for it is mostly disks that this waits for. The first error is raised."""
@@ -235,9 +234,5 @@ class _Builder:
     def _opened(self, prefix: str) -> IndexedCorpus:
         corpus = IndexedCorpus(prefix)
         check_manifest(corpus, self.tokenizer)
-        smallest, largest = corpus.token_id_range(spans=_VOCABULARY_SPANS)
-        if smallest < 0 or largest >= self.form.vocab_size:
-            raise DataError(
-                f"Corpus {prefix} holds token ids from {smallest} to {largest}, and the tokenizer has ids in "
-                f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")
+        corpus.check_ids(np.array(corpus.token_id_range(spans=_VOCABULARY_SPANS)), self.form.vocab_size)
         return corpus

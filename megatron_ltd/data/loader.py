@@ -65,7 +65,7 @@ class Loader:
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="samples") if num_workers > 0 else None
 
     def step(self, consumed_samples: int, global_batch_size: int) -> list[Batch]:
-        """The microbatches of the step that follows so many consumed samples."""
+        """The microbatches of the step after `consumed_samples` samples."""
         if self._pool is None:
             return microbatches(self._dataset, consumed_samples, global_batch_size, *self._share)
         now = sample_ids(consumed_samples, global_batch_size, *self._share)

@@ -6,8 +6,8 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.data.bert.sample import BertSampleForm
-from megatron_ltd.data.sample import GPTSampleForm, Sample
+from megatron_ltd.data.bert.dataset import BertSampleForm
+from megatron_ltd.data.sample import GPTSampleForm, Sample, check_index
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -29,15 +29,15 @@ class MockDataset:
     def __len__(self) -> int:
         return self._num_samples
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        if not 0 <= index < self._num_samples:
-            raise IndexError(f"sample {index} of {self._num_samples}")
+    def text(self, index: int) -> NDArray[np.int64]:
+        """The seq_length + 1 tokens of a sample."""
+        check_index(index, self)
         length = self.form.seq_length + 1
         position = np.arange(index * length, (index + 1) * length, dtype=np.uint64)
         return (_mix(self._start + position * _GOLDEN) % np.uint64(self.form.vocab_size)).astype(np.int64)
 
     def sample(self, index: int) -> Sample:
-        return self.form.arrays(self[index])
+        return self.form.arrays(self.text(index))
 
 
 class MockBertDataset:
@@ -51,11 +51,8 @@ class MockBertDataset:
     def __len__(self) -> int:
         return len(self._text)
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        return self._text[index]
-
     def sample(self, index: int) -> Sample:
-        text = self[index]
+        text = self._text.text(index)
         half = len(text) // 2
         lengths = np.array([half, len(text) - half] if self.form.binary_head else [len(text)], dtype=np.int32)
         random = np.random.RandomState((self._seed + index) % 2**32)

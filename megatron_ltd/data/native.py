@@ -11,7 +11,7 @@ from megatron_ltd.log import Console
 VERSION = 2
 """Of `index_helpers.cpp`: an extension that was compiled from other source is not used."""
 
-_REMEDY = "Install again with a C++ compiler at hand (pip install -e .) to build indices of many samples quickly."
+_REMEDY = "Install a C++ compiler and run pip install -e . again to build indices of many samples quickly."
 
 
 def load() -> tuple[ModuleType | None, str]:

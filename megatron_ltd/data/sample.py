@@ -1,12 +1,11 @@
-"""What a dataset gives: samples, as a function of their index alone, in the form that a training step takes."""
+"""What a dataset is: samples as a function of their index alone, in the form that a training step takes."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from megatron_ltd.config import DataConfig
 
 Sample = dict[str, NDArray[Any]]
 
@@ -22,11 +21,18 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        """The raw token ids of a sample."""
-
     def sample(self, index: int) -> Sample:
-        """The arrays of a sample that a training step takes."""
+        """The arrays of a sample that a training step takes.
+
+        Raises:
+            IndexError: no such sample.
+        """
+
+
+def check_index(index: int, dataset: Sized) -> None:
+    """Raises IndexError unless the dataset has a sample of this index."""
+    if not 0 <= index < len(dataset):
+        raise IndexError(f"sample {index} of {len(dataset)}")
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,11 @@ class GPTSampleForm:
     reset_position_ids: bool = False
     reset_attention_mask: bool = False
 
-    @classmethod
-    def from_config(cls, data: DataConfig, seq_length: int, vocab_size: int, eod: int) -> "GPTSampleForm":
-        return cls(seq_length, vocab_size, eod, data.eod_mask_loss, data.reset_position_ids, data.reset_attention_mask)
-
     def arrays(self, text: NDArray[np.int64]) -> Sample:
         """The sample of a stretch of text.
 
         Shapes:
-            text [s + 1] -> tokens, labels [s] int64; loss_mask [s] float32, 0 where the label takes no part in the
+            text [s + 1] -> tokens, labels [s] int64; loss_mask [s] float32, 0 where the label does not count in the
             loss; position_ids [s] int64 with --reset-position-ids; with --reset-attention-mask document_ids [s] int64,
             counting from 0: a token attends only to tokens of its own document.
         """

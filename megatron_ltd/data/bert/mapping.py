@@ -2,11 +2,12 @@
 
 A document is cut into runs of consecutive sentences, each as long as a target length, or longer by a part of its last
 sentence; what is left at the end of the document is a run too. Targets are the longest length, or with probability
-short_seq_prob (as 1 in so many) any smaller one, drawn from mt19937(seed). Documents with a sentence of more than 512
+short_seq_prob (rounded to 1 in n) any smaller one, drawn from mt19937(seed). Documents with a sentence of more than 512
 tokens are left out, as are those with fewer sentences than a sample needs. Epochs follow each other until there are
 enough samples; then all rows are shuffled with mt19937_64(seed + 1).
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -30,10 +31,10 @@ def build_mapping(document_indices: NDArray[np.int64], sequence_lengths: NDArray
     Args:
         document_indices: for each document of the part the number of its first sentence, and the end of the last.
         sequence_lengths: tokens of every sentence of the corpus.
-        num_samples: at least so many, from whole epochs; None: one epoch.
+        num_samples: the least number, from whole epochs; None: one epoch.
         longest: tokens of a sample without special ones, at least 2.
         least_sentences: sentences that a sample needs.
-        native: use the compiled loop where it is there; the result is the same.
+        native: use the compiled loop if it is installed; the result is the same.
 
     Returns:
         [samples, 3] uint32, uint64 from 2^32 sentences on: first sentence, end, target tokens.
@@ -78,8 +79,10 @@ def _targets(seed: int, ratio: int, longest: int) -> Iterator[int]:
 def _rows(document_indices: NDArray[np.int64], sequence_lengths: NDArray[np.int32], wanted: int,
           targets: Iterator[int], least: int) -> NDArray[np.int64]:
     """The mapping in the order of the corpus."""
-    documents = _usable(document_indices, sequence_lengths, least)
     lengths: list[int] = sequence_lengths.tolist()
+    bounds: list[int] = document_indices.tolist()
+    documents = [(first, last) for first, last in itertools.pairwise(bounds) if last - first >= max(least, 1)
+                 and (last - first == 1 or max(lengths[first:last]) <= LONGEST_SENTENCE_TOKENS)]
     rows: list[tuple[int, int, int]] = []
     while documents:
         for first, last in documents:
@@ -95,17 +98,6 @@ def _rows(document_indices: NDArray[np.int64], sequence_lengths: NDArray[np.int3
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
-def _usable(document_indices: NDArray[np.int64], sequence_lengths: NDArray[np.int32],
-            least: int) -> list[tuple[int, int]]:
-    """First sentence and end of the documents that are not left out."""
-    firsts, lasts = document_indices[:-1], document_indices[1:]
-    too_long = np.zeros(len(sequence_lengths) + 1, dtype=np.int64)
-    np.cumsum(sequence_lengths > LONGEST_SENTENCE_TOKENS, out=too_long[1:])
-    holds_long = (too_long[lasts] > too_long[firsts]) & (lasts - firsts > 1)
-    usable = (lasts - firsts >= max(least, 1)) & ~holds_long
-    return list(zip(firsts[usable].tolist(), lasts[usable].tolist(), strict=True))
-
-
 def _permutation(count: int, seed: int) -> NDArray[np.int64]:
     """Fisher and Yates's shuffle from the end, of 0 ... count - 1, with mt19937_64."""
     order = list(range(count))
@@ -118,24 +110,15 @@ def _permutation(count: int, seed: int) -> NDArray[np.int64]:
 
 def mt19937_64(seed: int) -> Iterator[int]:
     """The numbers of std::mt19937_64 (Nishimura 2000)."""
-    words = [seed & 0xFFFFFFFFFFFFFFFF]
+    state = [seed & 0xFFFFFFFFFFFFFFFF]
     for i in range(1, _WORDS):
-        words.append((6364136223846793005 * (words[-1] ^ (words[-1] >> 62)) + i) & 0xFFFFFFFFFFFFFFFF)
-    state = np.array(words, dtype=np.uint64)
-    upper, lower = np.uint64(0xFFFFFFFF80000000), np.uint64(0x7FFFFFFF)
-    matrix, zero, one = np.uint64(0xB5026F5AA96619E9), np.uint64(0), np.uint64(1)
-
-    def twist(here: slice, following: NDArray[np.uint64], far: NDArray[np.uint64]) -> None:
-        mixed = (state[here] & upper) | (following & lower)
-        state[here] = far ^ (mixed >> one) ^ np.where(mixed & one, matrix, zero)
-
+        state.append((6364136223846793005 * (state[-1] ^ (state[-1] >> 62)) + i) & 0xFFFFFFFFFFFFFFFF)
     while True:
-        twist(slice(0, _MIDDLE), state[1:_MIDDLE + 1].copy(), state[_MIDDLE:].copy())
-        twist(slice(_MIDDLE, _WORDS - 1), state[_MIDDLE + 1:].copy(), state[:_MIDDLE - 1].copy())
-        twist(slice(_WORDS - 1, _WORDS), state[:1].copy(), state[_MIDDLE - 1:_MIDDLE].copy())
-        x = state.copy()
-        x ^= (x >> np.uint64(29)) & np.uint64(0x5555555555555555)
-        x ^= (x << np.uint64(17)) & np.uint64(0x71D67FFFEDA60000)
-        x ^= (x << np.uint64(37)) & np.uint64(0xFFF7EEE000000000)
-        x ^= x >> np.uint64(43)
-        yield from x.tolist()
+        for i in range(_WORDS):
+            mixed = (state[i] & 0xFFFFFFFF80000000) | (state[(i + 1) % _WORDS] & 0x7FFFFFFF)
+            state[i] = state[(i + _MIDDLE) % _WORDS] ^ (mixed >> 1) ^ (0xB5026F5AA96619E9 if mixed & 1 else 0)
+        for x in state:
+            x ^= (x >> 29) & 0x5555555555555555
+            x ^= (x << 17) & 0x71D67FFFEDA60000
+            x ^= (x << 37) & 0xFFF7EEE000000000
+            yield x ^ (x >> 43)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.config import DataConfig
 from megatron_ltd.data.text.wordpiece import MaskedVocabulary
 
 _GEOMETRIC = 0.2
@@ -27,11 +26,6 @@ class MaskingSettings:
     whole_word: bool = True
     longer_ngrams: bool = False
     geometric: bool = False
-
-    @classmethod
-    def from_config(cls, data: DataConfig) -> "MaskingSettings":
-        return cls(data.mask_prob, data.mask_max_ngram, data.mask_whole_word, data.mask_longer_ngrams,
-                   data.mask_geometric)
 
 
 class Masker:

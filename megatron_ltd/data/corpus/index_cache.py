@@ -1,9 +1,9 @@
 """Keeps index arrays in a folder, so that a long corpus is indexed once.
 
 A file is the SHA-256 of (key, body), then the body: arrays in `.npy` form, one after the other. It is published by
-rename and read only if the checksum holds, so a truncated, flipped, foreign or outdated file means building again,
-and any number of processes may build and publish the same file at once. Where the file system has locks (it is the
-folder that is locked), one process builds and the others wait for its file; the lock ends with the process.
+rename and read only if the checksum is right, so a damaged, foreign or outdated file is built again, and any number of
+processes may build and publish the same file at once. Where the file system supports locks, one process locks the
+folder and builds while the others wait for its file; the lock ends with the process.
 """
 
 import fcntl
@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, BinaryIO
+from io import BufferedRandom, BufferedReader
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,6 @@ CODE_VERSION = 1
 """Part of every key; raise it when the same key should give other arrays."""
 
 _DIGEST_BYTES = 32
-_CHUNK_BYTES = 1 << 22
 _PARTIAL = ".partial"
 _LEFT_OVER_SECONDS = 3600.0
 
@@ -34,7 +34,7 @@ Arrays = tuple[NDArray[Any], ...]
 
 
 def cached_arrays(folder: str | None, key: dict[str, Any], build: Callable[[], Arrays]) -> Arrays:
-    """What `build` returns, from the folder where it is there.
+    """What `build` returns, read from the folder if it was built before.
 
     Args:
         folder: --data-cache-path; None builds in memory.
@@ -80,19 +80,9 @@ def _alone(folder: str) -> Iterator[bool]:
         os.close(handle)
 
 
-class _Checksum:
-    """A stream that also digests what is written to it."""
-
-    def __init__(self, stream: BinaryIO, text: bytes):
-        self._stream = stream
-        self._hash = hashlib.sha256(len(text).to_bytes(8, "little") + text)
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        return self._stream.write(data)
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
+def _checksum(stream: BufferedReader | BufferedRandom, text: bytes) -> bytes:
+    """SHA-256 of the key and of what is left of the stream."""
+    return hashlib.file_digest(stream, lambda: hashlib.sha256(len(text).to_bytes(8, "little") + text)).digest()
 
 
 def _read(path: str, text: bytes) -> Arrays | None:
@@ -100,11 +90,7 @@ def _read(path: str, text: bytes) -> Arrays | None:
     if not os.path.exists(path):
         return None
     with open(path, "rb") as stream:  # the same file for both passes, even if another is published meanwhile
-        written = stream.read(_DIGEST_BYTES)
-        checksum = hashlib.sha256(len(text).to_bytes(8, "little") + text)
-        while chunk := stream.read(_CHUNK_BYTES):
-            checksum.update(chunk)
-        if written != checksum.digest():
+        if stream.read(_DIGEST_BYTES) != _checksum(stream, text):
             return None
         end = stream.tell()
         stream.seek(_DIGEST_BYTES)
@@ -117,13 +103,14 @@ def _read(path: str, text: bytes) -> Arrays | None:
 def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
     handle, temporary = tempfile.mkstemp(prefix=".", suffix=_PARTIAL, dir=folder)
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with os.fdopen(handle, "w+b") as stream:
             stream.write(bytes(_DIGEST_BYTES))
-            body = _Checksum(stream, text)
             for array in arrays:
-                np.save(body, array, allow_pickle=False)
+                np.save(stream, array, allow_pickle=False)
+            stream.seek(_DIGEST_BYTES)
+            checksum = _checksum(stream, text)
             stream.seek(0)
-            stream.write(body.digest())  # no fsync: a file that a power cut has torn fails its checksum
+            stream.write(checksum)  # no fsync: a file that a power cut has torn fails its checksum
         os.chmod(temporary, 0o644)  # mkstemp makes files that other users of a shared cache cannot read
         os.replace(temporary, path)
     except BaseException:
@@ -133,9 +120,9 @@ def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
 
 @cache
 def _remove_left_over(folder: str) -> None:
-    """Partial files of processes that were killed; one that lately grew may be that of a machine without our lock.
+    """Removes partial files of killed processes; a recent one may belong to a machine that does not share our lock.
 
-    Once a process: with thousands of corpora the folder is long.
+    Done once a process, because with thousands of corpora the folder is long.
     """
     for entry in os.scandir(folder):
         if entry.name.startswith(".") and entry.name.endswith(_PARTIAL):

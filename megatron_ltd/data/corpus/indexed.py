@@ -12,7 +12,7 @@ Layout of `.idx`, little-endian, S sequences and D = documents + 1 boundaries:
     34 + 4 S   8 S    where each sequence starts in .bin, in bytes, int64
     34 + 12 S  8 D    number of sequences before each document, from 0 to S, int64
 
-Every field is checked when the corpus is opened, so that a damaged file is refused before a token is served. Tokens
+Every field is checked when the corpus is opened, so that a damaged file is rejected before a token is served. Tokens
 are read with `pread`, and a short read is an error: a memory map would kill the process if the file shrank.
 """
 
@@ -114,8 +114,11 @@ class IndexedCorpus:
         return self._read_tokens(int(self._pointers[first]) // self._token_bytes, tokens)
 
     def token_id_range(self, spans: int | None = None) -> tuple[int, int]:
-        """Smallest and largest token id: of the whole corpus, or of so many spans of 8,192 tokens spread evenly
-        from its first token to its last. (0, 0) for a corpus without tokens."""
+        """Smallest and largest token id, (0, 0) for a corpus without tokens.
+
+        Args:
+            spans: read only so many spans of 8,192 tokens, spread evenly over the corpus; None: read all of it.
+        """
         if spans is None or spans * _SPAN_TOKENS >= self.tokens:
             starts, count = list(range(0, self.tokens, _SCAN_TOKENS)), _SCAN_TOKENS
         else:
@@ -127,6 +130,14 @@ class IndexedCorpus:
             smallest.append(int(ids.min()))
             largest.append(int(ids.max()))
         return min(smallest, default=0), max(largest, default=0)
+
+    def check_ids(self, ids: NDArray[np.integer[Any]], vocab_size: int) -> None:
+        """Raises DataError where ids of this corpus are outside [0, vocab_size)."""
+        largest = int(ids.max())
+        bad = largest if largest >= vocab_size or self.dtype.kind == "u" else int(ids.min())
+        if not 0 <= bad < vocab_size:
+            raise DataError(f"Corpus {self.prefix} holds token id = {bad}, and the tokenizer has ids in "
+                            f"[0, {vocab_size}). Use the tokenizer with which the corpus was written.")
 
     def _read_tokens(self, first: int, count: int) -> TokenArray:
         """Tokens [first, first + count) of `.bin`."""
@@ -147,14 +158,12 @@ class IndexedCorpus:
         if len(header) < HEADER.size:
             raise _damaged(path, len(header), f"a header of {HEADER.size} bytes", f"a file of {len(header)} bytes")
         magic, version, code, sequences, boundaries = HEADER.unpack(header)
-        if magic != MAGIC:
-            raise _damaged(path, 0, f"{MAGIC!r}", f"{magic!r}")
-        if version != VERSION:
-            raise _damaged(path, 9, f"version {VERSION}", f"{version}")
-        if code not in TOKEN_DTYPES:
-            raise _damaged(path, 17, f"the code of an integer type, one of {sorted(TOKEN_DTYPES)}", f"{code}")
-        if boundaries < 1:
-            raise _damaged(path, 26, "at least 1 document boundary", "0")
+        for offset_bytes, sound, expected, found in (
+                (0, magic == MAGIC, f"{MAGIC!r}", magic), (9, version == VERSION, f"version {VERSION}", version),
+                (17, code in TOKEN_DTYPES, f"the code of an integer type, one of {sorted(TOKEN_DTYPES)}", code),
+                (26, boundaries >= 1, "at least 1 document boundary", boundaries)):
+            if not sound:
+                raise _damaged(path, offset_bytes, expected, f"{found}")
         expected_bytes = HEADER.size + 12 * sequences + 8 * boundaries
         if idx_bytes != expected_bytes:
             found = f"{idx_bytes} bytes" + (" (multimodal corpora are not supported)"

@@ -1,8 +1,8 @@
 """`{prefix}.manifest.json`: what a corpus consists of and what made it, written beside it by this project's tools.
 
-Corpora of other tools have none and are read as they are. Where there is one, training refuses a corpus that another
-tokenizer wrote, or whose index or size is not what was written (`check_manifest`, which reads nothing more than opening
-does); `verify_manifest` reads both files.
+Corpora of other tools have none and are read as they are. With a manifest, training rejects a corpus that another
+tokenizer wrote, or whose index or size differs from what was written (`check_manifest`, which reads no more than
+opening does); `verify_manifest` reads both files.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.errors import DataError
 
 FORMAT = 1
-_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ def manifest_path(prefix: str) -> str:
 
 
 def read_manifest(prefix: str) -> Manifest | None:
-    """The manifest of a corpus, None where there is none.
+    """The manifest of a corpus, None without one.
 
     Raises:
-        DataError: it cannot be read, or is none.
+        DataError: the file cannot be read, or is not a manifest.
     """
     path = manifest_path(prefix)
     if not os.path.lexists(path):
@@ -82,8 +81,8 @@ def read_manifest(prefix: str) -> Manifest | None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no manifest of a corpus: {error!r}. Write the corpus again; or remove this file to "
-                        "use the corpus unchecked.") from error
+        raise DataError(f"{path} is not the manifest of a corpus: {error!r}. Write the corpus again; or remove this "
+                        "file to use the corpus unchecked.") from error
     return manifest
 
 
@@ -99,14 +98,12 @@ def check_manifest(corpus: IndexedCorpus, tokenizer: str | None) -> Manifest | N
     manifest = read_manifest(corpus.prefix)
     if manifest is None:
         return None
-    bin_bytes = corpus.tokens * corpus.dtype.itemsize
-    for suffix, written, found in (("idx", manifest.idx.sha256, corpus.index_sha256),
-                                   ("bin", manifest.bin.bytes, bin_bytes)):
-        if written != found:
-            raise _changed(corpus.prefix, suffix, "SHA-256" if suffix == "idx" else "bytes", written, found)
+    _compare(f"{corpus.prefix}.idx", "SHA-256", manifest.idx.sha256, corpus.index_sha256)
+    _compare(f"{corpus.prefix}.bin", "bytes", manifest.bin.bytes, corpus.tokens * corpus.dtype.itemsize)
     if tokenizer is not None and manifest.tokenizer is not None and manifest.tokenizer != tokenizer:
+        kind = manifest.settings.get("tokenizer_type", "of unknown type")
         raise DataError(
-            f"Corpus {corpus.prefix} was written with another tokenizer ({_named(manifest)}, digest "
+            f"Corpus {corpus.prefix} was written with another tokenizer ({kind}, digest "
             f"{manifest.tokenizer[:12]}) than the one given (digest {tokenizer[:12]}): its token ids would mean other "
             f"text. Give that tokenizer, or write the corpus again with this one ({manifest_path(corpus.prefix)} says "
             "how it was made).")
@@ -116,12 +113,9 @@ def check_manifest(corpus: IndexedCorpus, tokenizer: str | None) -> Manifest | N
 def verify_manifest(corpus: IndexedCorpus, tokenizer: str | None) -> Manifest | None:
     """As `check_manifest`, and reads all of both files."""
     manifest = check_manifest(corpus, tokenizer)
-    if manifest is None:
-        return None
-    for suffix, facts in (("bin", manifest.bin), ("idx", manifest.idx)):
-        found = file_facts(f"{corpus.prefix}.{suffix}")
-        if found != facts:
-            raise _changed(corpus.prefix, suffix, "SHA-256", facts.sha256, found.sha256)
+    if manifest is not None:
+        for path, facts in ((f"{corpus.prefix}.bin", manifest.bin), (f"{corpus.prefix}.idx", manifest.idx)):
+            _compare(path, "SHA-256", facts.sha256, file_facts(path).sha256)
     return manifest
 
 
@@ -131,36 +125,26 @@ def file_facts(path: str) -> FileFacts:
     Raises:
         DataError: it cannot be read.
     """
-    digest, size = hashlib.sha256(), 0
     try:
         with open(path, "rb", buffering=0) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return FileFacts(stream.tell(), digest)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    return FileFacts(size, digest.hexdigest())
 
 
 def _check_types(manifest: Manifest) -> None:
-    """Of what is used later.
-
-    Raises:
-        TypeError: one is another.
-    """
+    """Raises TypeError where a value that is used later has the wrong type."""
     facts = (manifest.bin, manifest.idx, *manifest.sources)
     texts, numbers = [fact.sha256 for fact in facts], [fact.bytes for fact in facts]
     if not (all(isinstance(text, str) for text in (*texts, manifest.tokenizer or ""))
             and all(isinstance(number, int) for number in (*numbers, manifest.vocab_size or 0))
             and isinstance(manifest.settings, dict)):
-        raise TypeError("a value is of another type than it should be")
+        raise TypeError("a value has the wrong type")
 
 
-def _named(manifest: Manifest) -> str:
-    return str(manifest.settings.get("tokenizer_type", "of unknown type"))
-
-
-def _changed(prefix: str, suffix: str, what: str, written: object, found: object) -> DataError:
-    return DataError(f"{prefix}.{suffix} is not the file that was written: {what} {found}, and "
-                     f"{manifest_path(prefix)} says {written}. Copy or write the corpus again; if it was changed on "
-                     "purpose, remove the manifest.")
+def _compare(path: str, what: str, written: str | int, found: str | int) -> None:
+    if written != found:
+        manifest = manifest_path(os.path.splitext(path)[0])
+        raise DataError(f"{path} is not the file that was written: {what} {found}, and {manifest} says {written}. Copy "
+                        "or write the corpus again; if it was changed on purpose, remove the manifest.")

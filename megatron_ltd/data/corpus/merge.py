@@ -17,7 +17,7 @@ def corpora_in(folder: str) -> list[str]:
     """Prefixes of the corpora in a folder, in order of name.
 
     Raises:
-        DataError: there is none, or a file of one is missing.
+        DataError: the folder holds none, or one of the two files is missing.
     """
     names = sorted(name for name in os.listdir(folder) if name.endswith((".idx", ".bin")))
     prefixes = sorted({name[:-len(".idx")] for name in names})
@@ -43,18 +43,17 @@ def merge_corpora(prefixes: Sequence[str], output_prefix: str) -> IndexedCorpus:
             raise ConfigError(f"--output-prefix = {output_prefix} is one of the corpora to merge. Choose another.")
     corpora = [IndexedCorpus(prefix) for prefix in prefixes]
     manifests = [check_manifest(corpus, None) for corpus in corpora]
-    first = next((number for number, manifest in enumerate(manifests) if manifest is not None
-                  and manifest.tokenizer is not None), 0)
-    for corpus, manifest in zip(corpora, manifests, strict=True):
+    known = {manifest.tokenizer: prefix for prefix, manifest in zip(prefixes, manifests, strict=True)
+             if manifest is not None and manifest.tokenizer is not None}
+    for corpus in corpora:
         if corpus.dtype != corpora[0].dtype:
             raise DataError(f"{corpus.prefix} holds tokens of type {corpus.dtype.name}, and {prefixes[0]} of type "
                             f"{corpora[0].dtype.name}. Corpora of one tokenizer have one type; write one of them "
                             "again.")
-        one, other = manifests[first], manifest
-        if one is not None and other is not None and None not in (one.tokenizer, other.tokenizer) \
-                and one.tokenizer != other.tokenizer:
-            raise DataError(f"{corpus.prefix} was written with another tokenizer than {prefixes[first]}: their "
-                            "manifests say so. Write one of them again.")
+    if len(known) > 1:
+        one, other, *_ = known.values()
+        raise DataError(f"{other} was written with another tokenizer than {one}: their manifests say so. Write one of "
+                        "them again.")
     with IndexedCorpusWriter(output_prefix, dtype=corpora[0].dtype) as writer:
         for corpus in corpora:
             boundaries = corpus.document_indices
@@ -64,12 +63,12 @@ def merge_corpora(prefixes: Sequence[str], output_prefix: str) -> IndexedCorpus:
                     if sequences[-1] > sequences[0] else np.empty(0, dtype=corpus.dtype)
                 writer.add_documents(tokens, corpus.sequence_lengths[sequences[0]:sequences[-1]], np.diff(sequences))
         if any(manifest is not None for manifest in manifests):
-            writer.describe(_merged(writer, prefixes, manifests))
+            _describe(writer, prefixes, manifests)
     return IndexedCorpus(output_prefix)
 
 
 def _spans(corpus: IndexedCorpus) -> Iterator[tuple[int, int]]:
-    """Documents [begin, end) of about so many tokens at once, or one document where that has more."""
+    """Runs of documents [begin, end) of about `_CHUNK_TOKENS` tokens, or of one longer document."""
     before = np.zeros(len(corpus) + 1, dtype=np.int64)
     np.cumsum(corpus.sequence_lengths, dtype=np.int64, out=before[1:])
     starts = before[corpus.document_indices]
@@ -81,14 +80,12 @@ def _spans(corpus: IndexedCorpus) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def _merged(writer: IndexedCorpusWriter, prefixes: Sequence[str], manifests: Sequence[Manifest | None]) -> Manifest:
-    """Sources and settings of all; tokenizer and vocabulary only if all are known."""
-    bin_facts, idx_facts = writer.finish()
+def _describe(writer: IndexedCorpusWriter, prefixes: Sequence[str], manifests: Sequence[Manifest | None]) -> None:
+    """Writes the manifest: sources and settings of all; tokenizer and vocabulary only if all are known."""
     known = [manifest for manifest in manifests if manifest is not None]
     everyone = len(known) == len(manifests) and all(manifest.tokenizer is not None for manifest in known)
     settings = {"tokenizer_type": known[0].settings.get("tokenizer_type") if everyone else None,
                 "merged": [{"prefix": prefix, "settings": None if manifest is None else manifest.settings}
                            for prefix, manifest in zip(prefixes, manifests, strict=True)]}
-    return Manifest(bin_facts, idx_facts, writer.dtype.name, writer.documents, writer.sequences, writer.tokens,
-                    known[0].tokenizer if everyone else None, known[0].vocab_size if everyone else None, settings,
-                    tuple(source for manifest in known for source in manifest.sources))
+    tokenizer, vocab_size = (known[0].tokenizer, known[0].vocab_size) if everyone else (None, None)
+    writer.describe(tokenizer, vocab_size, settings, [source for manifest in known for source in manifest.sources])

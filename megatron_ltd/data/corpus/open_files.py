@@ -1,4 +1,4 @@
-"""Files that are read at any place, by any thread, of which there may be more than a process may have open."""
+"""Random access to more files than a process may have open, from several threads."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ _LEAST_OPEN = 64
 
 
 class _Handle:
-    """A file descriptor that is closed when nobody holds it any more."""
+    """A file descriptor that is closed with the last reference to it."""
 
     def __init__(self, path: str):
         self.fd = os.open(path, os.O_RDONLY)
@@ -24,7 +24,7 @@ class _Handle:
 
 
 class ReadFile:
-    """A file of a fixed size; the one that was opened longest ago is closed when there are too many, until it is read.
+    """A file of a fixed size. When too many are open, the one opened longest ago is closed until it is read again.
 
     Attributes:
         size_bytes: when it was opened.
@@ -41,7 +41,7 @@ class ReadFile:
         _opened(self)
 
     def read(self, start_bytes: int, size_bytes: int) -> bytes:
-        """Bytes from a place on; fewer only where the file ends.
+        """Bytes from an offset on; fewer only at the end of the file.
 
         Raises:
             DataError: they cannot be read, or another file has taken the name.
@@ -59,7 +59,7 @@ class ReadFile:
         return data
 
     def close(self) -> None:
-        """Frees the descriptor, once no thread reads with it; reading opens the file again."""
+        """Releases the descriptor, which is closed once no thread reads from it; reading opens the file again."""
         self._handle = None
 
     def _reopen(self) -> _Handle:
@@ -73,7 +73,7 @@ class ReadFile:
 
 
 def most_open() -> int:
-    """How many of these files are open at a time: what the limit of the process (ulimit -n) leaves."""
+    """How many of these files may be open at a time under the limit of the process (ulimit -n)."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(limit - _LEFT_TO_OTHERS, _LEAST_OPEN) if limit != resource.RLIM_INFINITY else 1 << 30
 
@@ -83,7 +83,7 @@ _lock = threading.Lock()
 
 
 def _opened(file: ReadFile) -> None:
-    """Closes what was opened first, where that makes too many."""
+    """Registers an open file, and closes the oldest ones while there are too many."""
     with _lock:
         _open.append(weakref.ref(file))
         most = most_open()

@@ -1,36 +1,55 @@
-"""The files that stand for a corpus while it is written, and how they get their names."""
+"""Files that are not complete yet: how they are written, and how those of a corpus get their names."""
 
 import fcntl
 import os
-from typing import BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from megatron_ltd.data.corpus.manifest import manifest_path
 from megatron_ltd.errors import DataError
 
 
-def publish_corpus(prefix: str) -> None:
-    """Gives finished partial files their names; goes on where an earlier call was ended.
-
-    The index comes last and an old one goes first: it never stands beside tokens or a manifest that are not its own.
-    """
+@contextmanager
+def writing(path: str, remedy: str = "") -> Iterator[None]:
+    """Turns an error of the file system into a DataError that names the path."""
     try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}.{remedy}") from error
+
+
+def sync(stream: BinaryIO | TextIO) -> None:
+    """Brings all that was written to disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def remove(*paths: str) -> None:
+    """Removes those of the files that exist."""
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
+
+
+def publish_corpus(prefix: str) -> None:
+    """Gives finished partial files their names; continues an earlier call that was interrupted.
+
+    An old index is removed first and the new one is renamed last: an index never stands beside tokens or a manifest of
+    another corpus.
+    """
+    with writing(prefix):
         if os.path.exists(f"{prefix}.bin.partial"):
-            for path in (f"{prefix}.idx", manifest_path(prefix)):
-                if os.path.exists(path):
-                    os.unlink(path)
+            remove(f"{prefix}.idx", manifest_path(prefix))
         for path in (f"{prefix}.bin", manifest_path(prefix), f"{prefix}.idx"):
             if os.path.exists(f"{path}.partial"):
                 os.replace(f"{path}.partial", path)
-        for path in side_files(prefix):
-            if os.path.exists(path):
-                os.unlink(path)
+        remove(*side_files(prefix))
         folder = os.open(os.path.dirname(prefix) or ".", os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        raise DataError(f"{prefix} cannot be written: {error}.") from error
 
 
 def side_files(prefix: str) -> tuple[str, str]:
@@ -39,7 +58,7 @@ def side_files(prefix: str) -> tuple[str, str]:
 
 
 def partial_files(prefix: str) -> tuple[str, ...]:
-    """All that stands for an unfinished corpus, `.bin` first."""
+    """All files of an unfinished corpus, `.bin` first."""
     return (f"{prefix}.bin.partial", f"{prefix}.idx.partial", f"{manifest_path(prefix)}.partial", *side_files(prefix))
 
 

@@ -1,25 +1,33 @@
 """Writes a corpus in the format of `indexed.py`, byte for byte as Megatron does.
 
 Both files grow under `*.partial` names and get their own names only in `close`, flushed to disk and complete. So a
-corpus is there as a whole or not at all, whatever ends the process; a later run replaces partial files left by a kill,
-or goes on from the last `mark` (two more partial files then hold what is not in `.bin`).
+corpus exists as a whole or not at all, however the process ends; a later run replaces partial files left by a kill, or
+continues from the last `mark` (two more partial files then hold what is not in `.bin`).
 """
 
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_ltd.data.corpus.indexed import HEADER, MAGIC, TOKEN_DTYPES, VERSION
-from megatron_ltd.data.corpus.manifest import FileFacts, Manifest, manifest_path
-from megatron_ltd.data.corpus.partial_files import open_partial, partial_files, publish_corpus, side_files
+from megatron_ltd.data.corpus.manifest import FileFacts, Manifest, SourceFacts, manifest_path
+from megatron_ltd.data.corpus.partial_files import (
+    open_partial,
+    partial_files,
+    publish_corpus,
+    remove,
+    side_files,
+    sync,
+    writing,
+)
 from megatron_ltd.errors import DataError
 
 _CHUNK_BYTES = 1 << 22
@@ -33,7 +41,7 @@ def dtype_for_vocab(vocab_size: int | None) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Mark:
-    """How much of a corpus is safe on disk: sizes, and the SHA-256 of the bytes of `.bin` so far."""
+    """The part of a corpus that is safe on disk: its sizes, and the SHA-256 of the bytes of `.bin` so far."""
 
     tokens: int
     sequences: int
@@ -47,11 +55,11 @@ class IndexedCorpusWriter:
     Args:
         prefix: path of the two files without `.bin` and `.idx`; missing folders are made, an old corpus is replaced.
         vocab_size: token ids must be below it, and it decides the token type.
-        dtype: token type, where the vocabulary should not decide.
-        resume: go on from here with the partial files of an earlier writer.
+        dtype: token type, if the vocabulary should not decide.
+        resume: continue from here with the partial files of an earlier writer.
 
     Attributes:
-        keep: leave the partial files after a failure, for a later writer to go on.
+        keep: leave the partial files after a failure, for a later writer to continue.
 
     Raises:
         DataError: a token id that the vocabulary or the type does not have, or a file that cannot be written.
@@ -71,20 +79,16 @@ class IndexedCorpusWriter:
         self.tokens = 0
         self.keep = False
         self._hash = hashlib.sha256()
-        self._facts: tuple[FileFacts, FileFacts] | None = None
-        try:
+        self._finished: FileFacts | None = None
+        with writing(f"{prefix}.bin", " Choose another --output-prefix."):
             os.makedirs(os.path.dirname(prefix) or ".", exist_ok=True)
             self._bin = open_partial(f"{prefix}.bin.partial")
             kept = () if resume is None else side_files(prefix)
-            for path in partial_files(prefix)[1:]:
-                if path not in kept and os.path.exists(path):
-                    os.unlink(path)
+            remove(*(path for path in partial_files(prefix)[1:] if path not in kept))
             if resume is None:
                 self._bin.truncate(0)
             else:
-                self._go_on(resume)
-        except OSError as error:
-            raise DataError(f"{prefix}.bin cannot be written: {error}. Choose another --output-prefix.") from error
+                self._resume(resume)
 
     @property
     def documents(self) -> int:
@@ -125,67 +129,48 @@ class IndexedCorpusWriter:
             raise DataError(f"{self.prefix}: a sequence of {lengths.max()} tokens; the format holds at most "
                             f"{_LARGEST_LENGTH} in one. Split the document.")
         data = self._checked(ids).tobytes()
-        self._write(self._bin, data)
+        with writing(self.prefix):
+            self._bin.write(data)
         self._hash.update(data)
         self._lengths.frombytes(lengths.astype(np.int32).tobytes())
         self._documents.frombytes((self._documents[-1] + np.cumsum(sequences)).astype(np.int64).tobytes())
         self.tokens += len(ids)
 
     def mark(self) -> Mark:
-        """Brings all that was added to disk, from where a later writer can go on."""
-        try:
-            self._sync(self._bin)
+        """Brings all that was added to disk; a later writer can continue from here."""
+        with writing(self.prefix):
+            sync(self._bin)
             for path, values, first in zip(side_files(self.prefix), (self._lengths, self._documents), self._marked,
                                            strict=True):
                 with open(path, "r+b" if os.path.exists(path) else "wb") as stream:
                     stream.seek(first * values.itemsize)
                     stream.truncate()
                     stream.write(memoryview(values)[first:])
-                    self._sync(stream)
-        except OSError as error:
-            raise DataError(f"{self.prefix} cannot be written: {error}.") from error
+                    sync(stream)
         self._marked = (len(self._lengths), len(self._documents))
         return Mark(self.tokens, self.sequences, self.documents, self._hash.hexdigest())
 
-    def finish(self) -> tuple[FileFacts, FileFacts]:
-        """Completes both files under their partial names; facts of `.bin` and `.idx`."""
-        if self._facts is None:
-            digest, size = hashlib.sha256(), 0
-            try:
-                self._sync(self._bin)
-                with open_partial(f"{self.prefix}.idx.partial") as stream:
-                    stream.truncate(0)
-                    for part in self._index():
-                        stream.write(part)
-                        digest.update(part)
-                        size += len(part)
-                    self._sync(stream)
-            except OSError as error:
-                raise DataError(f"{self.prefix} cannot be written: {error}.") from error
-            self._facts = (FileFacts(self.tokens * self.dtype.itemsize, self._hash.hexdigest()),
-                           FileFacts(size, digest.hexdigest()))
-        return self._facts
-
-    def describe(self, manifest: Manifest) -> None:
-        """Writes the manifest, to be published with the corpus."""
-        try:
-            with open(f"{manifest_path(self.prefix)}.partial", "wb") as stream:
-                stream.write(manifest.to_bytes())
-                self._sync(stream)
-        except OSError as error:
-            raise DataError(f"{manifest_path(self.prefix)} cannot be written: {error}.") from error
+    def describe(self, tokenizer: str | None, vocab_size: int | None, settings: dict[str, Any],
+                 sources: Sequence[SourceFacts]) -> None:
+        """Completes both files under their partial names, and writes the manifest to be published with them."""
+        bin_facts = FileFacts(self.tokens * self.dtype.itemsize, self._hash.hexdigest())
+        manifest = Manifest(bin_facts, self._finish(), self.dtype.name, self.documents, self.sequences, self.tokens,
+                            tokenizer, vocab_size, settings, tuple(sources))
+        path = manifest_path(self.prefix)
+        with writing(path), open(f"{path}.partial", "wb") as stream:
+            stream.write(manifest.to_bytes())
+            sync(stream)
 
     def close(self) -> None:
         """Completes both files and gives them their names."""
-        self.finish()
+        self._finish()
         publish_corpus(self.prefix)
         self._bin.close()
 
     def abort(self) -> None:
         """Removes what was written, unless it is to be kept."""
-        for path in () if self.keep else partial_files(self.prefix):
-            if os.path.exists(path):
-                os.unlink(path)
+        if not self.keep:
+            remove(*partial_files(self.prefix))
         with suppress(OSError):  # about what the buffer still held, which is of no use
             self._bin.close()
 
@@ -217,11 +202,20 @@ class IndexedCorpusWriter:
                             "ids.")
         return ids.astype(self.dtype, copy=False)
 
-    def _write(self, stream: BinaryIO, data: bytes) -> None:
-        try:
-            stream.write(data)
-        except OSError as error:
-            raise DataError(f"{self.prefix} cannot be written: {error}.") from error
+    def _finish(self) -> FileFacts:
+        """Completes both files under their partial names; facts of `.idx`."""
+        if self._finished is None:
+            digest, size = hashlib.sha256(), 0
+            with writing(self.prefix):
+                sync(self._bin)
+                with open_partial(f"{self.prefix}.idx.partial") as stream:
+                    stream.truncate(0)
+                    for part in self._index():
+                        size += stream.write(part)
+                        digest.update(part)
+                    sync(stream)
+            self._finished = FileFacts(size, digest.hexdigest())
+        return self._finished
 
     def _index(self) -> Iterator[bytes]:
         """The parts of `.idx`."""
@@ -236,8 +230,8 @@ class IndexedCorpusWriter:
         yield pointers.tobytes()
         yield documents.astype("<i8").tobytes()
 
-    def _go_on(self, mark: Mark) -> None:
-        """Takes up what was marked; what came after it is dropped."""
+    def _resume(self, mark: Mark) -> None:
+        """Reads back what was marked and drops what came after it."""
         sizes = (mark.sequences, mark.documents + 1)
         arrays = (self._lengths, self._documents)
         del self._documents[:]
@@ -257,8 +251,3 @@ class IndexedCorpusWriter:
         self._bin.seek(mark.tokens * self.dtype.itemsize)
         self._bin.truncate()
         self.tokens, self._marked, self.keep = mark.tokens, sizes, True
-
-    @staticmethod
-    def _sync(stream: BinaryIO) -> None:
-        stream.flush()
-        os.fsync(stream.fileno())

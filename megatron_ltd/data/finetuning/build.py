@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from megatron_ltd.config import DataConfig, RunConfig
+from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets, one_epoch_datasets
 from megatron_ltd.data.finetuning.epochs import EpochDataset, FilledDataset
 from megatron_ltd.data.finetuning.packing import PackedDataset
@@ -62,9 +62,6 @@ def describe(epoch: Epoch) -> list[str]:
 def _packed(flag: str, patterns: Sequence[str] | None, config: RunConfig, tokenizer: Tokenizer) -> Dataset | None:
     if patterns is None:
         return None
-    length = config.model.seq_length
-    return PackedDataset(read_responses(flag, patterns, tokenizer, _form(config.data, length)), length, tokenizer.eod)
-
-
-def _form(data: DataConfig, length: int) -> ResponseForm:
-    return ResponseForm(data.prompt_key, data.response_key, length, data.overlong_samples == "skip")
+    data, length = config.data, config.model.seq_length
+    form = ResponseForm(data.prompt_key, data.response_key, length, data.overlong_samples == "skip")
+    return PackedDataset(read_responses(flag, patterns, tokenizer, form), length, tokenizer.eod)

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.data.sample import Dataset, Sample
+from megatron_ltd.data.sample import Dataset, Sample, check_index
 
 _KEPT_ORDERS = 2  # of the epoch that is read and, ahead of it, the next
 
@@ -27,24 +27,17 @@ class EpochDataset:
     def __len__(self) -> int:
         return self._num_samples
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        return self.base[self._place(index)]
-
     def sample(self, index: int) -> Sample:
-        return self.base.sample(self._place(index))
-
-    def _place(self, index: int) -> int:
-        if not 0 <= index < self._num_samples:
-            raise IndexError(f"sample {index} of {self._num_samples}")
+        check_index(index, self)
         epoch, place = divmod(index, len(self.base))
-        return int(self._order(epoch)[place])
+        return self.base.sample(self._order(epoch).item(place))
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self.base))
 
 
 class FilledDataset:
-    """The samples of a set, and after them as many that count for nothing as whole batches need.
+    """The samples of a set, then copies of its first one without any loss, to fill the last batch.
 
     Args:
         num_samples: at least those of the set.
@@ -57,16 +50,9 @@ class FilledDataset:
     def __len__(self) -> int:
         return self._num_samples
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        return self.base[self._place(index)]
-
     def sample(self, index: int) -> Sample:
-        sample = self.base.sample(self._place(index))
+        check_index(index, self)
         if index < len(self.base):
-            return sample
+            return self.base.sample(index)
+        sample = self.base.sample(0)
         return {**sample, "loss_mask": np.zeros_like(sample["loss_mask"])}
-
-    def _place(self, index: int) -> int:
-        if not 0 <= index < self._num_samples:
-            raise IndexError(f"sample {index} of {self._num_samples}")
-        return index if index < len(self.base) else 0

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ltd.data.finetuning.responses import Responses
-from megatron_ltd.data.sample import Sample
+from megatron_ltd.data.sample import Sample, check_index
 
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
@@ -61,13 +61,8 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self.packs)
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        sample = self.sample(index)
-        return np.concatenate([sample["tokens"], sample["labels"][-1:]])
-
     def sample(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+        check_index(index, self)
         length = self.seq_length
         tokens, labels = (np.full(length, self.filling, dtype=np.int64) for _ in range(2))
         loss_mask = np.zeros(length, dtype=np.float32)

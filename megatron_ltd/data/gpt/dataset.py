@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megatron_ltd.data.corpus.index_cache import cached_arrays
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.gpt.index import LABEL_TOKENS, GPTIndex, build_gpt_index
-from megatron_ltd.data.sample import GPTSampleForm, Sample
+from megatron_ltd.data.sample import GPTSampleForm, Sample, check_index
 from megatron_ltd.errors import DataError
 
 
@@ -20,7 +20,7 @@ class GPTDataset:
 
     Args:
         sequences: the part of the corpus.
-        num_samples: at least so many samples; None: one epoch.
+        num_samples: the dataset has at least this many; None: one epoch.
         seed: decides the order.
         form: how a stretch of tokens becomes a sample.
         cache_path: --data-cache-path.
@@ -42,17 +42,16 @@ class GPTDataset:
             "index": "gpt", "corpus": corpus.content_digest, "sequences": [sequences.start, sequences.stop],
             "num_samples": num_samples, "seq_length": form.seq_length, "seed": seed}
         self.index = GPTIndex(*cached_arrays(cache_path, key, lambda: build_gpt_index(
-            corpus.sequence_lengths, sequences, num_samples, form.seq_length, seed).arrays))
+            corpus.sequence_lengths, sequences, num_samples, form.seq_length, seed)))
         key["form"] = dataclasses.asdict(form)
         self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index.shuffle_index)
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
+    def text(self, index: int) -> NDArray[np.int64]:
         """The seq_length + 1 tokens of a sample."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+        check_index(index, self)
         row = int(self.index.shuffle_index[index])
         (first, begin), (last, end) = self.index.sample_index[row:row + 2].tolist()
         documents = self.index.document_index[first:last + 1].tolist()
@@ -63,16 +62,8 @@ class GPTDataset:
             parts = [read(documents[0], begin), *map(read, documents[1:-1]),
                      read(documents[-1], 0, end + LABEL_TOKENS)]
         text = np.concatenate(parts, dtype=np.int64)
-        self._check(text)
+        self.corpus.check_ids(text, self.form.vocab_size)
         return text
 
     def sample(self, index: int) -> Sample:
-        return self.form.arrays(self[index])
-
-    def _check(self, text: NDArray[np.int64]) -> None:
-        largest = int(text.max())
-        smallest = 0 if self.corpus.dtype.kind == "u" else int(text.min())
-        if largest >= self.form.vocab_size or smallest < 0:
-            bad = largest if largest >= self.form.vocab_size else smallest
-            raise DataError(f"Corpus {self.corpus.prefix} holds token id = {bad}, and the tokenizer has ids in "
-                            f"[0, {self.form.vocab_size}). Use the tokenizer with which the corpus was written.")
+        return self.form.arrays(self.text(index))

@@ -12,8 +12,7 @@ When the samples asked for use less than 80% of the last epoch, that epoch is sh
 documents are not over-represented early in the run.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,20 +26,12 @@ _LONG_DOCUMENTS = 1 << 12  # shorter arrays are shuffled as fast by numpy
 LABEL_TOKENS = 1  # a sample reads one token beyond its length, the label of its last
 
 
-@dataclass(frozen=True, eq=False)
-class GPTIndex:
+class GPTIndex(NamedTuple):
     """The three arrays of the module's docstring."""
 
     document_index: NDArray[np.int32]
     sample_index: NDArray[Any]
     shuffle_index: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.shuffle_index)
-
-    @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        return self.document_index, self.sample_index, self.shuffle_index
 
 
 def split_bounds(split: str) -> tuple[tuple[float, float] | None, ...]:
@@ -65,7 +56,7 @@ def split_bounds(split: str) -> tuple[tuple[float, float] | None, ...]:
 
 
 def split_range(bounds: tuple[float, float], sequences: int) -> range:
-    """The sequences of a corpus of so many that belong to a split."""
+    """The sequences that belong to a split, of a corpus with this many."""
     low, high = bounds
     return range(int(round(low * float(sequences))), int(round(high * float(sequences))))
 
@@ -77,7 +68,7 @@ def build_gpt_index(sequence_lengths: NDArray[np.int32], sequences: range, num_s
     Args:
         sequence_lengths: tokens of every sequence of the corpus.
         sequences: the part to sample from.
-        num_samples: at least so many samples, from as many epochs as that takes; None: one epoch.
+        num_samples: the least number of samples, from as many epochs as that takes; None: one epoch.
 
     Raises:
         DataError: the part has no tokens, or more than 2^31 - 1 sequences.
@@ -116,7 +107,7 @@ def _document_index(sequences: range, epochs: int, last_apart: bool,
 
 
 def shuffle(values: NDArray[np.int32], random: np.random.RandomState, *, native: bool = True) -> None:
-    """`random.shuffle(values)`, in a compiled loop where that is there: the same order and the same state after it."""
+    """`random.shuffle(values)`, in the compiled loop if it is installed: the same order and the same state after it."""
     kind, key, position, *gauss = random.get_state(legacy=True)
     module = helpers() if native and _LONG_DOCUMENTS <= len(values) < 1 << 32 else None
     if module is None:

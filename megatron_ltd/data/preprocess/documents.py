@@ -1,11 +1,10 @@
 """The documents in a block of loose JSON, an object a line, or in a file that is one document."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_ltd.data.preprocess.text_input import LARGEST_DOCUMENT_BYTES, Block
-from megatron_ltd.errors import DataError
 
 _EXCERPT_BYTES = 80
 
@@ -31,32 +30,18 @@ class BadLine:
         return f"{self.path}:{self.line}:{self.first_byte}: {self.problem}: {excerpt!r}{end}"
 
 
-def documents(block: Block, json_keys: Sequence[str]) -> list[list[str]]:
-    """The texts of a block, for each key.
-
-    Raises:
-        DataError: a line is no JSON object with a string under every key; it names file, line and byte.
-    """
-    texts, bad = sorted_documents(block, json_keys, most_bad=1)
-    if bad:
-        raise DataError(f"{bad[0]} Correct or remove this line (file:line:byte) and run again; nothing was written.")
-    return texts
-
-
 def sorted_documents(block: Block, json_keys: Sequence[str],
                      most_bad: int | None = None) -> tuple[list[list[str]], list[BadLine]]:
     """The texts of a block's good lines, for each key, and its bad lines.
 
     Args:
-        most_bad: stop at so many bad lines.
+        most_bad: stop at this many bad lines.
     """
-    if block.columns is not None:
-        return _sorted_rows(block, block.columns, json_keys, most_bad)
     texts: list[list[str]] = [[] for _ in json_keys]
     bad: list[BadLine] = []
     first_byte = block.first_byte
-    for number, line in enumerate([block.data] if block.whole else block.lines()):
-        found = _whole(line, json_keys) if block.whole else _texts(line, json_keys)
+    for number, (line, found) in enumerate(_rows(block, json_keys) if block.columns is not None else
+                                           _lines(block, json_keys)):
         if isinstance(found, str):
             bad.append(BadLine(block.path, block.first_line + number, first_byte, found, line))
             if len(bad) == most_bad:
@@ -64,27 +49,30 @@ def sorted_documents(block: Block, json_keys: Sequence[str],
         else:
             for text, column in zip(found, texts, strict=True):
                 column.append(text)
-        first_byte += len(line) + 1
+        if block.columns is None:  # a row has no place in bytes
+            first_byte += len(line) + 1
     return texts, bad
 
 
-def _sorted_rows(block: Block, columns: tuple[tuple[object, ...], ...], json_keys: Sequence[str],
-                 most_bad: int | None) -> tuple[list[list[str]], list[BadLine]]:
-    """The same for a table; a row has no place in bytes, and stands among the bad lines as an object of JSON."""
-    texts: list[list[str]] = [[] for _ in json_keys]
-    bad: list[BadLine] = []
-    for number, row in enumerate(zip(*columns, strict=True)):
+def _lines(block: Block, json_keys: Sequence[str]) -> Iterator[tuple[bytes, Sequence[str] | str]]:
+    """Each line, or the whole file, with its text under each key or what is wrong with it."""
+    if block.whole:
+        yield block.data, _whole(block.data, json_keys)
+        return
+    for line in block.lines():
+        yield line, _texts(line, json_keys)
+
+
+def _rows(block: Block, json_keys: Sequence[str]) -> Iterator[tuple[bytes, Sequence[str] | str]]:
+    """The same for the rows of a table; only a bad row is shown, as an object of JSON."""
+    assert block.columns is not None
+    for row in zip(*block.columns, strict=True):
         problem = next(filter(None, map(_problem, json_keys, row)), None)
-        if problem is not None:
+        if problem is None:
+            yield b"", [str(text) for text in row]
+        else:
             shown = json.dumps(dict(zip(json_keys, row, strict=True)), ensure_ascii=False, default=repr)
-            bad.append(BadLine(block.path, block.first_line + number, 0, problem,
-                               shown.encode(errors="backslashreplace")))
-            if len(bad) == most_bad:
-                break
-            continue
-        for text, column in zip(row, texts, strict=True):
-            column.append(str(text))
-    return texts, bad
+            yield shown.encode(errors="backslashreplace"), problem
 
 
 def _problem(key: str, text: object) -> str | None:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.preprocess.documents import BadLine, sorted_documents
-from megatron_ltd.data.preprocess.rejected import Policy
 from megatron_ltd.data.preprocess.text_input import Block
-from megatron_ltd.data.text.fast_bpe import Engine, FlatIds, FlatTokenizer, with_engine
+from megatron_ltd.data.text.fast_bpe import Engine, FastBpe, FlatIds, with_engine
 from megatron_ltd.data.text.sentences import SentencePlan, SentenceSplitter
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import DataError
@@ -29,7 +28,7 @@ class EncodingPlan:
         json_keys: each key of an object becomes a corpus of its own.
         append_eod: end every document that has a token with the end-of-document token.
         sentences: every sentence becomes a sequence of its own; None: every document does.
-        on_bad_line: fail, or leave out lines that hold no document.
+        on_bad_line: fail, or leave out lines that hold no document and, with quarantine, keep them beside the corpora.
         engine: the library that tokenizes; the ids do not depend on it.
     """
 
@@ -38,7 +37,7 @@ class EncodingPlan:
     json_keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
     sentences: SentencePlan | None = None
-    on_bad_line: Literal["fail"] | Policy = "fail"
+    on_bad_line: Literal["fail", "skip", "quarantine"] = "fail"
     engine: Engine = "auto"
 
     @property
@@ -50,12 +49,8 @@ class EncodingPlan:
         """The corpora that are written."""
         return [f"{output_prefix}_{key}_{self.level}" for key in self.json_keys]
 
-    def build_tokenizer(self) -> Tokenizer:
-        """The tokenizer of the library that `engine` names."""
-        return self.choose_tokenizer()[0]
-
     def choose_tokenizer(self) -> tuple[Tokenizer, str | None]:
-        """The same, and a remark on what `auto` has chosen."""
+        """The tokenizer of the library that `engine` names, and a remark on what `auto` has chosen."""
         return with_engine(build_tokenizer(self.tokenizer, self.vocab_size), self.engine)
 
 
@@ -103,7 +98,7 @@ def _encode(plan: EncodingPlan, tokenizer: Tokenizer, texts: list[str]) -> Encod
         cut = [plan.sentences.cut(text, splitter) for text in texts]
         parts = list(itertools.chain.from_iterable(cut))
         counts = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
-    tokens, lengths = tokenizer.encode_flat(parts) if isinstance(tokenizer, FlatTokenizer) else \
+    tokens, lengths = tokenizer.encode_flat(parts) if isinstance(tokenizer, FastBpe) else \
         _flat(tokenizer.encode_batch(parts))
     documents = np.repeat(np.arange(len(texts)), counts)[lengths > 0]
     sequences = np.bincount(documents, minlength=len(texts)).astype(np.int64)
@@ -135,7 +130,7 @@ def _flat(ids: Sequence[Sequence[int]]) -> FlatIds:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(plan: EncodingPlan) -> Tokenizer:
-    return plan.build_tokenizer()
+    return plan.choose_tokenizer()[0]
 
 
 @functools.lru_cache(maxsize=1)

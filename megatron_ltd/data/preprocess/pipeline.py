@@ -1,9 +1,9 @@
 """Text files to corpora: read in blocks, tokenize them in worker processes, write in the order of the input.
 
 The order and the bytes of the output do not depend on the number of workers. A line that holds no document stops
-everything, with its place, and nothing is left under the names of the output; or such lines are left out
-(`rejected.py`). From time to time all that was done is brought to disk, with a note of how far that is
-(`run_state.py`), so that a run that was killed, or failed, can go on.
+the run, which names its place and leaves nothing under the names of the output; or such lines are left out
+(`rejected.py`). From time to time the work so far is brought to disk with a record of the progress (`run_state.py`),
+so that a run that was killed, or failed, can be resumed.
 """
 
 import dataclasses
@@ -17,28 +17,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ltd.data.corpus.manifest import Manifest, SourceFacts, read_manifest
+from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from megatron_ltd.data.corpus.manifest import SourceFacts
 from megatron_ltd.data.corpus.partial_files import publish_corpus
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
 from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block
-from megatron_ltd.data.preprocess.hf_input import HfInput, HfSource
-from megatron_ltd.data.preprocess.parquet_input import ParquetInput, open_input
 from megatron_ltd.data.preprocess.rejected import RejectedLines
 from megatron_ltd.data.preprocess.run_state import RunState, load_state, remove_state, save_state
-from megatron_ltd.data.preprocess.text_input import START, Block, Place, TextInput
-from megatron_ltd.data.preprocess.worker_processes import WorkerProcesses
+from megatron_ltd.data.preprocess.table_input import HfSource, open_input
+from megatron_ltd.data.preprocess.text_input import START, Block, Place
+from megatron_ltd.data.preprocess.worker_processes import worker_processes
 from megatron_ltd.data.text.fast_bpe import Engine, FastBpe
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.log import Console
 
-Input = TextInput | ParquetInput | HfInput
 CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; text is counted decompressed, the share by input bytes on disk (None: read from a pipe)."""
+    """The progress of a run; text is counted decompressed, the share by input bytes on disk (None: input is a pipe)."""
 
     documents: int
     text_bytes: int
@@ -54,28 +53,17 @@ class Progress:
                 f"{self.text_bytes / self.seconds / 1e6:.2f} MB/s){left}.")
 
 
-@dataclass(frozen=True)
-class WrittenCorpus:
-    """One corpus of the output."""
-
-    prefix: str
-    documents: int
-    sequences: int
-    tokens: int
-    dtype: str
-
-
 def preprocess(plan: EncodingPlan, inputs: Sequence[str | HfSource], output_prefix: str, workers: int,
                report: Callable[[Progress], None], log_interval: int = 1000, resume: bool = False,
-               checkpoint_seconds: float = CHECKPOINT_SECONDS) -> list[WrittenCorpus]:
+               checkpoint_seconds: float = CHECKPOINT_SECONDS) -> list[IndexedCorpus]:
     """Writes `{output_prefix}_{key}_document`, or `_sentence`, for each key.
 
     Args:
         inputs: files and datasets in order.
         workers: processes that tokenize; 1 tokenizes in this one.
         report: called about every `log_interval` documents and at the end.
-        resume: go on where an interrupted run with the same settings and files was; from the start if there is none.
-        checkpoint_seconds: how often to note how far the run is.
+        resume: continue an interrupted run with the same settings and files; start anew if there is none.
+        checkpoint_seconds: time between two records of the progress.
 
     Raises:
         ConfigError: the interrupted run had other settings or files.
@@ -86,10 +74,9 @@ def preprocess(plan: EncodingPlan, inputs: Sequence[str | HfSource], output_pref
         run.write(workers, report, log_interval, checkpoint_seconds)
     for prefix in plan.prefixes(output_prefix):
         publish_corpus(prefix)
-    RejectedLines("quarantine" if plan.on_bad_line == "quarantine" else "skip", output_prefix,
-                  run.state.rejected).publish()
+    run.rejected.publish()
     remove_state(output_prefix)
-    return [_written(prefix) for prefix in plan.prefixes(output_prefix)]
+    return [IndexedCorpus(prefix) for prefix in plan.prefixes(output_prefix)]
 
 
 class _Run:
@@ -100,15 +87,14 @@ class _Run:
         self.tokenizer, remark = plan.choose_tokenizer()
         if remark is not None:
             Console().warn(remark)
-        self.files: list[Input] = [
-            HfInput(source, plan.json_keys) if isinstance(source, HfSource) else open_input(source, plan.json_keys)
-            for source in inputs]
+        self.files = [open_input(source, plan.json_keys) for source in inputs]
         key = _key(plan, inputs, self.tokenizer)
         found = load_state(output_prefix, key) if resume else None
         if found is not None and not all(isinstance(source, HfSource) or os.path.isfile(source) for source in inputs):
             raise ConfigError("--resume: --input holds a pipe, which cannot be read again from where the run was. Run "
                               "without --resume.")
         self.resumed, self.state = found is not None, found or RunState(key)
+        self.rejected = RejectedLines(plan.on_bad_line == "quarantine", output_prefix, self.state.rejected)
         for file in self.files[:self.state.file]:
             file.read_bytes = file.size_bytes
         sizes = [file.size_bytes for file in self.files]
@@ -124,9 +110,7 @@ class _Run:
             marks = self.state.marks if self.resumed else [None] * len(self.plan.json_keys)
             self.writers = [stack.enter_context(IndexedCorpusWriter(prefix, self.tokenizer.vocab_size, resume=mark))
                             for prefix, mark in zip(self.plan.prefixes(self.output_prefix), marks, strict=True)]
-            self.rejected = stack.enter_context(RejectedLines(
-                "quarantine" if self.plan.on_bad_line == "quarantine" else "skip", self.output_prefix,
-                self.state.rejected))
+            stack.enter_context(self.rejected)
             if not self.resumed:
                 remove_state(self.output_prefix)
             self.rejected.keep = self.resumed
@@ -142,8 +126,7 @@ class _Run:
             if self.count == 0:
                 raise DataError(f"No document in {', '.join(map(str, self.inputs))}: nothing to write.")
             report(self._progress())
-            for writer in self.writers:
-                writer.describe(self._manifest(writer))
+            self._describe()
             self._save(complete=True)
 
     def _add(self, block: EncodedBlock) -> None:
@@ -160,7 +143,7 @@ class _Run:
                         self.rejected.count)
 
     def _save(self, complete: bool = False) -> None:
-        """Brings everything so far to disk, and then the note that it is there."""
+        """Brings everything so far to disk, and then the record of it."""
         sources = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):self.file])
         marks = () if complete else tuple(writer.mark() for writer in self.writers)
         state = RunState(self.state.key, self.file, self.place, self.count, self.text_bytes,
@@ -195,25 +178,26 @@ class _Run:
 
         engine: Engine = "gigatoken" if isinstance(self.tokenizer, FastBpe) else "tokenizers"
         plan = dataclasses.replace(self.plan, engine=engine)
-        with WorkerProcesses(functools.partial(encode_block, plan), workers) as pool:
+        with worker_processes(functools.partial(encode_block, plan), workers) as submit:
             for number, block in self._blocks():
-                waiting.append((number, block.end, pool.submit(block)))
+                waiting.append((number, block.end, submit(block)))
                 if len(waiting) > 2 * workers:
                     yield first()
             while waiting:
                 yield first()
 
-    def _manifest(self, writer: IndexedCorpusWriter) -> Manifest:
-        plan, (bin_facts, idx_facts) = self.plan, writer.finish()
+    def _describe(self) -> None:
+        """Completes the corpora and writes their manifests."""
+        plan = self.plan
         digests = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):])
-        sources = tuple(SourceFacts(file.size_bytes, digest, file.path)
-                        for file, digest in zip(self.files, digests, strict=True))
-        settings = {"tokenizer_type": plan.tokenizer.tokenizer_type, "tokenizer_files": list(self.tokenizer.files),
-                    "json_key": plan.json_keys[self.writers.index(writer)], "append_eod": plan.append_eod,
-                    "sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
-                    "bad_lines_left_out": self.rejected.count}
-        return Manifest(bin_facts, idx_facts, writer.dtype.name, writer.documents, writer.sequences, writer.tokens,
-                        self.tokenizer.digest, self.tokenizer.vocab_size, settings, sources)
+        sources = [SourceFacts(file.size_bytes, digest, file.path)
+                   for file, digest in zip(self.files, digests, strict=True)]
+        for writer, key in zip(self.writers, plan.json_keys, strict=True):
+            writer.describe(self.tokenizer.digest, self.tokenizer.vocab_size, {
+                "tokenizer_type": plan.tokenizer.tokenizer_type, "tokenizer_files": list(self.tokenizer.files),
+                "json_key": key, "append_eod": plan.append_eod,
+                "sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
+                "bad_lines_left_out": self.rejected.count}, sources)
 
 
 def _key(plan: EncodingPlan, inputs: Sequence[str | HfSource], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -224,10 +208,3 @@ def _key(plan: EncodingPlan, inputs: Sequence[str | HfSource], tokenizer: Tokeni
             "--split-sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
             "--input": list(map(str, inputs)),
             "sizes and times of the input": [[s.st_size, s.st_mtime_ns] for s in found]}
-
-
-def _written(prefix: str) -> WrittenCorpus:
-    manifest = read_manifest(prefix)
-    if manifest is None:
-        raise DataError(f"{prefix}.manifest.json has gone while the corpus was published. Run again.")
-    return WrittenCorpus(prefix, manifest.documents, manifest.sequences, manifest.tokens, manifest.dtype)

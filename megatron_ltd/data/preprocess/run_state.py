@@ -1,4 +1,4 @@
-"""`{output_prefix}.resume.json`: how far a preprocessing run is, for `--resume` after it was killed or failed."""
+"""`{output_prefix}.resume.json`: the progress of a preprocessing run, for `--resume` after it was killed or failed."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ltd.data.corpus.partial_files import remove, sync, writing
 from megatron_ltd.data.corpus.writer import Mark
 from megatron_ltd.data.preprocess.text_input import START, Place
 from megatron_ltd.errors import ConfigError, DataError
@@ -19,7 +20,7 @@ class RunState:
     """Everything before `place` of input file `file` is in the marked corpora, or among the rejected lines.
 
     Attributes:
-        key: all that decides the bytes of the output; another run may go on only if it has the same.
+        key: all that decides the bytes of the output; another run may continue only with the same.
         sources: SHA-256 of the files before `file`.
         rejected: rejected lines, and the bytes of the two files that hold them.
         complete: all partial files are finished, and only have to get their names.
@@ -44,34 +45,31 @@ def state_path(output_prefix: str) -> str:
 def save_state(output_prefix: str, state: RunState) -> None:
     """Replaces the state on disk."""
     path = state_path(output_prefix)
-    try:
-        with open(f"{path}.partial", "w", encoding="utf-8") as stream:
-            json.dump({"format": FORMAT, **asdict(state)}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(f"{path}.partial", path)
-    except OSError as error:
-        with suppress(OSError):
-            os.unlink(f"{path}.partial")
-        raise DataError(f"{path} cannot be written: {error}.") from error
+    with writing(path):
+        try:
+            with open(f"{path}.partial", "w", encoding="utf-8") as stream:
+                json.dump({"format": FORMAT, **asdict(state)}, stream)
+                sync(stream)
+            os.replace(f"{path}.partial", path)
+        except OSError:
+            with suppress(OSError):
+                remove(f"{path}.partial")
+            raise
 
 
 def remove_state(output_prefix: str) -> None:
     """Forgets an interrupted run."""
-    for path in (state_path(output_prefix), f"{state_path(output_prefix)}.partial"):
-        try:
-            if os.path.exists(path):
-                os.unlink(path)
-        except OSError as error:
-            raise DataError(f"{path} cannot be removed: {error}.") from error
+    path = state_path(output_prefix)
+    with writing(path):
+        remove(path, f"{path}.partial")
 
 
 def load_state(output_prefix: str, key: dict[str, Any]) -> RunState | None:
-    """The state of an interrupted run, None where there is none.
+    """The state of an interrupted run, None without one.
 
     Raises:
         ConfigError: that run had other settings or files.
-        DataError: the file is none of a state.
+        DataError: the file is not such a state.
     """
     path = state_path(output_prefix)
     if not os.path.exists(path):
@@ -85,7 +83,8 @@ def load_state(output_prefix: str, key: dict[str, Any]) -> RunState | None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is no state of an interrupted run: {error!r}. Run again without --resume.") from error
+        raise DataError(f"{path} is not the state of an interrupted run: {error!r}. Run again without "
+                        "--resume.") from error
     now = json.loads(json.dumps(key))
     for name in now:
         if state.key.get(name) != now[name]:

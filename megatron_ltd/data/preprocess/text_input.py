@@ -8,26 +8,18 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from typing import Protocol
+from typing import Any
+
+import zstandard
 
 from megatron_ltd.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
-_BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 1 << 19
 _SIGNAL_SECONDS = 0.5
-LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with its end-of-document token no longer than the format's int32 lengths can say
+LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with an end-of-document token it still fits the format's int32 lengths
 INPUT_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".json", ".txt") for packed in ("", ".gz", ".zst")
                        ) + (".parquet",)
-
-
-class _Decoder(Protocol):
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,7 @@ class TextInput:
             held_bytes += len(chunk)
             cut = chunk.rfind(b"\n") + 1
             line_bytes = line_bytes + len(chunk) if newline < 0 else len(chunk) - cut
-            if held_bytes < _BLOCK_BYTES or not cut or self.whole:
+            if held_bytes < BLOCK_BYTES or not cut or self.whole:
                 continue
             pieces[-1] = chunk[:cut]
             block = self._block(place, b"".join(pieces))
@@ -166,7 +158,7 @@ class TextInput:
 
     def _chunks(self) -> Iterator[bytes]:
         """The decompressed bytes."""
-        decoder: _Decoder | None = None
+        decoder: Any = None
         try:
             with open(self.path, "rb", buffering=0) as stream:
                 while raw := _read_when_ready(stream):
@@ -182,22 +174,18 @@ class TextInput:
                                 break
                         decoder = decoder or self._decoder()
                         yield decoder.decompress(raw)
-                        raw = b""
+                        raw = decoder.unused_data
                         if decoder.eof:
-                            raw, decoder = decoder.unused_data, None
-        except _read_errors() as error:
+                            decoder = None
+        except (OSError, zlib.error, zstandard.ZstdError) as error:
             raise DataError(f"{self.path}, near byte {self.read_bytes}: {error}.") from error
         if decoder is not None:
             raise DataError(f"{self.path}: the compressed file ends at byte {self.size_bytes}, before its end marker. "
                             "It was not fully copied; copy it again.")
 
-    def _decoder(self) -> _Decoder:
+    def _decoder(self) -> Any:
         if self._kind == ".gz":
             return zlib.decompressobj(wbits=31)
-        try:
-            import zstandard
-        except ImportError as error:
-            raise DataError(f"{self.path} needs the package zstandard. Install it: pip install zstandard.") from error
         return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 
@@ -218,12 +206,3 @@ def _read_when_ready(stream: FileIO) -> bytes:
     while not select.select([stream], [], [], _SIGNAL_SECONDS)[0]:
         continue
     return stream.read(_CHUNK_BYTES) or b""
-
-
-def _read_errors() -> tuple[type[Exception], ...]:
-    """What reading and decompressing may raise."""
-    try:
-        import zstandard
-    except ImportError:
-        return OSError, zlib.error
-    return OSError, zlib.error, zstandard.ZstdError

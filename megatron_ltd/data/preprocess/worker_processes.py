@@ -1,19 +1,19 @@
 """Processes that apply a function, each behind a pipe of its own.
 
-They share no queue and no lock, so one that is killed, for lack of memory say, is noticed as the end of its pipe; a
-process pool whose worker dies while it holds the pool's lock waits for ever. A worker ends when its parent does: its
-pipe closes.
+They share no queue and no lock, so a process that is killed, for example for lack of memory, is noticed as the end of
+its pipe. A process pool would wait for ever for an answer whose worker was killed while it wrote to the shared queue.
+A worker ends when its parent does, because its pipe closes.
 """
 
 import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from megatron_ltd.errors import DataError
 
@@ -21,33 +21,21 @@ Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
 
-class WorkerProcesses(Generic[Task, Answer]):
-    """Answers to tasks, several at a time.
+@contextmanager
+def worker_processes(function: Callable[[Task], Answer], count: int) -> Iterator[Callable[[Task], Future[Answer]]]:
+    """Starts the processes, gives a function that submits a task to the next idle one, and kills them at the end.
 
     Args:
         function: at the level of a module; what it raises is raised by the future of its task.
         count: processes.
     """
+    context = multiprocessing.get_context("spawn")
+    idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+    workers = []
+    threads = ThreadPoolExecutor(count, thread_name_prefix="worker")  # each waits for the answer to one task
 
-    def __init__(self, function: Callable[[Task], Answer], count: int):
-        context = multiprocessing.get_context("spawn")
-        self._idle: queue.SimpleQueue[tuple[Any, Connection]] = queue.SimpleQueue()
-        self._workers: list[tuple[Any, Connection]] = []
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(function, theirs), daemon=True)
-            process.start()
-            theirs.close()  # or the pipe would not end with the process
-            self._workers.append((process, ours))
-            self._idle.put((process, ours))
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="worker")
-
-    def submit(self, task: Task) -> Future[Answer]:
-        """Have a task done by the next process that is free."""
-        return self._threads.submit(self._ask, task)
-
-    def _ask(self, task: Task) -> Answer:
-        process, connection = self._idle.get()
+    def ask(task: Task) -> Answer:
+        connection = idle.get()
         try:
             connection.send(task)
             succeeded, answer = connection.recv()
@@ -55,21 +43,26 @@ class WorkerProcesses(Generic[Task, Answer]):
             raise DataError("A worker process was killed, often for lack of memory. Run again with fewer --workers; "
                             "nothing was written.") from error
         finally:
-            self._idle.put((process, connection))
+            idle.put(connection)
         if not succeeded:
             raise answer
         result: Answer = answer
         return result
 
-    def __enter__(self) -> "WorkerProcesses[Task, Answer]":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for process, _ in self._workers:
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(function, theirs), daemon=True)
+            process.start()
+            theirs.close()  # or the pipe would not end with the process
+            workers.append((process, ours))
+            idle.put(ours)
+        yield lambda task: threads.submit(ask, task)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process, _ in workers:
             process.kill()  # what it still does is of no use
-        for process, connection in self._workers:
+        for process, connection in workers:
             process.join()
             connection.close()
 

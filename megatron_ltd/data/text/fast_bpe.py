@@ -1,9 +1,9 @@
 """Byte-level BPE in the `gigatoken` library (extra [fast]): the ids of the `tokenizers` library, many times faster.
 
-The two know different versions of Unicode, and so disagree about characters that one of them takes for unassigned
-("\\u088f's" is cut differently). A text with a character that Python's own tables do not know goes to `tokenizers`, for
-they are older than those of both; around every other character the two were found equal. Texts that are hard to cut
-are compared at every start.
+The two use different versions of Unicode, so they disagree about characters that are unassigned in one of them
+("\\u088f's" is split differently). Python's own tables are older than both, so a text with a character that is
+unassigned there goes to `tokenizers`; around every other character the two were found equal. Texts that are hard to
+split are compared whenever a tokenizer is built.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +33,8 @@ _HARD_TEXTS = (
     "नमस्ते दुनिया", "ไทย", "שלום's", "a_b-c's", "</s><s>[PAD][MASK] <|pad|>")
 
 
-@runtime_checkable
-class FlatTokenizer(Tokenizer, Protocol):
-    """A tokenizer that gives ids as arrays."""
-
-    def encode_flat(self, texts: Sequence[str]) -> FlatIds:
-        """All ids back to back, and how many each text has."""
-        ...
-
-
 class FastBpe:
-    """A byte-level BPE tokenizer with `encode_flat`.
+    """A byte-level BPE tokenizer that can give ids as arrays.
 
     Args:
         exact: the tokenizer whose ids these are.
@@ -82,15 +73,16 @@ class FastBpe:
         return self._exact.decode(ids)
 
     def encode_flat(self, texts: Sequence[str]) -> FlatIds:
+        """All ids back to back, and how many each text has."""
         data = [text.encode() for text in texts]
-        strange = [number for number, text in enumerate(data) if _has_unknown_character(text)]
+        unknown = [number for number, text in enumerate(data) if _has_unknown_character(text)]
         rows = self._fast.encode_batch(data, parallel=False).layout
         offsets = np.asarray(rows.offsets.data, dtype=np.int64)
         ids, lengths = np.asarray(rows.content.data)[offsets[0]:offsets[-1]], np.diff(offsets)
-        if not strange:
+        if not unknown:
             return ids, lengths
         parts = np.split(ids, np.cumsum(lengths)[:-1])
-        for number in strange:
+        for number in unknown:
             parts[number] = np.array(self._exact.encode(texts[number]), dtype=ids.dtype)
             lengths[number] = len(parts[number])
         return np.concatenate(parts), lengths

@@ -1,4 +1,4 @@
-"""Cuts text into sentences: by rules that ship with the project, or by nltk's trained punkt where its data is there.
+"""Cuts text into sentences: by rules that ship with the project, or by nltk's trained punkt if its data is installed.
 
 Both give the span of each sentence without the white space around it. The rules look at every sentence-ending mark that
 white space follows (ideographic ones need none) and ask what stands before and after it; an empty line always ends a
@@ -9,7 +9,7 @@ initials, single letters, ellipses, numbers, and the case of the next letter.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_ltd.errors import ConfigError, DataError
 
@@ -33,11 +33,11 @@ _FIRST_WORD = re.compile(r"\w++(?!\.)")
 MID_SENTENCE = frozenset("""mr mrs ms messrs mme mlle dr drs prof rev hon st ste mt gen col lt maj capt cmdr cpl sgt
     adm brig gov sen rep pres supt fr br insp det atty pvt ens amb asst assoc viz vs cf e.g i.e eg ie ca eds incl
     approx""".split())
-"""Abbreviations after which a sentence goes on, whatever follows; without the last period."""
+"""Abbreviations after which a sentence continues, whatever follows; without the last period."""
 
 BEFORE_NUMBERS = frozenset("""no nos nr p pp vol vols fig figs eq eqs ch chap sec secs art par op ver ed c tel ext jan
     feb mar apr jun jul aug sep sept oct nov dec""".split())
-"""Abbreviations after which a sentence goes on with a number."""
+"""Abbreviations after which a sentence continues with a number."""
 
 OPEN_ENDED = frozenset("al etc inc ltd co corp bros jr sr esq dept univ ph.d misc resp est".split())
 """Abbreviations that may end a sentence, as may all of single letters such as U.S. and a.m.: they do when a word
@@ -50,14 +50,6 @@ STARTERS = frozenset("""The This That These Those It Its He She They We You Ther
 """Words that, in upper case after an abbreviation, show that a sentence begins."""
 
 
-class SentenceSplitter(Protocol):
-    """The spans of the sentences of a text, ascending and apart; `name` says what cuts them."""
-
-    name: str
-
-    def spans(self, text: str) -> list[Span]: ...
-
-
 class RuleSplitter:
     """The rules of the module's docstring.
 
@@ -65,11 +57,13 @@ class RuleSplitter:
         language: with `english` (in any case) abbreviations are known.
     """
 
+    name = "rules"
+
     def __init__(self, language: str = "english"):
-        self.name = "rules"
         self._english = language.lower() == "english"
 
     def spans(self, text: str) -> list[Span]:
+        """Begin and end of each sentence, in ascending order, without overlap."""
         return list(self._spans(text))
 
     def _spans(self, text: str) -> Iterator[Span]:
@@ -127,8 +121,9 @@ class PunktSplitter:
         DataError: nltk or its data for the language is not installed.
     """
 
+    name = "punkt"
+
     def __init__(self, language: str = "english"):
-        self.name = "punkt"
         try:
             from nltk.tokenize.punkt import PunktTokenizer
         except ImportError as error:
@@ -146,11 +141,14 @@ class PunktSplitter:
         return list(self._spans_of(text))
 
 
+SentenceSplitter = RuleSplitter | PunktSplitter
+
+
 def build_splitter(name: str, language: str) -> SentenceSplitter:
-    """The splitter of --sentence-splitter; `auto` is punkt where it can be had, else the rules.
+    """The splitter of --sentence-splitter; `auto` is punkt where it is installed, else the rules.
 
     Raises:
-        DataError: punkt is asked for and cannot be had.
+        DataError: punkt is requested and not installed.
     """
     if name == "rules":
         return RuleSplitter(language)

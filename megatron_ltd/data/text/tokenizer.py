@@ -91,6 +91,13 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
         DataError: a file is missing or is no tokenizer of this kind.
     """
     kind = config.tokenizer_type
+
+    def given(field: str) -> str:
+        value: str | None = getattr(config, field)
+        if value is None:
+            raise ConfigError(f"--{field.replace('_', '-')} is not given; --tokenizer-type {kind} needs it.")
+        return value
+
     if kind == "NullTokenizer":
         if vocab_size is None or vocab_size < 1:
             raise ConfigError(f"--vocab-size = {vocab_size}: NullTokenizer needs the number of token ids, such as "
@@ -98,14 +105,14 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
         return NullTokenizer(vocab_size)
     tokenizer: Tokenizer
     if kind == "GPT2BPETokenizer":
-        tokenizer = gpt2_bpe_tokenizer(_required(config.vocab_file, "--vocab-file", kind),
-                                       _required(config.merge_file, "--merge-file", kind))
+        tokenizer = gpt2_bpe_tokenizer(given("vocab_file"), given("merge_file"))
     elif kind == "SentencePieceTokenizer":
-        tokenizer = SentencePieceTokenizer(_required(config.tokenizer_model, "--tokenizer-model", kind))
-    elif kind == "BertWordPieceLowerCase" or kind == "BertWordPieceCase":
-        tokenizer = bert_tokenizer(_required(config.vocab_file, "--vocab-file", kind), kind)
+        tokenizer = SentencePieceTokenizer(given("tokenizer_model"))
+    elif kind in ("BertWordPieceLowerCase", "BertWordPieceCase"):
+        path = _readable(given("vocab_file"), "--vocab-file")
+        tokenizer = MaskedEngine(wordpiece_engine(read_vocabulary(path), kind == "BertWordPieceLowerCase"), (path,))
     elif kind == "HuggingFaceTokenizer":
-        tokenizer = hugging_face_tokenizer(_required(config.tokenizer_model, "--tokenizer-model", kind))
+        tokenizer = hugging_face_tokenizer(given("tokenizer_model"))
     else:
         raise ConfigError(f"--tokenizer-type = {kind}: choose one of GPT2BPETokenizer, SentencePieceTokenizer, "
                           "HuggingFaceTokenizer, BertWordPieceLowerCase, BertWordPieceCase, NullTokenizer (with "
@@ -176,12 +183,6 @@ class MaskedEngine(HuggingFaceEngine):
         self.pad: int | None = engine.token_to_id(PAD)
         self.cls, self.sep, self.mask, self.unk = (engine.token_to_id(token) for token in (CLS, SEP, MASK, UNK))
         self.continues_word = continuations(engine, self.vocab_size)
-
-
-def bert_tokenizer(vocab_file: str, kind: str) -> MaskedEngine:
-    """BERT's WordPiece from vocab.txt; ids equal those of transformers' BertTokenizerFast."""
-    path = _readable(vocab_file, "--vocab-file")
-    return MaskedEngine(wordpiece_engine(read_vocabulary(path), kind == "BertWordPieceLowerCase"), (path,))
 
 
 def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
@@ -272,12 +273,6 @@ class NullTokenizer:
         return " ".join(str(token) for token in ids)
 
 
-def _required(value: str | None, flag: str, kind: str) -> str:
-    if value is None:
-        raise ConfigError(f"{flag} is not given; --tokenizer-type {kind} needs it.")
-    return value
-
-
 def _readable(path: str, flag: str) -> str:
     if not os.path.isfile(path):
         raise DataError(f"{flag}: no file {path}.")
@@ -285,8 +280,4 @@ def _readable(path: str, flag: str) -> str:
 
 
 def _first_id(engine: tokenizers.Tokenizer, names: tuple[str, ...]) -> int | None:
-    for name in names:
-        token = engine.token_to_id(name)
-        if token is not None:
-            return token
-    return None
+    return next((token for name in names if (token := engine.token_to_id(name)) is not None), None)

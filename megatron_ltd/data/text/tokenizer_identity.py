@@ -1,18 +1,18 @@
-"""What of a tokenizer decides its ids, as a digest that does not depend on the flags and files it was given by."""
+"""A digest of what decides the ids of a tokenizer, whichever flags and files it was loaded from."""
 
 import hashlib
 import json
 from typing import Any
 
 _TABLES = ("vocab", "merges")
-_OFFSETS = "trim_offsets"  # places of tokens in the text, which nobody asks for
+_OFFSETS = "trim_offsets"  # offsets of tokens in the text, which are not used
 
 
 def library_digest(definition: str) -> str:
     """SHA-256 of the parts of a tokenizer of the `tokenizers` library that decide its ids.
 
     GPT-2's vocab.json with merges.txt and the tokenizer.json made of them have the same one. Padding, truncation, the
-    decoder, and tokens that would be put around a text take no part in it, nor do settings that are off.
+    decoder, tokens that would be put around a text, and settings that are off do not count.
 
     Args:
         definition: what the library's `to_str` gives.

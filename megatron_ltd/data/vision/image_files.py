@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,46 +28,35 @@ class ImageShape:
     width: int
 
 
-class LabelledImages(Protocol):
-    """Images and their classes by index.
-
-    Attributes:
-        labels: class of each image, [n] int64.
-        digest: SHA-256 of all that decides them.
-    """
-
-    labels: NDArray[np.int64]
-    digest: str
-
-    def pixels(self, index: int) -> NDArray[np.uint8]:
-        """Shapes: [c, H, W]"""
-
-
 def read_images(flag: str, paths: Sequence[str], shape: ImageShape, classes: int,
-                class_names: Sequence[str] | None = None) -> LabelledImages:
+                class_names: Sequence[str] | None = None) -> "LabelledImages":
     """The images that a flag names.
 
     Args:
-        classes: that the model tells apart.
+        classes: how many the model distinguishes.
         class_names: of the training set's folders, which number the classes; None: those of this set do.
 
     Raises:
         DataError: files are missing, damaged, or do not fit the model.
     """
-    found: LabelledImages
-    if len(paths) == 2:
-        found = IdxImages(flag, Path(paths[0]), Path(paths[1]), shape)
-    else:
-        found = FolderImages(flag, Path(paths[0]), shape, class_names)
+    found = (IdxImages(flag, Path(paths[0]), Path(paths[1]), shape) if len(paths) == 2
+             else FolderImages(flag, Path(paths[0]), shape, class_names))
     largest = int(found.labels.max())
     if largest >= classes:
-        raise DataError(f"{flag} = {' '.join(paths)}: it has {largest + 1} classes, and the model tells {classes} "
-                        f"apart; use --num-classes {largest + 1}")
+        raise DataError(f"{flag} = {' '.join(paths)}: it has {largest + 1} classes, and the model has {classes}; "
+                        f"use --num-classes {largest + 1}")
     return found
 
 
 class IdxImages:
-    """Two idx files, plain or .gz; all images are held in memory."""
+    """Two idx files, plain or .gz; all images are held in memory.
+
+    Attributes:
+        labels: class of each image, [n] int64.
+        digest: SHA-256 of all that decides images and classes.
+    """
+
+    class_names = None
 
     def __init__(self, flag: str, images: Path, labels: Path, shape: ImageShape):
         pixels, of_images = _read_idx(flag, images, _IMAGES_MAGIC)
@@ -83,6 +72,7 @@ class IdxImages:
         self.digest = hashlib.sha256(f"idx {of_images} {of_labels}".encode()).hexdigest()
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Shapes: [c, H, W]"""
         return self._pixels[index][None]
 
 
@@ -101,8 +91,8 @@ class FolderImages:
         self.shape = shape
         here = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         self.class_names = list(class_names if class_names is not None else here)
-        if strange := sorted(set(here) - set(self.class_names)):
-            raise DataError(f"{flag} = {folder}: class {strange[0]} is not among the classes of the training set "
+        if unknown := sorted(set(here) - set(self.class_names)):
+            raise DataError(f"{flag} = {folder}: class {unknown[0]} is not among the classes of the training set "
                             f"({', '.join(self.class_names[:5])}, ...); remove that folder, or add it there")
         self._paths: list[Path] = []
         labels = []
@@ -131,6 +121,9 @@ class FolderImages:
         except (OSError, ValueError, SyntaxError, self._pillow.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+LabelledImages = IdxImages | FolderImages
 
 
 def _pillow(flag: str) -> Any:

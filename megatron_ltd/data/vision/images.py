@@ -1,20 +1,20 @@
 """Samples of ViT: an image as numbers from -1 to 1, and its class."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.finetuning.build import Epoch
-from megatron_ltd.data.sample import Dataset, Sample
+from megatron_ltd.data.sample import Dataset, Sample, check_index
 from megatron_ltd.data.text.tokenizer import Tokenizer
-from megatron_ltd.data.vision.image_files import FolderImages, ImageShape, LabelledImages, read_images
+from megatron_ltd.data.vision.image_files import ImageShape, LabelledImages, read_images
 
 SHIFT_SHARE = 8
-"""Images are shifted by up to one part in so many of their size."""
+"""Images are shifted by up to this fraction (one eighth) of their size."""
 
 
 class ImageDataset:
@@ -26,14 +26,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return self.images.pixels(index).astype(np.int64)
-
     def sample(self, index: int) -> Sample:
         """Shapes: tokens [c, H, W] float32, labels [1] int64, loss_mask [1] float32"""
-        pixels = self[index].astype(np.float32)
+        check_index(index, self)
+        pixels = self.images.pixels(index).astype(np.float32)
         return {"tokens": pixels / np.float32(127.5) - np.float32(1.0), "labels": self.images.labels[index:index + 1],
                 "loss_mask": np.ones(1, dtype=np.float32)}
 
@@ -48,9 +44,6 @@ class AugmentedDataset:
 
     def __len__(self) -> int:
         return len(self.base)
-
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        return self.base[index]
 
     def sample(self, index: int) -> Sample:
         sample = self.base.sample(index)
@@ -75,10 +68,12 @@ def image_epoch(config: RunConfig, tokenizer: Tokenizer | None) -> Epoch:
     assert model.num_channels and model.img_h and model.img_w and model.num_classes and data.train_data_path
     shape, classes = ImageShape(model.num_channels, model.img_h, model.img_w), model.num_classes
     train = read_images("--train-data-path", data.train_data_path, shape, classes)
-    names = train.class_names if isinstance(train, FolderImages) else None
-    held_out = [ImageDataset(read_images(f"--{name}-data-path", paths, shape, classes, names)) if paths else None
-                for name, paths in (("valid", data.valid_data_path), ("test", data.test_data_path))]
-    return ImageDataset(train), held_out[0], held_out[1]
+
+    def held_out(flag: str, paths: Sequence[str] | None) -> ImageDataset | None:
+        return ImageDataset(read_images(flag, paths, shape, classes, train.class_names)) if paths else None
+
+    return (ImageDataset(train), held_out("--valid-data-path", data.valid_data_path),
+            held_out("--test-data-path", data.test_data_path))
 
 
 def augmented(datasets: Datasets, config: RunConfig) -> Datasets:

@@ -107,7 +107,7 @@ def test_only_verifying_sees_another_token(tmp_path: Path, capsys: pytest.Captur
 def test_a_manifest_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     corpus = write_corpus(tmp_path / "c", [[1, 2, 3]], 100)
     Path(manifest_path(corpus.prefix)).write_bytes(content)
-    with pytest.raises(DataError, match=r"c\.manifest\.json is no manifest of a corpus"):
+    with pytest.raises(DataError, match=r"c\.manifest\.json is not the manifest of a corpus"):
         check_manifest(corpus, None)
 
 
@@ -119,7 +119,7 @@ def test_a_manifest_of_another_form_is_refused(tmp_path: Path, changes: dict[str
     described(corpus, "digest", 100)
     path = Path(manifest_path(corpus.prefix))
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(DataError, match="is no manifest of a corpus"):
+    with pytest.raises(DataError, match="is not the manifest of a corpus"):
         check_manifest(corpus, "other")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_ltd.config import DataConfig, LoggingConfig, ModelConfig, RunConfig, TrainingConfig
 from megatron_ltd.data.finetuning.build import describe, of_epochs, text_epoch
+from megatron_ltd.data.sample import Dataset
 from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.errors import DataError
 from tests.data.corpora import random_documents, write_corpus
@@ -27,6 +28,11 @@ def settings(data: DataConfig, eval_iters: int = 5) -> RunConfig:
                      logging=LoggingConfig(eval_iters=eval_iters))
 
 
+def text(dataset: Dataset, index: int) -> tuple[int, ...]:
+    sample = dataset.sample(index)
+    return (*sample["tokens"].tolist(), *sample["labels"][-1:].tolist())
+
+
 def test_an_epoch_of_several_corpora_holds_all_their_samples_once(corpora: tuple[str, str]) -> None:
     tokenizer = NullTokenizer(VOCABULARY)
     alone = [text_epoch(settings(DataConfig(data_path=(prefix,), split="80,20")), tokenizer) for prefix in corpora]
@@ -35,10 +41,10 @@ def test_an_epoch_of_several_corpora_holds_all_their_samples_once(corpora: tuple
     sizes = [sum(len(part) for epoch in alone if (part := epoch[place]) is not None) for place in (0, 1)]
     assert [len(part) for part in both[:2] if part is not None] == sizes and both[2] is None
     datasets = of_epochs(both, config, 2 * sizes[0], batch_samples=6)
-    expected = Counter(tuple(epoch[0][index].tolist()) for epoch in alone for index in range(len(epoch[0])))
+    expected = Counter(text(epoch[0], index) for epoch in alone for index in range(len(epoch[0])))
     for number in (0, 1):
-        seen = (datasets.train[number * sizes[0] + index] for index in range(sizes[0]))
-        assert Counter(tuple(text.tolist()) for text in seen) == expected
+        seen = (text(datasets.train, number * sizes[0] + index) for index in range(sizes[0]))
+        assert Counter(seen) == expected
     assert datasets.valid is not None and len(datasets.valid) == -(-sizes[1] // 6) * 6
     assert describe(both) == [f"training: {sizes[0]} samples an epoch", f"validation: {sizes[1]} samples an epoch"]
 

@@ -56,7 +56,7 @@ def test_what_does_not_fit_together_goes_into_another_sample_that_is_filled_up(t
     assert sample["tokens"].tolist() == [6, 7, 8, 9, EOD, EOD]
     assert sample["loss_mask"].tolist() == [1, 1, 1, 1, 0, 0]
     assert sample["document_ids"].tolist() == [0, 0, 1, 1, 2, 2]
-    assert packed[1].tolist() == [6, 7, 8, 9, EOD, EOD, EOD]
+    assert sample["labels"].tolist() == [7, EOD, 9, EOD, EOD, EOD]
     with pytest.raises(IndexError, match="sample 2 of 2"):
         packed.sample(2)
 

@@ -63,17 +63,17 @@ def test_a_sample_worked_out_by_hand() -> None:
 def test_only_the_samples_outside_the_corpus_are_refused(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c", [list(range(90))], 100)
     dataset = GPTDataset(corpus, range(1), 2, 1, GPTSampleForm(8, 100, EOD))
-    assert len(dataset[len(dataset) - 1]) == 9
+    assert len(dataset.text(len(dataset) - 1)) == 9
     for index in (-1, len(dataset)):
         with pytest.raises(IndexError):
-            dataset[index]
+            dataset.sample(index)
 
 
 def test_a_token_that_the_tokenizer_does_not_have_is_an_error(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c", [[1, 2, 3, 4, 5, 150, 7, 8, 9]], 200)
     dataset = GPTDataset(corpus, range(1), 2, 1, GPTSampleForm(4, 100, EOD))
     with pytest.raises(DataError, match=rf"{tmp_path}/c holds token id = 150, .* ids in \[0, 100\)"):
-        [dataset[0], dataset[1]]
+        [dataset.sample(0), dataset.sample(1)]
 
 
 def test_a_negative_token_is_an_error(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_negative_token_is_an_error(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "other", [[1] * 9])
     corpus = type(corpus)(str(tmp_path / "c"))
     with pytest.raises(DataError, match="token id = -2"):
-        GPTDataset(corpus, range(1), 2, 1, GPTSampleForm(4, 100, EOD))[0]
+        GPTDataset(corpus, range(1), 2, 1, GPTSampleForm(4, 100, EOD)).sample(0)
 
 
 def test_a_corpus_shorter_than_one_sample_is_refused_with_the_numbers(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def cached(tmp_path: Path, seed: int = 1) -> list[list[int]]:
     """All samples of a small dataset, with its index in `cache`."""
     corpus = write_corpus(tmp_path / "c", random_documents(9, 30, 30, 100), 100)
     dataset = GPTDataset(corpus, range(30), 60, seed, GPTSampleForm(8, 100, EOD), str(tmp_path / "cache"))
-    return [dataset[i].tolist() for i in range(len(dataset))]
+    return [dataset.text(i).tolist() for i in range(len(dataset))]
 
 
 def test_a_cached_index_is_used_and_gives_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_corpus_that_was_written_again_gets_a_new_index(tmp_path: Path) -> Non
     corpus = write_corpus(tmp_path / "c", random_documents(10, 12, 30, 100), 100)
     dataset = GPTDataset(corpus, range(12), 60, 1, GPTSampleForm(8, 100, EOD), str(tmp_path / "cache"))
     fresh = GPTDataset(corpus, range(12), 60, 1, GPTSampleForm(8, 100, EOD))
-    assert [dataset[i].tolist() for i in range(60)] == [fresh[i].tolist() for i in range(60)]
+    assert [dataset.text(i).tolist() for i in range(60)] == [fresh.text(i).tolist() for i in range(60)]
 
 
 def test_a_cache_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -163,15 +163,15 @@ def test_the_digest_tells_datasets_apart(tmp_path: Path) -> None:
 def test_mock_samples_depend_on_seed_split_and_index_alone() -> None:
     form = GPTSampleForm(16, 1000, EOD)
     dataset = MockDataset(0, 100, 5, form)
-    samples = {i: dataset[i].tolist() for i in range(100)}
+    samples = {i: dataset.text(i).tolist() for i in range(100)}
     again = MockDataset(0, 5000, 5, form)
-    assert all(again[i].tolist() == samples[i] for i in reversed(range(100)))
+    assert all(again.text(i).tolist() == samples[i] for i in reversed(range(100)))
     assert len({tuple(sample) for sample in samples.values()}) == 100
-    assert MockDataset(1, 100, 5, form)[0].tolist() != samples[0]
-    assert MockDataset(0, 100, 6, form)[0].tolist() != samples[0]
+    assert MockDataset(1, 100, 5, form).text(0).tolist() != samples[0]
+    assert MockDataset(0, 100, 6, form).text(0).tolist() != samples[0]
     tokens = np.concatenate(list(samples.values()))
     assert tokens.min() >= 0 and tokens.max() < 1000
     assert len(np.unique(tokens)) > 700
     assert dataset.sample(7)["labels"].tolist() == samples[7][1:]
     with pytest.raises(IndexError):
-        dataset[100]
+        dataset.sample(100)

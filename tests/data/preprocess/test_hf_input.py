@@ -10,8 +10,8 @@ import pytest
 
 from megatron_ltd.data.corpus.manifest import read_manifest
 from megatron_ltd.data.preprocess import pipeline as module
-from megatron_ltd.data.preprocess.hf_input import HfInput, HfSource
 from megatron_ltd.data.preprocess.pipeline import preprocess
+from megatron_ltd.data.preprocess.table_input import HfInput, HfSource
 from megatron_ltd.errors import ConfigError, DataError
 from tests.data.preprocess.test_parquet_input import PLAN, corpora, jsonl, texts
 from tests.data.preprocess.test_resume_preprocessing import Stop, files, stopping_after

@@ -8,8 +8,8 @@ from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import read_manifest
 from megatron_ltd.data.preprocess import pipeline as module
 from megatron_ltd.data.preprocess.encoding import EncodingPlan
-from megatron_ltd.data.preprocess.parquet_input import open_input
 from megatron_ltd.data.preprocess.pipeline import preprocess
+from megatron_ltd.data.preprocess.table_input import open_input
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.errors import DataError
 

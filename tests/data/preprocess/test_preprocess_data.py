@@ -150,7 +150,7 @@ def test_sentence_corpora_equal_megatron_cores_builder_with_any_number_of_worker
     plan = EncodingPlan(tokenizer, None, sentences=SentencePlan("rules"))
     for workers in (1, 3):
         preprocess(plan, [str(source)], str(tmp_path / str(workers) / "c"), workers, lambda progress: None)
-    engine, splitter = plan.build_tokenizer(), RuleSplitter()
+    engine, splitter = plan.choose_tokenizer()[0], RuleSplitter()
     builder = indexed.IndexedDatasetBuilder(str(tmp_path / "m.bin"), np.uint16)
     with zstandard.open(source, "rt", encoding="utf-8") as stream:
         for line in stream:

@@ -260,9 +260,9 @@ def test_the_tool_says_that_work_is_kept_and_resume_without_any_starts_anew(
     with source.open("a") as stream:
         stream.write("oops\n")
     with monkeypatch.context() as patch:
-        patch.setattr(module._Run, "_manifest", lambda self, writer: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(module._Run, "_describe", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert preprocess_data.main([*command, "--on-bad-line", "skip"]) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "the same command with --resume continues" in capsys.readouterr().err
 
 
 def test_marks_of_a_writer_go_on_where_they_were(tmp_path: Path) -> None:
