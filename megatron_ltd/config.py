@@ -2,12 +2,12 @@
 
 The literal under a field is its documentation: the command line, `docs/flags.md` and the error messages are
 generated from it. A field `num_layers` is the flag `--num-layers`, with Megatron-LM's name wherever the concept
-exists there. Values that follow from others are properties, never written back. `None` means "not given".
+exists there. Derived values are properties and are never written back. `None` means "not given".
 
-One file on purpose, however long: it is the one list of settings, half of it their documentation.
+Deliberately one long file: it is the only list of settings, and half of it is their documentation.
 
 Precedence: the defaults here < `--config file.toml` < flags. `megatron_ltd.settings.cli` builds a `RunConfig`,
-`megatron_ltd.settings.checks.all` finds everything wrong with it at once.
+`megatron_ltd.settings.checks.all` reports everything wrong with it at once.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class ModelConfig:
     """The transformer: what a checkpoint's weights mean."""
 
     family: Family = field(default="gpt", metadata={"flag": False})
-    """Set by the entry point: causal with a head for the next token, bidirectional with BERT's heads, or images with a
-    classifier."""
+    """Set by the entry point: a causal model that predicts the next token, a bidirectional one with BERT's heads, or an
+    image classifier."""
     num_layers: int = 0
     """Transformer layers."""
     hidden_size: int = 0
@@ -45,9 +45,9 @@ class ModelConfig:
     seq_length: int = 0
     """Tokens in one sample."""
     max_position_embeddings: int | None = None
-    """Positions the model can tell apart. Default: --seq-length."""
+    """Positions the model can represent. Default: --seq-length."""
     position_embedding_type: Literal["learned_absolute", "rope", "none"] = "learned_absolute"
-    """How positions enter the model."""
+    """Kind of position embedding."""
     rotary_base: int = 10000
     """Base of the rotary frequencies."""
     rotary_percent: float = 1.0
@@ -65,29 +65,31 @@ class ModelConfig:
     add_qkv_bias: bool = False
     """Biases in the query/key/value projection even with --disable-bias-linear."""
     untie_embeddings_and_output_weights: bool = False
-    """A head with its own weights, rather than the word embedding's."""
+    """Give the output head its own weights instead of sharing the word embedding's."""
     bert_no_binary_head: bool = False
-    """BERT without the sentence-order head, its pooler and token types; samples are then single stretches of text."""
+    """BERT without the sentence-order head, its pooler and token types; each sample is then a single segment of
+    text."""
     img_h: int | None = None
-    """Height of an image in pixels, of ViT. Default: 224."""
+    """Height of ViT's images in pixels. Default: 224."""
     img_w: int | None = None
-    """Width of an image in pixels, of ViT. Default: 224."""
+    """Width of ViT's images in pixels. Default: 224."""
     patch_dim: int | None = None
-    """Height and width of the patches, of ViT; each is a token, and one more is the class token. Default: 16."""
+    """Height and width of ViT's patches in pixels; each patch is a token, and the class token is one more. Default:
+    16."""
     num_channels: int | None = None
-    """Channels of an image, of ViT. Default: 3."""
+    """Channels of ViT's images. Default: 3."""
     num_classes: int | None = None
-    """Classes that ViT tells apart. Default: 1000."""
+    """Number of classes of ViT. Default: 1000."""
     vocab_size: int | None = None
-    """Tokens the model can tell apart. Default: the tokenizer's."""
+    """Size of the vocabulary. Default: the tokenizer's."""
     make_vocab_size_divisible_by: int = 128
     """The embedding has rows for the vocabulary rounded up to a multiple of this. Unlike in Megatron-LM the
-    rounding does not depend on the tensor-parallel size, and the extra rows take no part in the loss."""
+    rounding does not depend on the tensor-parallel size, and the extra rows do not affect the loss."""
     hidden_dropout: float = 0.0
-    """Dropout on the embeddings and on what attention and MLP add to the residual stream. Megatron-LM's default is 0.1;
+    """Dropout on the embeddings and on the outputs of attention and MLP. Megatron-LM's default is 0.1;
     pretraining today uses none."""
     attention_dropout: float = 0.0
-    """Dropout on attention probabilities; above 0 it rules out the fused attention kernels. Megatron-LM's default is
+    """Dropout on attention probabilities; above 0 the fused attention kernels cannot be used. Megatron-LM's default is
     0.1."""
     init_method_std: float = 0.02
     """Standard deviation of the initial weights; projections into the residual stream use std / sqrt(2 x layers)."""
@@ -121,7 +123,7 @@ class ModelConfig:
 
     @property
     def patch_values(self) -> int:
-        """Numbers in a patch."""
+        """Values in a patch."""
         assert self.num_channels is not None and self.patch_dim is not None
         return self.num_channels * self.patch_dim**2
 
@@ -145,7 +147,7 @@ class TokenDropConfig(*dict.fromkeys(policy.Settings for policy in reversed(POLI
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the model and the batch are spread over processes. Changes speed and memory, not results."""
+    """How the model and the batch are distributed over processes. Affects speed and memory, not results."""
 
     tensor_model_parallel_size: int = 1
     """Processes that share each layer."""
@@ -156,10 +158,10 @@ class ParallelConfig:
     pipeline_schedule: Literal["1f1b", "interleaved", "interleaved-zero-bubble", "zbv"] = "1f1b"
     """Order of forward and backward passes over microbatches."""
     pipeline_split: str = "uniform"
-    """Layers of each stage in order of depth: `uniform`; a list such as `5,7,7,5`; or `auto`, which minimises the
-    largest FLOPs of a process, head included and averaged over the run's kept lengths."""
+    """Layers of each stage in order of depth: `uniform`; a list such as `5,7,7,5`; or `auto`, which minimises the FLOPs
+    of the busiest process, including the head and averaged over the run's kept lengths."""
     sequence_parallel: bool = False
-    """Split activations between tensor-parallel regions along the sequence (https://arxiv.org/abs/2205.05198)."""
+    """Shard the activations between tensor-parallel regions along the sequence (https://arxiv.org/abs/2205.05198)."""
     use_distributed_optimizer: bool = False
     """Shard optimizer state and gradients over data-parallel processes; short for
     --data-parallel-sharding-strategy optim_grads."""
@@ -169,11 +171,11 @@ class ParallelConfig:
     recompute_activations: bool = False
     """Recompute attention in the backward pass; short for --recompute-granularity selective."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again rather than keeps: nothing, the attention core, or whole layers."""
+    """What the backward pass recomputes instead of storing: nothing, the attention core, or whole layers."""
     distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
     """Collective library. `auto`: nccl on GPUs, gloo on CPU."""
     distributed_timeout_minutes: float = 10.0
-    """A collective that takes longer than this ends the run."""
+    """Time limit for one collective; the run ends when it is exceeded."""
 
     @property
     def sharding(self) -> str:
@@ -188,10 +190,10 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The loop: how long, how many samples a step, in which precision."""
+    """The training loop: its length, batch size and precision."""
 
     micro_batch_size: int = 1
-    """Samples a process handles at once."""
+    """Samples a process handles at a time."""
     global_batch_size: int | None = None
     """Samples of one optimizer step. Default: --micro-batch-size x data-parallel size."""
     rampup_batch_size: tuple[int, int, int] | None = None
@@ -204,24 +206,24 @@ class TrainingConfig:
     train_tokens: int | None = None
     """Tokens to train on, in the unit of --token-budget."""
     train_epochs: int | None = None
-    """Finetuning: passes over the training set, each in another order; the last step may begin one more. The validation
-    set is scored after each."""
+    """Finetuning: passes over the training set, each in a different order; the last batch is filled up from a further
+    pass. The validation set is scored after each pass."""
     epoch_samples: int | None = field(default=None, metadata={"flag": False})
-    """Set by the entry point: samples of one pass over the training set."""
+    """Set by the entry point: samples in one pass over the training set."""
     early_stopping_patience: int | None = None
-    """Finetuning: the run ends after so many evaluations in a row without a lower validation loss."""
+    """Finetuning: stop after this many evaluations in a row without a lower validation loss."""
     token_budget: Literal["raw", "layer"] = "raw"
     """What --train-tokens counts: `raw` tokens, samples x sequence length; or `layer` tokens, the mean over layers of
     the tokens a layer processes, as Megatron-DeepSpeed counts with random-LTD."""
     exit_interval: int | None = None
-    """Save and stop after a step divisible by this, with exit code 11."""
+    """Save and stop, with exit code 11, after a step divisible by this."""
     exit_duration_in_mins: float | None = None
-    """Save and stop after this many minutes, with exit code 11."""
+    """Save and stop, with exit code 11, after this many minutes."""
     exit_signal_handler: bool = True
     """On SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal) save and stop with exit code 10; a second Ctrl-C ends
-    the run at once."""
+    the run immediately."""
     seed: int = 1234
-    """Weights, data order, dropout and kept tokens are functions of it."""
+    """Random seed; determines initial weights, data order, dropout and kept tokens."""
     bf16: bool = False
     """Compute in bfloat16; weights, gradients and optimizer state stay fp32."""
     fp16: bool = False
@@ -229,17 +231,17 @@ class TrainingConfig:
     loss_scale: float | None = None
     """Fixed loss scale for fp16. Default: dynamic."""
     initial_loss_scale: float = 4294967296.0
-    """First dynamic loss scale."""
+    """Initial dynamic loss scale."""
     min_loss_scale: float = 1.0
     """The run stops with exit code 30 when gradients overflow at this scale."""
     loss_scale_window: int = 1000
-    """Steps without overflow after which the dynamic scale doubles."""
+    """Steps without overflow after which the dynamic scale is doubled."""
     hysteresis: int = 2
-    """Overflows before the dynamic scale halves."""
+    """Overflows before the dynamic scale is halved."""
     deterministic_mode: bool = False
-    """Ask torch for deterministic kernels; refuse operations that have none."""
+    """Use torch's deterministic kernels; operations without one raise an error."""
     compile: bool = False
-    """torch.compile for each layer."""
+    """Compile each layer with torch.compile."""
 
     @property
     def precision(self) -> str:
@@ -284,31 +286,31 @@ class OptimizerConfig:
     lr_wsd_decay_tokens: int | None = None
     """The same in raw tokens, or in layer tokens with --layer-token-lr."""
     layer_token_lr: bool = False
-    """Warm-up and decay are counted in layer tokens, so that they stretch while tokens are dropped; their lengths are
-    the -tokens ones, and the decay lasts the whole run by default."""
+    """Count warm-up and decay in layer tokens, so that they take more steps while tokens are dropped. Their lengths are
+    given by the -tokens flags; by default the decay lasts the whole run."""
     weight_decay: float = 0.01
-    """Decoupled weight decay on matrices; biases and norm weights have none."""
+    """Decoupled weight decay of matrices; biases and norm weights are not decayed."""
     clip_grad: float = 1.0
-    """Largest global gradient norm; 0 turns clipping off."""
+    """Global gradient norm above which gradients are clipped; 0 turns clipping off."""
     adam_beta1: float = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     adam_beta2: float = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     adam_eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     muon_momentum: float = 0.95
-    """Decay of Muon's momentum."""
+    """Momentum of Muon."""
     muon_nesterov: bool = True
-    """Muon uses Nesterov's momentum."""
+    """Use Nesterov momentum in Muon."""
     muon_num_ns_steps: int = 5
-    """Newton-Schulz iterations of a step of Muon."""
+    """Newton-Schulz iterations in each Muon step."""
     muon_scale_mode: Literal["match_rms_adamw", "spectral", "shape_scaling", "unit_rms_norm"] = "match_rms_adamw"
-    """Factor on Muon's update of a matrix [o, i]: 0.2 sqrt(max(o, i)), with which updates are as large as AdamW's and
-    one learning rate serves both; sqrt(max(o, i)); sqrt(max(1, o/i)), `original` in torch; or sqrt(o/i)."""
+    """Scale of Muon's update of a matrix [o, i]: 0.2 sqrt(max(o, i)), which makes updates as large as AdamW's, so that
+    one learning rate suits both; sqrt(max(o, i)); sqrt(max(1, o/i)), called `original` in torch; or sqrt(o/i)."""
     muon_extra_scale_factor: float = 1.0
-    """A further factor on Muon's update."""
+    """Additional factor on Muon's update."""
     muon_split_qkv: bool = True
-    """Muon treats the query/key/value weight as three matrices rather than one."""
+    """Treat the query/key/value weight as three matrices in Muon rather than one."""
     muon_precision: Literal["fp32", "bf16"] | None = None
     """Precision of Muon's Newton-Schulz iterations. Default: fp32 in fp32 runs, so that all layouts give the same
     result; bf16, as in torch, with --bf16 or --fp16."""
@@ -321,41 +323,42 @@ class DataConfig:
     data_path: tuple[str, ...] | None = None
     """Prefix of a .bin/.idx corpus, or several, or WEIGHT PREFIX pairs."""
     train_data_path: tuple[str, ...] | None = None
-    """As --data-path, for training only; then --split is not used. For ViT: a folder with a folder of images for each
+    """Like --data-path, for training only; --split is then ignored. For ViT: a folder with one subfolder of images per
     class (needs Pillow), or an idx file of images and one of labels, plain or .gz."""
     valid_data_path: tuple[str, ...] | None = None
-    """As --data-path, for validation only."""
+    """Like --data-path, for validation only."""
     test_data_path: tuple[str, ...] | None = None
-    """As --data-path, for a test set that is evaluated once, after the last step."""
+    """Like --data-path, for a test set that is evaluated once, after the last step."""
     split: str = "969,30,1"
     """Shares of --data-path for training, validation and test."""
     data_cache_path: str | None = None
-    """Folder for index files. Default: none, indices are built in memory."""
+    """Folder that caches index files. Default: none; indices are built in memory."""
     mock_data: bool = False
     """Random tokens in place of a corpus, for throughput runs."""
     train_jsonl: tuple[str, ...] | None = None
-    """Finetuning on prompts and responses: files or globs of one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst), in
-    place of a corpus. The loss is that of the responses."""
+    """Finetuning on prompts and responses: files or globs with one JSON object per line (.jsonl, .jsonl.gz,
+    .jsonl.zst), instead of a corpus. The loss covers the responses only."""
     valid_jsonl: tuple[str, ...] | None = None
-    """As --train-jsonl, for validation."""
+    """Like --train-jsonl, for validation."""
     test_jsonl: tuple[str, ...] | None = None
-    """As --train-jsonl, for a test set that is evaluated once, after the last step."""
+    """Like --train-jsonl, for a test set that is evaluated once, after the last step."""
     image_augmentation: Literal["none", "crop", "crop-flip"] = "none"
-    """Training images of ViT are shifted by up to an eighth of their size, and mirrored, at random."""
+    """Randomly shift ViT's training images by up to an eighth of their size; `crop-flip` also mirrors them at
+    random."""
     prompt_key: str = "prompt"
     """Key of the prompt in a line of --train-jsonl."""
     response_key: str = "response"
     """Key of the response in a line of --train-jsonl."""
     overlong_samples: Literal["refuse", "skip"] = "refuse"
-    """What becomes of a prompt with its response that is longer than --seq-length: nothing is trained, or it is left
-    out and counted. Nothing is cut short."""
+    """What to do if a prompt and its response are longer than --seq-length: `refuse` stops with an error before
+    training, `skip` leaves the example out and counts it. Examples are never truncated."""
     num_workers: int = 0
-    """Background threads that read the next step's samples; 0 reads them when they are needed."""
+    """Background threads that read the next step's samples; with 0 they are read when needed."""
     tokenizer_type: Literal["GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer",
                             "BertWordPieceLowerCase", "BertWordPieceCase", "NullTokenizer"] | None = None
     """Kind of tokenizer."""
     tokenizer_model: str | None = None
-    """SentencePiece .model file, or Hugging Face tokenizer.json or its folder."""
+    """SentencePiece .model file, or a Hugging Face tokenizer.json or its folder."""
     vocab_file: str | None = None
     """vocab.json of GPT-2 BPE, or vocab.txt of BERT's WordPiece."""
     merge_file: str | None = None
@@ -369,15 +372,15 @@ class DataConfig:
     mask_prob: float = 0.15
     """Share of BERT's tokens that are predicted."""
     mask_max_ngram: int = 3
-    """BERT predicts up to this many words in a row; 1 word alone is likeliest."""
+    """Maximum number of consecutive words that BERT predicts; single words are most likely."""
     mask_whole_word: bool = True
-    """BERT predicts whole words rather than single pieces of them."""
+    """Mask whole words for BERT rather than single word pieces."""
     mask_longer_ngrams: bool = False
-    """Longer rows of predicted words are likelier than shorter ones."""
+    """Make longer spans of predicted words more likely than shorter ones."""
     mask_geometric: bool = False
-    """Lengths of rows of predicted words are geometric with p = 0.2 (https://arxiv.org/abs/1907.10529, section 3.1)."""
+    """Draw span lengths from a geometric distribution with p = 0.2 (https://arxiv.org/abs/1907.10529, section 3.1)."""
     short_seq_prob: float = 0.1
-    """Share of BERT's samples that are shorter than --seq-length on purpose."""
+    """Share of BERT's samples that are deliberately shorter than --seq-length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,18 +390,18 @@ class CheckpointConfig:
     save: str | None = None
     """Folder for checkpoints."""
     load: str | None = None
-    """Folder to continue from. It is an error if it holds no checkpoint, unless it is also --save and empty."""
+    """Folder to resume from. It is an error if it holds no checkpoint, unless it is also --save and empty."""
     save_interval: int | None = None
-    """Save after every so many steps; the last step is always saved."""
+    """Save every this many steps; the last step is always saved."""
     save_retain_interval: int | None = None
-    """Keep only checkpoints of steps divisible by this, and the newest two."""
+    """Keep only the newest two checkpoints and those of steps divisible by this."""
     async_save: bool = False
     """Write checkpoints in the background."""
     finetune: bool = False
-    """Load weights only: step, samples and optimizer start afresh."""
+    """Load weights only; the step, sample counter and optimizer start from scratch."""
     pretrained_checkpoint: str | None = None
-    """Finetuning: folder of the model to start from, as by --load with --finetune, as long as --load holds nothing; so
-    one command both starts a run and continues it."""
+    """Finetuning: folder of the model to start from. It is loaded like --load with --finetune as long as --load holds
+    no checkpoint, so that one command both starts and resumes a run."""
     no_load_optim: bool = False
     """Do not load optimizer state."""
     no_save_optim: bool = False
@@ -413,14 +416,14 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """What a run tells, and how often it evaluates."""
+    """What a run logs, and how often it evaluates."""
 
     log_interval: int = 100
-    """Print the training line every so many steps."""
+    """Print a training line every this many steps."""
     eval_interval: int = 1000
-    """Evaluate on the validation set every so many steps."""
+    """Evaluate on the validation set every this many steps."""
     eval_iters: int = 100
-    """Global batches of one evaluation; 0 turns evaluation off."""
+    """Global batches per evaluation; 0 turns evaluation off."""
     metrics_file: str | None = None
     """Append one JSON object per logged step and per evaluation to this file."""
     tensorboard_dir: str | None = None
@@ -430,7 +433,7 @@ class LoggingConfig:
     profile: bool = False
     """Write a torch profiler trace of steps 10 to 12 beside the metrics file."""
     peak_tflops: float | None = None
-    """Peak TFLOP/s of one device, for MFU. Default: known GPUs by name; otherwise no MFU is printed."""
+    """Peak TFLOP/s of one device, for MFU. Default: looked up by name for known GPUs; otherwise MFU is not printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,5 +464,5 @@ class RunConfig:
         return cls(**sections)
 
     def digest(self) -> str:
-        """SHA-256 of the whole configuration, equal on all ranks of a sound launch."""
+        """SHA-256 of the whole configuration; it must be equal on all ranks."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()

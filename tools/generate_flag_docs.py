@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/flags.md from the settings and the answers to foreign flags.
+"""Write docs/flags.md from the settings and the table of foreign flags.
 
     python tools/generate_flag_docs.py            writes the page
     python tools/generate_flag_docs.py --check    exits with 1 if the page is not up to date
@@ -32,32 +32,32 @@ or under the name of its section, with underscores in place of dashes:
     sequence_parallel = true
 
 Flags override the file, and the file overrides the defaults. `--deepspeed-config FILE.json` (also `--deepspeed_config`)
-takes the block `random_ltd` of a DeepSpeed file, below both; nothing else of it is read. A switch that the file turns
-on is turned off by `--no-<name>`. Of a flag that is given twice the last counts. Flags are written out in full. All
-problems with the settings are reported at once, before any process group exists; the exit code is then 20.
+reads the block `random_ltd` of a DeepSpeed file, which both override; the rest of that file is ignored. `--no-<name>`
+turns off a switch that the file turns on. If a flag is given twice, the last one counts. Flags cannot be abbreviated.
+All problems with the settings are reported at once, before any process group exists; the exit code is then 20.
 """
 
 FOREIGN = """
 ## Megatron flags that are not supported
 
-Megatron-LM's and Megatron-DeepSpeed's scripts may pass these; the answer says what to do instead. Values in brackets
-ask for what happens here anyway, and are accepted.
+Scripts written for Megatron-LM and Megatron-DeepSpeed may pass these flags. The error message says what to use instead.
+The values in brackets request the behaviour that is built in here, and are accepted.
 
 | flag | instead |
 |---|---|
 """
 
 AS_OTHERS = """
-## Megatron flags that are taken as another
+## Megatron flags that are translated
 
-| flag | taken as |
+| flag | translated to |
 |---|---|
 """
 
 WITHOUT_EFFECT = """
 ## Megatron flags that are accepted and have no effect
 
-They are named once at the start of a run, with the reason.
+They are listed once at the start of a run, with the reason.
 
 | flags | reason |
 |---|---|

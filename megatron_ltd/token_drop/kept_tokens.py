@@ -1,4 +1,4 @@
-"""How many tokens a dropped layer keeps, and in which layers: what the policies that choose tokens have in common."""
+"""How many tokens a dropped layer keeps, and which layers drop: the common part of the policies that choose tokens."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,27 +18,27 @@ class KeptTokensSettings:
     random_ltd: bool = False
     """Random layerwise token dropping; short for --token-drop-policy random."""
     token_drop_policy: Literal["none", "random", "importance", "tread"] = "none"
-    """Which tokens a dropped layer keeps. `random`: an independent uniform set per layer and sample. `importance`: in
-    all dropped layers those of the largest running loss of their vocabulary id. `tread`: one uniform set per sample
-    for all dropped layers, or a new one every --tread-set-layers."""
+    """Which tokens a dropped layer keeps. `random`: an independent uniform set per layer and sample. `importance`: the
+    tokens whose vocabulary id has the largest running loss, the same in all dropped layers. `tread`: one uniform set
+    per sample for all dropped layers, or a new one every --tread-set-layers layers."""
     random_ltd_start_length: int | None = None
-    """Tokens of each sample that a dropped layer keeps at the first step. Default: 128; half of --seq-length with
+    """Tokens of each sample that a dropped layer keeps at the first step. Default: 128, or half of --seq-length with
     `importance` and `tread`."""
     random_ltd_steps: int | None = None
-    """Steps over which the kept length grows linearly to --seq-length. Not given: it stays at the start length."""
+    """Steps over which the kept length grows linearly to --seq-length. Default: it stays at the start length."""
     random_ltd_root_degree: int = 1
     """R: the kept length grows with the R-th root of the step, fast at first; 1 is linear."""
     random_ltd_length_list: str | None = None
-    """The kept length as a list of STEP:LENGTH, such as `0:128,1000:256,5000:512`, in place of a growth; constant after
-    the last entry."""
+    """The kept length as a list of STEP:LENGTH, such as `0:128,1000:256,5000:512`, instead of a growing length;
+    constant after the last entry."""
     random_ltd_length_step: int = 16
-    """The kept length is a multiple of this while it grows."""
+    """While the kept length grows, it is a multiple of this."""
     random_ltd_layers: str | None = None
     """Dropped layers, counted from 0, as in `1-22` or `1,3,5-9`. Default: all but the first and the last; with
-    `importance` from the one before the middle, num_layers / 2 - 1, to the last but one."""
+    `importance`, from layer num_layers / 2 - 1 to the last but one."""
     random_ltd_strata: int = 1
-    """Equal spans of the sequence from each of which the same number of tokens is kept. With --sequence-parallel a
-    multiple of --tensor-model-parallel-size; the kept set depends on this number, never on the layout."""
+    """Number of equal spans of the sequence, each of which keeps the same number of tokens. With --sequence-parallel it
+    must be a multiple of --tensor-model-parallel-size; the kept set depends on this number, never on the layout."""
 
     @property
     def policy(self) -> str:
@@ -47,7 +47,7 @@ class KeptTokensSettings:
 
 @dataclass(frozen=True)
 class KeptTokens(Policy):
-    """A policy under which some layers process some tokens of each sample.
+    """A policy under which some layers process only some of the tokens of each sample.
 
     Args:
         dropped: global layer numbers, ascending.
@@ -124,13 +124,13 @@ class KeptTokens(Policy):
         return self.keeping(plan, self.lengths.at(step))
 
     def keeping(self, plan: StepPlan, kept_tokens: int) -> StepPlan:
-        """The plan in which dropped layers keep so many of the tokens that are read, or all."""
+        """The plan in which dropped layers keep this many of the tokens read, or all of them."""
         if kept_tokens >= plan.read_tokens:
             return plan
         return plan.with_layers((layer, self.of_layer(layer, kept_tokens)) for layer in self.dropped)
 
     def of_layer(self, layer: int, kept_tokens: int) -> LayerPlan:
-        """The plan of a dropped layer: a set of its own."""
+        """The plan of a dropped layer: its own set of tokens."""
         return LayerPlan(kept_tokens, TokenSet(self.name, layer))
 
     def changes(self) -> Iterable[int]:

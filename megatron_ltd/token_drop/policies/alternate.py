@@ -1,5 +1,6 @@
-"""Alternate tokens: every middle layer keeps every M-th token, the next layer those beside them, so that each token is
-processed by every M-th layer. Nothing is drawn. It has no paper; it is the example of `docs/extending.md`."""
+"""Alternate tokens: every middle layer keeps every M-th token, the next layer the tokens next to them, so that each
+token is processed by every M-th layer. Nothing is random. There is no paper; it is the example in
+`docs/extending.md`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""DropBP (https://arxiv.org/abs/2402.17812, section 3): the forward pass runs every layer, the backward pass leaves
-some of them out; gradients flow around those on the residual stream.
+"""DropBP (https://arxiv.org/abs/2402.17812, section 3): the forward pass runs every layer, the backward pass skips some
+of them; gradients bypass those on the residual stream.
 
-The paper draws per layer at rates that it fits to each layer's sensitivity; here one rate holds for all layers but the
-last, so that the loss and the first gradients are those of the whole model. A layer without a backward pass keeps
-nothing of its forward pass in memory."""
+The paper fits a rate to each layer's sensitivity; here one rate holds for all layers but the last, so that the loss and
+the first gradients are those of the full model. A layer without a backward pass keeps nothing of its forward pass in
+memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,8 +22,8 @@ class DropBackwardSettings:
     """Backward passes through some layers only."""
 
     drop_backward_rate: float = 0.0
-    """DropBP (https://arxiv.org/abs/2402.17812): at each step every layer but the last is left out of the backward pass
-    with this probability, for the whole global batch."""
+    """DropBP (https://arxiv.org/abs/2402.17812): at each step the backward pass skips every layer but the last with
+    this probability, for the whole global batch."""
 
 
 @dataclass(frozen=True)

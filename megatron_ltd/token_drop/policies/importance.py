@@ -1,5 +1,5 @@
 """Token Dropping (https://arxiv.org/abs/2203.13240, section 3): all dropped layers keep the tokens whose vocabulary id
-has the largest running loss; the first of them attends to all tokens.
+has the largest running loss; the first dropped layer attends to all tokens.
 
 The tokens are chosen once a step, from the table of `importance_table.py`, before any layer runs."""
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = 3
 """[CLS] and two [SEP] of a BERT sample."""
 FROM_TOKENS = TokenSet("importance", 0)
-"""The set that is chosen from the tokens themselves: it comes with the samples, and is not drawn in the stack."""
+"""The set is chosen from the tokens themselves, so it comes with the samples and is not drawn in the stack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ImportanceSettings(KeptTokensSettings):
     token_drop_beta: float = 0.995
     """With `importance`: share of a vocabulary id's old importance that one step keeps."""
     token_drop_initial_importance: float = 10.0
-    """With `importance`: of ids that had no loss yet."""
+    """With `importance`: initial importance of ids that have not been predicted yet."""
     token_drop_always_keep_ids: tuple[int, ...] | None = None
     """With `importance`: vocabulary ids that are kept before all others. Default: [UNK], [CLS], [SEP] and [MASK] of a
     BERT tokenizer."""
@@ -99,5 +99,5 @@ class Importance(KeptTokens):
 
 
 def given_sets(kept: "torch.Tensor | None") -> "dict[TokenSet, torch.Tensor]":
-    """The set of this policy, where it comes with the samples. Shapes: [b, k]"""
+    """The set of this policy, if it comes with the samples. Shapes: [b, k]"""
     return {} if kept is None else {FROM_TOKENS: kept}

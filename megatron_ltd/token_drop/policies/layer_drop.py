@@ -1,5 +1,5 @@
-"""LayerDrop (https://arxiv.org/abs/1909.11556, section 3.2): at each step every layer is skipped with one probability,
-for the whole global batch; evaluation uses all layers, and nothing is rescaled."""
+"""LayerDrop (https://arxiv.org/abs/1909.11556, section 3.2): at each step every layer is skipped with the same
+probability, for the whole global batch; evaluation uses all layers, and nothing is rescaled."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ class LayerDropSettings:
     """LayerDrop (https://arxiv.org/abs/1909.11556): at each step every layer is skipped with this probability, for the
     whole global batch. Evaluation uses all layers, and nothing is rescaled."""
     layer_drop_layers: str | None = None
-    """Layers that LayerDrop may skip, as in --random-ltd-layers. Default: all."""
+    """Layers that LayerDrop may skip, written as for --random-ltd-layers. Default: all."""
 
 
 @dataclass(frozen=True)

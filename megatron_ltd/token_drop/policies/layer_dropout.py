@@ -1,6 +1,6 @@
 """Layer dropout with a schedule (https://arxiv.org/abs/2609.05275): layers are skipped at random, at a rate that rises
-with depth and falls over the run to none in a last span, in which the whole model recovers; what a layer adds is
-divided by the probability with which it runs.
+with depth and falls to zero over the run; in the last part of the run the full model recovers. The contribution of a
+layer is divided by the probability that it runs.
 
     rate(layer, step) = peak x layer / (layers - 1) x max(0, 1 - step / steps)
 
@@ -24,11 +24,11 @@ class LayerDropoutSettings:
     """Layer dropout with a schedule."""
 
     layer_dropout_rate: float = 0.0
-    """Layer dropout (https://arxiv.org/abs/2609.05275): the probability with which the last layer is skipped at the
-    first step. It falls linearly with depth, to 0 in the first layer, and over --layer-dropout-steps; updates that are
-    kept are divided by their probability."""
+    """Layer dropout (https://arxiv.org/abs/2609.05275): probability that the last layer is skipped at the first step.
+    It falls linearly to 0 towards the first layer, and over --layer-dropout-steps; the output of a layer that runs is
+    divided by the probability that it runs."""
     layer_dropout_steps: int | None = None
-    """Steps over which the rate of layer dropout falls linearly to 0; the rest of the run uses every layer."""
+    """Steps over which the layer dropout rate falls linearly to 0; the rest of the run uses every layer."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class LayerDropout(Policy):
         return plan.with_layers(changes)
 
     def share(self, layer: int) -> float:
-        """Over the steps in which layers are skipped: the busiest time for a split to fit is not known here."""
+        """Averaged over the steps in which layers are skipped, since the length of the run is not known here."""
         return 1.0 - self.rate(layer, 0) / 2.0
 
     def log_fields(self, plan: StepPlan) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Random-LTD (https://arxiv.org/abs/2211.11586, section 3): every dropped layer keeps a uniform set of its own of each
-sample; the kept length grows to the whole sample. Two stages are a constant length that a list ends."""
+"""Random-LTD (https://arxiv.org/abs/2211.11586, section 3): every dropped layer keeps its own uniform random set of
+each sample's tokens; the kept length grows to the whole sample. For the two-stage variant give a list of two
+lengths."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class RandomLTD(RandomTokens):
 
     @classmethod
     def idle(cls, settings: KeptTokensSettings) -> Iterator[str]:
-        """Of all policies that choose tokens: the schedule is theirs together."""
+        """For all policies that choose tokens, since they share the schedule."""
         default = KeptTokensSettings()
         fields: tuple[str, ...] = SCHEDULE
         why = "without --random-ltd: no token is dropped"

@@ -1,5 +1,5 @@
-"""A sequence curriculum (https://arxiv.org/abs/2108.06084, section 4): at first only the first tokens of each training
-sample are read, and the rest of it never is."""
+"""A sequence curriculum (https://arxiv.org/abs/2108.06084, section 4): early in the run only the first tokens of each
+training sample are read, and the rest is discarded."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ class SequenceCurriculumSettings:
     """Short samples first."""
 
     seq_length_curriculum_start_length: int | None = None
-    """Sequence curriculum of GPT: at first only so many tokens of each training sample are read, and the rest of it
-    never is. Evaluation reads whole samples."""
+    """Sequence curriculum for GPT: tokens of each training sample that are read at the first step; the rest of the
+    sample is discarded. Evaluation reads whole samples."""
     seq_length_curriculum_steps: int | None = None
     """Steps over which the sequence curriculum grows linearly to --seq-length."""
     seq_length_curriculum_length_step: int = 64
-    """The length of the sequence curriculum is a multiple of this while it grows."""
+    """While the length of the sequence curriculum grows, it is a multiple of this."""
 
 
 @dataclass(frozen=True)
 class SequenceCurriculum(Policy):
-    """The length that is read, over the run. It comes first, since the other policies choose from what is read."""
+    """How many tokens of a sample are read over the run. It comes first, since the other policies choose from these."""
 
     lengths: KeptLength
 

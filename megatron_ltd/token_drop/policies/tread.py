@@ -1,5 +1,5 @@
-"""TREAD (https://arxiv.org/abs/2501.04765, section 3): a uniform set of each sample's tokens passes through the dropped
-layers, the others go around all of them and meet it again behind the last.
+"""TREAD (https://arxiv.org/abs/2501.04765, section 3): a uniform random set of each sample's tokens passes through the
+dropped layers; the others bypass all of them and rejoin after the last.
 
 The paper routes tokens of diffusion transformers; here layers, kept length and its schedule are settings, and a new set
 may be drawn every few layers, so that each token is processed by some of them."""
@@ -16,11 +16,11 @@ from megatron_ltd.token_drop.policy import ONE_OR_MORE, Range, Shape
 
 @dataclass(frozen=True, kw_only=True)
 class TreadSettings(KeptTokensSettings):
-    """How long a set of tokens is kept."""
+    """How many layers share a set of tokens."""
 
     tread_set_layers: int | None = None
-    """With --token-drop-policy tread: dropped layers after which a new set of tokens is drawn. Default: one set for all
-    of them."""
+    """With --token-drop-policy tread: number of dropped layers after which a new set of tokens is drawn. Default: one
+    set for all of them."""
 
 
 @dataclass(frozen=True)
