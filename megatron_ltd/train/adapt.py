@@ -1,4 +1,5 @@
-"""Weights of a ViT for another one: positions of another resolution, a new classifier for other classes."""
+"""Adapts the weights of a ViT to another one: interpolated positions for another resolution, a new classifier for other
+classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ FREE = frozenset({"img_h", "img_w", "num_classes"})
 
 @dataclass
 class Adaptation:
-    """What is not taken from a checkpoint as it is.
+    """The tensors of a checkpoint that are not loaded unchanged.
 
     Args:
-        shapes: by global name, those of the saved tensors that are read beside the model.
-        grids: of patches, the saved one and the model's.
+        shapes: saved tensors that are read separately from the model, by global name.
+        grids: patch grids of the saved model and of this one.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class Adaptation:
 
     @torch.no_grad()
     def finish(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Fill the positions from those that were read; the classifier keeps its initial values."""
+        """Fill in the interpolated positions; the classifier keeps its initial values."""
         if self.grids is None:
             return
         whole, parameter = resized_positions(self.read[POSITIONS], *self.grids), parameters[POSITIONS]
@@ -48,7 +49,7 @@ class Adaptation:
 
 
 def adaptation(model: ModelConfig, manifest: Manifest, saved: ModelConfig) -> Adaptation:
-    """How the weights of a saved ViT become those of a model that starts from them."""
+    """What must be adapted to start this model from the weights of a saved ViT."""
     names = list(CLASSIFIER) if saved.num_classes != model.num_classes else []
     grids = None
     if saved.grid != model.grid:

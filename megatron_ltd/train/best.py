@@ -1,7 +1,7 @@
-"""The best model of a run by its loss on the validation set, and when to stop looking for a better one.
+"""The best model of a run by validation loss, and early stopping.
 
-    SAVE/best/iter_0000300/                       weights only, published like every checkpoint
-    SAVE/best/latest_checkpointed_iteration.txt   so that --load SAVE/best takes it
+    SAVE/best/iter_0000300/                       weights only, published like any checkpoint
+    SAVE/best/latest_checkpointed_iteration.txt   so that --load SAVE/best works
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ FOLDER = "best"
 
 @dataclass(frozen=True)
 class BestSoFar:
-    """What a run found so far; a part of its counters, so that it goes on where it stopped.
+    """The best evaluation so far; saved with the run's counters, so that a resumed run continues from it.
 
     Args:
         loss: the lowest validation loss; None before the first evaluation.
-        step: where it was found.
-        evaluations_since: in a row, without a lower one.
+        step: the step of that evaluation.
+        evaluations_since: evaluations since then, none of them better.
     """
 
     loss: float | None = None
@@ -31,7 +31,7 @@ class BestSoFar:
     evaluations_since: int = 0
 
     def after(self, step: int, loss: float) -> "BestSoFar":
-        """With one more evaluation; what is not a number is not better."""
+        """The record after one more evaluation; NaN never counts as better."""
         if loss == loss and (self.loss is None or loss < self.loss):
             return BestSoFar(loss, step)
         return BestSoFar(self.loss, self.step, self.evaluations_since + 1)
@@ -41,12 +41,12 @@ class BestSoFar:
 
 
 def is_finetuning(config: RunConfig) -> bool:
-    """Whether the run reads whole epochs, after which its best model is kept."""
+    """Whether the run reads whole epochs and keeps its best model."""
     return config.training.epoch_samples is not None
 
 
 def best_writer(config: RunConfig, group: dist.ProcessGroup | None, console: Console) -> CheckpointWriter | None:
-    """Where the best model is kept: of it alone, in a folder of its own."""
+    """The writer that keeps the best model, and only that, in its own folder."""
     if not is_finetuning(config) or config.checkpoint.save is None:
         return None
     return CheckpointWriter(Path(config.checkpoint.save) / FOLDER, group, retain_interval=1 << 62, console=console,

@@ -1,8 +1,8 @@
 """torch.compile for layers whose input length changes over the run.
 
-torch compiles a layer for its first length and, at the second, for any length; divisibility and the like may call for
-more. After a number of recompilations it would go on without the compiler and say so once, if at all: the limits are
-set so that one graph for each length fits, and beyond them torch raises an error.
+torch compiles a layer for its first length and, at the second, for any length; guards such as divisibility may need
+more graphs. After too many recompilations torch falls back to eager mode with at most one warning. So the limits are
+set high enough for one graph per length, and beyond them torch raises an error.
 """
 
 import torch
@@ -11,11 +11,11 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.plan.derived import policies
 
 GRAPHS_OF_A_LENGTH = 4
-"""Training and evaluation, with and without what a cross layer attends to."""
+"""Training and evaluation, each with and without the context of a cross layer."""
 
 
 def prepare_compilation(config: RunConfig) -> None:
-    """Make room for as many graphs as the run has lengths, and let nothing run uncompiled beyond that."""
+    """Allow one graph per length of the run, and make exceeding that limit an error."""
     if not config.training.compile:
         return
     graphs = GRAPHS_OF_A_LENGTH * (len(policies(config).lengths()) + 1)

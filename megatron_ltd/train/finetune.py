@@ -1,4 +1,4 @@
-"""A finetuning run: a pretrained model, whole epochs of a training set, its loss on a validation set after each."""
+"""A finetuning run: a pretrained model is trained for whole epochs and validated after each."""
 
 import hashlib
 from collections.abc import Callable
@@ -24,16 +24,16 @@ from megatron_ltd.train.resume import with_checkpoint_model
 
 START_TOKENS = 128
 GROWING_SHARE = 0.3
-"""Of the steps, over which the kept length grows; as in the published GPT-2 finetuning runs."""
+"""Share of the steps over which the kept length grows, as in the published GPT-2 finetuning runs."""
 ReadEpoch = Callable[[RunConfig, Tokenizer | None], Epoch]
 
 
 def main(arguments: list[str] | None, family: Family, read_epoch: ReadEpoch) -> int:
-    """Run and return the exit code; what a user can repair is printed as one message.
+    """Run and return the exit code; errors the user can fix are printed as one message.
 
     Args:
-        arguments: the command line's without the program's name; None takes this process's.
-        read_epoch: reads every set once.
+        arguments: command line without the program name; None: that of this process.
+        read_epoch: reads the data sets of one epoch.
     """
     return run_recipe(arguments, lambda words, console: read_settings(words, family, console), finetuning_violations,
                       lambda config, tokenizer, runtime, console: prepare(config, tokenizer, runtime, console,
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None, family: Family, read_epoch: ReadEpoch) -> 
 
 
 def read_settings(arguments: list[str], family: Family, console: Console) -> RunConfig:
-    """The settings of a finetuning run of this model family, not checked yet.
+    """The unchecked settings of a finetuning run of this model family.
 
     Raises:
         UserError: flags or files that cannot be read, or a checkpoint of another family.
@@ -56,7 +56,7 @@ def read_settings(arguments: list[str], family: Family, console: Console) -> Run
     if family == "vit":
         config = replace(config, model=with_image_sizes(config.model, given))
     if config.checkpoint.use_checkpoint_args and family == "gpt" and given.seq_length:
-        # Samples may be shorter than what the model was trained on; its positions are what they are.
+        # Samples may be shorter than those the model was trained on; its number of positions stays.
         positions = config.model.max_positions
         config = replace(config, model=replace(config.model, seq_length=given.seq_length,
                                                max_position_embeddings=positions))
@@ -64,7 +64,7 @@ def read_settings(arguments: list[str], family: Family, console: Console) -> Run
 
 
 def from_pretrained(config: RunConfig, console: Console) -> RunConfig:
-    """With --pretrained-checkpoint, the run starts from there as long as --load holds nothing."""
+    """With --pretrained-checkpoint, the run starts from it as long as --load holds no checkpoint."""
     settings = config.checkpoint
     if settings.pretrained_checkpoint is None:
         return config
@@ -72,13 +72,13 @@ def from_pretrained(config: RunConfig, console: Console) -> RunConfig:
         raise ConfigError(f"--finetune is given with --pretrained-checkpoint = {settings.pretrained_checkpoint}: the "
                           f"model to start from would be both that and --load = {settings.load}; leave --finetune out")
     if settings.load is not None and not holds_nothing(Path(settings.load)):
-        console.line(f"continuing from --load = {settings.load}; --pretrained-checkpoint is where it once began")
+        console.line(f"continuing from --load = {settings.load}; --pretrained-checkpoint is ignored")
         return config
     return replace(config, checkpoint=replace(settings, load=settings.pretrained_checkpoint, finetune=True))
 
 
 def with_start_length(config: RunConfig) -> RunConfig:
-    """Random-LTD keeps 128 tokens at first, or half of shorter samples, in whole strata."""
+    """By default random-LTD keeps 128 tokens at first, or half of a shorter sample, in whole strata."""
     drop, length = config.token_drop, config.model.seq_length
     if drop.policy != "random" or drop.random_ltd_start_length is not None or drop.random_ltd_length_list is not None:
         return config
@@ -89,7 +89,7 @@ def with_start_length(config: RunConfig) -> RunConfig:
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, console: Console,
             read_epoch: ReadEpoch) -> tuple[RunConfig, Datasets]:
-    """The sets, and the settings with what follows from their sizes.
+    """The data sets, and the settings completed with what follows from their sizes.
 
     Raises:
         ConfigError: the settings do not fit an epoch of this length.
@@ -113,7 +113,8 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, co
 
 
 def with_epoch(config: RunConfig, epoch_samples: int, dp: int) -> RunConfig:
-    """With the length of an epoch, and random-LTD's schedule, which ends after three tenths of the steps."""
+    """The settings with the length of an epoch, and with random-LTD's default schedule, which ends after 30% of the
+    steps."""
     config = replace(config, training=replace(config.training, epoch_samples=epoch_samples))
     drop = config.token_drop
     if drop.policy != "random" or drop.random_ltd_steps is not None or drop.random_ltd_length_list is not None:

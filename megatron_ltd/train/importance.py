@@ -1,4 +1,4 @@
-"""The importance table of a run: which vocabulary ids are always kept, and which always dropped."""
+"""Makes the importance table of a run, with the vocabulary ids that are always kept or always dropped."""
 
 import torch
 
@@ -9,10 +9,10 @@ from megatron_ltd.token_drop.importance_table import ImportanceTable
 
 
 def importance_table(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> ImportanceTable:
-    """The table before the first step, with the special ids of the settings or else of the tokenizer.
+    """The table before the first step, with the special ids from the settings or, by default, the tokenizer.
 
     Raises:
-        ConfigError: an id that the vocabulary does not have, or that is to be both kept and dropped.
+        ConfigError: an id is not in the vocabulary, or is listed both to be kept and to be dropped.
     """
     drop, vocab_size = config.token_drop, config.model.vocab_size
     assert vocab_size is not None

@@ -1,4 +1,4 @@
-"""A pretraining run, whatever the model: settings, checks, process group, data, model, checkpoint, loop, exit code."""
+"""A pretraining run of any model: settings, checks, process group, data, model, checkpoint, loop, exit code."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -39,7 +39,7 @@ Prepare = Callable[[RunConfig, Runtime, Console], tuple[RunConfig, Datasets]]
 
 
 def read_settings(arguments: list[str], family: Family, console: Console) -> RunConfig:
-    """The settings of a run of this model family, not checked yet.
+    """The unchecked settings of a run of this model family.
 
     Raises:
         UserError: flags or files that cannot be read, or a checkpoint of another family.
@@ -53,7 +53,7 @@ def read_settings(arguments: list[str], family: Family, console: Console) -> Run
 
 
 def require_family(config: RunConfig, family: str, recipe: str) -> None:
-    """The checkpoint whose settings were taken must hold a model of this kind.
+    """Check that the checkpoint whose settings were taken holds a model of this family.
 
     Raises:
         CheckpointError: it does not.
@@ -64,17 +64,17 @@ def require_family(config: RunConfig, family: str, recipe: str) -> None:
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer; for --mock-data without one, plain numbers below --vocab-size."""
+    """The run's tokenizer; for --mock-data without one, the numbers below --vocab-size."""
     kind, vocab_size = config.data.tokenizer_type, config.model.vocab_size
     made_up = config.data.mock_data and kind is None
-    # A NullTokenizer's end of document comes on top of --vocab-size, and is counted in a checkpoint's vocabulary.
+    # A NullTokenizer adds an end-of-document token to --vocab-size; a checkpoint's vocabulary includes it.
     if vocab_size is not None and (made_up or (kind == "NullTokenizer" and config.checkpoint.use_checkpoint_args)):
         return NullTokenizer(vocab_size - 1)
     return build_tokenizer(config.data, vocab_size)
 
 
 def with_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """The model's vocabulary is the tokenizer's, unless a larger one was asked for."""
+    """The settings with the tokenizer's vocabulary size, unless a larger one was requested."""
     vocab_size = max(config.model.vocab_size or 0, tokenizer.vocab_size)
     return replace(config, model=replace(config.model, vocab_size=vocab_size))
 
@@ -95,7 +95,7 @@ def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> 
 
 
 def read_together(read: Callable[[], T], digest_of: Callable[[T], str]) -> T:
-    """What `read` gives, after all processes have seen that they read the same.
+    """The result of `read`, once all processes have verified that they read the same data.
 
     Raises:
         DataError: on every process, if one of them cannot read its data or reads other data.
@@ -118,14 +118,14 @@ def read_together(read: Callable[[], T], digest_of: Callable[[T], str]) -> T:
 
 
 def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare) -> int:
-    """The run on this process; returns its exit code.
+    """Run this process and return its exit code.
 
     Args:
         tokenizer: None for models that read no text.
-        prepare: reads the data once the processes have met, and completes the settings with what follows from them.
+        prepare: reads the data once the process group exists, and completes the settings with what follows from them.
 
     Raises:
-        UserError: what the user can repair.
+        UserError: an error that the user can fix.
     """
     with StopWatcher(config.training) as watcher:
         runtime = launch.start(config, place)
@@ -139,7 +139,7 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
 
 def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, prepare: Prepare,
                   watcher: StopWatcher) -> int:
-    """`train` once the processes have met."""
+    """The part of `train` after the process group exists."""
     place = runtime.launch
     console = Console(place.rank == 0)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
@@ -178,16 +178,16 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     if place.rank == 0:
         reasons = {EXIT_COMPLETE: "complete", 10: "stopped by a signal", 11: "interval or duration reached"}
         write_exit_record(config.checkpoint.save, code, state.consumed.steps, reasons[code])
-    # A launcher ends all processes as soon as one leaves with another code than 0; none leaves before all are done.
+    # A launcher kills all processes as soon as one exits with a code other than 0, so none exits before all are done.
     gather_json(code)
     return code
 
 
 def open_metrics(config: RunConfig, console: Console, resumed_step: int) -> Metrics:
-    """The run's log.
+    """Open the run's log.
 
     Raises:
-        ConfigError: on every process, if the one that writes it cannot.
+        ConfigError: on every process, if the process that writes it cannot.
     """
     problem, metrics = None, None
     try:
@@ -202,8 +202,8 @@ def open_metrics(config: RunConfig, console: Console, resumed_step: int) -> Metr
 
 
 def finish_quietly(writer: CheckpointWriter, console: Console) -> None:
-    """Let a checkpoint that is being written in the background be finished before the processes part; what ended the
-    run is told in any case."""
+    """Finish a checkpoint that is being written in the background before the processes exit; the error that ended the
+    run is reported in any case."""
     try:
         writer.close()
     except CheckpointError as error:
@@ -219,13 +219,13 @@ def main(arguments: list[str] | None, family: Family) -> int:
 def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console], RunConfig],
                violations: Callable[[RunConfig], Iterable[str]],
                prepare: Callable[[RunConfig, Any, Runtime, Console], tuple[RunConfig, Datasets]]) -> int:
-    """From the words of a command line to its exit code; what a user can repair is printed as one message.
+    """Run a command line and return the exit code; errors the user can fix are printed as one message.
 
     Args:
-        arguments: the command line's without the program's name; None takes this process's.
-        read: the settings that they ask for, not checked yet.
-        violations: what the recipe refuses besides what every run does.
-        prepare: gives the data, and the settings that follow from them; it is handed the tokenizer, None for images.
+        arguments: command line without the program name; None: that of this process.
+        read: parses the arguments into unchecked settings.
+        violations: checks of this recipe, in addition to those of every run.
+        prepare: reads the data and completes the settings; it receives the tokenizer, or None for images.
     """
     place, save = Launch(), None
     try:

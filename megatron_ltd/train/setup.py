@@ -1,4 +1,4 @@
-"""The model on this process: its stages, sharded, compiled if asked for, and the pipeline that runs them."""
+"""The model on this process: its stages, sharded, optionally compiled, and the pipeline that runs them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ from megatron_ltd.train.compilation import prepare_compilation
 
 Stage = GPT | BERT | ViT
 LAYERS = "stack.blocks."
-"""How the names of the layers' parameters begin; the number of the layer follows."""
+"""Prefix of the layers' parameter names; the layer's number follows."""
 
 
 @dataclass(frozen=True)
 class NamedParameter:
     """A parameter of this process.
 
-    `name` is unique here; `global_name` is what every layout calls it; `is_copy` marks the second holder of a tied
-    embedding, which the norm and checkpoints leave out.
+    `name` is unique in this process; `global_name` is the same in every layout; `is_copy` marks the second copy of a
+    tied embedding, which the gradient norm and checkpoints ignore.
     """
 
     name: str
@@ -46,18 +46,18 @@ class NamedParameter:
 
     @property
     def layer(self) -> int | None:
-        """Global id of the layer it belongs to; None for what belongs to none."""
+        """Global id of the layer it belongs to; None if it belongs to no layer."""
         return int(self.name.removeprefix(LAYERS).split(".")[0]) if self.name.startswith(LAYERS) else None
 
 
 class Model:
-    """The stages of this process and what has to happen to their gradients.
+    """The stages of this process, and the reduction of their gradients.
 
-    The parameters are listed once, when they are built: while a forward pass has gathered them, `Module.parameters()`
-    would give the gathered ones.
+    The parameters are listed once, when they are built: while they are gathered for a forward pass,
+    `Module.parameters()` would return the gathered ones.
 
-    `importance` is the table of the importance policy, which a run sets before its first step, and `loss_record` what
-    the table is to learn of a step; both None without the policy.
+    `importance` is the table of the importance policy, which a run sets before its first step; `loss_record` collects
+    the losses with which a step updates it. Both are None without the policy.
     """
 
     def __init__(self, stages: list[Stage], pipeline: Pipeline, mesh: Mesh, tp: TensorParallel):
@@ -67,7 +67,7 @@ class Model:
         self.loss_record: LossRecord | None = None
 
     def choose_by(self, importance: ImportanceTable) -> None:
-        """Keep tokens by this table, and record the losses that it learns from."""
+        """Choose kept tokens by this table, and record the losses that update it."""
         self.importance = importance
         self.loss_record = LossRecord(len(importance.values), importance.values.device)
 
@@ -89,11 +89,11 @@ class Model:
         data_parallel.reshard(self.stages)
 
     def finish_gradients(self, plan: StepPlan) -> None:
-        """The sums that are left to take once every stage has run its backward passes. Layers that do not learn in this
-        step have gradients of zero.
+        """Take the remaining gradient sums once every stage has run its backward passes. Layers without a backward pass
+        in this step get zero gradients.
 
         Raises:
-            RuntimeError: the engine left a parameter without a gradient.
+            RuntimeError: a parameter has no gradient.
         """
         zero_gradients(p.parameter for p in self.parameters if p.layer is not None and not plan.layers[p.layer].learns)
         missing = missing_gradients((p.name, p.parameter) for p in self.parameters)
@@ -115,8 +115,8 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
     """Build the stages of this process.
 
     Args:
-        draw: fill the parameters with their initial values; without it, for a checkpoint to fill.
-        decodes: a GPT that can also continue texts.
+        draw: fill the parameters with their initial values; False: leave them to a checkpoint.
+        decodes: build a GPT that can also generate text.
     """
     parallel = config.parallel
     tp = TensorParallel(mesh.tp, parallel.sequence_parallel)
@@ -138,7 +138,7 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
 
 
 def _first_input(model: ModelConfig, samples: int) -> dict[str, Any]:
-    """What the first stage reads of a microbatch."""
+    """Shape and dtype of the first stage's input for a microbatch."""
     if model.family == "vit":
         assert model.num_channels is not None and model.img_h is not None and model.img_w is not None
         return {"token_shape": (samples, model.num_channels, model.img_h, model.img_w), "token_dtype": torch.float32}
@@ -146,14 +146,14 @@ def _first_input(model: ModelConfig, samples: int) -> dict[str, Any]:
 
 
 def loss_terms(model: ModelConfig) -> int:
-    """What the loss is the sum of: the tokens' cross-entropy and, with BERT's binary head, that of the sentence
-    order."""
+    """Terms of the loss: the tokens' cross-entropy and, with BERT's binary head, that of the sentence order."""
     return 2 if model.family == "bert" and not model.bert_no_binary_head else 1
 
 
 def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: Mesh, device: torch.device,
                  draw: bool, decodes: bool) -> Stage:
-    """One stage, its layers allocated and sharded one by one, so that memory never holds an unsharded model."""
+    """Build one stage. Its layers are allocated and sharded one by one, so that memory never holds an unsharded
+    model."""
     training = config.training
     dropping = policies(config)
     kinds: dict[str, type[GPT] | type[BERT] | type[ViT]] = {

@@ -1,7 +1,7 @@
-"""All that a run needs to go on where it stopped: weights, optimizer state, and a few counters.
+"""Everything a run needs to resume: weights, optimizer state, and a few counters.
 
-Data order, dropout, kept tokens and the learning rate are functions of the counters, so nothing else is kept. Names are
-global and shards know their placement, so what one layout saved another one loads.
+Data order, dropout, kept tokens and the learning rate are functions of the counters, so nothing else is saved. Names
+are global and shards know their placement, so a checkpoint of one layout loads in another.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ class TrainState:
         """The inverse of `counters`.
 
         Raises:
-            CheckpointError: they are not what this version writes.
+            CheckpointError: the counters are not in the format of this version.
         """
         try:
-            # Checkpoints of earlier versions do not say what was best.
+            # Checkpoints of earlier versions have no best evaluation.
             return cls(Consumed(**counters["consumed"]), LossScale(**counters["loss_scale"]), counters["updates"],
                        BestSoFar(**counters.get("best", {})))
         except (KeyError, TypeError) as error:
@@ -58,7 +58,7 @@ IMPORTANCE = "token_drop.importance"
 
 
 def named_tensors(model: Model, optimizer: ShardedOptimizer | None, updates: int) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds, by global name, for saving; without the copies of tied embeddings."""
+    """The tensors to save, by global name, without the copies of tied embeddings."""
     tensors: dict[str, torch.Tensor] = {f"model.{p.global_name}": p.parameter for p in model.parameters
                                         if not p.is_copy}
     if optimizer is not None:
@@ -79,11 +79,11 @@ def _of_parameter(p: NamedParameter, optimizer: ShardedOptimizer,
 
 def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: dist.ProcessGroup | None, *,
          importance: bool = False, adapt: Adaptation | None = None) -> Manifest:
-    """Fill weights, and the optimizer's state if given, from a checkpoint, in place.
+    """Load weights, and the optimizer's state if an optimizer is given, from a checkpoint, in place.
 
     Args:
-        importance: fill the model's importance table too.
-        adapt: what is not taken as it is; only without an optimizer.
+        importance: load the model's importance table too.
+        adapt: tensors that must be adapted; only without an optimizer.
 
     Raises:
         CheckpointError: on all ranks; the checkpoint is damaged or does not fit the model.
@@ -103,7 +103,7 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
         if optimizer is not None:
             wanted |= _of_parameter(p, optimizer, moments)
         for name, tensor in wanted.items():
-            # A V-shaped pipeline holds both copies of a tied embedding in one process; one name is read once.
+            # A V-shaped pipeline holds both copies of a tied embedding in one process; each name is read once.
             repeated += [(tensor, targets[name])] if name in targets else []
             targets.setdefault(name, tensor)
     if importance and model.importance is not None:
@@ -118,11 +118,11 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
 
 
 def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> None:
-    """The settings that decide what weights mean must be those the checkpoint was written with; a ViT that starts from
-    another's weights may differ in what they are adapted to.
+    """Check that the settings which define the weights are those of the checkpoint. A ViT that starts from another's
+    weights may differ in settings to which the weights are adapted.
 
     Raises:
-        CheckpointError: they differ; names them all.
+        CheckpointError: settings differ; the message names all of them.
     """
     free = {"hidden_dropout", "attention_dropout", "init_method_std", "seq_length", "max_position_embeddings"}
     if config.model.family == "vit" and config.checkpoint.finetune:
@@ -136,10 +136,10 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
 
 
 def check_optimizer(config: RunConfig, manifest: Manifest, path: Path) -> None:
-    """The optimizer's state, if there is one, must be that of this run's optimizer.
+    """Check that the saved optimizer state, if there is any, belongs to this run's optimizer.
 
     Raises:
-        CheckpointError: it is another's.
+        CheckpointError: it belongs to a different optimizer.
     """
     saved, mine = manifest.config["optimizer"]["optimizer"], config.optimizer.optimizer
     if saved != mine and any(name.startswith("optimizer.") for name in manifest.tensors):

@@ -1,4 +1,4 @@
-"""One training step: forward and backward over the microbatches, the sums over ranks, clipping, the update."""
+"""One training step: forward and backward over the microbatches, sums over ranks, clipping, update."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from megatron_ltd.train.setup import Model
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found, the same on every process."""
+    """The result of a step, the same on every process."""
 
     loss: float
     """Mean cross-entropy over the global batch's predicted tokens, before the update."""
@@ -26,9 +26,9 @@ class StepResult:
     gradient_norm: float
     """Before clipping."""
     updated: bool
-    """False where gradients overflowed and the update was left out."""
+    """False if gradients overflowed and the update was skipped."""
     stop_level: int
-    """The most urgent request to stop of any process, as given."""
+    """The highest `stop_level` of any process."""
 
 
 def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[str, torch.Tensor]], config: RunConfig,
@@ -40,10 +40,10 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     with the sentence order, plus its mean over the samples.
 
     Args:
-        batch: microbatches, as the loader gives them.
-        plan: what the step computes; samples are cut to what it reads.
+        batch: microbatches, as returned by the loader.
+        plan: what the step computes; samples are truncated to `read_tokens`.
         loss_scale: of fp16; 1 otherwise.
-        stop_level: how urgently this process was asked to stop, 0 for not at all; every process learns the maximum.
+        stop_level: how urgently this process was asked to stop (0: not at all); every process receives the maximum.
     """
     parts = [cut(part, plan.read_tokens, config.model.seq_length) for part in batch]
     merged = {name: torch.cat([part[name] for part in parts]).to(device, non_blocking=True) for name in parts[0]}
@@ -74,10 +74,10 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
 
 
 def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:
-    """The first tokens of each sample of GPT, with all that is said of them.
+    """The first tokens of each GPT sample, with their labels, masks and positions.
 
     Shapes:
-        those of [b, s] come out as [b, read_tokens], those of [b] as they are
+        [b, s] becomes [b, read_tokens]; [b] is unchanged
     """
     if read_tokens == full_tokens:
         return microbatch
@@ -85,10 +85,10 @@ def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int)
 
 
 def _global_batch(model: Model, batch: Mapping[str, torch.Tensor]) -> tuple[float, float]:
-    """Tokens that the loss mask keeps, and samples, of the global batch; at least one.
+    """Numbers of unmasked tokens and of samples in the global batch, at least one each.
 
-    They are known before the first forward pass, so that gradients come out right whatever shares of them the
-    microbatches have.
+    They are known before the first forward pass, so that gradients are scaled correctly however the tokens are
+    distributed over microbatches.
     """
     mask = batch["loss_mask"]
     counts = torch.tensor([0.0, 0.0], dtype=torch.float64, device=mask.device)
@@ -100,8 +100,8 @@ def _global_batch(model: Model, batch: Mapping[str, torch.Tensor]) -> tuple[floa
 
 
 def _sum_over_processes(model: Model, sums: torch.Tensor) -> torch.Tensor:
-    """The loss terms of the global batch, on the CPU: every tensor-parallel rank of the last stage knows them, and one
-    of them speaks (the one that holds the first token)."""
+    """The loss terms of the global batch, on the CPU. Every tensor-parallel rank of the last stage has them; the one
+    that holds the first token contributes them to the sum."""
     speaks = model.pipeline.has_last and model.mesh.tp_rank == 0
     total = sums.double() if speaks else torch.zeros_like(sums, dtype=torch.float64)
     dist.all_reduce(total)
@@ -109,7 +109,8 @@ def _sum_over_processes(model: Model, sums: torch.Tensor) -> torch.Tensor:
 
 
 def _learn_importance(model: Model, updated: bool) -> None:
-    """Move the importance table by the losses of the global batch: the same sums, so the same table, everywhere."""
+    """Update the importance table with the losses of the global batch: the same sums, and so the same table, on every
+    process."""
     if model.importance is None or model.loss_record is None:
         return
     sums = model.loss_record.sums

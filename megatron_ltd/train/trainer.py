@@ -4,8 +4,8 @@
         read the step's microbatches, a function of the samples consumed so far
         choose what to compute and the learning rate, functions of the counters
         step; count; log
-        now and then: validate, save
-        stop if the run is over or someone asked
+        at intervals: validate, save
+        stop if the run is complete or was asked to stop
 """
 
 import time
@@ -43,7 +43,7 @@ class Trainer:
     """One run on this process.
 
     Args:
-        state: where the run stands; advanced by `run`.
+        state: counters of the run; advanced by `run`.
         writer: saves checkpoints; None without --save.
         best: saves the best model of a finetuning run; None otherwise.
     """
@@ -73,10 +73,10 @@ class Trainer:
         self.times = StepTimes(whole.read_tokens, step_flops(self.config, whole))
 
     def run(self, watcher: StopWatcher) -> int:
-        """Train to the end or until asked to stop; the exit code says which.
+        """Train to the end or until asked to stop, and return the exit code.
 
         Args:
-            watcher: in force beyond this call, so that a second signal does not cut the last save short.
+            watcher: outlives this call, so that a second signal does not interrupt the last save.
 
         Raises:
             DivergenceError: the loss or a gradient is not finite. The step is not applied and nothing is saved.
@@ -103,7 +103,7 @@ class Trainer:
         return code
 
     def _one_step(self, loader: Loader, watcher: StopWatcher) -> int | None:
-        """Train a step and do what is due after it; the exit code if the run is to stop."""
+        """Train one step and do what is due after it; returns the exit code if the run must stop."""
         state, scale, settings = self.state, self.state.loss_scale, self.config.training
         started = time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
@@ -139,12 +139,12 @@ class Trainer:
         try:
             return loader.step(self.state.consumed.samples, samples)
         except DataError as error:
-            error.everywhere = False  # another process reads other samples, or another disk
+            error.everywhere = False  # another process reads different samples, or another disk
             raise
 
     def _after_step(self, step: int, result: StepResult, watcher: StopWatcher, epoch_ends: bool) -> int | None:
         code = watcher.exit_code(step, self.total_steps, result.stop_level)
-        # Before the save, so that a run which continues from it neither lacks nor repeats the numbers.
+        # Before the save, so that a run resumed from it neither misses nor repeats these numbers.
         if code == EXIT_COMPLETE or epoch_ends or step % self.config.logging.eval_interval == 0:
             found = self._evaluate(self.datasets.valid, "validation")
             if found is not None and is_finetuning(self.config):
@@ -162,7 +162,7 @@ class Trainer:
         return code
 
     def _epochs(self, samples: int) -> int:
-        """Epochs that are complete after so many samples; 0 where none are counted."""
+        """Complete epochs after this many samples; 0 if epochs are not counted."""
         epoch_samples = self.config.training.epoch_samples
         return 0 if epoch_samples is None else samples // epoch_samples
 
@@ -170,7 +170,7 @@ class Trainer:
         return self.state.best.gives_up(self.config.training.early_stopping_patience)
 
     def _judge(self, step: int, found: HeldOut) -> None:
-        """Note an evaluation of a finetuning run, and keep the model if it is the best so far."""
+        """Record an evaluation of a finetuning run, and save the model if it is the best so far."""
         self.state.best = self.state.best.after(step, found.loss)
         if self.best is None or self.state.best.step != step:
             return
@@ -191,8 +191,8 @@ class Trainer:
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
     def _evaluate(self, dataset: Dataset | None, name: str) -> HeldOut | None:
-        """The loss on the first --eval-iters global batches of a held-out set, or on all of it: the same ones every
-        time, so that the curve shows the model and not the draw."""
+        """The loss on the first --eval-iters global batches of a held-out set, or on all of it. The batches are the
+        same every time, so that changes in the curve come from the model."""
         if dataset is None or self.config.logging.eval_iters == 0:
             return None
         mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples

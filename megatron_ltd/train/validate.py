@@ -12,12 +12,13 @@ from megatron_ltd.train.setup import Model
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model makes of held-out samples.
+    """Metrics of a model on held-out samples.
 
     Args:
         loss: mean cross-entropy of the predicted tokens.
         sentence_order_loss: mean cross-entropy of the sentence order; None for models without that head.
-        top1, top5: shares of images whose class is the most probable, or among the first five; None for other models.
+        top1, top5: shares of images whose class is the most probable, or among the five most probable; None for other
+        models.
     """
 
     loss: float
@@ -30,7 +31,7 @@ def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) 
     """The loss over the microbatches of all data-parallel ranks.
 
     Args:
-        batches: microbatches of this data-parallel rank; every rank gives as many.
+        batches: microbatches of this data-parallel rank; every rank has the same number.
     """
     model.eval_mode()
     sums = torch.zeros(6, dtype=torch.float64, device=device)

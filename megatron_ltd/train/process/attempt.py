@@ -1,9 +1,9 @@
-"""A key-value store for one attempt of a run that its launcher may restart.
+"""A key-value store for one attempt of a run that the launcher may restart.
 
-torchrun keeps one store for all attempts, and `env://` returns it without a prefix, so an attempt finds the addresses
-of the processes of the attempt before. The number of restarts does not tell attempts apart: launchers on several nodes
-count for themselves, and none counts a restart for a node that joins. So the processes of an attempt agree on a fresh
-prefix through the store itself.
+torchrun keeps one store for all attempts, and `env://` returns it without a prefix, so an attempt would find the
+addresses of the previous attempt's processes. The restart count does not identify an attempt: launchers on several
+nodes count separately, and a node that joins is not counted as a restart. So the processes of an attempt agree on a
+fresh prefix through the store itself.
 """
 
 import time
@@ -28,9 +28,9 @@ def attempt_store(init_method: str, rank: int, world_size: int, timeout: timedel
 
 
 def _invite(store: dist.Store, world_size: int, timeout: timedelta) -> str:
-    """Answer the calls of all other ranks with a new prefix, and return it once each of them has joined.
+    """Answer the calls of all other ranks with a new prefix, and return it once all of them have joined.
 
-    A call may be left over from an earlier attempt. Nobody reads its answer, and the rank's own call replaces it.
+    A call may be left over from an earlier attempt. Its answer is never read, and the rank's new call replaces it.
     """
     prefix = uuid.uuid4().hex
     deadline = time.monotonic() + timeout.total_seconds()
@@ -49,7 +49,7 @@ def _invite(store: dist.Store, world_size: int, timeout: timedelta) -> str:
 
 
 def _join(store: dist.Store, rank: int) -> str:
-    """Call rank 0 and return the prefix that it answers with."""
+    """Call rank 0 and return the prefix in its answer."""
     call = uuid.uuid4().hex
     store.set(f"call/{rank}", call)
     prefix: str = store.get(f"answer/{call}").decode()

@@ -1,6 +1,6 @@
 """How a process ends: the message, the exit code, and the record that outlives the launcher.
 
-torchrun reports 1 for every code but 0, so the code is also left in `exit.json` beside the checkpoints.
+torchrun reports 1 for every code but 0, so the code is also written to `exit.json` next to the checkpoints.
 """
 
 import json
@@ -18,16 +18,16 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed ou
 
 
 def clear_exit_record(save_dir: str | None) -> None:
-    """Forget how the last run ended, so that the record is of this one."""
+    """Remove the record of the previous run."""
     if save_dir is not None:
         (Path(save_dir) / RECORD_NAME).unlink(missing_ok=True)
 
 
 def write_exit_record(save_dir: str | None, code: int, step: int | None, reason: str) -> None:
-    """Leave `exit.json` in the folder of checkpoints, if there is one.
+    """Write `exit.json` to the folder of checkpoints, if there is one.
 
     Args:
-        step: the last one of the run; None where it ended by an error.
+        step: the last step of the run; None if it ended with an error.
     """
     if save_dir is None or not Path(save_dir).is_dir():
         return
@@ -41,7 +41,7 @@ def write_exit_record(save_dir: str | None, code: int, step: int | None, reason:
 
 
 def lost_peer(error: BaseException | None) -> bool:
-    """Whether an error says that another process is gone, rather than what went wrong."""
+    """Whether an error only means that another process is gone."""
     while error is not None:
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_PEER):
             return True
@@ -50,7 +50,7 @@ def lost_peer(error: BaseException | None) -> bool:
 
 
 def report(error: Exception, rank: int, world_size: int, save_dir: str | None) -> int:
-    """Say what ended this process, once for what all processes know, and return its exit code."""
+    """Print what ended this process and return its exit code; an error common to all processes is printed once."""
     name = f"rank {rank}: " if world_size > 1 else ""
     if isinstance(error, UserError):
         everywhere = error.everywhere or not name

@@ -1,4 +1,4 @@
-"""From the environment that torchrun sets to a process group and a device. Nothing else reads the environment."""
+"""Turns the environment that torchrun sets into a process group and a device. No other module reads the environment."""
 
 import os
 import platform
@@ -23,9 +23,9 @@ from megatron_ltd.train.process.attempt import attempt_store
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among all that were started together.
+    """This process's place among those that were started together.
 
-    `init_method` is where they meet; None for a single process that was started without a launcher.
+    `init_method` is their rendezvous address; None for a single process without a launcher.
     """
 
     rank: int = 0
@@ -35,10 +35,10 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> "Launch":
-        """As torchrun says; a single process without it.
+        """The values set by torchrun; without it, a single process.
 
         Raises:
-            ConfigError: the variables are incomplete or no numbers.
+            ConfigError: the variables are incomplete or not numbers.
         """
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
@@ -53,7 +53,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The running process: its place, its device, its mesh, and the other processes of the run on this host."""
+    """The running process: its ranks, device and mesh, and the other processes of the run on this host."""
 
     launch: Launch
     device: torch.device
@@ -62,7 +62,7 @@ class Runtime:
 
 
 def choose_device(config: RunConfig, launch: Launch) -> torch.device:
-    """The GPU of this process where there are any, else the CPU.
+    """The GPU of this process if the machine has GPUs, else the CPU.
 
     Raises:
         ConfigError: nccl without a GPU, or more processes on this machine than GPUs.
@@ -107,7 +107,7 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
 
 
 def agree_on_configuration(config: RunConfig) -> None:
-    """All processes must run the same thing; gloo would add up tensors that do not belong together without a word.
+    """Check that all processes run with the same settings; gloo would silently add up unrelated tensors.
 
     Raises:
         ConfigError: on every process, naming the settings that differ and the ranks.

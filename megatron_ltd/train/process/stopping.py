@@ -12,15 +12,15 @@ from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, EXIT_ON_SIGNAL
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """A scheduler's request, Ctrl-C, a closed terminal."""
 ONE_REQUEST_SECONDS = 1.0
-"""One Ctrl-C can arrive twice, from the terminal and from a launcher that passes it on."""
+"""One Ctrl-C can arrive twice, from the terminal and from a launcher that forwards it."""
 
 
 class StopWatcher:
-    """Whether this process has been asked to stop. Processes tell each other in the step's own all-reduce, so that all
-    of them stop after the same step, whoever was asked.
+    """Whether this process has been asked to stop. The requests are combined in the step's own all-reduce, so that all
+    processes stop after the same step, whichever was asked.
 
-    As a context manager it installs the handlers of the signals, and puts the old ones back. A second Ctrl-C ends the
-    process at once; torchrun passes it on as SIGTERM.
+    As a context manager it installs the signal handlers and restores the old ones. A second Ctrl-C ends the process at
+    once; torchrun forwards it as SIGTERM.
     """
 
     def __init__(self, config: TrainingConfig):
@@ -32,7 +32,7 @@ class StopWatcher:
 
     def __enter__(self) -> "StopWatcher":
         for number in STOP_SIGNALS if self.config.exit_signal_handler else ():
-            # What nohup or a shell's background job ignores stays ignored.
+            # Signals ignored under nohup or by a shell's background job stay ignored.
             if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
@@ -51,14 +51,14 @@ class StopWatcher:
             os.kill(os.getpid(), number)
 
     def level(self) -> int:
-        """How this process was asked to stop: 0 not at all, 1 its time is over, 2 by a signal."""
+        """How this process was asked to stop: 0 not at all, 1 by a time limit, 2 by a signal."""
         if self.signalled:
             return 2
         limit = self.config.exit_duration_in_mins
         return int(limit is not None and time.monotonic() - self._started > 60.0 * limit)
 
     def exit_code(self, step: int, total_steps: int, agreed_level: int) -> int | None:
-        """How the run ends after `step`; None if it goes on.
+        """The exit code if the run ends after `step`; None if it continues.
 
         Args:
             agreed_level: the highest `level` of any process.

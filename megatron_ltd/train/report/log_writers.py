@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: the console, the metrics file, TensorBoard, Weights & Biases."""
+"""Log outputs of a run: the console, the metrics file, TensorBoard, Weights & Biases."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from megatron_ltd.train.validate import HeldOut
 
 
 class Writer(Protocol):
-    """Where numbers go besides the console."""
+    """An output besides the console."""
 
     def write(self, fields: dict[str, Any]) -> None: ...
 
@@ -20,10 +20,10 @@ class Writer(Protocol):
 
 
 class MetricsFile:
-    """Appends one JSON object a line, so that the file holds one curve.
+    """Appends one JSON object per line, so that the file holds one curve.
 
-    A run that continues from a checkpoint drops what was logged after it; one that starts afresh sets an existing file
-    aside under the next free name.
+    A resumed run drops the records after its checkpoint; a run that starts from scratch renames an existing file to the
+    next free name.
 
     Args:
         resumed_step: the step of the checkpoint, or 0.
@@ -51,7 +51,7 @@ class MetricsFile:
 
 
 def _belongs(line: str, resumed_step: int) -> bool:
-    """Whether a line is whole and not later than the step that the run continues from."""
+    """Whether a line is complete and not later than the step from which the run resumes."""
     try:
         return bool(json.loads(line)["step"] <= resumed_step)
     except (ValueError, KeyError, TypeError):
@@ -59,7 +59,7 @@ def _belongs(line: str, resumed_step: int) -> bool:
 
 
 class _TensorBoard:
-    """Tags as Megatron-LM's."""
+    """The same tags as Megatron-LM's."""
 
     _TAGS = {"lm_loss": "lm loss", "grad_norm": "grad-norm", "learning_rate": "learning-rate",
              "global_batch_size": "batch-size", "step_seconds": "iteration-time", "tflops_per_device": "throughput",
@@ -104,7 +104,7 @@ class _WeightsAndBiases:
 class Metrics:
     """The log of one run; on all but one process it does nothing.
 
-    A log that cannot be written does not end a run: it is given up with one warning.
+    A log that cannot be written does not end a run: it is closed with one warning.
     """
 
     def __init__(self, config: LoggingConfig, run_settings: dict[str, Any], console: Console, resumed_step: int):

@@ -1,10 +1,10 @@
-"""What a run tells about itself, in numbers and as a line.
+"""What a run reports about itself, as numbers and as a log line.
 
     consumed_flops        forward and backward FLOPs of the run so far, after dropping
     tokens_per_second     raw tokens read of the global batch / seconds of the step
     model_flops           forward and backward FLOPs of the step, after dropping (`megatron_ltd.model.flops`)
     tflops_per_device     model_flops / seconds / devices / 1e12
-    mfu                   tflops_per_device / peak TFLOP/s of a device, where that is known
+    mfu                   tflops_per_device / peak TFLOP/s of a device, if known
     theoretical_saving    share of the step's FLOPs that dropping and skipped layers left out, against the same tokens
                           read; tokens that a sequence curriculum does not read are no saving
     cumulative_saving     the same for the run so far
@@ -34,7 +34,7 @@ def peak_tflops(device_name: str) -> float | None:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What is known after a step."""
+    """The measurements of a step."""
 
     consumed: Consumed
     total_steps: int
@@ -83,7 +83,7 @@ class StepReport:
         }
 
     def line(self) -> str:
-        """Megatron-LM's line, and what token dropping adds to it."""
+        """Megatron-LM's log line, with the fields that token dropping adds."""
         f = self.fields()
         order = "" if self.sentence_order_loss is None else f" sop loss: {self.sentence_order_loss:.6E} |"
         length = f" sequence length: {self.plan.read_tokens:5d} |" if "sequence_length" in f else ""

@@ -1,4 +1,4 @@
-"""--profile: a torch profiler trace of a few steps in the middle of things, one file for each process."""
+"""--profile: a torch profiler trace of a few steps after warm-up, one file per process."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ class StepProfiler:
     """Counts steps and writes the trace after the last profiled one; does nothing without --profile.
 
     Args:
-        rank: names the file, `trace.rank0.json` beside the metrics file, to be opened in Perfetto.
+        rank: names the file, such as `trace.rank0.json` next to the metrics file; open it in Perfetto.
     """
 
     def __init__(self, config: LoggingConfig, rank: int):

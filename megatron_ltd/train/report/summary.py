@@ -1,7 +1,7 @@
-"""What a run has consumed and saved, said once at its end.
+"""What a run has consumed and saved, logged once at its end.
 
-Savings in FLOPs are counted; savings in time are measured, and only where this process has run steps of both kinds: at
-the full length and with dropped tokens.
+Savings in FLOPs are counted; savings in time are measured, and only if this process has run both kinds of steps: at the
+full length and with dropped tokens.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from megatron_ltd.token_drop.plan import StepPlan
 
 @dataclass
 class _Steps:
-    """Steps of one kind; the first one is not timed, since it also pays for compiling and allocating."""
+    """Steps of one kind; the first one is not timed, since it includes compilation and allocation."""
 
     seen: int = 0
     samples: int = 0
@@ -31,7 +31,7 @@ class _Steps:
 
 @dataclass
 class StepTimes:
-    """Seconds of the steps of this process, at the full length and at smaller kept lengths or with skipped layers.
+    """Step times of this process, at the full length and at smaller kept lengths or with skipped layers.
 
     Args:
         full_tokens: the sequence length; steps that read less are not compared with others.
@@ -60,14 +60,14 @@ class StepTimes:
 
     @property
     def time_saving(self) -> float | None:
-        """Share of the time of a sample that dropping saved in the steps that dropped tokens; None: not measured."""
+        """Share of the time per sample saved in the steps that dropped tokens; None if not measured."""
         if not self.full.samples or not self.dropped.samples or self.full.seconds <= 0.0:
             return None
         return 1.0 - self.dropped.seconds_per_sample / self.full.seconds_per_sample
 
     @property
     def flops_saving(self) -> float:
-        """Share of the FLOPs that dropping left out in the same steps."""
+        """Share of the FLOPs saved in the same steps."""
         return 1.0 - self.dropped.flops / (self.dropped.samples * self.full_flops) if self.dropped.samples else 0.0
 
 
