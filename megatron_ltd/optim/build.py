@@ -1,8 +1,8 @@
-"""The optimizer, on the shards this process holds.
+"""The optimizer, on the local shards.
 
 Parameters are DTensors; the arithmetic of AdamW and SGD is element-wise, so they run on the local tensors, which share
-storage with them. Any fused implementation works on those, and none pays for the dispatch of sharded tensors. Muon
-needs whole matrices, for one operation (`optim/muon.py`).
+storage with them. Any fused implementation works on those, without the overhead of dispatching sharded tensors. Muon
+needs whole matrices for one operation (`optim/muon.py`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ class ShardedOptimizer:
 
     Args:
         named_parameters: global names and parameters; every gradient is set when `step` is called.
-        config: of the run; the learning rate is given at each step.
+        config: of the run; the learning rate is passed to each step.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig):
@@ -53,7 +53,7 @@ class ShardedOptimizer:
         return [group for group in groups if group["params"]]
 
     def step(self, learning_rate: float) -> None:
-        """One update with the gradients that the parameters hold."""
+        """Apply one update with the gradients stored on the parameters."""
         for name, parameter in self._parameters.items():
             shard = self._shards[name]
             shard.grad = local_gradient(parameter).to(shard.dtype)
@@ -67,16 +67,16 @@ class ShardedOptimizer:
             self._shards[name].grad, parameter.grad = None, None
 
     def moments(self, name: str) -> tuple[str, ...]:
-        """Names of the moments of a parameter, as torch calls them."""
+        """torch's names for the moments of a parameter."""
         return ("momentum_buffer",) if isinstance(self._optimizers[name], Muon | torch.optim.SGD) \
             else ("exp_avg", "exp_avg_sq")
 
     def state_tensors(self, steps_taken: int) -> dict[str, torch.Tensor]:
-        """The moments as tensors sharded like their parameters, by `<moment>.<parameter name>`; made (as zeros) where
-        no step has been taken yet, so that a checkpoint can be read into them.
+        """The moments as tensors sharded like their parameters, by `<moment>.<parameter name>`; created as zeros if no
+        step has been taken yet, so that a checkpoint can be read into them.
 
         Args:
-            steps_taken: updates so far, which AdamW's bias correction counts.
+            steps_taken: updates so far, needed by AdamW's bias correction.
         """
         tensors = {}
         for name, parameter in self._parameters.items():
@@ -90,13 +90,13 @@ class ShardedOptimizer:
                 state["step"] = torch.tensor(float(steps_taken), device=shard.device)
         for optimizer in dict.fromkeys(self._optimizers.values()):
             for group in optimizer.param_groups:
-                if "step" in group:  # apex counts in the group
+                if "step" in group:  # apex keeps the count in the group
                     group["step"] = steps_taken
         return tensors
 
 
 def _muon_matrices(parameters: Mapping[str, nn.Parameter], config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters that Muon updates, by name, with the rows of the matrices in each."""
+    """The parameters that Muon updates, by name, with the row counts of the matrices in each."""
     rows = {name: layer_matrices(config.model).get(".".join(name.split(".")[-3:])) for name in parameters}
     return {name: turn if config.optimizer.muon_split_qkv else (parameters[name].shape[0],)
             for name, turn in rows.items() if turn is not None}
@@ -115,7 +115,7 @@ def _sharded_like(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor
 
 
 def _build(groups: Sequence[dict], config: OptimizerConfig) -> tuple[torch.optim.Optimizer, str]:
-    """The optimizer, and a line that says which implementation runs."""
+    """The optimizer, and a description of its implementation for the log."""
     lr = config.lr if config.lr is not None else 0.0
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9), "torch SGD"
@@ -127,8 +127,8 @@ def _build(groups: Sequence[dict], config: OptimizerConfig) -> tuple[torch.optim
 
 
 def apex_fused_adam() -> type | None:
-    """NVIDIA apex's FusedAdam where it is installed with its CUDA kernels, or None. The package of the same name on
-    PyPI is something else, and has no `amp_C`."""
+    """NVIDIA apex's FusedAdam if it is installed with its CUDA kernels, else None. The PyPI package of the same name is
+    unrelated and has no `amp_C`."""
     try:
         import amp_C  # noqa: F401
         from apex.optimizers import FusedAdam

@@ -1,4 +1,4 @@
-"""The global gradient norm, over parameters that are sharded in different ways."""
+"""The global gradient norm over parameters that are sharded in different ways."""
 
 import math
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from torch.distributed.tensor import DTensor, Replicate
 from megatron_ltd.parallel.gradients import local_gradient
 
 _SLAB_NUMBERS = {False: 1 << 18, True: 1 << 26}
-"""Numbers summed at once on a CPU, and on a GPU, where a slab is a few launches."""
+"""Numbers summed at once: on a CPU, and on a GPU, where each slab costs a few kernel launches."""
 
 
 def _copies(parameter: nn.Parameter) -> int:
-    """How many processes of the parameter's mesh hold the same part of it."""
+    """Number of processes in the parameter's mesh that hold the same shard of it."""
     if not isinstance(parameter, DTensor):
         return 1
     mesh = parameter.device_mesh
@@ -26,8 +26,8 @@ def _copies(parameter: nn.Parameter) -> int:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """The 2-norm of all gradients of the model, the same on every process.
 
-    Every process gives the parameters it holds, without the second copy of a tied embedding. Sums are taken in fp64
-    so that the norm does not depend on how gradients are sharded.
+    Every process passes the parameters it holds, without the second copy of a tied embedding. Sums are in fp64 so that
+    the norm does not depend on how gradients are sharded.
 
     Shapes:
         -> scalar fp64
@@ -36,7 +36,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     device = local_gradient(parameters[0]).device if parameters else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter in parameters:
-        # Slab by slab, since torch makes an fp64 copy of what it sums: a slab's stays in cache.
+        # Slab by slab, since torch makes an fp64 copy of its input: that of a slab stays in cache.
         for slab in local_gradient(parameter).flatten().split(_SLAB_NUMBERS[device.type == "cuda"]):
             total += torch.linalg.vector_norm(slab, dtype=torch.float64).square() / _copies(parameter)
     dist.all_reduce(total)

@@ -1,4 +1,4 @@
-"""Dynamic loss scaling for fp16 (https://arxiv.org/abs/1710.03740, section 3.2), as Megatron-LM does it."""
+"""Dynamic loss scaling for fp16 (https://arxiv.org/abs/1710.03740, section 3.2), as in Megatron-LM."""
 
 from dataclasses import dataclass, replace
 
@@ -7,9 +7,9 @@ from megatron_ltd.config import TrainingConfig
 
 @dataclass(frozen=True)
 class LossScale:
-    """The scale and what decides its next change.
+    """The scale and the state that determines its next change.
 
-    The scale halves when gradients overflow `hysteresis` times without a window of good steps between, and doubles
+    The scale halves when gradients overflow `hysteresis` times without a window of good steps in between, and doubles
     after `window` good steps.
     """
 
@@ -38,6 +38,6 @@ class LossScale:
         return replace(self, good_steps=self.good_steps + 1)
 
     def exhausted(self, config: TrainingConfig) -> bool:
-        """Whether an overflow at this scale leaves nothing to try."""
+        """Whether the scale cannot be lowered any further after an overflow."""
         fixed = config.loss_scale is not None
         return config.precision == "fp16" and not fixed and self.scale <= config.min_loss_scale

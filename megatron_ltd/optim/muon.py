@@ -5,16 +5,16 @@
     w <- (1 - lr d) w - lr s NS(u)              weight decay d, scale s by the shape of the matrix
 
 NS is a Newton-Schulz iteration: NS(u) has the singular vectors of u and singular values near 1. It needs whole
-matrices, and everything else is element-wise and runs on shards. Each matrix is gathered on one process, which returns
-the shards of the result: two collectives a step, with the iterations spread evenly over the processes.
+matrices; everything else is element-wise and runs on shards. Each matrix is gathered on one process, which returns the
+shards of the result: two collectives a step, with the iterations spread evenly over the processes.
 
-Formulas, coefficients and defaults are those of `torch.optim.Muon`, but for the scale. The default here is
+Formulas, coefficients and defaults are those of `torch.optim.Muon`, except for the scale. The default here is
 `match_rms_adamw`: updates have the root mean square of AdamW's, so that one learning rate serves both
 (https://arxiv.org/abs/2502.16982, section 2.2).
 
 torch iterates in bf16, which amplifies rounding: gradients that differ by 1e-7, as between two layouts, give updates
-that differ by up to 1e-2. In fp32 they differ by 1e-6 to 1e-5. So runs in fp32 iterate in fp32, unless --muon-precision
-says otherwise, and runs in half precision in bf16.
+that differ by up to 1e-2. In fp32 they differ by 1e-6 to 1e-5. So, unless --muon-precision is given, runs in fp32
+iterate in fp32, and runs in half precision in bf16.
 """
 
 import math
@@ -61,13 +61,13 @@ def update_scale(mode: str, rows: int, columns: int) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over the local shards of matrices.
+    """Muon on the local shards of matrices.
 
     Args:
         parameters: the matrices.
-        shards: what this process holds of each; their gradients are set when `step` is called.
+        shards: the local shard of each; their gradients are set when `step` is called.
         rows: of each parameter. One number for a single matrix; several for fused matrices whose rows alternate in
-            blocks of these sizes, as those of query, key and value do.
+            blocks of these sizes, such as query, key and value.
         dtype: of the Newton-Schulz iterations.
     """
 
@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One update with the gradients that the shards hold. Every process of the run must call it."""
+        """Apply one update with the gradients stored on the shards. Every process of the run must call it."""
         (group,) = self.param_groups
         shards, learning_rate = group["params"], group["lr"]
         updates = [self._momentum(shard) for shard in shards]
@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
             shard.mul_(1.0 - learning_rate * group["weight_decay"]).sub_(direction, alpha=learning_rate)
 
     def _momentum(self, shard: torch.Tensor) -> torch.Tensor:
-        """The update before it is orthogonalised, in a tensor of its own."""
+        """The update before orthogonalisation, as a new tensor."""
         state, momentum = self.state[shard], self._config.muon_momentum
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(shard)

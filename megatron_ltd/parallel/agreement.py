@@ -1,4 +1,4 @@
-"""Ranks compare notes before they act, in JSON rather than in pickled objects."""
+"""Ranks exchange values before they act on them, as JSON rather than pickled objects."""
 
 import json
 from typing import Any
@@ -8,13 +8,13 @@ import torch.distributed as dist
 
 
 def gather_json(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """The values of all ranks, in order of rank; a value is anything JSON can hold.
+    """The values of all ranks, in rank order; a value is anything JSON can represent.
 
     Args:
-        group: a group that can exchange CPU tensors; None is all ranks.
+        group: a group that can exchange CPU tensors; None: all ranks.
     """
     data = json.dumps(value, allow_nan=False).encode()
-    # With a group, a process that has left it must not take itself for the only one.
+    # With a group, a process that has left it must not assume that it is the only one.
     world = 1 if group is None and not dist.is_initialized() else dist.get_world_size(group)
     if world == 1:
         return [json.loads(data)]
@@ -29,7 +29,7 @@ def gather_json(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]
 
 
 def disagreements(values: list[dict[str, Any]]) -> list[str]:
-    """What the ranks' flat dictionaries differ in, one line per key, ranks with equal values together."""
+    """The differences between the ranks' flat dictionaries: one line per key, ranks with equal values grouped."""
     lines = []
     for key in sorted(set().union(*values)):
         ranks_of: dict[str, list[int]] = {}

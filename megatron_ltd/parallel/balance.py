@@ -1,8 +1,9 @@
-"""Which layers each pipeline stage gets, so that the process with the most work has as little as possible.
+"""Assigns layers to pipeline stages so that the busiest process has as little work as possible.
 
 Stages are contiguous and hold at least one layer; a process may hold several of them (`partition.stages_of_rank`).
-With one stage a process the best split is found exactly, by dynamic programming. With several, all splits are tried
-where they are few; otherwise the search moves layers from stage to stage, from several beginnings, while that helps.
+With one stage per process the best split is found exactly, by dynamic programming. With several, all splits are tried
+if they are few; otherwise a local search moves layers between stages, from several starting points, until no move
+helps.
 """
 
 import itertools
@@ -20,7 +21,7 @@ def rank_costs(split: Sequence[int], costs: Sequence[int], last_cost: int, sched
     Args:
         split: layers of each stage, in order of depth.
         costs: of each layer.
-        last_cost: of what the last stage has besides its layers: the head.
+        last_cost: of the head, which the last stage has in addition to its layers.
     """
     stage_costs = stage_sums(split, costs, last_cost)
     chunks = len(split) // pp_size
@@ -37,13 +38,13 @@ def stage_sums(split: Sequence[int], costs: Sequence[int], last_cost: int) -> li
 
 
 def balanced_split(costs: Sequence[int], last_cost: int, schedule: str, pp_size: int, chunks: int) -> list[int]:
-    """Layers of each stage, in order of depth, for the smallest largest work of a process; of several such splits one
-    whose other processes are most alike.
+    """Layers of each stage, in order of depth, such that the busiest process has the least work; among such splits, one
+    whose other processes are most evenly loaded.
 
     Args:
         costs: of each layer, at least as many as there are stages.
         last_cost: of the head.
-        chunks: stages of a process.
+        chunks: stages per process.
     """
     if chunks == 1 or pp_size == 1:
         return _exact(costs, last_cost, pp_size * chunks)
@@ -65,7 +66,7 @@ def _grade(split: Sequence[int], costs: Sequence[int], last_cost: int, schedule:
 
 
 def _exact(costs: Sequence[int], last_cost: int, stages: int) -> list[int]:
-    """One stage a process: first the smallest possible maximum, then the least sum of squares under it."""
+    """One stage per process: first the smallest possible maximum, then the least sum of squares under that bound."""
     largest = _best(costs, last_cost, stages, None)[-1][len(costs)][0]
     table = _best(costs, last_cost, stages, largest)
     split, end = [], len(costs)
@@ -77,8 +78,8 @@ def _exact(costs: Sequence[int], last_cost: int, stages: int) -> list[int]:
 
 
 def _best(costs: Sequence[int], last_cost: int, stages: int, bound: int | None) -> list[dict[int, tuple[int, int]]]:
-    """For each number of stages and each number of first layers that they may hold: (grade, where the last of these
-    stages begins). The grade is the largest stage, or with a bound on that the sum of squares."""
+    """For each number of stages and each number of leading layers in them: (score, first layer of the last of these
+    stages). The score is the largest stage or, if a bound on it is given, the sum of squares."""
     sums = [0, *itertools.accumulate(costs)]
     layers = len(costs)
     table: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
@@ -108,7 +109,7 @@ def _all_splits(layers: int, stages: int) -> Iterator[list[int]]:
 
 
 def _improved(split: list[int], costs: Sequence[int], last_cost: int, schedule: str, pp_size: int) -> list[int]:
-    """Move one layer at a time from one stage to any other, the best move first, until none helps."""
+    """Move one layer at a time from any stage to any other, best move first, until no move helps."""
     grade = _grade(split, costs, last_cost, schedule, pp_size)
     while True:
         moves = []

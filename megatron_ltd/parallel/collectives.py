@@ -21,20 +21,20 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-# Renamed in torch 2.12; the old names warn at every call there.
+# Renamed in torch 2.12, where the old names warn at every call.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def all_reduce(x: torch.Tensor, group: dist.ProcessGroup, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
-    """The reduction over the group, in a new tensor."""
+    """The reduction over the group, as a new tensor."""
     x = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(x, op=op, group=group)
     return x
 
 
 def all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """The ranks' tensors one after the other. Shapes: [s/t, ...] -> [s, ...]"""
+    """The concatenation of the ranks' tensors. Shapes: [s/t, ...] -> [s, ...]"""
     out = x.new_empty((x.shape[0] * group.size(), *x.shape[1:]))
     _all_gather(out, x.contiguous(), group=group)
     return out
@@ -49,14 +49,14 @@ def reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 
 def exchange(outgoing: Sequence[tuple[int, torch.Tensor]], incoming: Sequence[tuple[int, torch.Tensor]],
              like: torch.Tensor) -> None:
-    """Send tensors, and fill others with what is received, in one all-to-all over all ranks of the run.
+    """Send tensors and receive others in one all-to-all over all ranks of the run.
 
-    Two ranks list what goes from one to the other in the same order.
+    Sender and receiver must list the tensors between them in the same order.
 
     Args:
         outgoing: tensors and the ranks they go to.
         incoming: tensors to fill and the ranks they come from.
-        like: has the dtype and device of all of them.
+        like: a tensor with the dtype and device of all of them.
     """
     if dist.get_world_size() == 1:
         for (_, source), (_, target) in zip(outgoing, incoming, strict=True):
@@ -146,18 +146,19 @@ class TensorParallel:
         return self.sequence_parallel and self.size > 1
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
-        """Into a tensor-parallel region. Shapes: [s, ...], or [s/t, ...] with sequence parallelism -> [s, ...]"""
+        """Enter a tensor-parallel region. Shapes: [s, ...], or [s/t, ...] with sequence parallelism -> [s, ...]"""
         if self.size == 1:
             return x
         function = _GatherThenScatterGradient if self.sequence_parallel else _CopyThenReduceGradient
         return function.apply(x, self.group)
 
     def whole_sequence(self, x: torch.Tensor) -> torch.Tensor:
-        """All positions, of which each process then reads its own share. Shapes: [s, ...] or [s/t, ...] -> [s, ...]"""
+        """All positions, for a region in which each process reads its own share. Shapes: [s, ...] or [s/t, ...] -> [s,
+        ...]"""
         return self.enter(x) if self._slices_sequence else x
 
     def exit(self, x: torch.Tensor) -> torch.Tensor:
-        """Out of a region with the sum of the ranks' parts. Shapes: [s, ...] -> [s, ...], or [s/t, ...]"""
+        """Leave a region with the sum of the ranks' parts. Shapes: [s, ...] -> [s, ...], or [s/t, ...]"""
         if self.size == 1:
             return x
         function = _ScatterThenGatherGradient if self.sequence_parallel else _ReduceThenCopyGradient

@@ -1,14 +1,14 @@
 """The head's projection and the cross-entropy, in one function over chunks of tokens.
 
 The logits of a whole microbatch are often the largest tensor of the last stage. Here a chunk of tokens is projected,
-turned into its loss and into its gradient, and forgotten, so that full logits never exist, neither gathered over the
-tensor-parallel axis nor on one rank, neither forward nor backward:
+turned into its loss and its gradient, and discarded, so that full logits never exist: neither gathered over the
+tensor-parallel axis nor on one rank, neither in forward nor in backward.
 
     l = x W^T          loss = sum_i m_i (logsumexp(l_i) - l_i[y_i])          dl = m (softmax(l) - onehot(y))
     dx = dl W          dW = dl^T x                                           formed in the forward pass
 
-The vocabulary, the rows of W, is sharded; per chunk the ranks exchange one maximum and one sum of two numbers for
-each token (vocab-parallel cross-entropy of https://arxiv.org/abs/1909.08053, section 3).
+The vocabulary (the rows of W) is sharded; per chunk the ranks exchange, for each token, one maximum and one sum of two
+numbers (vocab-parallel cross-entropy of https://arxiv.org/abs/1909.08053, section 3).
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,14 @@ from torch.autograd.function import once_differentiable
 from megatron_ltd.parallel.collectives import TensorParallel, all_reduce
 
 _CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits of a chunk: on CPU they stay near the cache, on a GPU they keep the matrix units busy."""
+"""Logits per chunk: on a CPU few enough to stay close to the cache, on a GPU enough to keep the matrix units busy."""
 
 _LEAST_CHUNK_TOKENS = 256
-"""With fewer tokens, a chunk's pass over the whole weight gradient costs as much as its products."""
+"""With fewer tokens per chunk, the pass over the whole weight gradient costs as much as the matrix products."""
 
 _TILE_ROWS = 4096
-"""Rows of the weight gradient that are accumulated at once in half precision on CPU: what is added stays in cache."""
+"""Rows of the weight gradient that are accumulated at once in half precision on CPU, so that the update stays in
+cache."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class VocabShard:
     Args:
         first: global id of the first local row.
         rows: local rows, the same on every rank.
-        valid: local rows that are tokens; the rest is padding and takes no part in the softmax.
+        valid: local rows that are tokens; the rest is padding and is excluded from the softmax.
         tp: the axis over which the table is sharded.
     """
 
@@ -59,7 +60,7 @@ class VocabShard:
         return max(_LEAST_CHUNK_TOKENS, _CHUNK_LOGITS.get(device.type, 1 << 24) // self.rows)
 
     def local_row(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Local row of each id, 0 where another rank holds it, and whether this rank holds it."""
+        """Local row of each id (0 if another rank holds it), and whether this rank holds it."""
         row = ids - self.first
         here = (row >= 0) & (row < self.valid)
         return torch.where(here, row, 0), here
@@ -85,7 +86,7 @@ class _HeadLoss(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         step = min(shard.chunk_tokens(hidden.device), hidden.shape[0])
-        # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic done in it.
+        # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic on it.
         wide = torch.empty(step, shard.valid, dtype=torch.float32, device=hidden.device)
         narrow = wide if hidden.dtype == torch.float32 else torch.empty_like(wide, dtype=hidden.dtype)
         for start in range(0, hidden.shape[0], step):
@@ -124,8 +125,8 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
-        # The gradients were formed without the loss scale, so that half precision neither overflows nor vanishes
-        # there. What was saved is not overwritten: a split backward pass comes through here twice.
+        # The gradients were formed without the loss scale, so that half precision neither overflows nor underflows
+        # there. Saved tensors are not overwritten: a split backward pass runs this code twice.
         factor = grad.float()
         grad_bias = None if grad_bias is None else (grad_bias * factor).to(bias_dtype)
         return ((grad_hidden * factor).to(grad_hidden.dtype), (grad_weight * factor).to(weight_dtype), grad_bias,
@@ -133,7 +134,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _product(x: torch.Tensor, table: torch.Tensor, wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
-    """x table^T in fp32, in memory that is there already. Shapes: x [c, h], table [v/t, h] -> [c, v/t]"""
+    """x table^T in fp32, written to preallocated memory. Shapes: x [c, h], table [v/t, h] -> [c, v/t]"""
     logits = torch.mm(x, table.t(), out=narrow[:x.shape[0]])
     return logits if narrow is wide else wide[:x.shape[0]].copy_(logits)
 
@@ -151,9 +152,9 @@ def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tens
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
               shard: VocabShard, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the masked cross-entropy over tokens, and, for information, the cross-entropy of each.
+    """Sum of the masked cross-entropy over tokens and, without gradient, the cross-entropy of each token.
 
-    The gradient of `hidden` is this rank's part; the caller's `TensorParallel.enter` adds the parts up.
+    The gradient of `hidden` is this rank's part; the caller's `TensorParallel.enter` sums the parts.
 
     Args:
         hidden: after `TensorParallel.enter`, the same on all ranks.
@@ -171,7 +172,7 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, 
 @torch.no_grad()
 def token_log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, shard: VocabShard,
                             bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each label, and whether it is the most probable token (the lowest id among equals).
+    """Log-probability of each label, and whether it is the most probable token (ties go to the lowest id).
 
     Shapes:
         hidden [n, h], weight [v/t, h], labels [n], bias [v/t] -> [n] fp32, [n] bool

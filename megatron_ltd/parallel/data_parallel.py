@@ -2,7 +2,7 @@
 
 With the sharding axis of size one this is plain replication with one gradient all-reduce; with the replicating axis of
 size one, ZeRO-2 or ZeRO-3 (https://arxiv.org/abs/1910.02054). In every case the optimizer sees fp32 parameters and
-gradients; in half precision, FSDP2 casts what the layers compute with.
+gradients; in half precision, FSDP2 casts parameters to the compute dtype.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def is_needed(mesh: Mesh, precision: str) -> bool:
 
 
 def shard(module: nn.Module, mesh: Mesh, *, precision: str, reshard_after_forward: bool) -> None:
-    """Shard or replicate the parameters of `module` that no inner call has taken yet; in place.
+    """Shard or replicate, in place, those parameters of `module` that no call on an inner module has handled yet.
 
     Args:
         reshard_after_forward: free the gathered parameters between forward and backward (ZeRO-3).
@@ -35,20 +35,20 @@ def shard(module: nn.Module, mesh: Mesh, *, precision: str, reshard_after_forwar
     if not is_needed(mesh, precision):
         return
     dtype = compute_dtype(precision)
-    # Inputs are already of the compute dtype, and a cast would round what is not a hidden state.
+    # Inputs already have the compute dtype, and a cast would round inputs that are not hidden states.
     policy = MixedPrecisionPolicy(param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32,
                                   cast_forward_inputs=False)
     fully_shard(module, mesh=mesh.data, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     assert isinstance(module, FSDPModule)
-    # Gradients are summed; the loss already carries one over the global number of tokens.
+    # Gradients are summed; the loss is already divided by the global number of tokens.
     module.set_force_sum_reduction_for_comms(True)
-    if mesh.dp_size > 1:  # one rank divides by one as it is; told to, it makes another copy of all gradients
+    if mesh.dp_size > 1:  # one rank divides by one anyway; setting the factor makes another copy of all gradients
         module.set_gradient_divide_factor(1.0)
 
 
 def gather_once(modules: Iterable[nn.Module]) -> None:
-    """Before a step that leaves one of these modules out: FSDP2's backward pass looks at the gathered parameters of
-    every module, and fails where there have never been any."""
+    """Prepare a step that skips one of these modules: FSDP2's backward pass accesses the gathered parameters of every
+    module, and fails if they have never been gathered."""
     for module in modules:
         if isinstance(module, FSDPModule):
             module.unshard()
@@ -56,8 +56,8 @@ def gather_once(modules: Iterable[nn.Module]) -> None:
 
 
 def reshard(modules: Iterable[nn.Module]) -> None:
-    """After a forward pass without a backward pass, put the sharded parameters back in place: until then `parameters()`
-    are gathered copies, and what is written to them is lost."""
+    """Restore the sharded parameters after a forward pass without a backward pass: until then `parameters()` returns
+    gathered copies, and writes to them are lost."""
     for module in modules:
         for part in module.modules():
             if isinstance(part, FSDPModule):

@@ -1,4 +1,5 @@
-"""Gradient sums that neither autograd nor FSDP2 takes: tied copies, and what sequence parallelism splits."""
+"""Gradient sums that neither autograd nor FSDP2 computes: of tied copies, and of parameters whose gradients sequence
+parallelism splits."""
 
 from collections.abc import Iterable
 
@@ -11,27 +12,27 @@ from megatron_ltd.parallel.collectives import TensorParallel
 
 
 def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
-    """The part of the gradient that this process holds."""
+    """The local shard of the gradient."""
     gradient = parameter.grad
     assert gradient is not None
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def missing_gradients(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
-    """Names of parameters that a backward pass left without a gradient. There must be none: an engine that loses
-    gradients without an error is how a run goes wrong silently."""
+    """Names of parameters without a gradient after a backward pass. There must be none: an engine that drops gradients
+    without an error makes a run fail silently."""
     return [name for name, parameter in named_parameters if parameter.grad is None]
 
 
 def zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Gradients for parameters that no forward pass used: zeros, sharded like the parameters."""
+    """Zero gradients, sharded like the parameters, for parameters that no forward pass used."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
 
 
 def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, group: dist.ProcessGroup | None) -> None:
-    """Give the two copies of a tied embedding the sum of their gradients.
+    """Set the gradients of both copies of a tied embedding to their sum.
 
     Equal copies with equal gradients and optimizer state stay equal.
 
@@ -51,7 +52,7 @@ def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, group
 
 def reduce_replicated(parameters: Iterable[nn.Parameter], tp: TensorParallel) -> None:
     """With sequence parallelism, each tensor-parallel rank has the gradient of norms, row-parallel biases and position
-    embeddings only for its slice of the sequence: add the slices up, in one flat all-reduce."""
+    embeddings only for its slice of the sequence. Sum the slices, in one flat all-reduce."""
     if not tp.sequence_parallel or tp.size == 1:
         return
     gradients = [local_gradient(p) for p in parameters

@@ -30,7 +30,7 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def local_part(full: torch.Tensor, parameter: DTensor) -> torch.Tensor:
-    """What this process holds of `parameter` when its whole value is `full`."""
+    """The local shard of `parameter` if its global value is `full`."""
     (placement,) = parameter.placements
     if not isinstance(placement, Shard):
         return full

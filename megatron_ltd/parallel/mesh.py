@@ -2,8 +2,8 @@
 
     rank = (pp_rank * dp + dp_rank) * tp + tp_rank
 
-Tensor-parallel ranks are neighbours, since they talk most (https://arxiv.org/abs/2104.04473, section 3.2). The data
-axis is two axes of which one has size 1: parameters are either replicated over it or sharded over it, and the same
+Tensor-parallel ranks are neighbours, since they communicate most (https://arxiv.org/abs/2104.04473, section 3.2). The
+data axis is two axes of which one has size 1: parameters are either replicated over it or sharded over it, and the same
 engine does both.
 """
 
@@ -19,7 +19,7 @@ AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
 @dataclass(frozen=True)
 class Mesh:
-    """This process's place among all, and the groups it talks in.
+    """This process's coordinates, and its process groups.
 
     `world` is the device mesh over `AXES`; `embedding` joins the first and the last stage of a pipeline, which hold
     the two copies of a tied embedding.
@@ -34,7 +34,7 @@ class Mesh:
 
     @property
     def data(self) -> DeviceMesh:
-        """The two data-parallel axes, as the sharding engine takes them."""
+        """The two data-parallel axes, in the form the sharding engine expects."""
         return self.world["dp_replicate", "dp_shard"]
 
     @property
@@ -76,8 +76,8 @@ def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters:
     Args:
         device_type: "cuda" or "cpu".
         pp, dp, tp: sizes of the axes; their product is the world size.
-        shard_parameters: data-parallel ranks shard the parameters rather than hold copies.
-        timeout: of every collective; a group made without one would ignore the default group's.
+        shard_parameters: whether data-parallel ranks shard the parameters rather than replicate them.
+        timeout: of every collective; a group created without one would ignore that of the default group.
     """
     replicate, shard = (1, dp) if shard_parameters else (dp, 1)
     world = init_device_mesh(device_type, (pp, replicate, shard, tp), mesh_dim_names=AXES)
@@ -85,7 +85,7 @@ def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters:
         _set_pg_timeout(timeout, world[axis].get_group())
     embedding = None
     if pp > 1:
-        # Every rank takes part in making every group, in the same order.
+        # Every rank must create every group, in the same order.
         for peer in range(dp * tp):
             ranks = [peer, (pp - 1) * dp * tp + peer]
             group = dist.new_group(ranks, timeout=timeout)

@@ -1,4 +1,5 @@
-"""Gathers sharded tensors, each on one process, for work that needs whole tensors but not all of them everywhere."""
+"""Gathers each sharded tensor on one process, for work that needs whole tensors but not every tensor on every
+process."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ class Owners:
             shards: one for each parameter, sharded like it; all of one dtype.
 
         Returns:
-            whole tensors of the parameters that this process owns, by their place in `parameters`.
+            whole tensors of the parameters that this process owns, by their index in `parameters`.
         """
         here = dist.get_rank()
         whole = {number: shards[number].new_empty(parameter.shape) for number, parameter in enumerate(self._parameters)
@@ -64,7 +65,7 @@ class Owners:
         return self._ranks[self._owners[number]]
 
     def _sources(self, number: int) -> dict[Place, int]:
-        """The processes whose shards make up the whole tensor; of replicas, those beside the owner."""
+        """The processes whose shards make up the whole tensor; among replicas, those in the owner's replica."""
         axes = [axis for axis, placement in enumerate(self._parameters[number].placements) if placement.is_replicate()]
         owner = self._owners[number]
         return {place: rank for place, rank in self._ranks.items() if all(place[axis] == owner[axis] for axis in axes)}

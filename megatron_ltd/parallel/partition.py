@@ -2,7 +2,7 @@
 
 
 def uniform_split(layers: int, stages: int) -> list[int]:
-    """Layers of each stage, equal up to one; the middle stages take the surplus, since the first also has the
+    """Layers of each stage, equal up to one. The middle stages take the remainder, since the first stage also has the
     embedding and the last the head."""
     base, surplus = divmod(layers, stages)
     counts = [base] * stages
@@ -24,8 +24,8 @@ def stage_spans(counts: list[int]) -> list[tuple[int, int]]:
 def stages_of_rank(schedule: str, pp_rank: int, pp_size: int, chunks: int) -> list[int]:
     """Global stage ids that a process holds, in order of depth.
 
-    Chunks are dealt in rounds; `zbv` deals the second round backwards, so that the first process also holds the last
-    stage (a V, https://arxiv.org/abs/2401.10241, section 6).
+    Chunks are assigned in rounds; `zbv` reverses the second round, so that the first process also holds the last stage
+    (a V, https://arxiv.org/abs/2401.10241, section 6).
     """
     if schedule == "zbv":
         return [pp_rank, 2 * pp_size - 1 - pp_rank]

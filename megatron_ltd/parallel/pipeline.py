@@ -1,8 +1,8 @@
 """The pipeline: torch's schedules over the stages of this process, and a forward-only pass for evaluation.
 
-Stages exchange the residual stream, which has one shape whatever the kept length is. Under a sequence curriculum it
-grows now and then: the engine's stages, which fix their shapes, are then made anew around the same modules. What a
-microbatch's samples are (ids, labels, masks) does not travel: every process reads its own copy and hands it to each of
+Stages exchange the residual stream, whose shape does not depend on the kept length. Under a sequence curriculum it
+grows from time to time; the engine's stages, which fix their shapes, are then rebuilt around the same modules. Ids,
+labels and masks of a microbatch are not sent between stages: every process reads its own copy and passes it to each of
 its stages.
 """
 
@@ -33,11 +33,12 @@ ZERO_BUBBLE = ("interleaved-zero-bubble", "zbv")
 
 
 class _FullBackwardStage(PipelineStage):
-    """Takes the whole backward pass where a zero-bubble schedule asks for the inputs' half, and nothing later.
+    """Runs the whole backward pass when a zero-bubble schedule requests the input gradients, and nothing when it
+    requests the weight gradients.
 
     Splitting the pass loses gradients without an error when parameters are freed after the forward pass, recomputes
     once per weight under activation recomputation, and cannot run a compiled layer's fused backward. The placement of
-    the stages, and with it most of the schedule's gain, stays.
+    the stages is kept, and with it most of the schedule's gain.
     """
 
     def backward_one_chunk(self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True,
@@ -53,12 +54,12 @@ class Pipeline:
 
     Args:
         modules: this process's stages in order of depth; called as `module(x, **batch)`.
-        schedule: a name of --pipeline-schedule.
+        schedule: a value of --pipeline-schedule.
         group: the pipeline's process group.
-        hidden_shape: of what stages exchange, [s/t or s, b, h], for whole samples.
+        hidden_shape: of the tensor that stages exchange, [s/t or s, b, h], for whole samples.
         token_shape: of the first stage's input, [b, s], for whole samples.
-        token_dtype: of the same.
-        dtype: of what stages exchange.
+        token_dtype: of the first stage's input.
+        dtype: of the tensor that stages exchange.
         loss_terms: numbers that the last stage returns for a microbatch in training.
         full_backward: do not split the backward pass, whatever the schedule.
     """
@@ -93,13 +94,13 @@ class Pipeline:
         """Forward and backward over all microbatches; gradients are left on the parameters.
 
         Args:
-            tokens: [m b, s], the microbatches one after the other.
-            batch: what each microbatch's stages are given: tensors are cut along dim 0 like the tokens, all else is
-                handed on as it is.
-            loss_weights: what the backward pass minimises is the sum of the loss terms times these.
+            tokens: [m b, s], the concatenated microbatches.
+            batch: further arguments of the stages; tensors are split along dim 0 like the tokens, all else is passed
+                unchanged.
+            loss_weights: the backward pass minimises the sum of the loss terms weighted by these.
 
         Returns:
-            the sums of the loss terms over the microbatches; zeros where the last stage lives elsewhere.
+            the sums of the loss terms over the microbatches; zeros on processes without the last stage.
 
         Shapes:
             loss_weights [loss_terms] fp32 -> the same
@@ -110,21 +111,21 @@ class Pipeline:
             self._engine_stages = [self._engine_stage(stage, module, length)
                                    for stage, module in zip(self.local, self.modules, strict=True)]
         if microbatches != self._microbatches or length != self._length:
-            # A schedule sizes the engine's stages for its number of microbatches; an older one would not fit them.
+            # A schedule sizes the engine's stages for its number of microbatches, so an older one would not fit.
             self._schedule, self._microbatches = self._build_schedule(microbatches), microbatches
             self._length = length
         sums = self._schedule.step(*((tokens,) if self.has_first else ()), target=tokens if self.has_last else None,
                                    **batch)
         if not self.has_last:
             return torch.zeros_like(loss_weights)
-        return sums.detach().view(microbatches, self.loss_terms).sum(dim=0)  # of the microbatches, back to back
+        return sums.detach().view(microbatches, self.loss_terms).sum(dim=0)  # of consecutive microbatches
 
     @torch.no_grad()
     def forward(self, tokens: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor | None:
         """Run one microbatch through all stages without gradients.
 
         Returns:
-            what the last stage returns, on the process that holds it; None elsewhere.
+            the output of the last stage, on the process that holds it; None elsewhere.
         """
         x: torch.Tensor | None = None
         for stage in range(self.stages):
@@ -150,11 +151,11 @@ class Pipeline:
                     if stage in stages_of_rank(self.schedule, rank, self.size, len(self.modules)))
 
     def _slice_length(self, length: int) -> int:
-        """Tokens of a sample in what stages exchange: all, or those of a slice under sequence parallelism."""
+        """Tokens per sample in the tensor that stages exchange: all, or those of a slice under sequence parallelism."""
         return length // (self.token_shape[1] // self.hidden_shape[0])
 
     def _engine_stage(self, stage: int, module: nn.Module, length: int) -> PipelineStage:
-        # Shapes given in advance spare the engine two extra passes to find them out.
+        # Shapes given in advance spare the engine two extra passes to determine them.
         hidden_shape, token_shape = self.hidden_shape, self.token_shape
         if length != token_shape[1]:
             hidden_shape = (self._slice_length(length), *hidden_shape[1:])

@@ -15,9 +15,9 @@ class BatchRamp:
     """The global batch size over a run.
 
     Args:
-        full_samples: the global batch size in the end.
+        full_samples: the final global batch size.
         start_samples: the first one; None for a constant batch.
-        increment_samples: growth; divides `full_samples - start_samples`.
+        increment_samples: growth at a time; divides `full_samples - start_samples`.
         ramp_samples: consumed samples from which the batch is full.
     """
 
@@ -41,7 +41,7 @@ class BatchRamp:
         return (*range(start, self.full_samples, self.increment_samples), self.full_samples)
 
     def phases(self) -> list[tuple[int, int]]:
-        """(steps, samples a step) of each stretch of equal batches before the full one."""
+        """(steps, samples per step) of each stretch of equal batches before the full one."""
         stretches, consumed, growing = [], 0, self.sizes()[:-1]
         for index, size in enumerate(growing, start=1):
             end = -(-index * self.ramp_samples // len(growing))  # consumed samples at which the batch grows

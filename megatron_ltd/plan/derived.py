@@ -1,6 +1,6 @@
-"""What follows from a `RunConfig` and the number of processes: plain arithmetic, shared by all who need it.
+"""Values that follow from a `RunConfig` and the number of processes: plain arithmetic.
 
-The functions expect settings that `megatron_ltd.settings.checks.all` accepts, except where they raise.
+The functions expect settings that `megatron_ltd.settings.checks.all` accepts, except where they document errors.
 """
 
 import re
@@ -21,7 +21,7 @@ def data_parallel_size(config: RunConfig, world_size: int) -> int:
 
 
 def global_batch_size(config: RunConfig, dp: int) -> int:
-    """Samples of one optimizer step, once a ramp is over."""
+    """Samples of one optimizer step, after any batch size ramp."""
     return config.training.global_batch_size or config.training.micro_batch_size * dp
 
 
@@ -32,8 +32,8 @@ def batch_ramp(config: RunConfig, dp: int) -> BatchRamp:
 
 
 def total_steps(config: RunConfig, dp: int) -> int:
-    """Steps of the run: as given, or as many whole steps as fit in the budget of samples, raw or layer tokens, or as
-    many as it takes to read all epochs."""
+    """Steps of the run: as given, or the number of whole steps that fit in the budget of samples, raw tokens or layer
+    tokens, or the number needed to read all epochs."""
     training = config.training
     if training.train_iters is not None:
         return training.train_iters
@@ -51,7 +51,7 @@ def total_steps(config: RunConfig, dp: int) -> int:
 
 
 def length_is_given(config: RunConfig) -> bool:
-    """Whether the settings alone say how long the run is: epochs do once their samples are counted."""
+    """Whether the settings alone determine the length of the run; with epochs they do once the samples are counted."""
     return config.training.train_epochs is None or config.training.epoch_samples is not None
 
 
@@ -62,35 +62,35 @@ def total_samples(config: RunConfig, dp: int) -> int:
 
 @lru_cache(maxsize=16)
 def layer_tokens(config: RunConfig, dp: int) -> LayerTokens:
-    """Tokens that the run reads, and those it processes, summed over layers, as a function of the step. Layers that are
-    skipped at random are counted as if they were not, since the draws have no closed form."""
+    """Tokens read, and tokens processed summed over layers, as functions of the step. Layers that are skipped at random
+    are counted as if they were not skipped, since the draws have no closed form."""
     return LayerTokens(batch_ramp(config, dp), policies(config))
 
 
 @lru_cache(maxsize=64)
 def policies(config: RunConfig) -> Policies:
-    """The run's ways to compute less.
+    """The run's policies.
 
     Raises:
-        ConfigError: settings of theirs that cannot be read.
+        ConfigError: their settings cannot be parsed.
     """
     return Policies.of(config.token_drop, policy_shape(config))
 
 
 def policy_shape(config: RunConfig) -> Shape:
-    """What the policies may know of the run."""
+    """The facts about the run that policies may use."""
     slices = config.parallel.tensor_model_parallel_size if config.parallel.sequence_parallel else 1
     return Shape(config.model.family, config.model.num_layers, config.model.seq_length, config.training.seed, slices,
                  predictions_per_sample(config))
 
 
 def has_curriculum(config: RunConfig) -> bool:
-    """Whether training samples are cut short at first."""
+    """Whether training samples are truncated early in the run."""
     return config.token_drop.seq_length_curriculum_start_length is not None
 
 
 def predictions_per_sample(config: RunConfig) -> int | None:
-    """Tokens of a sample that BERT predicts at most; None for other models."""
+    """Maximum number of tokens that BERT predicts per sample; None for other models."""
     if config.model.family != "bert":
         return None
     return max(1, round(config.data.mask_prob * config.model.seq_length))
@@ -100,7 +100,7 @@ def parse_pipeline_split(text: str) -> tuple[int, ...] | None:
     """Layers of each stage in order of depth; None for `uniform` and `auto`.
 
     Raises:
-        ConfigError: it is neither of them nor a list of whole numbers.
+        ConfigError: it is neither of these nor a list of integers.
     """
     if text in ("uniform", "auto"):
         return None
@@ -114,9 +114,8 @@ def parse_pipeline_split(text: str) -> tuple[int, ...] | None:
 def virtual_chunks(config: RunConfig) -> int:
     """Model chunks of one pipeline rank: 2 under zbv, several under the interleaved schedules, else 1.
 
-    Under the interleaved schedules the number follows from --num-layers-per-virtual-pipeline-stage, or, where
-    that is not given, from the length of --pipeline-split. A pipeline of one rank has one chunk under every
-    schedule.
+    Under the interleaved schedules the number follows from --num-layers-per-virtual-pipeline-stage or, if that is not
+    given, from the length of --pipeline-split. A pipeline of one rank has one chunk under every schedule.
     """
     parallel = config.parallel
     pp = parallel.pipeline_model_parallel_size
@@ -131,12 +130,12 @@ def virtual_chunks(config: RunConfig) -> int:
 
 
 def whole_backward(config: RunConfig) -> bool:
-    """Whether zero-bubble schedules run the backward pass whole, since splitting it in two does not work together with
+    """Whether zero-bubble schedules run the backward pass as a whole, since splitting it does not work with
     recomputation, compiled layers, or parameters that are freed after the forward pass."""
     parallel = config.parallel
     return parallel.recompute != "none" or config.training.compile or parallel.sharding == "optim_grads_params"
 
 
 def pipeline_stages(config: RunConfig) -> int:
-    """Stages of the pipeline, all chunks of all ranks counted."""
+    """Stages of the pipeline: all chunks of all ranks."""
     return config.parallel.pipeline_model_parallel_size * virtual_chunks(config)

@@ -1,4 +1,4 @@
-"""What the plan of a step costs in this run."""
+"""FLOPs of a step's plan."""
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.model.flops import plan_flops
@@ -12,5 +12,5 @@ def step_flops(config: RunConfig, plan: StepPlan) -> int:
 
 
 def whole_step_flops(config: RunConfig, plan: StepPlan) -> int:
-    """The same where every layer processes all that is read."""
+    """The same if every layer processes all tokens that are read."""
     return step_flops(config, StepPlan.whole(plan.read_tokens, len(plan.layers)))

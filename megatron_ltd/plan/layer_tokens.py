@@ -1,4 +1,4 @@
-"""What a run consumes as a function of the number of its steps: samples, raw tokens, and tokens summed over layers.
+"""What a run consumes as a function of its number of steps: samples, raw tokens, and tokens summed over layers.
 
 Batch size and plan are constant over stretches of steps, so the sums are closed forms: exact
 integers, found by bisection over the stretches, however many steps there are.
@@ -28,7 +28,8 @@ OfStep = Callable[[Stretch], int]
 
 @dataclass(frozen=True)
 class LayerTokens:
-    """Tokens of a run, read and summed over layers; divided by the number of layers the sums are layer tokens.
+    """Tokens of a run: tokens read, and tokens processed summed over layers; the latter divided by the number of layers
+    are layer tokens.
 
     Args:
         ramp: the batch size over the run.
@@ -44,7 +45,7 @@ class LayerTokens:
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
-        """In order, from step 0 on."""
+        """The stretches in order, from step 0 on."""
         sizes, step = {}, 0
         for steps, size in self.ramp.phases():
             sizes[step] = size
@@ -66,11 +67,11 @@ class LayerTokens:
         return self._after(steps, self._raw_sums, _raw_of_step)
 
     def steps_within(self, layer_tokens: int) -> int:
-        """The largest number of steps that consume at most so many layer tokens."""
+        """The largest number of steps that consume at most this many layer tokens."""
         return self._within(layer_tokens * self.layers, self._sums, _sum_of_step)
 
     def steps_within_raw(self, tokens: int) -> int:
-        """The largest number of steps that read at most so many tokens."""
+        """The largest number of steps that read at most this many tokens."""
         return self._within(tokens, self._raw_sums, _raw_of_step)
 
     def within(self, steps: int) -> Iterator[tuple[int, Stretch]]:

@@ -1,9 +1,9 @@
 """The learning rate: a pure function of progress, with nothing to save or restore.
 
-A run counts progress in one unit: steps, samples or raw tokens. It is that of the decay length, else of the warm-up,
-else of WSD's final decay, else of the training budget. Samples and tokens see a batch-size ramp as it is; steps do not.
-Lengths that are not given follow from the budget. With `--layer-token-lr` the unit is layer tokens, and lengths in
-tokens are taken to be lengths in those. With D the decay length and W the warm-up, both from the start of the run:
+A run counts progress in one unit: steps, samples or raw tokens. It is the unit of the decay length, else of the
+warm-up, else of WSD's final decay, else of the training budget. Samples and tokens account for a batch size ramp; steps
+do not. Lengths that are not given follow from the budget. With `--layer-token-lr` the unit is layer tokens, and lengths
+in tokens are in layer tokens. With D the decay length and W the warm-up, both from the start of the run:
 
     warm-up               init + (peak - init) x W'/W
     linear                min + (peak - min) (1 - r)             r = (n - W) / (D - W)
@@ -12,9 +12,9 @@ tokens are taken to be lengths in those. With D the decay length and W the warm-
     WSD                   peak until F before D, then from peak to min by a curve over F
     constant              peak;  all others are min beyond D
 
-The formulas are Megatron-LM's, and from the end of warm-up on so are the values: n is the progress before the step.
-During warm-up a step counts itself: W' is the progress after it. In Megatron-LM W' too is the progress before the step,
-so that its first step has the rate `--lr-warmup-init`, by default zero: it reads a batch and learns nothing.
+The formulas are Megatron-LM's, and after warm-up so are the values: n is the progress before the step. During warm-up a
+step includes itself: W' is the progress after it. In Megatron-LM W' is also the progress before the step, so its first
+step has the rate `--lr-warmup-init`, by default zero: it reads a batch and learns nothing.
 """
 
 import math
@@ -33,7 +33,8 @@ FLAG_SUFFIX = {"steps": "iters", "samples": "samples", "tokens": "tokens", "laye
 
 @dataclass(frozen=True)
 class LearningRateSpans:
-    """Lengths in `unit`: warm-up, everything until the minimum is reached, and WSD's final decay at the end of it."""
+    """Lengths in `unit`: warm-up; the decay until the minimum is reached, warm-up included; and WSD's final decay at
+    its end."""
 
     unit: Unit
     warmup: float
@@ -42,7 +43,7 @@ class LearningRateSpans:
 
 
 def given_lengths(optimizer: OptimizerConfig, name: str) -> dict[Unit, int]:
-    """Lengths that are set, by unit.
+    """The lengths that are given, by unit.
 
     Args:
         name: of the length: `lr_decay`, `lr_warmup` or `lr_wsd_decay`.
@@ -64,8 +65,8 @@ def progress_unit(config: RunConfig) -> Unit:
 
 
 def convertible(origin: Unit, unit: Unit) -> bool:
-    """Whether a length in `origin` has a value in `unit`: steps have none in samples, since a batch may grow; and only
-    tokens are taken for layer tokens."""
+    """Whether a length in `origin` can be converted to `unit`: steps cannot be converted to samples, since the batch
+    may grow; and only lengths in tokens can be read as layer tokens."""
     if unit == "layer tokens":
         return origin == "tokens"
     return (origin == "steps") == (unit == "steps")
@@ -99,7 +100,7 @@ def _whole_run(config: RunConfig, dp: int, unit: Unit) -> float:
 
 
 def _in_unit(config: RunConfig, name: str, unit: Unit) -> float | None:
-    """A length that is given, in the unit of the schedule."""
+    """The given length, converted to the unit of the schedule."""
     for origin, length in given_lengths(config.optimizer, name).items():
         if origin == unit or unit == "layer tokens":
             return float(length)
@@ -114,7 +115,7 @@ class LearningRate:
     Args:
         optimizer: peak, minimum and shapes.
         spans: the unit of progress, and the lengths of warm-up and decay in it.
-        tokens: of the run, raw and layer tokens, for progress in them; None for other units.
+        tokens: raw and layer tokens of the run, for progress in tokens; None for other units.
     """
 
     optimizer: OptimizerConfig
@@ -134,10 +135,10 @@ class LearningRate:
         Args:
             step: counted from 0.
             consumed_samples: samples of all steps before it.
-            batch_samples: its own.
-            layer_token_sums: tokens summed over layers, before and after it, as the run has counted them. Without
-                them, what they are in a run that had these settings from its first step on.
-            raw_tokens: the same, of tokens read.
+            batch_samples: samples of this step.
+            layer_token_sums: tokens summed over layers, before and after the step, as counted by the run. By default
+                those of a run with these settings from its first step on.
+            raw_tokens: the same for tokens read.
         """
         if self.spans.unit == "steps":
             return self.at_progress(step, step + 1)
@@ -163,7 +164,7 @@ class LearningRate:
         return self.optimizer.min_lr + (peak - self.optimizer.min_lr) * self._share(before)
 
     def _share(self, progress: float) -> float:
-        """Share of the way from the minimum to the peak."""
+        """The rate's position between the minimum (0) and the peak (1)."""
         style = self.optimizer.lr_decay_style
         if style != "WSD":
             return _falling(style, (progress - self.spans.warmup) / (self.spans.decay - self.spans.warmup))

@@ -1,11 +1,11 @@
-"""The pipeline's stages: the layers of each, the work of each process in FLOPs, and what follows for the speed.
+"""The pipeline's stages: the layers of each, the work of each process in FLOPs, and the resulting speed.
 
-Dropped layers cost less, and token dropping puts them where the method wants them, not where stages are: with equal
-stages the process that holds the most full layers, or the head, sets the pace. Work is averaged over the run's kept
-lengths as FLOPs, since attention's are quadratic; the embedding is a lookup and costs nothing here.
+Dropped layers cost less, and the policy decides where they are, independent of the stages: with equal stages the
+process that holds the most full layers, or the head, sets the pace. FLOPs, rather than kept lengths, are averaged over
+the run, since attention is quadratic; the embedding is a lookup and counts as free.
 
     time of a step    m max + e (sum - max)       m microbatches; max and sum over processes, of one microbatch's work
-    e                 1 under 1f1b; with v chunks a process 1/v under interleaved schedules and zbv
+    e                 1 under 1f1b; with v chunks per process 1/v under interleaved schedules and zbv
                       1/(3 v) and 0 where the backward pass is split in two (https://arxiv.org/abs/2401.10241)
 """
 
@@ -30,17 +30,17 @@ from megatron_ltd.plan.derived import (
 from megatron_ltd.token_drop.plan import StepPlan
 
 WASTE = 0.1
-"""Share of the throughput from which a split that is not the best one is warned of."""
+"""Loss of throughput above which a warning suggests a better split."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a split comes to.
+    """Work and speed of a split.
 
     Args:
         shares: the work of each process over the run, as a multiple of the mean.
-        seconds: of one sample, up to a constant factor.
-        bubble: share of the processes' time in which they wait.
+        seconds: time per sample, up to a constant factor.
+        bubble: share of the time in which processes are idle.
     """
 
     shares: tuple[float, ...]
@@ -50,7 +50,7 @@ class Prediction:
 
 @lru_cache(maxsize=16)
 def pipeline_layers(config: RunConfig, dp: int) -> tuple[int, ...]:
-    """Layers of each stage, in order of depth, as --pipeline-split asks.
+    """Layers of each stage, in order of depth, as set by --pipeline-split.
 
     Args:
         dp: data-parallel size, from which the length of the run may follow.
@@ -65,7 +65,7 @@ def pipeline_layers(config: RunConfig, dp: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=16)
 def best_split(config: RunConfig, dp: int) -> tuple[int, ...]:
-    """Layers of each stage for the smallest largest work of a process."""
+    """Layers of each stage such that the busiest process has the least work."""
     pp = config.parallel.pipeline_model_parallel_size
     totals, head = [0] * config.model.num_layers, 0
     for plan, samples in plan_samples(config, dp).items():
@@ -75,7 +75,7 @@ def best_split(config: RunConfig, dp: int) -> tuple[int, ...]:
 
 
 def plan_samples(config: RunConfig, dp: int) -> dict[StepPlan, int]:
-    """Samples of the run by what is done with them; layers that are skipped at random count as not skipped."""
+    """Samples of the run by plan; layers that are skipped at random count as not skipped."""
     plans = policies(config).stretches
     if len(plans) == 1:
         return {plans[0]: 1}
@@ -86,8 +86,8 @@ def plan_samples(config: RunConfig, dp: int) -> dict[StepPlan, int]:
 
 
 def layer_costs(config: RunConfig, plan: StepPlan) -> list[int]:
-    """FLOPs of each layer for one sample, forward and backward, and forward again where layers are recomputed; of
-    layers that may be skipped, the expected ones."""
+    """FLOPs of each layer for one sample: forward, backward, and a second forward if layers are recomputed; the
+    expected FLOPs for layers that may be skipped."""
     model, expected = cut_to(config.model, plan.read_tokens), policies(config)
     passes = 4 if config.parallel.recompute == "full" else 3
     costs = []
@@ -104,7 +104,7 @@ def head_cost(config: RunConfig, plan: StepPlan) -> int:
 
 
 def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
-    """Work and speed of a split."""
+    """Evaluate the work and speed of a split."""
     pp, schedule = config.parallel.pipeline_model_parallel_size, config.parallel.pipeline_schedule
     microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
     exposed = _exposed(config)
@@ -119,7 +119,7 @@ def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
 
 
 def describe(config: RunConfig, dp: int) -> tuple[str, str | None]:
-    """A line on the stages for the log, and a warning where another split would be much faster.
+    """A log line about the stages, and a warning if another split would be much faster.
 
     Expects more than one stage, and a known vocabulary.
     """

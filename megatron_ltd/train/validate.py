@@ -18,7 +18,7 @@ class HeldOut:
         loss: mean cross-entropy of the predicted tokens.
         sentence_order_loss: mean cross-entropy of the sentence order; None for models without that head.
         top1, top5: shares of images whose class is the most probable, or among the five most probable; None for other
-        models.
+            models.
     """
 
     loss: float

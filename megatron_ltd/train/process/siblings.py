@@ -48,7 +48,7 @@ def started_at(process: int) -> int | None:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return None
-    state, *fields = stat.rpartition(")")[2].split()  # the process name before it may contain any character
+    state, *fields = stat.rpartition(")")[2].split()  # the process name in front may contain any character
     return None if state in "ZX" else int(fields[18])
 
 
