@@ -1,4 +1,4 @@
-"""Self-attention with grouped queries and rotary positions, on whatever tokens it is given."""
+"""Self-attention with grouped queries and rotary positions, on any subset of the tokens."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 
 class KeyValueCache:
-    """Room for the keys and values of a layer.
+    """Preallocated keys and values of a layer.
 
     Args:
-        capacity: tokens of each text, at most.
+        capacity: maximum number of tokens in each text.
     """
 
     def __init__(self, capacity: int):
@@ -25,7 +25,7 @@ class KeyValueCache:
         self._room: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the newest tokens' and return those of all.
+        """Append the keys and values of new tokens and return those of all tokens.
 
         Shapes:
             key and value [s, b, g, d] -> twice [all, b, g, d]
@@ -42,13 +42,14 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class TokenContext:
-    """What a layer must know of the tokens it processes, besides their hidden states. Tokens are in sequence order.
-
-    Keys are the tokens themselves, c = k, but in a cross layer all tokens of the sample, c = s.
+    """What a layer needs to know about the tokens it processes, besides their hidden states. Tokens are in sequence
+    order. The keys come from the tokens themselves, c = k; in a cross layer they come from all tokens of the sample, c
+    = s.
 
     Args:
-        causal: a token attends to itself and to earlier ones; only read without a mask.
-        cache: keys and values of tokens before these, to which they are added; the mask then has a column for each.
+        causal: a token attends to itself and to earlier ones; only used without a mask.
+        cache: keys and values of earlier tokens, to which those of these tokens are appended; the mask then has a
+            column for each.
 
     Shapes:
         angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
@@ -56,7 +57,7 @@ class TokenContext:
         mask: attention allowed, [b, 1, k or 1, c] bool; None allows all that `causal` does
         hidden_keys: dropout keys of the tokens this process holds between regions, two of [k/t or k, b] int32;
             None without dropout
-        attention_keys: dropout keys of the queries [b, 1, k, 1] and places of the keys [b or 1, 1, 1, c], int32;
+        attention_keys: dropout keys of the queries [b, 1, k, 1] and positions of the keys [b or 1, 1, 1, c], int32;
             None without dropout
     """
 
@@ -76,7 +77,7 @@ class Attention(nn.Module):
     whole groups.
 
     Args:
-        recompute: compute the attention core again in the backward pass rather than keep its result.
+        recompute: recompute the attention core in the backward pass instead of storing its result.
 
     Shapes:
         x [k/t or k, b, h]; context, whose keys and values a cross layer takes, [s/t or s, b, h] -> like x
@@ -120,7 +121,8 @@ class Attention(nn.Module):
         return qkv.split((self.queries_per_group, 1, 1), dim=3)
 
     def _project_across(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries of x, keys and values of the context: only the rows of the weight that each needs.
+        """Queries of x, and keys and values of the context, each computed with only the rows of the weight that it
+        needs.
 
         Shapes:
             x [k, b, h], context [s, b, h] -> [k, b, g/t, n/g, d], twice [s, b, g/t, 1, d]
@@ -145,7 +147,7 @@ class Attention(nn.Module):
 
     def _core_with_dropout(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext,
                            dropout_keys: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Attention spelled out: the fused kernels cannot draw a mask that is the same on every layout."""
+        """Attention without a fused kernel, since those cannot draw a dropout mask that is the same in every layout."""
         length, heads_local = query.shape[2], query.shape[1]
         mask = tokens.mask
         if mask is None and tokens.causal:
@@ -173,7 +175,7 @@ def rotary_angles(positions: torch.Tensor, channels: int, base: float) -> tuple[
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the first channels of each head: channel i of the rotated ones pairs with channel i + half.
+    """Rotate the first channels of each head; channel i of the rotated ones pairs with channel i + half.
 
     Shapes:
         x [s, b, n, d], cos and sin [s, b, 1, r / 2] with r <= d -> [s, b, n, d]

@@ -25,7 +25,7 @@ from megatron_ltd.token_drop.registry import Policies
 
 
 class MaskedTokenHead(nn.Module):
-    """What lies between the final norm and the output embedding, and the bias of the logits.
+    """The transformation between the final norm and the output embedding, and the bias of the logits.
 
     Shapes:
         x [p/t or p, b, h] -> the same
@@ -46,7 +46,8 @@ class BERT(Transformer):
 
     In training mode the last stage returns sums over the microbatch: the masked cross-entropy of the predicted tokens,
     and, with the binary head, the cross-entropy of the sentence order. In evaluation mode it returns log-probabilities
-    of the labels, and 1.0 where they are most probable; with the binary head the sentence order is one more column.
+    of the labels, and 1.0 where they are most probable; with the binary head the sentence order is an additional
+    column.
 
     Shapes:
         x: tokens [b, s] int64 on the first stage, the residual stream [s/t or s, b, h] on the others
@@ -69,7 +70,7 @@ class BERT(Transformer):
                 token_types: torch.Tensor | None = None, sentence_order: torch.Tensor | None = None,
                 kept: torch.Tensor | None = None, plan: StepPlan | None = None,
                 loss_record: LossRecord | None = None) -> torch.Tensor:
-        """Args: as those of `GPT.forward`."""
+        """Args: see `GPT.forward`."""
         batch = Microbatch(padding_mask.shape[1], sample_ids, padding_mask=padding_mask)
         contexts = self.contexts(batch)
         if self.embedding is not None:
@@ -85,15 +86,15 @@ class BERT(Transformer):
         if sentence_order is None:
             return total[None]
         losses = F.cross_entropy(self._sentence_logits(x), sentence_order, reduction="sum")
-        # With sequence parallelism only one process holds the first token; what the others computed here counts for
-        # nothing, and their gradients must be zero rather than missing.
+        # With sequence parallelism only one process holds the first token; the results of the others are discarded, and
+        # their gradients must be zero rather than missing.
         first, _ = self.tp.sequence_span(padding_mask.shape[1])
         return torch.stack((total, losses if first == 0 else losses * 0.0))
 
     def _predicted(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Hidden states of the predicted tokens, transformed for the output embedding.
 
-        The transformation is shared out over the predictions as a layer's norms are over the sequence.
+        The transformation is split over the predictions like a layer's norms over the sequence.
 
         Shapes:
             x [s/t or s, b, h], positions [b, p] -> [p * b, h]

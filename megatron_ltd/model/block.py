@@ -13,7 +13,7 @@ from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 
 class Block(nn.Module):
-    """What a pre-norm layer adds to the residual stream, not the stream itself.
+    """A pre-norm layer. It returns the update to the residual stream, not the stream itself.
 
     The stream stays outside, so that a dropped layer can add to some of its rows in place.
 

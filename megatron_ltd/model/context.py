@@ -1,8 +1,8 @@
-"""What travels with the tokens of a microbatch: positions, documents, padding, and the keys of their dropout masks.
+"""The data that accompany a microbatch's tokens: positions, documents, padding, and the keys of their dropout masks.
 
-A layer that keeps some tokens gets the context of just those, gathered with the same indices: rotary angles are those
-of the true positions, and attention never crosses a document boundary that the dropped tokens hid. Angles and masks are
-made once for each set of tokens, however many layers process it.
+A layer that keeps some tokens gets the context of just these, gathered with the same indices: rotary angles are those
+of the true positions, and attention never crosses a document boundary hidden by dropped tokens. Angles and masks are
+computed once per set of tokens, however many layers process it.
 """
 
 from dataclasses import dataclass, replace
@@ -17,12 +17,12 @@ from megatron_ltd.parallel.collectives import TensorParallel
 
 _ATTENTION, _AFTER_ATTENTION, _AFTER_MLP = range(3)
 EMBEDDING_LAYER = 1 << 20
-"""Layer number under which the embedding's dropout draws, out of the way of the layers'."""
+"""Layer number for the embedding's dropout, outside the range of real layers."""
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """What a stage is given of a microbatch's samples, besides the tokens and their labels.
+    """A stage's inputs for a microbatch, besides the tokens and their labels.
 
     Args:
         read_tokens: tokens of each sample, s.
@@ -59,7 +59,7 @@ class ContextMaker:
         config: the model's settings.
         tp: the axis over which the sequence may be sliced.
         seed: of dropout.
-        training: dropout draws.
+        training: whether dropout is active.
     """
 
     config: ModelConfig
@@ -97,7 +97,7 @@ class ContextMaker:
         """The same context with a layer's dropout keys.
 
         Args:
-            kept, attends_to_all: as the context was made with.
+            kept, attends_to_all: those with which the context was made.
         """
         if not self.training or self.config.hidden_dropout == self.config.attention_dropout == 0.0:
             return context
@@ -123,7 +123,7 @@ class ContextMaker:
         return cos, sin  # [k, b, 1, r / 2]
 
     def _causal_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
-        """Earlier tokens of the same document; None where plain causal attention says the same.
+        """Mask of earlier tokens in the same document; None if plain causal attention is equivalent.
 
         Shapes:
             -> [b or 1, 1, k, c]
@@ -141,8 +141,8 @@ class ContextMaker:
         return mask[:, None]
 
     def _padding_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
-        """Real tokens. Where a short sample keeps nothing but padding, padding attends to padding: a softmax over
-        nothing is not a number, and what padding computes is never used.
+        """Mask of real tokens. If a short sample keeps only padding, padding attends to padding: a softmax over nothing
+        is NaN, and the results for padding are never used.
 
         Shapes:
             -> [b, 1, 1, c]

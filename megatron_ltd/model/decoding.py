@@ -1,4 +1,4 @@
-"""GPT that continues texts token by token, with a cache of keys and values."""
+"""GPT that generates text token by token, with a key/value cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from megatron_ltd.parallel.layers import local
 
 
 class DecodeState:
-    """What a stage remembers of a batch of texts, which stand on the right: shorter ones begin with padding.
+    """A stage's state for a batch of texts, which are left-padded.
 
-    `length` is how many tokens of each were read, padding included; whoever runs the stages adds to it.
+    `length` is the number of tokens read of each text, padding included; the caller of the stages increases it.
 
     Args:
         layers: global ids of the stage's layers.
-        padding: of each text.
-        capacity: tokens to make room for.
+        padding: number of padding tokens of each text.
+        capacity: maximum number of tokens in each text.
 
     Shapes:
         padding [b] int64
@@ -30,7 +30,7 @@ class DecodeState:
 
 
 class DecodingGPT(GPT):
-    """A stage that, given a state, reads some more tokens and returns the logits of the next one.
+    """A stage that, given a state, reads further tokens and returns the logits of the next one.
 
     Shapes:
         x: tokens [b, s] on the first stage, hidden states [s, b, h] on the others
@@ -65,7 +65,7 @@ class DecodingGPT(GPT):
         return rotary_angles(positions, channels, float(self.config.rotary_base))
 
     def _mask(self, places: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """Earlier tokens that are no padding, and the token itself, since a softmax over nothing is not a number.
+        """Mask of earlier tokens that are not padding, and of the token itself, since a softmax over nothing is NaN.
 
         Shapes:
             places [s], padding [b] -> [b, 1, s, c]

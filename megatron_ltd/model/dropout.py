@@ -18,7 +18,7 @@ def token_keys(seed: int, layer: int, site: int, sample_ids: torch.Tensor, posit
     """A 31-bit key for each token at one place in the network.
 
     Args:
-        site: which of a layer's dropouts, so that they draw apart.
+        site: which of a layer's dropouts, so that their draws are independent.
 
     Shapes:
         sample_ids [b], positions [s, b] or [s, 1] -> [s, b] int32
@@ -36,7 +36,7 @@ def _murmur(x: torch.Tensor) -> torch.Tensor:
 
 
 def keep_mask(keys: torch.Tensor, channels: torch.Tensor, probability: float) -> torch.Tensor:
-    """True where dropout keeps, each independently with 1 - `probability`.
+    """True where dropout keeps a value, each independently with probability 1 - `probability`.
 
     Shapes:
         keys [..., 1] int32, channels [c] int32 -> [..., c] bool
@@ -46,7 +46,7 @@ def keep_mask(keys: torch.Tensor, channels: torch.Tensor, probability: float) ->
 
 
 def dropout(x: torch.Tensor, keys: torch.Tensor | None, probability: float) -> torch.Tensor:
-    """x with channels zeroed at random and the rest scaled by 1 / (1 - p); x itself where keys is None.
+    """x with channels zeroed at random and the rest scaled by 1 / (1 - p); x itself if keys is None.
 
     Shapes:
         x [s, b, h], keys [s, b] int32 -> [s, b, h]

@@ -1,4 +1,4 @@
-"""From token ids to the residual stream."""
+"""Maps token ids to the residual stream."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from megatron_ltd.parallel.layers import VocabParallelEmbedding, local, sharded_
 
 
 class Table(nn.Module):
-    """One learned vector for each position, or for each type. Shapes: indices [s, b or 1] -> [s, b or 1, h]"""
+    """A learned vector for each position, or for each token type. Shapes: indices [s, b or 1] -> [s, b or 1, h]"""
 
     def __init__(self, rows: int, config: ModelConfig, tp: TensorParallel):
         super().__init__()

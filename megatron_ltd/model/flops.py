@@ -1,4 +1,4 @@
-"""Floating-point operations of one sample, forward and backward, as the model's mathematics needs them.
+"""Floating-point operations of one sample, forward and backward, that the model's mathematics requires.
 
 For a layer that processes k tokens of a sample (a multiply-add counts two):
 
@@ -6,16 +6,15 @@ For a layer that processes k tokens of a sample (a multiply-add counts two):
     attention      4 n d x pairs                          scores and weighted values
     mlp            2 k h f (2, or 3 with SwiGLU)
 
-    pairs          causal k (k + 1) / 2, to all tokens k (s + 1) / 2; bidirectional k c
+    pairs          causal k (k + 1) / 2, with keys of all tokens k (s + 1) / 2; bidirectional k c
     head of GPT    2 s h v                                all tokens of the sample, real vocabulary
     head of ViT    2 h v                                  the class token; v classes
     patches of ViT 2 (s - 1) h c q^2                      of q x q pixels of c channels
     head of BERT   2 p (h h + h v) + 2 h h + 4 h          p predicted tokens; the sentence-order head
 
-The backward pass takes twice the forward pass, that of the patches as much as it, since pixels need no gradient, and a
-layer whose update is a constant has none.
-Recomputation is not counted: it is not the model's work. Norms, tables and dropout are left out, as in Megatron-LM's
-and PaLM's counts.
+The backward pass takes twice the forward pass, except for patches, where it takes as much as forward since pixels need
+no gradient, and for layers without a backward pass. Recomputation is not counted, since it is not work of the model.
+Norms, embedding tables and dropout are omitted, as in Megatron-LM's and PaLM's counts.
 """
 
 from dataclasses import replace
@@ -25,7 +24,7 @@ from megatron_ltd.token_drop.plan import StepPlan
 
 
 def layer_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool = False) -> int:
-    """Forward operations of one layer for one sample of which it processes `kept_tokens`.
+    """Forward operations of one layer that processes `kept_tokens` of one sample.
 
     Args:
         attends_to_all: keys and values are those of the whole sample.
@@ -62,7 +61,7 @@ def patch_flops(config: ModelConfig) -> int:
 
 
 def plan_flops(config: ModelConfig, plan: StepPlan, predictions: int | None = None) -> int:
-    """Forward and backward operations of the whole model for one sample, as a step's plan asks.
+    """Forward and backward operations of the whole model for one sample under a step's plan.
 
     Args:
         predictions: see `head_flops`.

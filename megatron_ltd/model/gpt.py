@@ -3,7 +3,7 @@
     tokens -> embedding -> stack -> final norm -> head and loss
 
 A stage that holds the first layer has the embedding, one that holds the last has the head; a stage with both is the
-whole model. Layers keep their global number wherever they live.
+whole model. Layers keep their global number on every stage.
 """
 
 import torch
@@ -35,8 +35,8 @@ class GPT(Transformer):
                 kept: torch.Tensor | None = None, plan: StepPlan | None = None,
                 loss_record: LossRecord | None = None) -> torch.Tensor:
         """Args:
-            plan: what the step computes; None: everything.
-            loss_record: notes the loss of every predicted token.
+            plan: what the step computes; None: every token in every layer.
+            loss_record: records the loss of every predicted token.
         """
         batch = Microbatch(labels.shape[1], sample_ids, position_ids, document_ids)
         contexts = self.contexts(batch)
@@ -56,7 +56,7 @@ class GPT(Transformer):
             if loss_record is not None:
                 loss_record.add(targets, losses, mask)
             return total[None]
-        # The head is the larger part of a small model: only tokens that are asked for pass it.
+        # The head is most of a small model, so it is applied only to the unmasked tokens.
         asked = mask.nonzero()[:, 0]
         both = torch.zeros(2, len(targets), device=hidden.device)
         if len(asked):

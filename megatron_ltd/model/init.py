@@ -24,8 +24,8 @@ _INTO_RESIDUAL_STREAM = ("attention.proj.weight", "mlp.fc2.weight")
 
 
 def global_name(name: str, config: ModelConfig) -> str:
-    """The name under which a stage's parameter is known to every layout, as in `layers.7.mlp.fc1.weight`; the copy of
-    a tied embedding has the embedding's."""
+    """The name of a stage's parameter in every layout, such as `layers.7.mlp.fc1.weight`; the copy of a tied embedding
+    has the embedding's name."""
     if name == "head.weight" and config.tied:
         return "embedding.word.weight"
     return name.replace("stack.blocks.", "layers.", 1)
@@ -52,7 +52,7 @@ def materialize(module: nn.Module, config: ModelConfig, *, prefix: str, seed: in
 
     Args:
         prefix: of the module's parameter names, e.g. "stack.blocks.3.".
-        draw: fill with the initial values; without it the content is undefined, for a checkpoint to fill.
+        draw: fill with the initial values; False: leave the content undefined, to be loaded from a checkpoint.
     """
     for owner_name, owner in module.named_modules():
         for parameter_name, parameter in list(owner.named_parameters(recurse=False)):

@@ -1,4 +1,4 @@
-"""Names and whole shapes of a model's parameters, as checkpoints know them: plain arithmetic, without building it."""
+"""Names and global shapes of a model's parameters, as in checkpoints: plain arithmetic, without building the model."""
 
 from collections.abc import Iterator
 
@@ -34,8 +34,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def layer_matrices(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The rows of a layer's matrices, by the end of their names. Query, key and value are fused: their rows alternate,
-    and the three sizes are those of one group of heads."""
+    """The row counts of a layer's matrices, by name suffix. Query, key and value are fused: their rows alternate, and
+    the three sizes are those of one group of heads."""
     rows: dict[str, tuple[int, ...]] = {name: (shape[0],) for name, shape in _layer(config) if len(shape) == 2}
     queries = config.num_attention_heads // config.query_groups
     return rows | {"attention.qkv.weight": (queries * config.head_dim, config.head_dim, config.head_dim)}

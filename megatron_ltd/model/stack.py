@@ -1,4 +1,4 @@
-"""The layers of a stage around the residual stream, as the step's plan asks.
+"""The layers of a stage around the residual stream, run according to the step's plan.
 
     whole layer      stream = stream + block(stream)
     some tokens      stream[rows] += block(stream[rows])            rows: the kept tokens of this layer and microbatch
@@ -6,9 +6,9 @@
     attends to all   stream[rows] += block(stream[rows], stream)    keys and values of all tokens
     skipped layer    stream = stream
 
-Dropped tokens pass unchanged; the kept ones do not see them in that layer, unless it attends to all, and they are not
-lost to the next. The stream has full length at both ends of the stack, so stages exchange tensors of one shape whatever
-the plan.
+Dropped tokens pass the layer unchanged and remain available to the next one; the kept tokens do not see them in that
+layer, unless it attends to all. The stream has full length at both ends of the stack, so stages exchange tensors of one
+shape whatever the plan.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ class Stack(nn.Module):
 
     Args:
         layers: global ids of the layers this stack holds.
-        policies: draw the tokens that a plan names.
+        policies: draw the kept tokens of a plan.
         recompute: "none", "selective" (the attention core) or "full" (each layer).
     """
 
@@ -53,8 +53,8 @@ class Stack(nn.Module):
         """Evaluation computes every layer on every token, whatever the plan.
 
         Args:
-            plan: what the step computes; None: everything.
-            given: kept positions that come with the samples, [b, k] of each set.
+            plan: what the step computes; None: every token in every layer.
+            given: kept positions that come with the samples, [b, k] for each set.
 
         Shapes:
             stream [s/t or s, b, h] -> the same
@@ -72,23 +72,23 @@ class Stack(nn.Module):
             else:
                 stream, owned = self._on_some_tokens(stream, owned, layers, plan, sets[token_set], contexts), True
         if stream is entered:
-            # Every layer was skipped, and the pipeline engine detaches what a stage returns from what it was given.
+            # Every layer was skipped; the pipeline engine needs an output that it can detach from the input.
             return stream.clone()
         return residual.release(stream) if owned else stream
 
     def _runs(self, plan: StepPlan) -> Iterator[tuple[TokenSet | None, list[int]]]:
-        """Consecutive layers that process the same tokens, without those that are skipped."""
+        """Runs of consecutive layers that process the same tokens, without skipped layers."""
         layers = (int(name) for name in self.blocks if not plan.layers[int(name)].skipped)
         return ((token_set, list(run)) for token_set, run in groupby(layers, lambda n: plan.layers[n].token_set))
 
     def _on_some_tokens(self, stream: torch.Tensor, owned: bool, layers: list[int], plan: StepPlan, kept: torch.Tensor,
                         contexts: ContextMaker) -> torch.Tensor:
-        """A run of layers on the tokens at `kept` [b, k]; the stream that is returned may be overwritten."""
+        """Apply a run of layers to the tokens at `kept` [b, k]; the returned stream may be overwritten."""
         rows, tokens = self._rows(kept, contexts), contexts.of(kept)
         samples = kept.shape[0]
         first = layers[0]
         if plan.layers[first].attends_to_all:
-            # The layer keeps the whole stream for its backward pass, so the run goes on with a copy.
+            # The layer saves the whole stream for its backward pass, so the run continues on a copy.
             everything = residual.release(stream) if owned else stream
             x = everything.flatten(0, 1).index_select(0, rows).unflatten(0, (-1, samples))  # [k/t or k, b, h]
             of_first = contexts.in_layer(contexts.of(kept, attends_to_all=True), first, kept, attends_to_all=True)
@@ -105,8 +105,8 @@ class Stack(nn.Module):
         return residual.put(stream, rows, x.flatten(0, 1))
 
     def _rows(self, kept: torch.Tensor, contexts: ContextMaker) -> torch.Tensor:
-        """Rows of the kept tokens that this process holds. The selection is stratified over the slices of the
-        sequence, so every process holds an equal share of them, and takes them before the region gathers.
+        """Rows of the kept tokens that this process holds. The selection is stratified over the slices of the sequence,
+        so every process holds an equal share of them and selects them before the tensor-parallel region gathers.
 
         Shapes:
             kept [b, k] -> [k/t b or k b]
@@ -117,12 +117,12 @@ class Stack(nn.Module):
 
     def _update(self, layer: int, plan: LayerPlan, x: torch.Tensor, tokens: TokenContext,
                 everything: torch.Tensor | None = None) -> torch.Tensor:
-        """What the layer adds to x; of its shape."""
+        """The layer's update, of the shape of x."""
         block = self.blocks[str(layer)]
         with nullcontext() if plan.backward else torch.no_grad():
             if self.recompute_layers and self.training and plan.backward:
                 update = checkpoint(block, x, tokens, everything, use_reentrant=False, preserve_rng_state=False)
             else:
                 update = block(x, tokens, everything)
-        # Outside the block, which would be compiled anew for every value.
+        # Outside the block, which would be recompiled for every value.
         return update if plan.scale == 1.0 else update * plan.scale

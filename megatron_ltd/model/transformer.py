@@ -1,4 +1,4 @@
-"""What GPT and BERT share: embedding, layers, final norm and output embedding, or the part of them a stage holds."""
+"""The common part of GPT and BERT: embedding, layers, final norm and output embedding, or a stage's share of them."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from megatron_ltd.token_drop.registry import Policies
 
 
 class OutputEmbedding(nn.Module):
-    """The head's weight; its product with hidden states is taken together with the loss."""
+    """The head's weight; its product with hidden states is computed together with the loss."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
@@ -51,7 +51,7 @@ def no_policies(config: ModelConfig) -> Policies:
 class Transformer(nn.Module):
     """The layers of `span`, with the embedding and the head if they belong to it.
 
-    Models differ in what they read of a sample and in what they predict.
+    Models differ in their inputs and in what they predict.
 
     Args:
         seed: of dropout.
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         self.stack = Stack(config, tp, range(span.first, span.stop), policies or no_policies(config),
                            recompute)
         self.final_norm = build_norm(config, tp) if span.has_head else None
-        # A whole model shares one parameter; stages that are apart hold equal copies, and add up their gradients.
+        # A whole model shares one parameter; separate stages hold equal copies and sum their gradients.
         needs_head = span.has_head and not (config.tied and span.has_embedding)
         self.head = OutputEmbedding(config, tp) if needs_head else None
         self.vocab = VocabShard.of(config.padded_vocab_size, config.vocab_size, tp)
@@ -79,5 +79,5 @@ class Transformer(nn.Module):
         return self.embedding.word.weight
 
     def contexts(self, batch: Microbatch) -> ContextMaker:
-        """Of the microbatch that is computed now."""
+        """For the current microbatch."""
         return ContextMaker(self.config, self.tp, self.seed, self.training, batch)

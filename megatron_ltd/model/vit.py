@@ -1,8 +1,8 @@
 """ViT (https://arxiv.org/abs/2010.11929): images as patches, layers as in BERT and GPT, a class token, a classifier.
 
-    image -> patches -> linear; class token before them; + positions -> stack -> final norm -> first token -> classifier
+    image -> patches -> linear; class token in front; + positions -> stack -> final norm -> first token -> classifier
 
-The class token is a token like the others: a dropped layer keeps it as often as any.
+The class token is treated like any other token: a dropped layer keeps it just as often.
 """
 
 import torch
@@ -55,7 +55,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViT(nn.Module):
-    """All of a ViT.
+    """A whole ViT.
 
     In training mode it returns the sum of the masked cross-entropy over the microbatch; in evaluation mode the
     log-probability of each label, 1.0 where it is the most probable class, and 1.0 where it is among the first five.
@@ -77,14 +77,14 @@ class ViT(nn.Module):
 
     def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 plan: StepPlan | None = None, loss_record: LossRecord | None = None) -> torch.Tensor:
-        """Args: as those of `GPT.forward`; losses are not noted, since patches have no vocabulary ids."""
+        """Args: see `GPT.forward`; losses are not recorded, since patches have no vocabulary ids."""
         labels, mask = labels[:, 0], loss_mask[:, 0]
         logits = self.logits(x, sample_ids, plan)
         losses = F.cross_entropy(logits, labels, reduction="none")
         if self.training:
             total = (losses * mask).sum(dim=0, keepdim=True)
-            # With sequence parallelism only one process holds the class token; what the others computed here counts
-            # for nothing, and their gradients must be zero rather than missing.
+            # With sequence parallelism only one process holds the class token; the results of the others are discarded,
+            # and their gradients must be zero rather than missing.
             first, _ = self.tp.sequence_span(self.config.seq_length)
             return total if first == 0 else total * 0.0
         of_label = logits.gather(1, labels[:, None])
@@ -100,10 +100,10 @@ class ViT(nn.Module):
 
 
 def resized_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Positions for another number of patches, by bicubic interpolation; that of the class token stays.
+    """Positions for a different patch grid, by bicubic interpolation; the class token's position is unchanged.
 
     Shapes:
-        [1 + rows columns, h] -> the same of the new grid
+        [1 + rows columns, h] -> the same for the new grid
     """
     of_patches = table[1:].t().unflatten(1, grid)[None]  # [1, h, rows, columns]
     resized = F.interpolate(of_patches, size=new_grid, mode="bicubic", align_corners=False)

@@ -1,8 +1,8 @@
-"""What a run has consumed, in the three units that token dropping tells apart.
+"""What a run has consumed, in the three units that differ under token dropping.
 
-    raw tokens      samples x tokens read of each: the sequence length, or what a sequence curriculum cuts it to
+    raw tokens      samples x tokens read of each: the sequence length, or the length set by a sequence curriculum
     layer tokens    the mean over layers of the tokens a layer processed (https://arxiv.org/abs/2211.11586, section 3.4)
-    FLOPs           what was computed; attention's quadratic term, embedding and head included (`model.flops`)
+    FLOPs           the computation, including attention's quadratic term, embedding and head (`model.flops`)
 
 Layer tokens are kept as an integer, the sum over layers, so that no rounding accumulates over a run.
 """
@@ -23,7 +23,7 @@ class Consumed:
     """Tokens processed, summed over layers; divide by the number of layers for layer tokens."""
     flops: int = 0
     full_flops: int = 0
-    """FLOPs of the same tokens without dropping and without skipped layers."""
+    """FLOPs for the same tokens without dropping and without skipped layers."""
 
     def after_step(self, plan: StepPlan, *, samples: int, sample_flops: int, full_sample_flops: int) -> "Consumed":
         """The counters after one more step of `samples` samples."""

@@ -1,13 +1,13 @@
-"""Draws that decide what a whole step computes: a pure function of (seed, step, layer), in plain integers.
+"""Random draws for a whole step: a pure function of (seed, step, layer), in plain integers.
 
-The same hash as in `sampling.py`, which draws tokens for (seed, sample, layer), with the step in the sample's place and
-layer numbers of its own.
+The same hash as in `sampling.py`, which draws tokens for (seed, sample, layer), with the step in place of the sample
+and with separate layer numbers.
 """
 
 _WORD = (1 << 64) - 1
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 STEP_DRAWS = 1 << 21
-"""Added to the layer where steps are hashed rather than samples, so that the two never draw the same numbers."""
+"""Added to the layer when steps are hashed rather than samples, so that the two never draw the same numbers."""
 
 
 def _splitmix64(x: int) -> int:

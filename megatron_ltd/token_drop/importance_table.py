@@ -1,13 +1,14 @@
-"""Token Dropping's choice of tokens: those of the largest running loss (https://arxiv.org/abs/2203.13240, section 3.2).
+"""Token Dropping's choice of tokens: those with the largest running loss (https://arxiv.org/abs/2203.13240, section
+3.2).
 
 One fp32 number for each vocabulary id, the exponential moving average of the loss with which the id was predicted:
 
     importance[id] <- beta importance[id] + (1 - beta) mean loss of the id in the step      ids that were predicted
-    kept = the k tokens of a sample with the largest importance of their id, earlier ones first among equals
+    kept = the k tokens of a sample whose ids have the largest importance; ties go to the earlier token
 
-Ids that are always kept or always dropped never take part in the average, so they stay what they are. The table moves
-once per optimizer step, by sums over the global batch, and is frozen within a step: every microbatch, stage and rank
-chooses by the same numbers, and so does a recomputation.
+The importance of ids that are always kept or always dropped is fixed. The table is updated once per optimizer step, by
+sums over the global batch, and is frozen within a step: every microbatch, stage and rank uses the same values, and so
+does recomputation.
 """
 
 from collections.abc import Collection
@@ -19,7 +20,7 @@ _FIXED_POINT = 1 << 20
 """Losses are summed as integers of this resolution, so that the sums do not depend on how the batch was split."""
 
 _PINNED = 1e4
-"""Importance of an id that is always kept, and its negative of one that is always dropped."""
+"""Importance of an id that is always kept; its negative is that of an id that is always dropped."""
 
 
 class LossRecord:
@@ -33,7 +34,7 @@ class LossRecord:
         self.sums = torch.zeros(2, vocab_size, dtype=torch.int64, device=device)
 
     def add(self, ids: torch.Tensor, losses: torch.Tensor, loss_mask: torch.Tensor) -> None:
-        """Note predictions; those that the mask leaves out of the loss do not count.
+        """Record the losses of predictions; masked ones do not count.
 
         Shapes:
             ids [n] int64, losses [n] fp32, loss_mask [n] fp32
@@ -53,7 +54,7 @@ class ImportanceTable:
 
     Args:
         values: [v] fp32.
-        beta: share of the old value that a step keeps.
+        beta: weight of the old value in the moving average.
         always_keep, always_drop: ids whose importance is fixed.
     """
 
@@ -73,12 +74,12 @@ class ImportanceTable:
         return table
 
     def pin(self) -> None:
-        """Fix the importance of the ids that have a fixed one."""
+        """Set the importance of the ids that are always kept or dropped."""
         self.values[self.always_keep] = _PINNED
         self.values[self.always_drop] = -_PINNED
 
     def update(self, sums: torch.Tensor) -> None:
-        """One step of the average, from the sums of the global batch (`LossRecord.sums`)."""
+        """Update the average by one step, from the sums over the global batch (`LossRecord.sums`)."""
         total, count = sums[0].double() / _FIXED_POINT, sums[1]
         moved = self.beta * self.values.double() + (1.0 - self.beta) * total / count.clamp(min=1)
         self.values.copy_(torch.where(count > 0, moved.float(), self.values))
@@ -86,7 +87,7 @@ class ImportanceTable:
 
     def kept_positions(self, tokens: torch.Tensor, padding_mask: torch.Tensor | None, kept_tokens: int,
                        strata: int = 1) -> torch.Tensor:
-        """Positions that the dropped layers keep of each sample, ascending; padding goes first.
+        """Positions that the dropped layers keep of each sample, ascending; padding is dropped first.
 
         Args:
             kept_tokens: k; a multiple of `strata`.
@@ -99,7 +100,7 @@ class ImportanceTable:
         if padding_mask is not None:
             priority = priority.masked_fill(~padding_mask, float("-inf"))
         span = tokens.shape[1] // strata
-        # A stable order: which of two equal tokens a sorting kernel prefers must not depend on the machine.
+        # A stable sort: which of two equal tokens comes first must not depend on the machine's sorting kernel.
         order = priority.unflatten(1, (strata, span)).argsort(dim=2, descending=True, stable=True)
         chosen = order[:, :, :kept_tokens // strata].sort(dim=2).values  # [b, strata, k / strata]
         starts = torch.arange(strata, device=tokens.device)[:, None] * span

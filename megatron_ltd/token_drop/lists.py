@@ -11,13 +11,13 @@ _STEP_LENGTH = re.compile(r"\s*([0-9]{1,18})\s*:\s*([0-9]{1,9})\s*")
 
 
 def parse_layer_list(text: str, flag: str = "--random-ltd-layers") -> tuple[int, ...]:
-    """Layer numbers of a text such as `1-22` or `1,3,5-9`, in the order given.
+    """Layer numbers in a text such as `1-22` or `1,3,5-9`, in the order given.
 
     Args:
-        flag: the setting it is of, for the message.
+        flag: the setting's name, for the message.
 
     Raises:
-        ConfigError: it is not such a text; a layer that is listed twice is left to `listed_layers_problems`.
+        ConfigError: the text cannot be parsed; duplicates are reported by `listed_layers_problems`.
     """
     layers: list[int] = []
     for part in text.split(","):
@@ -32,10 +32,10 @@ def parse_layer_list(text: str, flag: str = "--random-ltd-layers") -> tuple[int,
 
 
 def layer_list_problems(flag: str, text: str | None, layers: int) -> Iterator[str]:
-    """Whether a list names layers that exist, each once.
+    """Messages about listed layers that do not exist or are listed twice.
 
     Args:
-        layers: of the model.
+        layers: number of layers in the model.
     """
     if text is None:
         return
@@ -54,10 +54,10 @@ def layer_list_problems(flag: str, text: str | None, layers: int) -> Iterator[st
 
 
 def parse_length_list(text: str, flag: str = "--random-ltd-length-list") -> tuple[tuple[int, int], ...]:
-    """(step, kept tokens) of a text such as `0:128,1000:256`.
+    """(step, kept tokens) pairs in a text such as `0:128,1000:256`.
 
     Raises:
-        ConfigError: it is not such a text, or steps do not ascend from 0, or a length falls.
+        ConfigError: the text cannot be parsed, steps do not ascend from 0, or a length decreases.
     """
     matches = [_STEP_LENGTH.fullmatch(part) for part in text.split(",")]
     entries = tuple((int(match[1]), int(match[2])) for match in matches if match)

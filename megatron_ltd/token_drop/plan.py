@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 
 class TokenSet(NamedTuple):
-    """A set of kept tokens: who draws it, and which of the draws it is. Layers with equal sets keep the same tokens."""
+    """A set of kept tokens: the policy that draws it and the number of the draw. Layers with equal sets keep the same
+    tokens."""
 
     policy: str
     number: int
@@ -18,12 +19,12 @@ class LayerPlan:
     """What one layer does with a sample.
 
     Args:
-        tokens: of the sample that it processes, unless it is skipped.
-        token_set: which tokens these are; None: all that are read.
-        attends_to_all: its keys and values are those of all tokens that are read, not of its own tokens alone.
+        tokens: number of tokens it processes, unless it is skipped.
+        token_set: which tokens it processes; None: all that are read.
+        attends_to_all: keys and values come from all tokens that are read, not just from its own.
         skipped: the layer is the identity in this step.
-        scale: factor of what the layer adds to the residual stream.
-        backward: False: what the layer adds is a constant in the backward pass, and its weights get no gradient.
+        scale: factor on the layer's update to the residual stream.
+        backward: False: the layer's update is a constant in the backward pass, and its weights get no gradient.
     """
 
     tokens: int
@@ -45,10 +46,10 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What is read of each sample, and what each layer does with it.
+    """How many tokens are read of each sample, and what each layer does with them.
 
     Args:
-        read_tokens: the first tokens of a sample that are read; all of them without a sequence curriculum.
+        read_tokens: tokens that are read from the start of a sample; all of them without a sequence curriculum.
         layers: by global layer number.
     """
 
@@ -61,7 +62,7 @@ class StepPlan:
         return cls(tokens, (LayerPlan(tokens),) * layers)
 
     def with_layers(self, changes: Iterable[tuple[int, LayerPlan]]) -> "StepPlan":
-        """The plan with other plans for some layers."""
+        """The plan with the given plans for some layers."""
         layers = list(self.layers)
         for layer, plan in changes:
             layers[layer] = plan
@@ -69,12 +70,12 @@ class StepPlan:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether every layer processes all that is read, in both passes."""
+        """Whether every layer processes all tokens that are read, forward and backward."""
         return all(layer.processed_tokens == self.read_tokens and layer.backward for layer in self.layers)
 
     @cached_property
     def kept_tokens(self) -> int:
-        """The fewest tokens that a layer which is not skipped would process."""
+        """The smallest number of tokens that any layer processes, ignoring skips."""
         return min((layer.tokens for layer in self.layers), default=self.read_tokens)
 
     @cached_property

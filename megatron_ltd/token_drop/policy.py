@@ -1,6 +1,6 @@
-"""The seam: what a way to spend less must say of itself. `docs/extending.md` adds one step by step.
+"""The interface of a policy. `docs/extending.md` shows how to add one, step by step.
 
-A policy is a page in `policies/` and a line in `registry.py`. It changes the plan of a step; everything else (stack,
+A policy is a file in `policies/` and a line in `registry.py`. It changes the plan of a step; everything else (stack,
 pipeline split, FLOPs, layer tokens, compilation, log line) reads the plan.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Range(NamedTuple):
-    """Allowed values of one number; the bounds themselves are allowed unless they are open."""
+    """Allowed range of a number; the bounds are included unless they are open."""
 
     low: float
     high: float | None = None
@@ -41,15 +41,15 @@ BELOW_ONE = Range(0, 1, high_open=True)
 
 @dataclass(frozen=True)
 class Shape:
-    """What a policy may know of the run besides its own settings.
+    """What a policy may know about the run besides its own settings.
 
     Args:
         family: gpt, bert or vit.
-        layers: of the model.
-        tokens: of a sample, s.
+        layers: number of layers in the model.
+        tokens: tokens of a sample, s.
         seed: of the run.
         slices: equal parts of the sequence that sequence parallelism holds on different devices; 1 without it.
-        predictions: tokens of a sample that BERT predicts at most; None for other models.
+        predictions: maximum number of tokens that BERT predicts per sample; None for other models.
     """
 
     family: str
@@ -61,7 +61,7 @@ class Shape:
 
 
 class Policy:
-    """A way to spend less: a pure function of (seed, step, layer, sample).
+    """A way to compute less: a pure function of (seed, step, layer, sample).
 
     Subclasses are frozen dataclasses of plain values, made by `of`, and override what they change. Nothing here may
     import torch, except inside `rows`: a mistake in the settings is reported before torch is loaded.
@@ -73,22 +73,22 @@ class Policy:
     ranges: ClassVar[dict[str, Range]] = {}
     """Allowed values of the numbers in the settings, by field."""
     chooses_tokens: ClassVar[bool] = False
-    """Whether it decides which tokens a layer keeps; only one policy of a run may."""
+    """Whether the policy decides which tokens a layer keeps; only one policy of a run may do so."""
     is_drawn: ClassVar[bool] = False
-    """Whether the plan of a step is drawn at that step, so that sums over steps have no closed form."""
+    """Whether the plan of a step is drawn at random, so that sums over steps have no closed form."""
 
     @classmethod
     def of(cls, settings: Any, shape: Shape) -> "Policy | None":
-        """The policy that the settings ask for; None where they ask for none.
+        """The policy, if the settings enable it; otherwise None.
 
         Raises:
-            ConfigError: the settings cannot be read; `check` says so too.
+            ConfigError: the settings cannot be parsed; `check` reports this too.
         """
         raise NotImplementedError
 
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> Iterator[str]:
-        """What is wrong with the settings: setting = value, the constraint, the remedy."""
+        """Problems with the settings: setting = value, constraint, remedy."""
         yield from ()
 
     @classmethod
@@ -98,19 +98,19 @@ class Policy:
 
     @property
     def asked_for(self) -> str:
-        """The setting that asks for it, for messages."""
+        """The setting that enables the policy, for messages."""
         return self.name
 
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         """The plan of a step, counted from 0, changed by this policy.
 
         Args:
-            plan: what the policies before this one in the registry have made of it.
+            plan: the plan as changed by the policies before this one in the registry.
         """
         raise NotImplementedError
 
     def changes(self) -> Iterable[int]:
-        """Steps from which the plan is another one than before, unless it is drawn; 0 may be left out."""
+        """Steps at which the plan changes, unless it is drawn at random; 0 may be omitted."""
         return ()
 
     def share(self, layer: int) -> float:
@@ -131,12 +131,12 @@ class Policy:
         raise NotImplementedError
 
     def log_fields(self, plan: StepPlan) -> dict[str, Any]:
-        """What a step's line of the metrics file says of this policy."""
+        """This policy's fields in a step's line of the metrics file."""
         return {}
 
 
 def misfits(flag: str, size: int, units: Collection[tuple[str, int]]) -> Iterator[str]:
-    """A message for each unit that does not divide a length."""
+    """Messages for the units that do not divide a length."""
     for what, unit in units:
         if size % unit:
             yield f"{flag} = {size}: not a multiple of {what}; choose {(size // unit + 1) * unit}"

@@ -1,7 +1,7 @@
-"""The policies there are, and those of a run together.
+"""The list of policies, and the combined policies of a run.
 
-Their order is that of composition: what is read comes first, then which tokens a layer keeps, then which layers are
-skipped. Skipping wins over choosing, and scales multiply.
+They are composed in this order: first how many tokens are read, then which tokens a layer keeps, then which layers are
+skipped. Skipping overrides choosing, and scales multiply.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -45,10 +45,10 @@ class Policies:
 
     @classmethod
     def of(cls, settings: Any, shape: Shape) -> "Policies":
-        """Those that the settings ask for.
+        """The policies that the settings enable.
 
         Raises:
-            ConfigError: settings that cannot be read.
+            ConfigError: settings that cannot be parsed.
         """
         found = (kind.of(settings, shape) for kind in POLICIES)
         return cls(shape, tuple(policy for policy in found if policy is not None))
@@ -58,7 +58,7 @@ class Policies:
         return self._plan(step, self.active)
 
     def planned(self, step: int) -> StepPlan:
-        """The plan of a step as far as it is not drawn: layers that may be skipped are counted as if they were not."""
+        """The plan of a step without its random draws: layers that may be skipped count as not skipped."""
         return self._plan(step, tuple(policy for policy in self.active if not policy.is_drawn))
 
     @property
@@ -67,7 +67,7 @@ class Policies:
         return StepPlan.whole(self.shape.tokens, self.shape.layers)
 
     def keeping(self, kept_tokens: int) -> StepPlan:
-        """Whole samples of which dropped layers keep so many tokens, whatever the step."""
+        """The plan for whole samples of which dropped layers keep this many tokens, whatever the step."""
         (chooser,) = (policy for policy in self.active if isinstance(policy, KeptTokens))
         return chooser.keeping(self.whole, kept_tokens)
 
@@ -86,11 +86,11 @@ class Policies:
         return tuple(self.planned(step) for step in self.changes)
 
     def lengths(self) -> set[int]:
-        """Numbers of tokens that layers process over the run."""
+        """All numbers of tokens that layers process over the run."""
         return {layer.tokens for plan in self.stretches for layer in plan.layers}
 
     def share(self, layer: int) -> float:
-        """Share of the steps in which a layer is expected not to be skipped."""
+        """Expected share of the steps in which a layer is not skipped."""
         share = 1.0
         for policy in self.active:
             share *= policy.share(layer)
@@ -100,12 +100,12 @@ class Policies:
         return self.share(layer) < 1.0
 
     def named(self, name: str) -> Policy | None:
-        """The active policy of that name."""
+        """The active policy with this name."""
         return next((policy for policy in self.active if policy.name == name), None)
 
     def token_sets(self, plan: StepPlan, layers: Collection[int], sample_ids: "torch.Tensor",
                    given: Mapping[TokenSet, "torch.Tensor"]) -> dict[TokenSet, "torch.Tensor"]:
-        """The kept positions that some layers need, each set drawn once, all sets of a policy together.
+        """The kept positions that some layers need. Each set is drawn once, all sets of a policy together.
 
         Args:
             layers: global layer numbers.
@@ -129,7 +129,7 @@ class Policies:
         return found
 
     def log_fields(self, plan: StepPlan) -> dict[str, Any]:
-        """What a step's line of the metrics file says of the policies."""
+        """The policies' fields in a step's line of the metrics file."""
         return {name: value for policy in self.active for name, value in policy.log_fields(plan).items()}
 
     def _plan(self, step: int, policies: tuple[Policy, ...]) -> StepPlan:
@@ -140,12 +140,12 @@ class Policies:
 
 
 def policy_problems(settings: Any, shape: Shape) -> Iterator[str]:
-    """What is wrong with the settings of all policies."""
+    """Problems with the settings of all policies."""
     for kind in POLICIES:
         yield from kind.check(settings, shape)
 
 
 def idle_policy_settings(settings: Any) -> Iterator[str]:
-    """Settings of policies that are given and have no effect."""
+    """Policy settings that are given but have no effect."""
     for kind in POLICIES:
         yield from kind.idle(settings)

@@ -3,9 +3,9 @@
     kept(seed, sample, layer) = the k positions of the sequence with the smallest hash, in ascending order
 
 The hash of a position is the splitmix64 stream of a state mixed from seed, layer and global sample index. There is
-no generator and no state, so tensor-parallel ranks agree without talking, every split of the batch over microbatches,
-stages or data-parallel ranks draws the same sets, recomputation and resume draw them again, and dropout is not
-disturbed. A global sample index is never used twice in a run, so the sets differ from step to step.
+no generator and no state, so tensor-parallel ranks agree without communication; every split of the batch over
+microbatches, stages or data-parallel ranks draws the same sets; recomputation and resume reproduce them; and dropout is
+not affected. A global sample index is never used twice in a run, so the sets differ from step to step.
 
 The sets are uniform over the positions (random-LTD, https://arxiv.org/abs/2211.11586, section 3), independent between
 samples and layers, and nested: a larger k keeps a superset.
@@ -51,8 +51,8 @@ def kept_positions(seed: int, sample_ids: torch.Tensor, layers: torch.Tensor, *,
         layers: global layer ids, [l] int64.
         sequence_tokens: s; a multiple of `strata`.
         kept_tokens: k, 1 <= k <= s; a multiple of `strata`.
-        strata: equal spans of the sequence that keep k / strata tokens each. More than one makes the number of
-            kept tokens of a sequence-parallel shard fixed; one is the uniform set of the paper.
+        strata: equal spans of the sequence that keep k / strata tokens each. With more than one, a sequence-parallel
+            shard has a fixed number of kept tokens; with one, the set is uniform as in the paper.
 
     Shapes:
         -> [l, b, k] int64
@@ -62,7 +62,7 @@ def kept_positions(seed: int, sample_ids: torch.Tensor, layers: torch.Tensor, *,
     positions = torch.arange(sequence_tokens, device=sample_ids.device)
     state = stream_state(seed, sample_ids, layers)
     hashes = splitmix64(state[:, :, None] + (positions + 1) * _GOLDEN)  # [l, b, s]
-    # The position in the low bits makes keys distinct, so that no tie is left to the sorting kernel.
+    # The position in the low bits makes keys distinct, so that the result does not depend on how the kernel sorts ties.
     keys = (_shift_right(hashes, 1 + position_bits) << position_bits) | positions
     spans = keys.unflatten(2, (strata, span))  # [l, b, strata, s / strata]
     smallest = spans.topk(kept_tokens // strata, dim=3, largest=False, sorted=False).values

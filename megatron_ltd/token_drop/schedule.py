@@ -1,7 +1,7 @@
 """How many tokens a dropped layer keeps: a pure function of the step.
 
 MSLG, monotonic sequence length growth (random-LTD, https://arxiv.org/abs/2211.11586, section 3.3), is linear, R = 1; a
-root degree R above 1 grows fast at first:
+root degree R above 1 makes it grow faster at first:
 
     k(t) = floor(min + (max - min) (t / T)^(1/R)), rounded down to a multiple, never below min, and max from step T on
 
@@ -52,7 +52,7 @@ class KeptLength:
             first = -(-(length - self.start_tokens)**self.root_degree * self.steps // growth**self.root_degree)
             if first >= self.steps:
                 break
-            begins[first] = length  # of several lengths that one step passes, the last
+            begins[first] = length  # the last of several lengths reached in one step
         begins[self.steps] = self.full_tokens
         return tuple(begins.items())
 
@@ -62,7 +62,8 @@ class ListedLength:
     """The kept length over a run as a list.
 
     Args:
-        entries: (step, kept tokens from it on), steps ascending from 0; after the last entry the length is constant.
+        entries: (step, kept tokens from that step on), steps ascending from 0; after the last entry the length is
+            constant.
     """
 
     entries: tuple[tuple[int, int], ...]
@@ -81,10 +82,10 @@ KeptSchedule = KeptLength | ListedLength
 
 
 def integer_root(value: int, degree: int) -> int:
-    """The largest whole number whose power of `degree` is at most `value`, exactly."""
+    """The largest integer whose `degree`-th power is at most `value`, computed exactly."""
     if degree == 1 or value < 2:
         return value
-    root = 1 << -(-value.bit_length() // degree)  # not below the root, from where Newton's steps only fall
+    root = 1 << -(-value.bit_length() // degree)  # not below the root, from where Newton's steps only decrease
     while True:
         following = ((degree - 1) * root + value // root**(degree - 1)) // degree
         if following >= root:

@@ -1,10 +1,10 @@
 """The residual stream, updated in place.
 
-A dropped layer reads the kept rows of the stream, and adds to them what the layer computes:
+A dropped layer reads the kept rows of the stream and adds its update to them:
 
     stream[rows] += block(stream[rows])
 
-and consecutive layers with the same rows take them once, and put them back after the last:
+and consecutive layers with the same rows take them once and put them back after the last:
 
     x = stream[rows];  x += block(x), ...;  stream[rows] = x
 
@@ -14,8 +14,8 @@ Neither the forward nor the backward pass touches the other rows, and nothing of
     backward   own <- take, add <- take, ..., put <- release          one copy
 
 `own` copies the stream so that it may be overwritten; `release` copies the incoming gradient so that *it* may be
-overwritten. Between the two, the full-length stream and its gradient have no other reader, which is what makes the
-in-place arithmetic of `take`, `add` and `put` safe. Each function returns the exact derivative of what it computes.
+overwritten. Between the two, nothing else reads the full-length stream or its gradient, which makes the in-place
+operations of `take`, `add` and `put` safe. Each function returns the exact derivative of what it computes.
 
 The stream is [s, b, h]; row r is position r // b of sample r % b. Rows are distinct.
 """
@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 
 def _rows(stream: torch.Tensor) -> torch.Tensor:
-    """The stream's memory, a row for each token. Shapes: [s, b, h] -> [s * b, h]"""
+    """The stream as a matrix with one row per token, without a copy. Shapes: [s, b, h] -> [s * b, h]"""
     return stream.view(-1, stream.shape[-1])
 
 
@@ -46,8 +46,8 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stream: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(rows)
-        # Declared dirty though unchanged: the stream leaves as the same tensor, not as a view that `_Add` could not
-        # write to, and its gradient returns through this node.
+        # Declared dirty though unchanged: the stream is returned as the same tensor, not as a view that `_Add` could
+        # not write to, and its gradient passes through this node.
         ctx.mark_dirty(stream)
         return stream, _rows(stream).index_select(0, rows)
 
@@ -94,7 +94,7 @@ class _Put(torch.autograd.Function):
 class _Release(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stream: torch.Tensor) -> torch.Tensor:
-        ctx.mark_dirty(stream)  # so that it leaves as itself: the pipeline engine cannot detach a view
+        ctx.mark_dirty(stream)  # returned as the same tensor: the pipeline engine cannot detach a view
         return stream
 
     @staticmethod
@@ -109,7 +109,7 @@ def own(stream: torch.Tensor) -> torch.Tensor:
 
 
 def take(stream: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stream, to be used in place of the argument from here on, and a copy of its `rows`.
+    """The stream, to be used instead of the argument from here on, and a copy of its `rows`.
 
     Shapes:
         stream [s, b, h], rows [k * b] -> [s, b, h], [k * b, h]
@@ -118,7 +118,7 @@ def take(stream: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def add(stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-    """`stream[rows] += update` in place; use the result in place of the argument.
+    """`stream[rows] += update`, in place; use the result instead of the argument.
 
     Shapes:
         stream [s, b, h], rows [k * b], update [k * b, h] -> [s, b, h]
@@ -127,7 +127,7 @@ def add(stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch
 
 
 def put(stream: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """`stream[rows] = values` in place; use the result in place of the argument.
+    """`stream[rows] = values`, in place; use the result instead of the argument.
 
     Shapes:
         stream [s, b, h], rows [k * b], values [k * b, h] -> [s, b, h]
