@@ -3,7 +3,7 @@
     python examples/finetune_glue.py --model exported/bert --train rte/train.jsonl --valid rte/val.jsonl
 
 Lines have `premise` (or `sentence1`), `hypothesis` (or `sentence2`) and `label`. `--from-scratch` starts from random
-weights of the same shape, which is what the pretrained ones should beat. Needs transformers.
+weights of the same shape, as a baseline for the pretrained ones. Needs transformers.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 #
 #   LOAD      folder of checkpoints of megatron_ltd.pretrain_bert
 #   RTE       folder with train.jsonl(.gz) and val.jsonl(.gz), in SuperGLUE's layout
-#   EXPORT    folder for the exported model (default: LOAD with -hf after it); written if it is not there yet
+#   EXPORT    folder for the exported model (default: LOAD-hf); written if it does not exist
 #   PYTHON    interpreter with megatron_ltd and transformers (default: python)
 #
 # Hardware: any; a BERT-base takes minutes on a GPU. Published for BERT-large: 70.4% (arXiv 1810.04805, test set).

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finetune a GPT, or a Llama, on one node or many, on GPUs or, without any, on CPU processes.
+# Finetune a GPT or Llama on one or more nodes, on GPUs or, without GPUs, on CPU processes.
 #
 #     python tools/convert_checkpoint.py --from-hf gpt2 --save checkpoints/gpt2      # or one of ours
 #     bash examples/finetune_gpt.sh --pretrained-checkpoint checkpoints/gpt2 --use-checkpoint-args \
@@ -7,11 +7,10 @@
 #         --train-jsonl train.jsonl --valid-jsonl valid.jsonl --train-epochs 3 --early-stopping-patience 2 \
 #         --micro-batch-size 4 --global-batch-size 32 --lr 1e-5 --lr-warmup-fraction 0.03 --random-ltd \
 #         --save checkpoints/tuned --load checkpoints/tuned
+# Rerun the same command to resume; checkpoints/tuned/best holds the weights with the lowest validation loss.
+# A line of the files is {"prompt": "...", "response": "..."}; a corpus of plain text (--data-path) works too.
 #
-# The same command goes on after an interruption; checkpoints/tuned/best holds the weights of the lowest validation loss.
-# A line of the files is {"prompt": "...", "response": "..."}; a corpus of plain text (--data-path) does as well.
-#
-# All arguments go to megatron_ltd.finetune_gpt, where they win over CONFIG. The environment and the exit codes are those
-# of examples/pretrain_gpt.sh.
+# All arguments go to megatron_ltd.finetune_gpt, where they override CONFIG. The environment and the exit codes are
+# those of examples/pretrain_gpt.sh.
 set -euo pipefail
 exec bash "$(dirname "${BASH_SOURCE[0]}")/launch.sh" finetune_gpt "$@"

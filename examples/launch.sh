@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What examples/pretrain_gpt.sh and its siblings have in common: start one recipe with torchrun on this node.
+# Shared by examples/pretrain_gpt.sh and its siblings: start one recipe with torchrun on this node.
 #
 #     bash examples/launch.sh RECIPE ARGUMENTS        RECIPE: a module of megatron_ltd, such as pretrain_gpt
 #

@@ -1,7 +1,7 @@
 """Write a real English corpus that needs no download: the prose in the documentation of installed Python code.
 
 Sources are the language reference that ships with Python (`pydoc_data.topics`) and the docstrings of the standard
-library, PyTorch, NumPy, SymPy and NetworkX (PyTorch brings the last two along). A document is one topic or one
+library, PyTorch, NumPy, SymPy and NetworkX (PyTorch installs the last two). A document is one topic or one
 module; code, tables, signatures and repeated paragraphs are left out. The same packages give the same files, byte
 for byte.
 
@@ -29,7 +29,7 @@ SMALLEST_DOCUMENT_WORDS = 60
 SMALLEST_PARAGRAPH_WORDS = 10
 
 ROLE = re.compile(r":[a-z:+-]+:`~?\.?([^`<]+?)(?:\s*<[^`>]*>)?`")
-"""A reStructuredText role such as :class:`~torch.Tensor`; its target is what a reader sees."""
+"""A reStructuredText role such as :class:`~torch.Tensor`; a reader sees only its target."""
 HEADING = re.compile(r"^([A-Z][A-Za-z ]+)\n[-=~]{3,}\n?")
 NOT_PROSE = {"Parameters", "Other Parameters", "Returns", "Yields", "Raises", "Attributes", "See Also", "References"}
 SENTENCE = re.compile(r"[A-Z\"'(*].*[.!?:]\)?$", re.DOTALL)
@@ -50,7 +50,7 @@ class Document:
 
 
 def prose(text: str, seen: set[str]) -> str:
-    """The paragraphs of `text` that read as English sentences and have not been seen before, one a line."""
+    """The paragraphs of `text` that read as English sentences and have not occurred before, one per line."""
     kept = []
     for block in re.split(r"\n\s*\n", text):
         heading = HEADING.match(block)
@@ -73,7 +73,7 @@ def prose(text: str, seen: set[str]) -> str:
 
 
 def docstrings(path: Path) -> str:
-    """All docstrings of a module in the order of its lines; nothing of a file that is no module."""
+    """All docstrings of a module in source order; none if the file is not a module."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):

@@ -1,8 +1,8 @@
-"""Show a training run that writes Megatron's log lines to standard input as one progress bar.
+"""Show a training run, whose log lines in Megatron's format arrive on standard input, as one progress bar.
 
-On a terminal the `iteration N/ M | ...` lines drive the bar and everything else is printed above it; elsewhere
-every line is passed on as it is, so that a log file stays a log file. torchrun reports every exit code but 0 as the
-crash of a program; where the run has already said why it stopped, that report is left out.
+On a terminal the `iteration N/ M | ...` lines drive the bar and everything else is printed above it; elsewhere every
+line is passed through unchanged, so that a log file stays a log file. torchrun reports every exit code but 0 as a
+crash; if the run has already printed why it stopped, that report is omitted.
 
     torchrun ... -m megatron_ltd.pretrain_gpt ... 2>&1 | python examples/progress.py
 """
@@ -17,13 +17,13 @@ from tqdm import tqdm
 ITERATION = re.compile(r"iteration\s+(\d+)/\s*(\d+)")
 LAUNCHER = re.compile(r"torch/distributed/elastic/.*(closing signal|failed \(exitcode: (?P<code>\d+)\))")
 EXPLAINED = {"10", "11", "20", "21", "22", "30"}
-"""Exit codes of stops that were asked for, and of errors that came with a message."""
+"""Exit codes of requested stops, and of errors that come with a message."""
 
 SHOWN = {"lm loss": "loss", "kept length": "kept", "grad norm": "norm"}
 
 
 def without_crash_report(lines: Iterable[str]) -> Iterator[str]:
-    """The lines up to torchrun's report on a stop that needs none; the rest is read and dropped."""
+    """The lines up to torchrun's report if the stop needs none; the rest is read and discarded."""
     stopped = False
     for line in lines:
         launcher = LAUNCHER.search(line)
@@ -43,7 +43,7 @@ def short(value: str) -> str:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the run; what it says while it saves is still shown
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the run; its messages while it saves are still shown
     lines = without_crash_report(sys.stdin)
     if not sys.stderr.isatty():
         for line in lines:

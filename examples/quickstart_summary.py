@@ -15,7 +15,7 @@ TASKS = {"lambada": "last word of held-out passages", "perplexity": "held-out te
 
 
 def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
-    """(training, validation) records by step; where an interrupted run repeated a step, its last record counts."""
+    """(training, validation) records by step; if a step was repeated after an interruption, its last record counts."""
     training: dict[int, Record] = {}
     validation: dict[int, Record] = {}
     for line in path.read_text(encoding="utf-8").splitlines():

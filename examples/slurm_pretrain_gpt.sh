@@ -9,13 +9,13 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# The run of examples/pretrain_gpt.sh under Slurm: one task a node, which starts the node's processes itself.
+# The run of examples/pretrain_gpt.sh under Slurm: one task per node, which starts the processes of its node.
 #
 #     sbatch --export=ALL,CONFIG=examples/configs/gpt_1.3b.toml examples/slurm_pretrain_gpt.sh \
 #         --data-path data/pile_text_document --vocab-file vocab.json --merge-file merges.txt \
 #         --save checkpoints/gpt_1.3b --load checkpoints/gpt_1.3b
 #
-# Three minutes before the time limit, and on preemption, the run saves and the job queues itself again.
+# Three minutes before the time limit, and on preemption, the run saves and the job requeues itself.
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?this script is for sbatch; without Slurm use examples/pretrain_gpt.sh}"

@@ -1,15 +1,14 @@
-"""Time whole training steps side by side: ours dense, ours with dropped tokens, the oracle, and a peer.
+"""Time whole training steps side by side: ours dense, ours with dropped tokens, the oracle, and nanoGPT.
 
     python tools/benchmark.py --shape 8x256 --precision fp32 --nanogpt path/to/nanoGPT --rounds 7
     python tools/benchmark.py --shape 12x512 --precision bf16 --layouts --memory --output results.json
 
-A step is forward, backward, clipping and fused AdamW. The rows take turns, round by round, and ratios are taken within
-a round, so that a machine whose speed drifts slows both sides alike; medians are printed. `oracle` is the same model
-with the middle layers on one contiguous slice of k tokens, with no selection, gather or add: no token dropping can cost
-less.
+A step is forward, backward, clipping and fused AdamW. The rows alternate within each round, and ratios are computed per
+round, so that drift of the machine's speed affects all rows alike; medians are printed. `oracle` is the same model with
+the middle layers on one contiguous slice of k tokens, without selection, gather or add: a lower bound for the cost of
+token dropping.
 
-On a machine that others use too, `--threads 1 --clock cpu` counts the time the process ran rather than the time that
-went by.
+On a shared machine, `--threads 1 --clock cpu` measures CPU time of the process rather than wall-clock time.
 """
 
 import argparse
@@ -45,18 +44,18 @@ Rows = dict[str, Callable[[], Any]]
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="8x256")
-    parser.add_argument("--samples", type=int, help="samples of a step, in place of the shape's")
-    parser.add_argument("--sequence", type=int, help="tokens of a sample, in place of the shape's")
-    parser.add_argument("--rows", default="all", metavar="NAME,...", help="only these, as in `dense,kept 1/4`")
+    parser.add_argument("--samples", type=int, help="samples per step, instead of the shape's")
+    parser.add_argument("--sequence", type=int, help="tokens per sample, instead of the shape's")
+    parser.add_argument("--rows", default="all", metavar="NAME,...", help="only these rows, such as `dense,kept 1/4`")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for ours and the peer")
+    parser.add_argument("--compile", action="store_true", help="compile ours and nanoGPT")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="threads of one process; default: as many as torch takes")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what one process is timed by")
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, timed beside ours")
-    parser.add_argument("--layouts", action="store_true", help="also two processes, tensor and pipeline parallel")
-    parser.add_argument("--memory", action="store_true", help="also peak memory, each row in a fresh process")
+    parser.add_argument("--threads", type=int, help="threads per process; default: torch's")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="clock for single-process rows")
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, to time it too")
+    parser.add_argument("--layouts", action="store_true", help="also time two processes, tensor and pipeline parallel")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory, each row in a fresh process")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all numbers as JSON")
     args = parser.parse_args(argv)
     if args.clock == "cpu" and (args.threads != 1 or args.device != "cpu"):
@@ -70,7 +69,7 @@ def shape_of(args: argparse.Namespace) -> Shape:
 
 
 def row_names(args: argparse.Namespace) -> list[str]:
-    """The rows that are asked for, in the order in which they take turns.
+    """The requested rows, in the order in which they run.
 
     Raises:
         ConfigError: one of them does not exist.
@@ -90,7 +89,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def build_rows(args: argparse.Namespace, names: list[str]) -> tuple[Rows, OurModel | None]:
-    """The steps of these rows; ours share one model, which is None where no row is ours."""
+    """The steps of these rows, and the model that ours share; None if no row is ours."""
     shape, device = shape_of(args), torch.device(args.device)
     rows: Rows = {}
     if "nanoGPT" in names:
@@ -110,7 +109,7 @@ def build_rows(args: argparse.Namespace, names: list[str]) -> tuple[Rows, OurMod
 
 
 def time_rows(rows: Rows, rounds: int, device: str, clock: str) -> dict[str, list[float]]:
-    """Seconds of each row in each round; one round before them is not counted."""
+    """Seconds of each row in each round, after one warm-up round."""
     now = time.process_time if clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(rounds + 1):
@@ -146,7 +145,7 @@ def _layout_rank(rank: int, path: str, values: dict[str, Any], tensor: int, pipe
 
 
 def time_layout(args: argparse.Namespace, tensor: int, pipeline: int) -> dict[str, list[float]]:
-    """Two gloo processes of one thread each, on two microbatches a step."""
+    """Two gloo processes with one thread each, with two microbatches per step."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         out = context.SimpleQueue()
@@ -163,7 +162,7 @@ def time_layout(args: argparse.Namespace, tensor: int, pipeline: int) -> dict[st
 
 
 def peak_resident_kilobytes() -> int:
-    """Of this process so far. What getrusage tells would include the process that started it."""
+    """Peak memory of this process so far. getrusage would include that of the process that started it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1])
@@ -180,8 +179,8 @@ def _alone(values: dict[str, Any], name: str, rounds: int, out: Any) -> None:
 
 
 def run_alone(args: argparse.Namespace, names: list[str], rounds: int) -> dict[str, tuple[list[float], float]]:
-    """Seconds and peak megabytes of each row in a fresh process: resident memory with imports, on a GPU what was
-    allocated. There is a round more than is counted, so that the optimizer's state is there."""
+    """Seconds and peak megabytes of each row in a fresh process: resident memory including imports, or on a GPU the
+    allocated memory. A warm-up round creates the optimizer state."""
     context = multiprocessing.get_context("spawn")
     found = {}
     for name in names:
@@ -196,7 +195,7 @@ def run_alone(args: argparse.Namespace, names: list[str], rounds: int) -> dict[s
 
 
 def table(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dict[str, float]) -> str:
-    """Medians, ratios and savings as a Markdown table; TFLOP/s are of the FLOPs that are left after dropping."""
+    """Medians, ratios and savings as a Markdown table; TFLOP/s count the FLOPs that remain after dropping."""
     shape = shape_of(args)
     config = run_config(shape, precision=args.precision, device=args.device)
     whole = step_flops(config, policies(config).whole)
@@ -228,13 +227,13 @@ def table(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dict
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for: seconds and peak megabytes by row, and where the time of a step goes.
+    """All requested measurements: seconds and peak megabytes by row, and where the time of a step goes.
 
     Raises:
-        UserError: what the user can repair.
+        UserError: an error that the user can fix.
     """
     names = row_names(args)
-    if args.compile:  # what is compiled for one length would serve the others, as it does not in a run
+    if args.compile:  # graphs compiled for one row would otherwise be reused by others, unlike in a run
         alone = run_alone(args, names, args.rounds)
         return {"seconds": {name: times for name, (times, _) in alone.items()}, "parts": {},
                 "peak_megabytes": {name: peak for name, (_, peak) in alone.items()}}

@@ -1,15 +1,15 @@
-"""Compare training runs: tables and pictures of validation loss against tokens, layer tokens, FLOPs and hours.
+"""Compare training runs: tables and plots of validation loss against tokens, layer tokens, FLOPs and hours.
 
     python tools/compare_runs.py --output-dir comparison --baseline dense \\
         dense=dense_seed1.jsonl dense=dense_seed2.jsonl random-LTD='ltd_seed*.jsonl'
 
 A run is its --metrics-file, or a folder that holds it as metrics.jsonl. Runs with the same name are the seeds of one
-arm. A difference to the baseline is taken seed by seed where both arms have the same seeds: write NAME@SEED=FILE to
-say which, else the seed is that of a run.json or manifest.json beside the file, else runs are paired in the order
-given; where the seeds of two arms are not the same, the error is Welch's.
+arm. Differences from the baseline are computed seed by seed if both arms have the same seeds. Give the seed as
+NAME@SEED=FILE; otherwise it comes from a run.json or manifest.json next to the file, and without those runs are paired
+in the order given. If two arms have different seeds, the error is Welch's.
 
 Written into --output-dir: table.md, table.json (unrounded), loss_raw_tokens.png, loss_layer_tokens.png, loss_flops.png,
-loss_hours.png, final_loss_flops.png, and comparison.html, one file with all of it. Pictures need the extra [plot].
+loss_hours.png, final_loss_flops.png, and comparison.html, one file with all of it. Plots need the extra [plot].
 """
 
 import argparse
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _baseline(arms: list[Arm], name: str | None) -> Arm:
-    """The arm of that name, else the first."""
+    """The arm with that name; by default the first."""
     found = next((arm for arm in arms if name is None or arm.name == name), None)
     if found is None:
         raise ConfigError(f"--baseline = {name} must be one of the arms: {', '.join(arm.name for arm in arms)}.")
@@ -66,12 +66,13 @@ def _baseline(arms: list[Arm], name: str | None) -> Arm:
 
 def main(argv: list[str]) -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="NAME[@SEED]=FILE", help="arm and --metrics-file of a run; * works")
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="for tables and pictures")
-    parser.add_argument("--baseline", metavar="NAME", help="arm that others are compared with (default: the first)")
-    parser.add_argument("--title", help="of the tables and pictures")
+    parser.add_argument("runs", nargs="+", metavar="NAME[@SEED]=FILE",
+                        help="arm and --metrics-file of a run; * is a wildcard")
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for tables and plots")
+    parser.add_argument("--baseline", metavar="NAME", help="arm to compare the others with (default: the first)")
+    parser.add_argument("--title", help="title of the tables and plots")
     parser.add_argument("--allow-different-lengths", action="store_true",
-                        help="runs of one arm may end at different steps")
+                        help="allow runs of one arm to end at different steps")
     return exit_code_of(lambda: run(parser.parse_args(argv)))
 
 

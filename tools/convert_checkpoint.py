@@ -3,9 +3,9 @@
     python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --save checkpoints/llama
     python tools/convert_checkpoint.py --load checkpoints/350m --to-hf exported/350m --dtype bf16
 
-An imported checkpoint holds weights alone and is trained on with `--load DIR --finetune --use-checkpoint-args`, or
-scored. An exported folder is opened by `AutoModelForCausalLM.from_pretrained` as it is. Only safetensors are read, no
-code that comes with a model is run, and memory holds one tensor at a time. Any layout may have written the checkpoint.
+An imported checkpoint holds weights only; train it further with `--load DIR --finetune --use-checkpoint-args`, or score
+it. An exported folder loads directly with `AutoModelForCausalLM.from_pretrained`. Only safetensors are read, code that
+ships with a model is never run, and only one tensor is in memory at a time. Checkpoints of any parallel layout work.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--from-hf", metavar="DIR", help="folder of a Hugging Face model, with --save")
     parser.add_argument("--save", metavar="DIR", help="new folder for the checkpoint")
     parser.add_argument("--seq-length", type=int, metavar="TOKENS",
-                        help="with --from-hf: tokens of a sample to train on; default: all of the model's positions")
+                        help="with --from-hf: sequence length for training; default: all of the model's positions")
     parser.add_argument("--load", metavar="DIR", help="folder of checkpoints, with --to-hf")
     parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
     parser.add_argument("--to-hf", metavar="DIR", help="new folder for the Hugging Face model")
@@ -46,7 +46,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         help="with --to-hf: largest file (default 5 GiB)")
     for name in TOKENIZER_SETTINGS:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="FILE",
-                            help="with --to-hf: in place of the recorded file, if it has moved")
+                            help="with --to-hf: use this instead of the recorded file, if it has moved")
     args = parser.parse_args(argv)
     reads, writes = (args.from_hf, args.save), (args.load, args.to_hf)
     if all(reads) and not any(writes) or all(writes) and not any(reads):
@@ -71,7 +71,7 @@ def read_model(args: argparse.Namespace, console: Console) -> None:
 
 
 def tell_tokenizer(config: RunConfig, console: Console) -> None:
-    """Say which tokenizer came with the model; one that cannot be used here is no reason to refuse the weights."""
+    """Report the tokenizer that came with the model; the weights are imported even if it cannot be used here."""
     try:
         tokenizer = tokenizer_of_model(config.data, config.model.vocab_size)
     except UserError as error:
@@ -95,7 +95,7 @@ def write_model(args: argparse.Namespace, console: Console) -> None:
 
 
 def end_of_document(settings: DataConfig, vocab_size: int | None, console: Console) -> tuple[int, str] | None:
-    """Id and text of the token that ends documents, for the generation settings; None where there is no tokenizer."""
+    """Id and text of the end-of-document token, for the generation settings; None without a tokenizer."""
     if settings.tokenizer_type in (None, "NullTokenizer"):
         return None
     try:

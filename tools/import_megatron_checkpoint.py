@@ -1,14 +1,14 @@
-"""Reads the weights of a classic Megatron-LM checkpoint, mp_rank_XX[_YYY]/model_optim_rng.pt, into ours.
+"""Imports the weights of a classic Megatron-LM checkpoint, mp_rank_XX[_YYY]/model_optim_rng.pt.
 
     python tools/import_megatron_checkpoint.py --from-megatron old/iter_0001000 --save imported --vocab-size 50257
 
-TRUST: these files are Python pickles. They are opened by torch's restricted reader (weights_only), which builds
-tensors, plain containers and the settings' argparse.Namespace, and refuses everything else: no code of the file is run,
-as far as that reader keeps its promise. Import only files whose origin you know. This is the one command of the project
-that opens pickles; nothing else does, and what it writes is safetensors.
+TRUST: these files are Python pickles. They are opened with torch's restricted unpickler (weights_only), which builds
+tensors, plain containers and the settings' argparse.Namespace, and rejects everything else: no code in the file is run,
+as far as the unpickler can be trusted. Import only files whose origin you know. This is the only command of the project
+that opens pickles; its output is safetensors.
 
-GPT and BERT of Megatron-LM before megatron.core, any tensor- and pipeline-parallel size, the three orders of
-query/key/value rows. Optimizer state is not read. The checkpoint is trained on with --load DIR --finetune
+Supported are GPT and BERT of Megatron-LM before megatron.core, any tensor- and pipeline-parallel size, and the three
+orders of query/key/value rows. Optimizer state is not read. Train the checkpoint further with --load DIR --finetune
 --use-checkpoint-args and a tokenizer.
 """
 
@@ -34,7 +34,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--from-megatron", required=True, metavar="DIR", help="folder of one iteration")
     parser.add_argument("--save", required=True, metavar="DIR", help="new folder for the checkpoint")
     parser.add_argument("--vocab-size", type=int, metavar="N",
-                        help="tokens of the tokenizer, where the files tell the padded number only")
+                        help="size of the tokenizer, if the files hold only the padded size")
     args = parser.parse_args(argv)
     if args.vocab_size is not None and args.vocab_size < 1:
         raise ConfigError(f"--vocab-size = {args.vocab_size} must be at least 1.")
@@ -42,10 +42,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def read(path: Path) -> Any:
-    """One file, by the restricted reader, with tensors mapped rather than read.
+    """Open one file with the restricted unpickler; tensors are memory-mapped rather than read.
 
     Raises:
-        CheckpointError: it is damaged, or holds what the reader does not build.
+        CheckpointError: the file is damaged, or holds objects that the unpickler rejects.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):

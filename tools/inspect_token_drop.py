@@ -1,11 +1,12 @@
-"""Show what token dropping does over a run, before it is started: a table, and a picture.
+"""Show what token dropping will do over a run before it is started: a table, and a plot.
 
     python tools/inspect_token_drop.py --world-size 8 --plot drop.png --config examples/configs/gpt_350m.toml \\
         --random-ltd-steps 200000
 
-Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`); of the corpus
-and the checkpoints none is needed or opened. Everything is calculated, nothing is run. --world-size is the number of
-processes of the launch, from which the default global batch size follows; without it, as many as one replica takes.
+Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`); corpus and
+checkpoints are neither needed nor opened. Everything is computed from the settings, nothing is trained. --world-size is
+the number of processes of the launch, from which the default global batch size follows; the default is the number that
+one replica needs.
 """
 
 import argparse
@@ -39,13 +40,13 @@ from tools.command_line import exit_code_of, parser_of
 
 ROWS = 12
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
-"""Ids of tokenizers with a usual vocabulary; only the head's FLOPs depend on it."""
+"""Vocabulary sizes of common tokenizers; only the head's FLOPs depend on them."""
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where the run stands before a step, and what the step does."""
+    """The state of the run before a step, and what the step does."""
 
     step: int
     plan: StepPlan
@@ -53,7 +54,7 @@ class Row:
     layer_tokens: int
     learning_rate: float
     saving: float
-    """Share of the step's FLOPs that dropping leaves out."""
+    """Share of the step's FLOPs that dropping saves."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Totals:
     """The whole run.
 
     Args:
-        visits: of a token in a dropped layer, on average.
+        visits: average number of times a dropped layer processes a token.
         skipping: share of the tokens that no dropped layer processes.
     """
 
@@ -75,7 +76,7 @@ class Totals:
 
 
 def rows(config: RunConfig, dp: int, count: int = ROWS) -> Iterator[Row]:
-    """Steps at equal distances, the first and the last among them."""
+    """Evenly spaced steps, including the first and the last."""
     last, layers = total_steps(config, dp) - 1, config.model.num_layers
     ramp, tokens = batch_ramp(config, dp), layer_tokens(config, dp)
     rate = LearningRate.of_run(config, dp)
@@ -90,7 +91,7 @@ def totals(config: RunConfig, dp: int) -> Totals:
     """Sums and means over all samples of the run, in closed form."""
     steps, by_plan = total_steps(config, dp), plan_samples(config, dp)
     samples = sum(by_plan.values())
-    # A mean over the tokens that are read: a longer sample counts more.
+    # A mean over the tokens that are read, so longer samples count more.
     read = sum(count * plan.read_tokens for plan, count in by_plan.items())
     of_run = batch_ramp(config, dp).samples_after(steps)
     return Totals(
@@ -103,13 +104,13 @@ def totals(config: RunConfig, dp: int) -> Totals:
 
 
 def _dropped(config: RunConfig) -> int:
-    """Layers that drop tokens in some step."""
+    """Layers that drop tokens in at least one step."""
     return len({layer for plan in policies(config).stretches for layer in range(config.model.num_layers)
                 if plan.layers[layer].token_set is not None})
 
 
 def report(config: RunConfig, dp: int) -> str:
-    """The table and what follows from it."""
+    """The table and a summary."""
     found, dropped, layers = totals(config, dp), _dropped(config), config.model.num_layers
     lines = ["| step | kept length | raw tokens before | layer tokens before | learning rate | FLOPs saved |",
              "|--:|--:|--:|--:|--:|--:|"]
@@ -139,12 +140,12 @@ def _ends(config: RunConfig, dp: int) -> list[Row]:
 
 
 def _lengths(config: RunConfig, plan: StepPlan) -> str:
-    """The kept length; with a sequence curriculum, of the tokens read."""
+    """The kept length; with a sequence curriculum also the number of tokens read."""
     return f"{plan.kept_tokens} of {plan.read_tokens}" if has_curriculum(config) else str(plan.kept_tokens)
 
 
 def _skipping(plan: StepPlan) -> float:
-    """Share of the tokens that no dropped layer processes: one draw for each set of tokens."""
+    """Share of the tokens that no dropped layer processes, with one draw per set of tokens."""
     sets: dict[TokenSet, int] = {layer.token_set: layer.tokens for layer in plan.layers if layer.token_set is not None}
     return math.prod(1.0 - tokens / plan.read_tokens for tokens in sets.values()) if sets else 0.0
 
@@ -154,7 +155,7 @@ def draw(config: RunConfig, dp: int, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("Pictures need matplotlib, which is not installed: pip install matplotlib.") from error
+        raise ConfigError("Plots need matplotlib, which is not installed: pip install matplotlib.") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter
@@ -180,10 +181,10 @@ def draw(config: RunConfig, dp: int, path: Path) -> None:
 
 
 def runnable(config: RunConfig) -> RunConfig:
-    """The run without what is not looked at: corpus and checkpoints.
+    """The settings without the corpus and checkpoints, which are not opened.
 
     Raises:
-        ConfigError: the size of the vocabulary, the length of the run, or what a step computes is not known.
+        ConfigError: the vocabulary size, the length of the run, or the plan of a step is unknown.
     """
     if config.training.train_epochs is not None:
         raise ConfigError(f"--train-epochs = {config.training.train_epochs}: how many steps that is follows from the "

@@ -2,8 +2,8 @@
 
     python tools/make_lastword_set.py --input valid.jsonl.zst --output lastword.jsonl.gz --count 1000
 
-Inputs hold {"text": document} a line (.jsonl, also .gz or .zst). The output holds {"text": passage} a line
-and is scored with `tools/evaluate_zeroshot.py --tasks lambada=lastword.jsonl.gz`. Same inputs, same bytes.
+Inputs hold one {"text": document} per line (.jsonl, also .gz or .zst), the output one {"text": passage} per line. Score
+it with `tools/evaluate_zeroshot.py --tasks lambada=lastword.jsonl.gz`. The same inputs give the same bytes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     defaults = LastWordOptions()
     parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="documents that no model trains on")
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl or .jsonl.gz file")
-    parser.add_argument("--count", type=int, help="passages to keep at most (default: all)")
+    parser.add_argument("--count", type=int, help="maximum number of passages (default: all)")
     parser.add_argument("--min-words", type=int, default=defaults.min_words, help="in the context (%(default)s)")
     parser.add_argument("--max-words", type=int, default=defaults.max_words, help="in the passage (%(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="chooses the passages (%(default)s)")
@@ -43,7 +43,7 @@ def documents_of(files: list[str]) -> Iterator[str]:
 
 
 def encode_lines(passages: list[str], packed: bool) -> bytes:
-    """The file's bytes; gzip without a time stamp, so that the same passages are the same file."""
+    """The file's bytes; gzip without a time stamp, so that the same passages give the same file."""
     data = "".join(json.dumps({"text": passage}, ensure_ascii=False) + "\n" for passage in passages).encode()
     return gzip.compress(data, mtime=0) if packed else data
 

@@ -1,10 +1,10 @@
-"""Makes one .bin/.idx corpus of several, in order.
+"""Merges several .bin/.idx corpora into one, in order.
 
     python tools/merge_datasets.py --input data/part-0_text_document data/part-1_text_document --output-prefix data/all
     python tools/merge_datasets.py --input parts --output-prefix data/all      # all corpora in a folder, by name
 
-Corpora must have one token type, and one tokenizer where their manifests say which; where they have not, exit code 21
-comes with what does not fit.
+All corpora must have the same token type, and the same tokenizer if their manifests name one; otherwise the exit code
+is 21 and the message names the difference.
 """
 
 import argparse

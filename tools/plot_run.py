@@ -1,10 +1,10 @@
-"""Draw the loss and the kept length of runs against the layer tokens they consumed.
+"""Plot the loss and the kept length of runs against the layer tokens they consumed.
 
     python tools/plot_run.py --metrics dense.jsonl random_ltd.jsonl --labels dense random-LTD --output runs.png
 
-Layer tokens are the work done: the tokens that a layer processed, averaged over layers. At the same number of them
-runs with and without token dropping have cost about the same. The upper panel has the training loss (faint: as
-logged; line: smoothed) and validation losses as points; the lower one the kept length of dropped layers.
+Layer tokens measure the work done: the tokens a layer processed, averaged over layers. With equal layer tokens, runs
+with and without token dropping have cost about the same. The upper panel shows the training loss (faint: as logged;
+line: smoothed) and validation losses as points; the lower panel shows the kept length of dropped layers.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def read_curves(path: Path, label: str) -> Curves:
         layer_tokens=layer_tokens,
         loss=np.array([training[step]["lm_loss"] for step in steps], dtype=float),
         kept_tokens=np.array([training[step]["kept_length"] for step in steps], dtype=float),
-        # A validation record knows its step only; between logged steps the tokens grow about linearly.
+        # A validation record holds only its step; between logged steps the tokens grow about linearly.
         validation_layer_tokens=np.interp(validated, [0, *steps], [0.0, *layer_tokens]),
         validation_loss=np.array([validation[step]["validation_loss"] for step in validated], dtype=float),
     )
@@ -76,14 +76,14 @@ def smooth(values: np.ndarray, reach: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     at = np.arange(len(values))
-    # As far to the left as to the right, so that a falling curve is not lifted at its ends.
+    # The window is symmetric, so that a falling curve is not lifted at its ends.
     reach_here = np.minimum(reach, np.minimum(at, at[::-1]))
     first, after = at - reach_here, at + reach_here + 1
     return np.where(finite, (sums[after] - sums[first]) / np.maximum(counts[after] - counts[first], 1), math.nan)
 
 
 def loss_limits(curves: list[Curves]) -> tuple[float, float] | None:
-    """A range that shows where runs differ: the first steps of a long run may leave it at the top."""
+    """A range that shows where runs differ; the first steps of a long run may exceed it."""
     seen = [curve.loss[len(curve.loss) // 50 if len(curve.loss) >= 200 else 0:] for curve in curves]
     values = np.concatenate([*seen, *(curve.validation_loss for curve in curves)])
     values = values[np.isfinite(values)]
@@ -94,11 +94,11 @@ def loss_limits(curves: list[Curves]) -> tuple[float, float] | None:
 
 
 def draw(curves: list[Curves], title: str | None, output: Path) -> None:
-    """Write the picture."""
+    """Write the plot."""
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("Pictures need matplotlib, which is not installed: pip install matplotlib.") from error
+        raise ConfigError("Plots need matplotlib, which is not installed: pip install matplotlib.") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter
@@ -148,8 +148,8 @@ def _draw_run(upper: Any, lower: Any, curve: Curves, colour: str, dash: str) -> 
 
 
 def labels_of(files: list[Path], given: list[str] | None) -> list[str]:
-    """Names for the legend: those given, else of the files, with their folders where file names are alike; none for
-    a single run."""
+    """Names for the legend: those given, else the file names, with their folders if file names are equal; none for a
+    single run."""
     if given is not None:
         if len(given) != len(files):
             raise ConfigError(f"--labels has {len(given)} names, --metrics {len(files)} files. Give one for each.")
@@ -175,9 +175,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("--metrics", required=True, nargs="+", metavar="FILE", help="a run's --metrics-file, or more")
-    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of the runs (default: of the files)")
-    parser.add_argument("--title", help="over the picture")
+    parser.add_argument("--metrics", required=True, nargs="+", metavar="FILE", help="--metrics-file of each run")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of the runs (default: file names)")
+    parser.add_argument("--title", help="title of the plot")
     parser.add_argument("--output", required=True, metavar="FILE", help=".png, .svg or .pdf")
     return exit_code_of(lambda: run(parser.parse_args(argv)))
 

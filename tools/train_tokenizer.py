@@ -32,7 +32,7 @@ from tools.command_line import exit_code_of, parser_of
 
 EOD = "<|endoftext|>"
 BYTES = 256
-SENTENCE_BYTES = 4000  # SentencePiece leaves out longer sentences
+SENTENCE_BYTES = 4000  # SentencePiece skips longer sentences
 
 
 def texts(paths: list[str], key: str) -> Iterator[str]:
@@ -47,7 +47,7 @@ def texts(paths: list[str], key: str) -> Iterator[str]:
 
 
 def sentences(paths: list[str], key: str) -> Iterator[str]:
-    """Lines of the documents, cut where they are too long for SentencePiece."""
+    """Lines of the documents, split where they are too long for SentencePiece."""
     for text in texts(paths, key):
         for line in text.split("\n"):
             while len(line.encode()) > SENTENCE_BYTES:
@@ -72,7 +72,7 @@ def train_bpe(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
     engine.train_from_iterator(texts(paths, key), trainer)
     if engine.get_vocab_size() < vocab_size:
         raise DataError(f"The input yields only {engine.get_vocab_size()} tokens, --vocab-size = "
-                        f"{vocab_size} were asked for. Give more text or a smaller --vocab-size.")
+                        f"{vocab_size} were requested. Give more text or a smaller --vocab-size.")
     model = json.loads(engine.to_str())["model"]
     merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
     return {"tokenizer.json": engine.to_str(pretty=True).encode(),
@@ -83,9 +83,9 @@ def train_bpe(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
 def train_wordpiece(paths: list[str], key: str, vocab_size: int) -> dict[str, bytes]:
     """Files of a WordPiece tokenizer, by name.
 
-    Half of the vocabulary at most is single characters, at the start of a word or inside it; words with rarer ones
-    teach nothing. The library numbers characters in an order that changes from run to run, and ties follow the numbers,
-    so the characters are given to it first.
+    At most half of the vocabulary is single characters, at the start of a word or inside it; words with rarer
+    characters are ignored. The library numbers characters in an order that changes from run to run and breaks ties by
+    these numbers, so the characters are passed to it first.
     """
     engine = wordpiece_engine({token: number for number, token in enumerate(SPECIAL_TOKENS)}, lowercase=True)
     words: Counter[str] = Counter()
@@ -105,7 +105,7 @@ def train_wordpiece(paths: list[str], key: str, vocab_size: int) -> dict[str, by
     engine.train_from_iterator(lessons, trainer)
     tokens = [token for token, _ in sorted(engine.get_vocab().items(), key=lambda item: item[1])]
     if len(tokens) != vocab_size:
-        raise DataError(f"The input yields {len(tokens)} tokens, --vocab-size = {vocab_size} were asked for. Give more "
+        raise DataError(f"The input yields {len(tokens)} tokens, --vocab-size = {vocab_size} were requested. Give more "
                         "text, or another --vocab-size.")
     return {"vocab.txt": ("\n".join(tokens) + "\n").encode()}
 
@@ -129,7 +129,7 @@ TRAINERS = {"bpe": train_bpe, "sentencepiece": train_sentencepiece, "wordpiece":
 
 
 def write(folder: str, files: dict[str, bytes]) -> None:
-    """Writes each file under a temporary name, then gives all of them their names."""
+    """Writes each file under a temporary name, then renames all of them."""
     try:
         os.makedirs(folder, exist_ok=True)
         for name, data in files.items():
@@ -148,7 +148,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, .jsonl or .txt")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tokenizer")
     parser.add_argument("--type", choices=list(TRAINERS), default="bpe", help="kind of tokenizer")
-    parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones included")
+    parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens, including special ones")
     parser.add_argument("--json-key", default="text", metavar="KEY", help="key that holds text")
     options = parser.parse_args(arguments)
     files = TRAINERS[options.type](expand_inputs(options.input), options.json_key, options.vocab_size)

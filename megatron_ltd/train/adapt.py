@@ -45,7 +45,7 @@ class Adaptation:
     def describe(self) -> str:
         parts = [f"positions of {self.grids[0][0]} x {self.grids[0][1]} patches interpolated to "
                  f"{self.grids[1][0]} x {self.grids[1][1]}"] if self.grids else []
-        return "; ".join(parts + (["the classifier is a new one"] if CLASSIFIER[0] in self.shapes else []))
+        return "; ".join(parts + (["the classifier is reinitialised"] if CLASSIFIER[0] in self.shapes else []))
 
 
 def adaptation(model: ModelConfig, manifest: Manifest, saved: ModelConfig) -> Adaptation:

@@ -170,7 +170,7 @@ def test_the_tool_says_what_cuts_sentences(tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), "--input", str(path), *map(str, COMMON), "--split-sentences"]
     taken = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert taken.returncode == 0, taken.stderr
-    assert "Sentences are cut by rules (nltk or its data punkt_tab for klingon is not installed)." in subprocess.run(
+    assert "Sentences are split by rules (nltk or its data punkt_tab for klingon is not installed)." in subprocess.run(
         [*command, "--lang", "klingon"], cwd=tmp_path, env=environment, capture_output=True, text=True,
         check=False).stderr
     assert "1 documents, 1 sequences, 2 tokens" in taken.stdout
@@ -270,7 +270,7 @@ def test_the_tool_tells_how_many_lines_it_left_out(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", ['{"text": "1"}', "oops"])
     run = run_tool("--input", "in.jsonl", *COMMON, "--on-bad-line", "quarantine", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "Left out 1 lines that hold no document; they are in out/c_rejected.jsonl" in run.stdout
+    assert "Skipped 1 lines without a valid document; they are in out/c_rejected.jsonl" in run.stdout
     assert "in.jsonl:2:14: no JSON object" in run.stderr
 
 
@@ -326,7 +326,7 @@ def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) 
     (["--input", "bad.jsonl", *COMMON], 21, ["DataError", "bad.jsonl:2:14:", "oops"]),
     (["--input", "missing*.jsonl", *COMMON], 21, ["DataError", "--input = missing*.jsonl: no such file"]),
     (["--input", "bad.jsonl", *COMMON, "--keep-newlines"], 20, ["ConfigError", "--keep-newlines means nothing"]),
-    (["--input", "bad.jsonl", *COMMON, "--lang", "german"], 20, ["--lang means nothing without --split-sentences"]),
+    (["--input", "bad.jsonl", *COMMON, "--lang", "german"], 20, ["--lang has no effect without --split-sentences"]),
     (["--input", "bad.jsonl", *COMMON, "--partitions=4"], 20, ["--partitions: use --workers"]),
     (["--input", "bad.jsonl", *COMMON, "--colour"], 20, ["--colour: there is no such flag"]),
     (["--input", "bad.jsonl", *COMMON, "--workers", 0], 20, ["--workers = 0 must be at least 1"]),

@@ -92,8 +92,8 @@ def test_long_lines_are_not_left_out_of_training(tmp_path: Path) -> None:
     (["--type", "bpe", "--vocab-size", 256], 20, "--vocab-size = 256: byte-level BPE has 256 bytes"),
     (["--type", "bpe", "--vocab-size", 50000], 21, "yields only"),
     (["--type", "sentencepiece", "--vocab-size", 50000], 21, "SentencePiece cannot train --vocab-size = 50000"),
-    (["--type", "wordpiece", "--vocab-size", 5], 21, "yields 7 tokens, --vocab-size = 5 were asked for"),
-    (["--type", "wordpiece", "--vocab-size", 5000], 21, "--vocab-size = 5000 were asked for"),
+    (["--type", "wordpiece", "--vocab-size", 5], 21, "yields 7 tokens, --vocab-size = 5 were requested"),
+    (["--type", "wordpiece", "--vocab-size", 5000], 21, "--vocab-size = 5000 were requested"),
     (["--type", "sentencepiece", "--vocab-size", 20], 21, "SentencePiece cannot train --vocab-size = 20"),
     (["--type", "bpe", "--vocab-size", 300, "--json-key", "body"], 21, "story.jsonl:1:0: no key 'body'"),
 ])
