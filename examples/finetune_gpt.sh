@@ -7,6 +7,7 @@
 #         --train-jsonl train.jsonl --valid-jsonl valid.jsonl --train-epochs 3 --early-stopping-patience 2 \
 #         --micro-batch-size 4 --global-batch-size 32 --lr 1e-5 --lr-warmup-fraction 0.03 --random-ltd \
 #         --save checkpoints/tuned --load checkpoints/tuned
+#
 # Rerun the same command to resume; checkpoints/tuned/best holds the weights with the lowest validation loss.
 # A line of the files is {"prompt": "...", "response": "..."}; a corpus of plain text (--data-path) works too.
 #

@@ -8,6 +8,7 @@
 #         --micro-batch-size 64 --global-batch-size 512 --lr 3e-5 --lr-decay-style cosine --bf16 \
 #         --random-ltd --random-ltd-start-length 32 --random-ltd-length-step 8 --random-ltd-steps 28000 \
 #         --save checkpoints/tuned --load checkpoints/tuned
+#
 # A training set is a folder with one subfolder of images per class (needs Pillow), or an idx file of images and one of
 # labels, like MNIST's. Without a checkpoint specify the model: --num-layers, --hidden-size, --num-attention-heads,
 # --patch-dim, --img-h, --img-w, --num-channels. With a checkpoint, the positions are interpolated for another

@@ -2,6 +2,7 @@
 # Train a small ViT on the digits 0 to 4 and finetune it on 5 to 9, without and with token dropping, on one CPU process.
 #
 #     bash examples/mnist_transfer.sh t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz build/mnist
+#
 # Takes about twelve minutes on an idle core for the 10,000 images of MNIST's test set; every tenth is held out. The
 # expected results are in docs/finetuning.md; PYTHON is the interpreter (default: python).
 set -euo pipefail

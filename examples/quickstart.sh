@@ -7,6 +7,7 @@
 # Time: about 10 minutes of processor time, so 5 to 6 on two idle cores.
 # Result: validation perplexity 123 (vocabulary of 4,096, trained on 0.7 million tokens), and 1.7% of held-out last
 # words.
+#
 # Everything is written to quickstart_run/. Run the script again to resume; delete that folder to start from scratch.
 # The environment is .venv-quickstart, or MEGATRON_LTD_VENV if that is set.
 set -euo pipefail

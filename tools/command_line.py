@@ -1,4 +1,4 @@
-"""What the tools share: a parser that shows a tool's own text, and an exit code in place of a traceback."""
+"""Shared by the tools: a parser whose help is the tool's docstring, and exit codes instead of tracebacks."""
 
 import argparse
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from megatron_ltd.log import Console
 
 
 def parser_of(doc: str | None, **settings: Any) -> argparse.ArgumentParser:
-    """A parser whose help is a module's text.
+    """A parser whose help is a module's docstring.
 
     Args:
         doc: the module's docstring.
-        settings: further ones of `ArgumentParser`.
+        settings: further arguments of `ArgumentParser`.
     """
     summary, _, rest = (doc or "").partition("\n")
     return argparse.ArgumentParser(description=summary, epilog=rest, allow_abbrev=False,

@@ -4,9 +4,9 @@
         --task-data tasks --output results.json \\
         --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
 
-The model and the tokenizer are those of the checkpoint's manifest; the parallel layout is free, whatever the
-layout of the run, and processes beyond tensor x pipeline share the rows. The numbers depend on neither layout
-nor batch size.
+The model and the tokenizer come from the checkpoint's manifest. Any parallel layout works, whatever that of the
+training run; processes beyond tensor x pipeline parallelism are data-parallel. Results do not depend on layout or batch
+size.
 """
 
 import argparse
@@ -42,18 +42,19 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add_checkpoint_flags(parser)
     parser.add_argument(
         "--tasks", required=True, metavar="TASK[=FILE],...",
-        help=f"from {', '.join(TASKS)}, separated by commas; a task without FILE has it under --task-data",
+        help=f"from {', '.join(TASKS)}, separated by commas; by default a task's file is under --task-data",
     )
-    parser.add_argument("--task-data", metavar="DIR", help="holds task files, as DIR/lambada/lambada_test.jsonl.gz")
+    parser.add_argument("--task-data", metavar="DIR",
+                        help="folder of task files, such as DIR/lambada/lambada_test.jsonl.gz")
     parser.add_argument("--output", nargs="+", metavar="FILE",
                         help="write results after each task: .json, .md (the table) or .csv, or several of them")
     parser.add_argument("--num-fewshot", type=int, metavar="K", help="solved examples before each question, from the "
                         "task's training file beside its own, or else from the other questions (default 0; with "
                         "--harness the task's own)")
     parser.add_argument("--harness", action="store_true", help="--tasks names tasks of lm-evaluation-harness (needs "
-                        "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl takes the place of a download")
+                        "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl replaces the download")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N passages, articles or documents")
-    parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows at once (default 8)")
+    parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows per batch (default 8)")
     parser.add_argument(
         "--overlapping-eval", type=int, metavar="STRIDE",
         help="perplexities with overlapping windows that predict STRIDE tokens each; wikitext then reads its file as "
@@ -64,16 +65,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                    "pipeline_model_parallel_size")
     check_at_least(args, 0, "num_fewshot", "bos_token_id")
     if args.harness and args.overlapping_eval is not None:
-        raise ConfigError("--overlapping-eval has no meaning with --harness, whose tasks cut texts their own way.")
+        raise ConfigError("--overlapping-eval has no effect with --harness, whose tasks split texts in their own way.")
     return args
 
 
 def agree_on_inputs(problem: str | None, digests: dict[str, str]) -> None:
-    """Rows are split over processes, so all of them must have read the same files.
+    """Check that all processes have read the same files, since rows are split over them.
 
     Args:
-        problem: what this process could not read.
-        digests: of what it has read.
+        problem: why this process could not read its files; None if it could.
+        digests: those of the files it has read.
 
     Raises:
         DataError: on every process.
@@ -89,7 +90,7 @@ def agree_on_inputs(problem: str | None, digests: dict[str, str]) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Find the files, load the model, see that all processes read the same, and score."""
+    """Find the files, load the model, check that all processes read the same files, and score."""
     outputs = [Path(name) for name in args.output or ()]
     plan: list[TaskRun] = []
     chosen: list[HarnessTask] = []
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             check_writable(output)
     except UserError as error:
         if console.speaks:
-            raise  # before a model is loaded; the others have no way yet to tell it to the one that speaks
+            raise  # before a model is loaded, when the other processes cannot yet report to rank 0
         problem = str(error)
     scorer = build_scorer(
         args.load,
@@ -130,7 +131,7 @@ def score(
     load: str, plan: list[TaskRun], scorer: ModelScorer, tokenizer: Tokenizer, options: EvalOptions,
     outputs: list[Path], console: Console,
 ) -> None:
-    """Every task in turn; what is scored is written before the next one starts."""
+    """Score the tasks in turn; results are written after each task."""
     record: dict[str, Any] = {
         "model": model_record(load, scorer.manifest),
         "tokenizer_digest": tokenizer.digest,

@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 4 tools/generate.py --load checkpoints/350m --prompt "The cat" "The dog" \\
         --temperature 0.8 --top-p 0.95 --seed 7 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
 
-Without --temperature each token is the most probable one. Several prompts are continued together. What is generated
-does not depend on the layout, beyond rounding.
+Without --temperature each token is the most probable one. Several prompts are continued together. The output does not
+depend on the layout, beyond rounding.
 """
 
 import argparse
@@ -28,13 +28,13 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add_checkpoint_flags(parser)
     parser.add_argument("--prompt", nargs="+", required=True, metavar="TEXT", help="texts to continue")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N",
-                        help="tokens for each, unless its document ends before (default 64)")
+                        help="new tokens per prompt, unless the document ends earlier (default 64)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T",
                         help="default 0: the most probable token")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
-                        help="draw from the most probable tokens that together have probability P")
-    parser.add_argument("--seed", type=int, default=1234, help="of the draws (default 1234)")
+                        help="sample from the most probable tokens that together have probability P")
+    parser.add_argument("--seed", type=int, default=1234, help="seed for sampling (default 1234)")
     args = parser.parse_args(argv)
     check_at_least(args, 1, "max_new_tokens", "tensor_model_parallel_size", "pipeline_model_parallel_size")
     return args

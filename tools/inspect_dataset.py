@@ -26,7 +26,7 @@ from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError
 from tools.command_line import exit_code_of, parser_of
 
-SPANS = 64  # of the corpus that are read for token ids without --verify
+SPANS = 64  # parts of the corpus in which token ids are checked without --verify
 BAR = 40
 SUFFIXES = (".png", ".svg", ".pdf")
 LONGEST_TEXT = 2000
@@ -40,7 +40,7 @@ def document_tokens(corpus: IndexedCorpus) -> NDArray[np.int64]:
 
 
 def length_classes(tokens: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """(shortest, longest, how many) of lengths 0, 1, 2 to 3, 4 to 7 and so on, from the first that there is."""
+    """(shortest, longest, count) for lengths 0, 1, 2 to 3, 4 to 7 and so on, from the first that occurs."""
     classes = np.ceil(np.log2(tokens + 1.0)).astype(np.int64)  # bits of the length
     counts = np.bincount(classes)
     return [(1 << (number - 1) if number else 0, (1 << number) - 1, int(count)) for number, count in enumerate(counts)
@@ -56,7 +56,7 @@ def spread(tokens: NDArray[np.integer]) -> str:
 
 
 def describe(corpus: IndexedCorpus, ids: tuple[int, int], everything: bool) -> list[str]:
-    """The corpus in lines."""
+    """A summary of the corpus, as lines."""
     documents, tokens = corpus.documents, document_tokens(corpus)
     bin_bytes = corpus.tokens * corpus.dtype.itemsize
     lines = [corpus.prefix,
@@ -77,9 +77,9 @@ def describe(corpus: IndexedCorpus, ids: tuple[int, int], everything: bool) -> l
 
 
 def origin(manifest: Manifest | None, verified: bool) -> list[str]:
-    """What the manifest says of where a corpus comes from."""
+    """The origin of a corpus according to its manifest."""
     if manifest is None:
-        return ["  manifest        none: where the corpus comes from is not known"]
+        return ["  manifest        none: the origin of the corpus is unknown"]
     kind = manifest.settings.get("tokenizer_type", "not known")
     size = sum(source.bytes for source in manifest.sources)
     return [f"  tokenizer       {kind}, {manifest.vocab_size} ids, digest {(manifest.tokenizer or 'not known')[:12]}",
@@ -88,7 +88,7 @@ def origin(manifest: Manifest | None, verified: bool) -> list[str]:
 
 
 def table(tokens: NDArray[np.int64]) -> list[str]:
-    """How many documents are how long, as a table with bars."""
+    """A histogram of document lengths, as a table with bars."""
     classes = length_classes(tokens)
     most = max((count for _, _, count in classes), default=0)
     lines = ["", f"  {'tokens':>21}  {'documents':>12}"]
@@ -99,7 +99,7 @@ def table(tokens: NDArray[np.int64]) -> list[str]:
 
 
 def draw(corpora: list[IndexedCorpus], output: Path) -> None:
-    """The same as a picture.
+    """The same as a plot.
 
     Raises:
         DataError: matplotlib is missing, or the file cannot be written.
@@ -129,7 +129,7 @@ def draw(corpora: list[IndexedCorpus], output: Path) -> None:
 
 
 def show(corpus: IndexedCorpus, number: int, tokenizer: Tokenizer | None) -> list[str]:
-    """One document: its text where there is a tokenizer, else its token ids; a line for each sequence.
+    """One document: its text if there is a tokenizer, else its token ids; one line per sequence.
 
     Raises:
         ConfigError: there is no such document.
@@ -153,8 +153,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-path", nargs="+", required=True, metavar="PREFIX", help="corpora, without .bin or .idx")
     parser.add_argument("--documents", nargs="+", type=int, default=[], metavar="N", help="show these, counted from 0")
     parser.add_argument("--verify", action="store_true", help="read every token")
-    parser.add_argument("--histogram", type=Path, metavar="FILE", help="draw lengths of documents: .png, .svg or .pdf")
-    parser.add_argument("--tokenizer-type", help="the one that wrote the corpora")
+    parser.add_argument("--histogram", type=Path, metavar="FILE", help="plot document lengths: .png, .svg or .pdf")
+    parser.add_argument("--tokenizer-type", help="tokenizer that wrote the corpora")
     parser.add_argument("--tokenizer-model", metavar="FILE", help="SentencePiece .model, tokenizer.json or its folder")
     parser.add_argument("--vocab-file", metavar="FILE", help="vocab.json of GPT-2 BPE, or vocab.txt of BERT")
     parser.add_argument("--merge-file", metavar="FILE", help="merges.txt of GPT-2 BPE")

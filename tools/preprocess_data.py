@@ -1,4 +1,4 @@
-"""Turns text into a corpus to train on: `{output-prefix}_{key}_document.bin` and `.idx`, as Megatron-LM's tool does.
+"""Tokenizes text into a training corpus: `{output-prefix}_{key}_document.bin` and `.idx`, as Megatron-LM's tool does.
 
     python tools/preprocess_data.py --input books.jsonl.zst --output-prefix data/books --append-eod --workers 4 \\
         --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt
@@ -8,11 +8,11 @@ For BERT, --split-sentences makes every sentence a sequence, in `{output-prefix}
     python tools/preprocess_data.py --input books.jsonl.zst --output-prefix data/books --split-sentences --workers 4 \\
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
-Input is loose JSON (an object a line) in plain, .gz or .zst files, or .parquet (a row a document); a .txt file is one
-document; or the rows of a Hugging Face dataset (--hf-dataset). Each --json-keys makes a corpus of its own. The output
-does not depend on --workers. A line that holds no document ends the run with exit code 21 and its place; --on-bad-line
-leaves such lines out (skip), or keeps them beside the output too (quarantine: {output-prefix}_rejected.jsonl, and .txt
-with the reasons).
+Input is JSON lines in plain, .gz or .zst files, .parquet files (one document per row), .txt files (one document each),
+or a Hugging Face dataset (--hf-dataset). Each of --json-keys becomes a separate corpus. The output does not depend on
+--workers. A line without a valid document ends the run with exit code 21 and its position; with --on-bad-line such
+lines are skipped (skip), or skipped and also written next to the output (quarantine: {output-prefix}_rejected.jsonl,
+and .txt with the reasons).
 
 A corpus gets its name when it is complete. After a kill or a failure the same command with --resume continues.
 """
@@ -48,25 +48,25 @@ NOT_HERE = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--input", nargs="+", metavar="PATH", help="files, folders or globs, in order")
-    parser.add_argument("--hf-dataset", metavar="NAME", help="instead of --input, a dataset of Hugging Face's library: "
-                        "a folder that save_to_disk wrote, a folder or file of data, or a name on the hub")
+    parser.add_argument("--hf-dataset", metavar="NAME", help="instead of --input, a Hugging Face dataset: "
+                        "a folder written by save_to_disk, a folder or file of data, or a name on the hub")
     parser.add_argument("--hf-config", metavar="NAME", help="configuration of --hf-dataset")
     parser.add_argument("--hf-split", metavar="SPLIT", help="split of --hf-dataset (default: train)")
     parser.add_argument("--hf-streaming", action="store_true",
                         help="read --hf-dataset without copying it to this machine")
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
-    parser.add_argument("--split-sentences", action="store_true", help="every sentence is a sequence of its own (BERT)")
+    parser.add_argument("--split-sentences", action="store_true", help="make every sentence a separate sequence (BERT)")
     parser.add_argument("--keep-newlines", action="store_true",
                         help="with --split-sentences: sentences keep the white space that follows them")
     parser.add_argument("--sentence-splitter", choices=SPLITTERS, default="auto",
-                        help="the rules that ship, nltk's punkt, or punkt if nltk has its data (auto)")
+                        help="the built-in rules, nltk's punkt, or punkt if nltk has its data (auto)")
     parser.add_argument("--lang", default="english", metavar="LANGUAGE",
-                        help="language of the text, as nltk calls it; the rules know abbreviations of English")
+                        help="nltk's name for the language of the text; the rules know English abbreviations")
     parser.add_argument("--output-prefix", required=True, metavar="PATH", help="path of the output without suffix")
     parser.add_argument("--on-bad-line", choices=["fail", "skip", "quarantine"], default="fail",
-                        help="what to do with lines that hold no document")
-    parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
+                        help="what to do with lines without a valid document")
+    parser.add_argument("--workers", type=int, default=1, help="number of tokenizing processes")
     parser.add_argument("--tokenizer-engine", choices=ENGINES, default="auto",
                         help="library for byte-level BPE; the ids are the same (auto: gigatoken where it can)")
     parser.add_argument("--resume", action="store_true", help="continue a run that was killed or failed")
@@ -85,7 +85,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if flag.startswith("-"):
             raise ConfigError(f"{flag}: {NOT_HERE.get(flag, 'there is no such flag; see --help')}.")
     if unknown:
-        raise ConfigError(f"{unknown[0]} belongs to no flag. See --help.")
+        raise ConfigError(f"{unknown[0]} does not belong to a flag. See --help.")
     for name in ("workers", "log_interval"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} = {getattr(options, name)} must be at least 1.")
@@ -95,25 +95,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         given = {"--keep-newlines": options.keep_newlines, "--sentence-splitter": options.sentence_splitter != "auto",
                  "--lang": options.lang != "english"}
         for flag in (flag for flag in given if given[flag]):
-            raise ConfigError(f"{flag} means nothing without --split-sentences; add that, or leave {flag} out: whole "
-                              "documents are kept as they are.")
+            raise ConfigError(f"{flag} has no effect without --split-sentences; add that, or leave {flag} out: whole "
+                              "documents are kept unchanged.")
     if (options.input is None) == (options.hf_dataset is None):
-        raise ConfigError("Give --input or --hf-dataset, one of the two: what is to be tokenized.")
+        raise ConfigError("Give either --input or --hf-dataset.")
     for flag in ("--hf-config", "--hf-split", "--hf-streaming"):
         if getattr(options, flag[2:].replace("-", "_")) and options.hf_dataset is None:
-            raise ConfigError(f"{flag} means nothing without --hf-dataset; add that, or leave {flag} out.")
+            raise ConfigError(f"{flag} has no effect without --hf-dataset; add that, or leave {flag} out.")
     if len(set(options.json_keys)) < len(options.json_keys):
         raise ConfigError(f"--json-keys = {' '.join(options.json_keys)}: a key is given twice.")
     return options
 
 
 def sentence_plan(options: argparse.Namespace) -> SentencePlan:
-    """How to cut sentences, once it is known what can: all workers then do the same."""
+    """The sentence splitter, chosen once so that all workers use the same one."""
     plan = SentencePlan(options.sentence_splitter, options.lang, options.keep_newlines)
     name = plan.build().name
     if options.sentence_splitter == "auto":
         reason = "found" if name == "punkt" else f"nltk or its data punkt_tab for {options.lang} is not installed"
-        print(f"Sentences are cut by {name} ({reason}).", file=sys.stderr, flush=True)
+        print(f"Sentences are split by {name} ({reason}).", file=sys.stderr, flush=True)
     return replace(plan, splitter=name)
 
 
@@ -138,7 +138,7 @@ def run(options: argparse.Namespace) -> None:
     if rejected:
         kept = f"; they are in {options.output_prefix}_rejected.jsonl, the reasons in .txt" \
             if options.on_bad_line == "quarantine" else ""
-        print(f"Left out {rejected} lines that hold no document{kept}.")
+        print(f"Skipped {rejected} lines without a valid document{kept}.")
     for corpus in written:
         print(f"Wrote {corpus.prefix}.bin and .idx: {corpus.documents} documents, "
               f"{len(corpus)} sequences, {corpus.tokens} tokens of type {corpus.dtype.name}.")

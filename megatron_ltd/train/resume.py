@@ -21,8 +21,8 @@ from megatron_ltd.train.state import TrainState
 
 
 def with_checkpoint_model(config: RunConfig) -> RunConfig:
-    """With --use-checkpoint-args, the model's settings are the checkpoint's; what may differ between runs of one model
-    (dropout) stays as given.
+    """With --use-checkpoint-args, take the model's settings from the checkpoint, except dropout, which may differ
+    between runs of one model.
 
     Raises:
         CheckpointError: there is no readable checkpoint.
@@ -44,8 +44,8 @@ def with_checkpoint_model(config: RunConfig) -> RunConfig:
 
 
 def starts_fresh(config: RunConfig) -> bool:
-    """Without --load; or where --load is also --save and holds nothing yet, so that one command both starts a run and
-    continues it."""
+    """Whether the run starts from scratch: without --load, or if --load is also --save and still empty, so that one
+    command both starts and resumes a run."""
     load, save = config.checkpoint.load, config.checkpoint.save
     if load is None:
         return True
@@ -68,10 +68,10 @@ def _fallback(config: RunConfig, error: CheckpointError, sound: Path | None) -> 
 
 def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group: dist.ProcessGroup | None,
             console: Console) -> TrainState:
-    """Fill model and optimizer from --load, if there is something to load.
+    """Load model and optimizer from --load, if it is given.
 
     Raises:
-        CheckpointError: on all ranks; nothing to load, or it is damaged, or does not fit.
+        CheckpointError: on all ranks; the checkpoint is missing, damaged, or does not fit.
     """
     if starts_fresh(config):
         return TrainState(loss_scale=LossScale.initial(config.training))
@@ -120,8 +120,8 @@ def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: Sharde
 
 
 def _note_changes(config: RunConfig, before: RunConfig, console: Console) -> None:
-    """Say which settings differ from those of the run that is continued: a layout is free to change, and changed data
-    or learning rate should not go unnoticed."""
+    """Report settings that differ from those of the resumed run, so that changed data or a changed learning rate does
+    not go unnoticed. The layout may change freely."""
     saved, mine = before.to_dict(), config.to_dict()
     for section in ("training", "optimizer", "data", "token_drop", "parallel"):
         for name, value in mine[section].items():
