@@ -101,7 +101,7 @@ def plain_loop(model: PreTrainedModel, responses: Responses, steps: int, batch: 
     means = []
     for step in range(steps):
         chosen = [example for place in range(step * batch, (step + 1) * batch)
-                  for example in packed.packs[order._place(place)]]
+                  for example in packed.packs[order.place(place)]]
         loss = torch.cat(response_losses(model, responses, chosen)).mean()
         optimizer.zero_grad()
         loss.backward()

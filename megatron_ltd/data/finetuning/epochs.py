@@ -27,10 +27,14 @@ class EpochDataset:
     def __len__(self) -> int:
         return self._num_samples
 
-    def sample(self, index: int) -> Sample:
+    def place(self, index: int) -> int:
+        """The index of a sample in the base."""
         check_index(index, self)
         epoch, place = divmod(index, len(self.base))
-        return self.base.sample(self._order(epoch).item(place))
+        return self._order(epoch).item(place)
+
+    def sample(self, index: int) -> Sample:
+        return self.base.sample(self.place(index))
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self.base))
