@@ -11,7 +11,7 @@ from examples.experiments.runs import digest, write_json
 from examples.experiments.saving_map import report
 from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
 from examples.experiments.saving_map.line import fit, saving
-from examples.experiments.saving_map.run import QUEUE, main, name_of, read_queue
+from examples.experiments.saving_map.run import QUEUE, name_of, plan, read_queue
 from megatron_ltd.errors import ConfigError
 
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
@@ -70,9 +70,9 @@ def test_two_budgets_are_no_curve() -> None:
         fit([(1e12, 4.0), (2e12, 3.0)])
 
 
-def test_every_run_of_the_queue_can_be_planned(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["--text", str(tmp_path), "--output-dir", str(tmp_path), "--plan"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_every_run_of_the_queue_can_be_planned() -> None:
+    lines: list[str] = []
+    plan(QUEUE, lines.append)
     assert [line.partition(":")[0] for line in lines] == [name_of(entry) for entry in read_queue(QUEUE)]
 
 

@@ -53,16 +53,15 @@ def fit(points: Sequence[tuple[float, float]]) -> Line:
     if len(set(flops)) < LEAST_BUDGETS:
         raise ValueError(f"{len(set(flops))} dense budgets; a curve needs {LEAST_BUDGETS}")
     low = float(flops.min())
-    best: tuple[float, float, float, float] | None = None
-    for power in POWERS:
-        columns = np.stack([np.ones_like(flops), (flops / low) ** -power], axis=1)
-        (floor, scale), *_ = np.linalg.lstsq(columns, losses, rcond=None)
-        error = float(np.square(columns @ (floor, scale) - losses).sum())
-        if scale > 0 and (best is None or error < best[0]):
-            best = (error, float(floor), float(scale), float(power))
-    if best is None:
+    falls = (flops / low) ** -POWERS[:, None]  # [powers, points]
+    centred, residuals = falls - falls.mean(axis=1, keepdims=True), losses - losses.mean()
+    scales = centred @ residuals / np.square(centred).sum(axis=1)
+    errors = np.square(scales[:, None] * centred - residuals).sum(axis=1)
+    best = int(np.where(scales > 0, errors, np.inf).argmin())
+    if scales[best] <= 0:
         raise ValueError("dense losses do not fall with FLOPs")
-    return Line(*best[1:], low=low, high=float(flops.max()))
+    scale = float(scales[best])
+    return Line(float(losses.mean() - scale * falls[best].mean()), scale, float(POWERS[best]), low, float(flops.max()))
 
 
 @dataclass(frozen=True)
