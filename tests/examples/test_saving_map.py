@@ -1,96 +1,135 @@
-"""The method of the map of savings on made-up runs whose answer is known, and its arms."""
+"""The map of savings: its method on made-up runs whose answer is known, its queue, and its report."""
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 
+from examples.experiments.runs import digest, write_json
+from examples.experiments.saving_map import report
 from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
-from examples.experiments.saving_map.report import Line, Point, best_rates, interval, read_runs, saving, table
-from examples.experiments.saving_map.run import name_of, read_queue
+from examples.experiments.saving_map.line import fit, saving
+from examples.experiments.saving_map.run import QUEUE, name_of, plan, read_queue
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.settings.checks.all import violations
+
+BUDGETS = (1e12, 2e12, 4e12, 8e12)
 
 
 def dense_loss(flops: float) -> float:
-    return 9.0 - 0.4 * math.log(flops)
+    return 2.5 + 1.5 * (flops / 1e12) ** -0.4
 
 
-def runs_of(arm: str, cost: float, noise: float = 0.0, seeds: int = 1) -> list[Point]:
-    """An arm that needs `cost` of dense training's FLOPs for every loss."""
-    return [Point("small", arm, budget, 0.01, seed, budget * 1e3,
-                  dense_loss(budget * 1e3 / cost) + noise * (seed - (seeds + 1) / 2))
-            for budget in (2.5, 5.0, 10.0) for seed in range(1, seeds + 1)]
+def test_the_curve_through_made_up_runs_is_the_one_they_were_made_with() -> None:
+    line = fit([(flops, dense_loss(flops)) for flops in BUDGETS])
+    assert line.floor == pytest.approx(2.5, abs=0.02)
+    assert line.power == pytest.approx(0.4, abs=0.01)
+    assert line.flops(dense_loss(3e12)) == pytest.approx(3e12, rel=1e-3)
+    assert line.flops(line.floor) == math.inf
 
 
-def test_a_saving_without_noise_is_found_exactly() -> None:
-    points = runs_of("dense", 1.0) + runs_of("cheap", 0.7) + runs_of("dear", 1.25)
-    assert saving(points, "small", "dense", "cheap", 5.0) == (pytest.approx(0.3), False)
-    assert saving(points, "small", "dense", "dear", 5.0) == (pytest.approx(-0.25), False)
-    # The best run of the cheap arm is better than any dense run: the line is extended to it.
-    assert saving(points, "small", "dense", "cheap", 10.0) == (pytest.approx(0.3), True)
+def test_an_arm_that_is_made_to_save_forty_percent_saves_forty_percent() -> None:
+    dense = {flops: {1: dense_loss(flops)} for flops in BUDGETS}
+    found = saving({1: dense_loss(3e12)}, 0.6 * 3e12, dense)
+    assert found.share == pytest.approx(0.4, abs=1e-3)
+    assert found.interval is None and not found.extrapolated
+    assert found.text() == "+40% (one seed)"
 
 
-def test_noise_that_all_arms_share_cancels_and_noise_of_one_arm_widens_the_interval() -> None:
-    shared = runs_of("dense", 1.0, 0.02, 3) + runs_of("cheap", 0.7, 0.02, 3)
-    bounds = interval(shared, "small", "dense", "cheap", 5.0)
-    assert bounds == (pytest.approx(0.3), pytest.approx(0.3))
-    own = runs_of("dense", 1.0, 0.0, 3) + runs_of("cheap", 0.7, 0.02, 3)
-    bounds = interval(own, "small", "dense", "cheap", 5.0)
-    assert bounds is not None and bounds[0] < 0.28 < 0.3 < 0.32 < bounds[1]
-    # The extremes are those in which one seed is drawn three times: 0.02 nats are 0.05 of ln(FLOPs).
-    low, high = (1 - 0.7 * math.exp(sign * 0.05) for sign in (1, -1))
-    assert bounds == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+def test_an_arm_that_costs_more_saves_a_negative_share() -> None:
+    dense = {flops: {1: dense_loss(flops)} for flops in BUDGETS}
+    assert saving({1: dense_loss(2e12)}, 3e12, dense).share == pytest.approx(-0.5, abs=1e-3)
 
 
-def test_with_one_seed_there_is_no_interval() -> None:
-    points = runs_of("dense", 1.0) + runs_of("cheap", 0.7)
-    assert interval(points, "small", "dense", "cheap", 5.0) is None
-    assert "30% |" in table(points) and "(one tried)" in table(points) and "30%, extrapolated" in table(points)
+def test_what_all_arms_of_a_seed_share_does_not_widen_the_interval() -> None:
+    shift = {1: -0.1, 2: 0.0, 3: 0.1}
+    dense = {flops: {seed: dense_loss(flops) + by for seed, by in shift.items()} for flops in BUDGETS}
+    found = saving({seed: dense_loss(3e12) + by for seed, by in shift.items()}, 0.6 * 3e12, dense, draws=200)
+    assert found.interval == pytest.approx((0.4, 0.4), abs=2e-3)
 
 
-def test_the_line_is_the_least_squares_line() -> None:
-    points = [Point("small", "dense", 1, 1, 1, math.exp(x), y) for x, y in ((1, 5.0), (2, 4.0), (3, 3.6))]
-    line = Line.through(points)
-    assert (line.a, line.b) == (pytest.approx(5.6), pytest.approx(-0.7))  # by the normal equations
-    assert line.flops(4.2) == pytest.approx(math.exp(2.0))
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator, seeds, covered = random.Random(1), range(1, 9), 0
+    for _ in range(40):
+        dense = {flops: {seed: dense_loss(flops) + generator.gauss(0, 0.02) for seed in seeds} for flops in BUDGETS}
+        found = saving({seed: dense_loss(3e12) + generator.gauss(0, 0.02) for seed in seeds}, 1.8e12, dense, draws=100)
+        assert found.interval is not None
+        covered += found.interval[0] <= 0.4 <= found.interval[1]
+    assert 30 <= covered <= 40  # a percentile interval of eight seeds is somewhat too narrow
 
 
-def test_the_best_rate_counts_and_more_seeds_before_fewer() -> None:
-    def run(rate: float, seed: int, loss: float) -> Point:
-        return Point("small", "dense", 5.0, rate, seed, 1.0, loss)
-
-    (chosen,) = best_rates([run(0.1, 1, 3.0), run(0.2, 1, 2.9), run(0.4, 1, 3.1)]).values()
-    assert chosen == [run(0.2, 1, 2.9)]
-    (chosen,) = best_rates([run(0.1, 1, 3.0), run(0.1, 2, 3.0), run(0.2, 1, 2.9)]).values()
-    assert {point.rate for point in chosen} == {0.1} and len(chosen) == 2
+def test_a_loss_beyond_the_dense_budgets_is_called_extrapolated() -> None:
+    dense = {flops: {1: dense_loss(flops)} for flops in BUDGETS}
+    assert saving({1: dense_loss(9e12)}, 1e12, dense).extrapolated
+    assert "extrapolated" in saving({1: dense_loss(9e11)}, 1e12, dense).text()
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_arm_can_run_and_costs_at_most_dense_training(name: str) -> None:
+def test_two_budgets_are_no_curve() -> None:
+    with pytest.raises(ValueError, match="2 dense budgets; a curve needs 3"):
+        fit([(1e12, 4.0), (2e12, 3.0)])
+
+
+def test_every_run_of_the_queue_can_be_planned() -> None:
+    lines: list[str] = []
+    plan(QUEUE, lines.append)
+    assert [line.partition(":")[0] for line in lines] == [name_of(entry) for entry in read_queue(QUEUE)]
+
+
+@pytest.mark.parametrize(("line", "said"), [("small dense 10 0.004", "is not size, arm"),
+                                            ("small nothing 10 0.004 1", "no size 'small' with an arm 'nothing'")])
+def test_a_line_that_is_no_run_is_named(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "queue.txt").write_text("# a comment\nsmall dense 10 0.004 1\n" + line + "\n")
+    with pytest.raises(ConfigError, match=rf"queue\.txt, line 3: .*{said}"):
+        read_queue(tmp_path / "queue.txt")
+
+
+def test_every_arm_reads_the_same_raw_tokens() -> None:
     size = SIZES["rehearsal"]
-    arm = arm_of(size, name, 5)
-    assert violations(size.budget.config((*arm.flags, "--lr", "0.01"), arm.steps), 1) == []
-    assert size.budget.flops(arm.flags, arm.steps) <= size.budget.flops((), arm.steps)
+    tokens = {arm_of(size, name, 0.1).steps * size.budget.step_tokens for name in METHODS}
+    assert len(tokens) == 1
+    assert tokens.pop() == pytest.approx(0.1 * size.budget.parameters, rel=0.02)
 
 
-def test_the_queue_is_read_and_what_is_no_entry_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "queue.txt"
-    path.write_text("# a comment\nsmall dense 2.5 0.004 1\n")
-    assert [name_of(entry) for entry in read_queue(path)] == ["small-dense-t2.5-lr0.004-seed1"]
-    for wrong in ("small dense 2.5", "small nothing 2.5 0.004 1", "huge dense 2.5 0.004 1"):
-        path.write_text(wrong)
-        with pytest.raises(ConfigError, match="line 1"):
-            read_queue(path)
+def test_newton_schulz_is_counted_by_hand() -> None:
+    def iteration(m: int, n: int) -> int:  # X X^T, A A, and a polynomial of both times X
+        return 2 * m * m * n + 2 * m ** 3 + 2 * m * m * n
+
+    layer = 4 * iteration(64, 64) + 2 * iteration(64, 256)
+    assert report.newton_schulz_flops(SIZES["small"], 3) == 3 * 6 * 5 * layer
 
 
-def test_complete_runs_are_read_from_their_folders(tmp_path: Path) -> None:
-    for name, complete in (("small-dense-t5-lr0.01-seed2", True), ("small-dense-t5-lr0.02-seed2", False)):
-        folder = tmp_path / name
-        folder.mkdir()
-        lines = [{"consumed_flops": 5}, {"consumed_flops": 9}, {"validation_loss": 2.0}]
-        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        if complete:
-            (folder / "done.json").write_text(json.dumps({"validation_loss": 2.0}))
-    assert read_runs(tmp_path) == [Point("small", "dense", 5.0, 0.01, 2, 9, 2.0)]
+def complete_run(folder: Path, arm: str, tokens: float, rate: float, seed: int, loss: float, flops: float) -> None:
+    folder = folder / f"rehearsal-{arm}-t{tokens:g}-lr{rate:g}-seed{seed}"
+    folder.mkdir(parents=True)
+    steps = SIZES["rehearsal"].steps(tokens)
+    records = [{"step": steps, "lm_loss": loss, "consumed_flops": flops}, {"step": steps, "validation_loss": loss}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_json(folder / "run.json", {"arm": arm, "seed": seed, "rate": rate, "steps": steps, "commit": "abc",
+                                     "package": "def", "machine": "a processor"})
+    write_json(folder / "done.json", {"validation_loss": loss, "metrics_sha256": digest(folder / "metrics.jsonl")})
+
+
+def test_the_report_compares_each_arm_at_its_best_rate_with_the_dense_curve(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for tokens, flops in zip((2.5, 5.0, 10.0, 20.0), BUDGETS, strict=True):
+        for seed, by in ((1, 0.0), (2, 0.01)):
+            complete_run(runs, "dense", tokens, 0.004, seed, dense_loss(flops) + by, flops)
+        complete_run(runs, "dense", tokens, 0.008, 1, dense_loss(flops) + 0.1, flops)
+    for seed, by in ((1, 0.0), (2, 0.01)):
+        complete_run(runs, "ltd", 10.0, 0.008, seed, dense_loss(3e12) + by, 0.6 * 3e12)
+    complete_run(runs, "ltd", 10.0, 0.004, 1, dense_loss(3e12) + 0.2, 0.6 * 3e12)
+    assert report.main(["--runs", str(runs), "--output-dir", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report" / "saving_map.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| rehearsal | 10 | random-LTD"))
+    assert "| 0.008 * | 2 |" in row  # no higher rate was tried
+    assert "+40% (+40% to +40%)" in row
+    assert digest(runs / "rehearsal-ltd-t10-lr0.008-seed2" / "metrics.jsonl") in text
+    assert (tmp_path / "report" / "saving_map_loss.png").exists()
+
+
+def test_a_curve_that_was_changed_is_refused(tmp_path: Path) -> None:
+    complete_run(tmp_path, "dense", 2.5, 0.004, 1, 4.0, 1e12)
+    with open(tmp_path / "rehearsal-dense-t2.5-lr0.004-seed1" / "metrics.jsonl", "a") as file:
+        file.write("{}\n")
+    assert report.main(["--runs", str(tmp_path), "--output-dir", str(tmp_path)]) != 0

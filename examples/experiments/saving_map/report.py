@@ -1,180 +1,221 @@
-"""What the runs of the map say: FLOPs saved at equal loss, as a table and a picture.
+"""Tables and pictures of the map from a folder of runs, complete or growing.
 
-    python examples/experiments/saving_map/report.py [--runs DIR] [--output-dir DIR]
+    python examples/experiments/saving_map/report.py --output-dir build/saving_map/report
 
-Dense training at several budgets gives a line, loss = a + b ln(FLOPs), fitted by least squares. An arm with FLOPs C
-and loss L saves 1 - C / C_dense(L), where C_dense(L) is what the line needs for L. The best tried rate of each arm and
-budget counts. Intervals are bootstrapped over seeds: all arms are resampled by the same seeds, since a seed means the
-same data order in every arm. With one seed there is no interval, and a loss outside the range of the line is marked as
-extrapolated.
+Writes saving_map.md, saving_map_loss.png and saving_map.png. Each arm stands at its best peak rate; what it saves is
+read off the curve of dense AdamW (line.py). Muon's own arithmetic is counted among its FLOPs.
 """
 
 import argparse
 import json
-import math
-import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a checkout that is not installed
+
+from examples.experiments.runs import digest
+from examples.experiments.saving_map import pictures
+from examples.experiments.saving_map.arms import METHODS, SIZES, Size
+from examples.experiments.saving_map.line import LEAST_BUDGETS, Saving, saving
+from megatron_ltd.errors import DataError, UserError
+from megatron_ltd.model.shapes import parameter_shapes
 
 RUNS = Path(__file__).resolve().parent / "runs"
-DRAWS = 2000
-BASELINES = {"dense": "AdamW", "muon": "Muon"}
+BASELINES = {"dense": "dense, AdamW", "muon": "dense, Muon"}
+
+
+@dataclass(frozen=True)
+class Complete:
+    """A complete run.
+
+    Args:
+        flops: forward, backward, and Muon's iterations.
+    """
+
+    name: str
+    size: str
+    arm: str
+    tokens_per_parameter: float
+    rate: float
+    seed: int
+    steps: int
+    loss: float
+    flops: float
+    commit: str
+    package: str
+    machine: str
+    digest: str
 
 
 @dataclass(frozen=True)
 class Point:
-    """A finished run.
-
-    Args:
-        budget: tokens a parameter.
-        flops: of the whole run, as counted by it.
-        loss: held-out, at the end.
-    """
+    """An arm of one size and length, at its best peak rate."""
 
     size: str
     arm: str
-    budget: float
+    tokens_per_parameter: float
     rate: float
-    seed: int
+    losses: Mapping[int, float]
     flops: float
-    loss: float
+    inside: bool
+    """Whether a lower and a higher rate were tried."""
+
+    @property
+    def loss(self) -> float:
+        return fmean(self.losses.values())
 
 
-@dataclass(frozen=True)
-class Line:
-    """loss = a + b ln(FLOPs), over the losses between `lowest` and `highest`."""
-
-    a: float
-    b: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def through(cls, points: Sequence[Point]) -> "Line":
-        """By least squares; needs two budgets."""
-        x, y = [math.log(point.flops) for point in points], [point.loss for point in points]
-        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-        b = sum((p - mean_x) * (q - mean_y) for p, q in zip(x, y, strict=True)) / sum((p - mean_x)**2 for p in x)
-        return cls(mean_y - b * mean_x, b, min(y), max(y))
-
-    def flops(self, loss: float) -> float:
-        """What dense training needs for this loss."""
-        return math.exp((loss - self.a) / self.b)
+def newton_schulz_flops(size: Size, steps: int) -> int:
+    """FLOPs of Muon's iterations in so many steps: three products an iteration, on the smaller side of each matrix."""
+    config = size.budget.config(("--optimizer", "muon"), steps)
+    total = 0
+    for name, shape in parameter_shapes(config.model).items():
+        if not name.startswith("layers.") or len(shape) != 2:
+            continue
+        split = 3 if name.endswith("qkv.weight") and config.optimizer.muon_split_qkv else 1
+        small, large = sorted((shape[0] // split, shape[1]))
+        total += split * (4 * small * small * large + 2 * small ** 3)
+    return steps * config.optimizer.muon_num_ns_steps * total
 
 
-def read_runs(folder: Path) -> list[Point]:
-    """The complete runs of a folder."""
+def read_runs(folder: Path) -> list[Complete]:
+    """All complete runs.
+
+    Raises:
+        DataError: a curve is not the one its run was completed with, or there are none.
+    """
     found = []
-    for done in sorted(folder.glob("*/done.json")):
-        size, arm, budget, rate, seed = done.parent.name.split("-")
-        lines = [json.loads(line) for line in (done.parent / "metrics.jsonl").read_text().splitlines()]
-        flops = max(line["consumed_flops"] for line in lines if "consumed_flops" in line)
-        found.append(Point(size, arm, float(budget[1:]), float(rate[2:]), int(seed[4:]), flops,
-                           json.loads(done.read_text())["validation_loss"]))
+    for path in sorted(folder.glob("*/done.json")):
+        run, done = (json.loads((path.parent / name).read_text()) for name in ("run.json", "done.json"))
+        metrics = path.parent / "metrics.jsonl"
+        if done["metrics_sha256"] != digest(metrics):
+            raise DataError(f"{metrics} is not the curve that done.json was written for; restore it, or delete "
+                            f"{path.parent}")
+        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        flops = [record["consumed_flops"] for record in records if "consumed_flops" in record][-1]
+        size, _, rest = path.parent.name.partition("-")
+        tokens = float(rest.partition("-t")[2].partition("-lr")[0])
+        if run["arm"].startswith("muon"):
+            flops += newton_schulz_flops(SIZES[size], run["steps"])
+        found.append(Complete(path.parent.name, size, run["arm"], tokens, run["rate"], run["seed"], run["steps"],
+                              done["validation_loss"], flops, run["commit"], run["package"], run["machine"],
+                              done["metrics_sha256"]))
+    if not found:
+        raise DataError(f"--runs = {folder}: no complete run there; run.py makes them")
     return found
 
 
-def best_rates(points: Iterable[Point]) -> dict[tuple[str, str, float], list[Point]]:
-    """The runs at the best tried rate of each (size, arm, budget), one for each seed; of rates with several seeds the
-    mean counts, and a rate with more seeds is preferred to one with fewer."""
-    by_rate: dict[tuple[str, str, float], dict[float, list[Point]]] = {}
+def best_points(runs: Sequence[Complete]) -> list[Point]:
+    """Each arm of a size and length at the rate that is best with the first seed."""
+    groups: dict[tuple[str, float, str], list[Complete]] = defaultdict(list)
+    for run in runs:
+        groups[run.size, run.tokens_per_parameter, run.arm].append(run)
+    points = []
+    for (size, tokens, arm), group in sorted(groups.items(), key=lambda item: (*item[0][:2], _order(item[0][2]))):
+        first = min(run.seed for run in group)
+        best = min((run for run in group if run.seed == first), key=lambda run: run.loss)
+        same = [run for run in group if run.rate == best.rate]
+        rates = [run.rate for run in group]
+        points.append(Point(size, arm, tokens, best.rate, {run.seed: run.loss for run in same},
+                            fmean(run.flops for run in same), min(rates) < best.rate < max(rates)))
+    return points
+
+
+def _order(arm: str) -> int:
+    return list(METHODS).index(arm)
+
+
+def against(points: Sequence[Point], size: str, baseline: str) -> dict[float, Mapping[int, float]]:
+    """Losses by FLOPs of a baseline; empty where it has too few budgets for a curve."""
+    found = {point.flops: point.losses for point in points if (point.size, point.arm) == (size, baseline)}
+    return found if len(found) >= LEAST_BUDGETS else {}
+
+
+def savings(points: Sequence[Point], baseline: str) -> dict[tuple[str, float, str], Saving]:
+    """What each arm saves against a baseline, by size, length and name."""
+    found = {}
     for point in points:
-        by_rate.setdefault((point.size, point.arm, point.budget), {}).setdefault(point.rate, []).append(point)
-    return {key: min(rates.values(), key=lambda runs: (-len(runs), sum(run.loss for run in runs) / len(runs)))
-            for key, rates in by_rate.items()}
-
-
-def saving(points: Sequence[Point], size: str, baseline: str, arm: str, budget: float) -> tuple[float, bool]:
-    """Share of the FLOPs that an arm saves at equal loss, and whether its loss lies outside the baseline's line."""
-    chosen = best_rates(point for point in points if point.size == size)
-    line = Line.through([point for (_, name, _), runs in chosen.items() if name == baseline for point in runs])
-    runs = chosen[size, arm, budget]
-    loss, flops = (sum(values) / len(runs) for values in ([run.loss for run in runs], [run.flops for run in runs]))
-    return 1.0 - flops / line.flops(loss), not line.lowest <= loss <= line.highest
-
-
-def interval(points: Sequence[Point], size: str, baseline: str, arm: str, budget: float) -> tuple[float, float] | None:
-    """The 95% interval of `saving` over seeds; None with fewer than two seeds of the arm."""
-    seeds = sorted({point.seed for point in best_rates(points)[size, arm, budget]})
-    if len(seeds) < 2:
-        return None
-    draw, found = random.Random(0), []
-    for _ in range(DRAWS):
-        chosen = draw.choices(seeds, k=len(seeds))
-        resampled = [Point(p.size, p.arm, p.budget, p.rate, place, p.flops, p.loss)
-                     for place, seed in enumerate(chosen) for p in points if p.seed == seed]
-        found.append(saving(resampled, size, baseline, arm, budget)[0])
-    found.sort()
-    return found[round(0.025 * (DRAWS - 1))], found[round(0.975 * (DRAWS - 1))]
+        dense = against(points, point.size, baseline)
+        if dense and point.arm != baseline:
+            found[point.size, point.tokens_per_parameter, point.arm] = saving(point.losses, point.flops, dense)
+    return found
 
 
 def table(points: Sequence[Point]) -> str:
-    """One row for each size, arm and budget."""
-    columns = ("size", "arm", "tokens a parameter", "rate", "seeds", "FLOPs", "held-out loss", "saved against AdamW",
-               "against Muon")
-    lines = [f"| {' | '.join(columns)} |", "|---|---|" + "--:|" * (len(columns) - 2)]
-    chosen = best_rates(points)
-    tried = {key: sorted({p.rate for p in points if (p.size, p.arm, p.budget) == key}) for key in chosen}
-    for (size, arm, budget), runs in sorted(chosen.items()):
-        cells = []
-        for baseline in BASELINES:
-            budgets = {b for s, name, b in chosen if s == size and name == baseline}
-            if len(budgets) < 2 or arm == baseline:
-                cells.append("")
-                continue
-            share, outside = saving(points, size, baseline, arm, budget)
-            bounds = interval(points, size, baseline, arm, budget)
-            text = f"{share:.0%}" + (f" ({bounds[0]:.0%} to {bounds[1]:.0%})" if bounds else "")
-            cells.append(text + (", extrapolated" if outside else ""))
-        rates = tried[size, arm, budget]
-        edge = "" if rates[0] < runs[0].rate < rates[-1] else " (edge)" if len(rates) > 1 else " (one tried)"
-        lines.append(f"| {size} | {arm} | {budget:g} | {runs[0].rate:g}{edge} | {len(runs)} | {runs[0].flops:.3g} | "
-                     f"{sum(run.loss for run in runs) / len(runs):.3f} | {cells[0]} | {cells[1]} |")
+    """The map as Markdown; FLOPs are in units of dense AdamW on the same tokens."""
+    found = {baseline: savings(points, baseline) for baseline in BASELINES}
+    dense = {(point.size, point.tokens_per_parameter): point for point in points if point.arm == "dense"}
+    lines = ["| model | tokens a parameter | arm | peak rate | seeds | FLOPs | loss | minus dense | "
+             + " | ".join(f"FLOPs saved against {title}" for title in BASELINES.values()) + " |",
+             "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|"]
+    for point in points:
+        key = (point.size, point.tokens_per_parameter, point.arm)
+        same = dense.get(key[:2])
+        rate = f"{point.rate:g}" + ("" if point.inside else " *")
+        share = minus = ""
+        if same is not None:
+            share = f"{point.flops / same.flops:.3f}"
+            common = sorted(point.losses.keys() & same.losses.keys())
+            if point.arm != "dense" and common:
+                minus = f"{fmean(point.losses[seed] - same.losses[seed] for seed in common):+.3f}"
+        saved = " | ".join(found[baseline][key].text() if key in found[baseline] else "" for baseline in BASELINES)
+        lines.append(f"| {point.size} | {point.tokens_per_parameter:g} | {METHODS[point.arm].title} | {rate} | "
+                     f"{len(point.losses)} | {share} | {point.loss:.4f} | {minus} | {saved} |")
+    return "\n".join([*lines, "", "\\* the lowest or the highest rate tried at this length, or the only one."])
+
+
+def rates_table(runs: Sequence[Complete]) -> str:
+    """Every peak rate that was tried, with the loss of the first seed."""
+    rates = sorted({run.rate for run in runs})
+    losses: dict[tuple[str, float, str], dict[float, float]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: -run.seed):
+        losses[run.size, run.tokens_per_parameter, run.arm][run.rate] = run.loss
+    lines = ["| model | tokens a parameter | arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+             "|---|--:|---|" + "--:|" * len(rates)]
+    for (size, tokens, arm), found in sorted(losses.items(), key=lambda item: (*item[0][:2], _order(item[0][2]))):
+        cells = [f"{found[rate]:.4f}" if rate in found else "" for rate in rates]
+        marked = [f"**{cell}**" if found.get(rate) == min(found.values()) else cell
+                  for rate, cell in zip(rates, cells, strict=True)]
+        lines.append(f"| {size} | {tokens:g} | {METHODS[arm].title} | " + " | ".join(marked) + " |")
     return "\n".join(lines)
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
-    """Loss against FLOPs with the lines of dense training."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def digests_table(runs: Sequence[Complete]) -> str:
+    lines = ["| run | steps | FLOPs | commit, package | loss | SHA-256 of metrics.jsonl |", "|---|--:|--:|---|--:|---|"]
+    lines += [f"| {run.name} | {run.steps} | {run.flops:.4g} | {run.commit}, {run.package} | {run.loss:.6f} | "
+              f"{run.digest} |" for run in runs]
+    return "\n".join(lines)
 
-    chosen = best_rates(points)
-    sizes = sorted({size for size, _, _ in chosen})
-    figure, axes = pyplot.subplots(1, len(sizes), figsize=(6.5 * len(sizes), 4.8), squeeze=False, layout="constrained")
-    for axis, size in zip(axes[0], sizes, strict=True):
-        arms = sorted({arm for s, arm, _ in chosen if s == size})
-        for number, arm in enumerate(arms):
-            runs = [run for (s, name, _), found in chosen.items() if (s, name) == (size, arm) for run in found]
-            axis.plot([run.flops for run in runs], [run.loss for run in runs], "os^vD*PXhp<>"[number % 12],
-                      label=arm, linestyle="-" if arm in BASELINES else "none", markersize=7)
-        axis.set_xscale("log")
-        axis.set_xlabel("FLOPs")
-        axis.set_ylabel("held-out loss")
-        axis.set_title(size)
-        axis.legend(frameon=False)
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+
+def write(runs: Sequence[Complete], folder: Path) -> str:
+    """Write tables and pictures; returns the map as Markdown."""
+    points = best_points(runs)
+    text = table(points)
+    folder.mkdir(parents=True, exist_ok=True)
+    machines = "; ".join(sorted({run.machine for run in runs}))
+    (folder / "saving_map.md").write_text(f"{text}\n\n{rates_table(runs)}\n\n{digests_table(runs)}\n\n"
+                                          f"fp32; {machines}\n")
+    lines = {size: against(points, size, "dense") for size in SIZES}
+    pictures.losses(points, {size: dense for size, dense in lines.items() if dense}, folder / "saving_map_loss.png")
+    pictures.saved({baseline: savings(points, baseline) for baseline in BASELINES}, folder / "saving_map.png")
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="default: runs beside this file")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write report.md and report.png there")
+    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="default: runs beside report.py")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    points = read_runs(args.runs)
-    if not points:
-        print(f"report.py: --runs = {args.runs} holds no complete run; name the folder of run.py", file=sys.stderr)
-        return 20
-    found = table(points)
-    print(found)
-    if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        (args.output_dir / "report.md").write_text(found + "\n", encoding="utf-8")
-        draw(points, args.output_dir / "report.png")
+    try:
+        print(write(read_runs(args.runs), args.output_dir))
+    except UserError as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

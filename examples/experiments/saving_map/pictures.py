@@ -1,0 +1,71 @@
+"""The pictures of the map: final losses against FLOPs with the dense curve, and savings against tokens a parameter."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import pyplot
+
+from examples.experiments.saving_map.arms import METHODS
+from examples.experiments.saving_map.line import Losses, Saving, fit
+from tools.comparison.figures import BASELINE_COLOUR, COLOURS, GREY, MARKERS, STYLE
+
+if TYPE_CHECKING:
+    from examples.experiments.saving_map.report import Point
+
+
+def _style(arm: str) -> tuple[str, str]:
+    number = list(METHODS).index(arm)
+    return (BASELINE_COLOUR if number == 0 else COLOURS[(number - 1) % len(COLOURS)]), MARKERS[number % len(MARKERS)]
+
+
+def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses]], path: Path) -> None:
+    """Final loss of every arm at its best rate, against FLOPs; runs of an arm are joined by size."""
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(9.0, 5.2), constrained_layout=True)
+        for dense in curves.values():
+            line = fit([(flops, float(np.mean(list(found.values())))) for flops, found in dense.items()])
+            grid = np.geomspace(line.low, line.high, 100)
+            axes.plot(grid, [line.loss(flops) for flops in grid], color=GREY, linewidth=1.0, zorder=1)
+        for size, arm in dict.fromkeys((point.size, point.arm) for point in points):
+            chosen = [point for point in points if (point.size, point.arm) == (size, arm)]
+            colour, marker = _style(arm)
+            axes.plot([point.flops for point in chosen], [point.loss for point in chosen], color=colour, marker=marker,
+                      linestyle="none" if arm == "dense" else ":", label=f"{METHODS[arm].title} ({size})")
+        axes.set(xscale="log", xlabel="FLOPs (forward, backward, and Muon's iterations)",
+                 ylabel="held-out loss, nats a token")
+        axes.legend(frameon=False, fontsize=8.5)
+        figure.savefig(path, dpi=160)
+        pyplot.close(figure)
+
+
+def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Path) -> None:
+    """FLOPs saved at equal loss against tokens a parameter, one panel for each dense baseline."""
+    shown = {baseline: savings for baseline, savings in found.items() if savings}
+    if not shown:
+        return
+    with pyplot.rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown) + 1.5, 4.6), sharey=True,
+                                         squeeze=False, constrained_layout=True)
+        for axes, (baseline, savings) in zip(panels[0], shown.items(), strict=True):
+            for size, arm in dict.fromkeys((size, arm) for size, _, arm in savings):
+                lengths = sorted(tokens for of, tokens, name in savings if (of, name) == (size, arm))
+                colour, marker = _style(arm)
+                shares = [100 * savings[size, tokens, arm].share for tokens in lengths]
+                axes.plot(lengths, shares, color=colour, marker=marker, label=f"{METHODS[arm].title} ({size})")
+                for tokens, share in zip(lengths, shares, strict=True):
+                    if (interval := savings[size, tokens, arm].interval) is not None:
+                        axes.vlines(tokens, 100 * interval[0], 100 * interval[1], color=colour, linewidth=1.2)
+                    if savings[size, tokens, arm].extrapolated:
+                        axes.annotate("extrapolated", (tokens, share), textcoords="offset points", xytext=(6, -3),
+                                      fontsize=7.5, color=GREY)
+            axes.axhline(0.0, color=GREY, linewidth=0.8)
+            axes.set(xscale="log", xlabel="tokens a parameter", title=f"against {METHODS[baseline].title}")
+            ticks = sorted({tokens for _, tokens, _ in savings})
+            axes.set_xticks(ticks, [f"{tokens:g}" for tokens in ticks])
+            axes.minorticks_off()
+            axes.legend(frameon=False, fontsize=8)
+        panels[0][0].set_ylabel("FLOPs saved at equal loss, %")
+        figure.savefig(path, dpi=160)
+        pyplot.close(figure)
