@@ -34,7 +34,7 @@ def _record(line: str, place: str, training_numbers: Sequence[str]) -> dict[str,
     except ValueError as error:
         raise DataError(f"{place} is not JSON: {error}. Remove the line or name another file.") from error
     if not isinstance(record, dict):
-        raise DataError(f"{place} is {line[:40]!r}, which is no record of a run. Name a run's --metrics-file.")
+        raise DataError(f"{place} is no record of a run but {line[:40]!r}. Name a run's --metrics-file.")
     wanted = ["step"]
     if "lm_loss" in record:
         alternatives = [names.split("|") for names in training_numbers]

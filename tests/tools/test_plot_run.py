@@ -50,7 +50,8 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["nonsense", "[1]", '{"lm_loss": 3}', '{"validation_loss": 3}', '{"step": "x", "validation_loss": 1}']
+    "line", ["nonsense", "[1]", '{"lm_loss": 3}', '{"validation_loss": 3}', '{"step": "x", "validation_loss": 1}',
+             '{"step": NaN, "validation_loss": 1}', '{"step": 2, "validation_loss": "low"}']
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "m.jsonl", training(1))
