@@ -120,6 +120,10 @@ class KeptTokens(Policy):
             yield (f"--num-layers = {shape.layers}: no layer drops tokens, since by default the first and the last do "
                    "not; give --random-ltd-layers, or leave --random-ltd out")
 
+    @property
+    def asked_for(self) -> str:
+        return f"--token-drop-policy = {self.name}"
+
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         return self.keeping(plan, self.lengths.at(step))
 

@@ -15,9 +15,9 @@ def token_drop_violations(config: RunConfig) -> Iterator[str]:
         active = policies(config)
     except ConfigError:
         return  # reported above
-    choosers = [policy.name for policy in active.active if policy.chooses_tokens]
+    choosers = [policy.asked_for for policy in active.active if policy.chooses_tokens]
     if len(choosers) > 1:
-        yield f"{' and '.join(choosers)} both choose the tokens of a layer; keep one of them"
+        yield f"{' is given with '.join(choosers)}: a layer's tokens are chosen by one policy; keep one of them"
     for policy in active.active:
         if policy.is_drawn:
             yield from _counted_in_layer_tokens(config, policy.asked_for)

@@ -56,6 +56,10 @@ class Alternate(Policy):
         if settings.alternate_tokens is None and settings.alternate_tokens_steps is not None:
             yield "--alternate-tokens-steps has no effect without --alternate-tokens"
 
+    @property
+    def asked_for(self) -> str:
+        return f"--alternate-tokens = {self.stride}"
+
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         if self.steps is not None and step >= self.steps:
             return plan

@@ -34,6 +34,10 @@ class RandomLTD(RandomTokens):
     name: ClassVar[str] = "random"
     Settings: ClassVar[type] = KeptTokensSettings
 
+    @property
+    def asked_for(self) -> str:
+        return "--random-ltd"
+
     @classmethod
     def default_start(cls, shape: Shape) -> int:
         return 128
