@@ -74,6 +74,9 @@ REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"fp16": True, "initial_loss_scale": 2.0, "min_loss_scale": 4.0}, 1,
      ["--min-loss-scale = 4", "--initial-loss-scale"]),
     ({"adam_beta2": 1.0}, 1, ["--adam-beta2 = 1.0"]),
+    ({"muon_momentum": 1.0}, 1, ["--muon-momentum = 1.0: must be at least 0 and below 1"]),
+    ({"muon_num_ns_steps": 0}, 1, ["--muon-num-ns-steps = 0: must be at least 1"]),
+    ({"muon_extra_scale_factor": 0.0}, 1, ["--muon-extra-scale-factor = 0.0: must be above 0"]),
     ({"clip_grad": -1.0}, 1, ["--clip-grad = -1.0"]),
     # the model
     ({"hidden_size": 100}, 1, ["--hidden-size = 100", "--num-attention-heads = 12", "108"]),

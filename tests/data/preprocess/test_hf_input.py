@@ -149,6 +149,6 @@ def test_the_command_reads_a_dataset(tmp_path: Path, lines: dict[str, bytes],
     assert preprocess_data.main(command) == 0
     assert corpora(tmp_path / "out") == lines
     assert preprocess_data.main([*command, "--input", "x"]) == ConfigError.exit_code
-    assert "Give --input or --hf-dataset, one of the two" in capsys.readouterr().err
+    assert "Give either --input or --hf-dataset" in capsys.readouterr().err
     assert preprocess_data.main(["--input", str(tmp_path), *command[2:], "--hf-split", "test"]) == ConfigError.exit_code
     assert "--hf-split has no effect without --hf-dataset" in capsys.readouterr().err

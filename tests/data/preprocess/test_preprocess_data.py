@@ -325,7 +325,7 @@ def test_the_tool_runs_from_any_folder_and_takes_globs_in_order(tmp_path: Path) 
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["--input", "bad.jsonl", *COMMON], 21, ["DataError", "bad.jsonl:2:14:", "oops"]),
     (["--input", "missing*.jsonl", *COMMON], 21, ["DataError", "--input = missing*.jsonl: no such file"]),
-    (["--input", "bad.jsonl", *COMMON, "--keep-newlines"], 20, ["ConfigError", "--keep-newlines means nothing"]),
+    (["--input", "bad.jsonl", *COMMON, "--keep-newlines"], 20, ["ConfigError", "--keep-newlines has no effect"]),
     (["--input", "bad.jsonl", *COMMON, "--lang", "german"], 20, ["--lang has no effect without --split-sentences"]),
     (["--input", "bad.jsonl", *COMMON, "--partitions=4"], 20, ["--partitions: use --workers"]),
     (["--input", "bad.jsonl", *COMMON, "--colour"], 20, ["--colour: there is no such flag"]),
