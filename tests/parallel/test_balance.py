@@ -78,7 +78,7 @@ def test_work_by_hand() -> None:
 def importance_costs(config: ModelConfig) -> list[int]:
     """Token Dropping keeps half of the tokens from the layer before the middle, a cross layer, to the last but one."""
     full, half = layer_flops(config, config.seq_length), layer_flops(config, config.seq_length // 2)
-    cross, first = layer_flops(config, config.seq_length // 2, cross=True), config.num_layers // 2 - 1
+    cross, first = layer_flops(config, config.seq_length // 2, attends_to_all=True), config.num_layers // 2 - 1
     return [full] * first + [cross] + [half] * (config.num_layers - first - 2) + [full]
 
 

@@ -86,8 +86,8 @@ def test_the_flops_of_a_cross_layer_are_counted(corpus: Corpus, tmp_path: Path) 
                 "random_ltd_start_length": 16, "random_ltd_steps": None, "random_ltd_layers": "2-4"}
     (line, _) = run(tmp_path, settings).steps
     model = ModelConfig(num_layers=6, hidden_size=32, num_attention_heads=4, seq_length=32, vocab_size=VOCABULARY)
-    with_cross = 3 * (3 * layer_flops(model, 32) + layer_flops(model, 16, attends_to_all=True) + 2 * layer_flops(model, 16)
-                      + head_flops(model))
+    with_cross = 3 * (3 * layer_flops(model, 32) + layer_flops(model, 16, attends_to_all=True)
+                      + 2 * layer_flops(model, 16) + head_flops(model))
     assert line["model_flops"] == 8 * with_cross
     full = 3 * (6 * layer_flops(model, 32) + head_flops(model))
     assert line["theoretical_saving"] == pytest.approx(1.0 - with_cross / full)
