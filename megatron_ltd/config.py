@@ -93,6 +93,24 @@ class ModelConfig:
     0.1."""
     init_method_std: float = 0.02
     """Standard deviation of the initial weights; projections into the residual stream use std / sqrt(2 x layers)."""
+    parametrization: Literal["standard", "completep"] = "standard"
+    """How initial weights, learning rates and multipliers follow from the model's size. With `completep`
+    (https://arxiv.org/abs/2505.01618) the settings that are best for a small base model stay best for wider and deeper
+    ones."""
+    base_hidden_size: int | None = None
+    """Width of the base model of --parametrization completep."""
+    base_num_layers: int | None = None
+    """Layers of the base model of --parametrization completep."""
+
+    @property
+    def width_multiplier(self) -> float:
+        """Width relative to the base model; 1 in the standard parametrization."""
+        return 1.0 if self.base_hidden_size is None else self.hidden_size / self.base_hidden_size
+
+    @property
+    def depth_multiplier(self) -> float:
+        """Layers relative to the base model; 1 in the standard parametrization."""
+        return 1.0 if self.base_num_layers is None else self.num_layers / self.base_num_layers
 
     @property
     def ffn(self) -> int:

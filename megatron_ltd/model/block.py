@@ -23,7 +23,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, *, recompute_attention: bool = False):
         super().__init__()
-        self.hidden_dropout = config.hidden_dropout
+        self.hidden_dropout, self.branch_scale = config.hidden_dropout, 1.0 / config.depth_multiplier
         self.attention_norm = build_norm(config, tp)
         self.attention = Attention(config, tp, recompute=recompute_attention)
         self.mlp_norm = build_norm(config, tp)
@@ -32,10 +32,13 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None) -> torch.Tensor:
         after_attention, after_mlp = (None, None) if tokens.hidden_keys is None else tokens.hidden_keys
         context = None if context is None else self.attention_norm(context)
-        attention = dropout(self.attention(self.attention_norm(x), tokens, context), after_attention,
-                            self.hidden_dropout)
-        mlp = dropout(self.mlp(self.mlp_norm(x + attention)), after_mlp, self.hidden_dropout)
-        return attention + mlp
+        attention = self._branch(self.attention(self.attention_norm(x), tokens, context), after_attention)
+        return attention + self._branch(self.mlp(self.mlp_norm(x + attention)), after_mlp)
+
+    def _branch(self, output: torch.Tensor, dropout_keys: torch.Tensor | None) -> torch.Tensor:
+        """What attention or the MLP adds to the residual stream."""
+        output = dropout(output, dropout_keys, self.hidden_dropout)
+        return output if self.branch_scale == 1.0 else output * self.branch_scale
 
 
 class MLP(nn.Module):

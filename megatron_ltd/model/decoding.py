@@ -51,7 +51,7 @@ class DecodingGPT(GPT):
             x = x + block(x, TokenContext(angles=angles, mask=mask, cache=state.caches[int(layer)]))
         if self.final_norm is None:
             return x
-        hidden = self.tp.enter(self.final_norm(x[-1:]))[0]  # [b, h]
+        hidden = self.tp.enter(self.final_hidden(x[-1:]))[0]  # [b, h]
         known = hidden @ local(self.output_weight()).narrow(0, 0, self.vocab.valid).t()
         assert self.config.vocab_size is not None
         logits = torch.zeros(hidden.shape[0], self.config.vocab_size, device=x.device)

@@ -45,7 +45,7 @@ class GPT(Transformer):
         x = self.stack(x, contexts, plan, given_sets(kept))
         if self.final_norm is None:
             return x
-        return self._head(self.final_norm(x), labels, loss_mask, loss_record)
+        return self._head(self.final_hidden(x), labels, loss_mask, loss_record)
 
     def _head(self, x: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
               loss_record: LossRecord | None) -> torch.Tensor:

@@ -7,7 +7,9 @@
     weights of norms                                       1
     biases                                                 0
 
-std is --init-method-std; the division is GPT-2's, as in Megatron-LM's scaled initialisation.
+std is --init-method-std; the division is GPT-2's, as in Megatron-LM's scaled initialisation. With --parametrization
+completep (`model/parametrization.py`) the weights of layers are divided by sqrt(width / base width) as well, and the
+layers above are those of the base model.
 """
 
 import hashlib
@@ -38,8 +40,10 @@ def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) 
     if name.endswith("norm.weight"):
         return torch.ones(shape)
     std = config.init_method_std
+    if name.startswith("layers."):
+        std /= math.sqrt(config.width_multiplier)
     if name.endswith(_INTO_RESIDUAL_STREAM):
-        std /= math.sqrt(2.0 * config.num_layers)
+        std /= math.sqrt(2.0 * config.num_layers / config.depth_multiplier)
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
     return torch.empty(shape).normal_(0.0, std, generator=generator)

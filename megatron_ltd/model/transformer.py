@@ -72,6 +72,12 @@ class Transformer(nn.Module):
         self.head = OutputEmbedding(config, tp) if needs_head else None
         self.vocab = VocabShard.of(config.padded_vocab_size, config.vocab_size, tp)
 
+    def final_hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """What the head multiplies with the output embedding. Shapes: [s/t or s, b, h] -> the same"""
+        assert self.final_norm is not None
+        x, width = self.final_norm(x), self.config.width_multiplier
+        return x if width == 1.0 else x / width
+
     def output_weight(self) -> torch.Tensor:
         if self.head is not None:
             return self.head.weight

@@ -12,8 +12,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.model.init import global_name
 from megatron_ltd.model.shapes import layer_matrices
 from megatron_ltd.optim.muon import Muon
+from megatron_ltd.optim.parametrization import adam_factors, muon_factor
 from megatron_ltd.parallel.data_parallel import compute_dtype
 from megatron_ltd.parallel.gradients import local_gradient
 
@@ -36,21 +38,30 @@ class ShardedOptimizer:
         self._shards = {name: _local_leaf(parameter) for name, parameter in self._parameters.items()}
         matrices = _muon_matrices(self._parameters, config) if config.optimizer.optimizer == "muon" else {}
         others = [name for name in self._parameters if name not in matrices]
-        optimizer, self.description = _build(self._decay_groups(others, config.optimizer.weight_decay),
-                                             config.optimizer)
+        optimizer, self.description = _build(self._groups(others, config), config.optimizer)
         self._optimizers: dict[str, torch.optim.Optimizer] = dict.fromkeys(others, optimizer)
         if matrices:
             precision = config.optimizer.muon_precision or ("fp32" if config.training.precision == "fp32" else "bf16")
             muon = Muon([self._parameters[name] for name in matrices], [self._shards[name] for name in matrices],
-                        list(matrices.values()), config.optimizer, compute_dtype(precision))
+                        list(matrices.values()), config.optimizer, compute_dtype(precision),
+                        muon_factor(config.model, config.optimizer.muon_scale_mode))
             self._optimizers |= dict.fromkeys(matrices, muon)
             self.description = f"Muon in {precision} for the layers' matrices, {self.description} for the rest"
 
-    def _decay_groups(self, names: Sequence[str], weight_decay: float) -> list[dict]:
-        decay = {name: decays(name, self._parameters[name]) for name in names}
-        groups = [{"params": [self._shards[name] for name in names if decay[name] is wanted],
-                   "weight_decay": weight_decay if wanted else 0.0} for wanted in (True, False)]
-        return [group for group in groups if group["params"]]
+    def _groups(self, names: Sequence[str], config: RunConfig) -> list[dict]:
+        """Parameters by weight decay, factor on the learning rate, and AdamW's epsilon; those that decay first."""
+        groups: dict[tuple[float, float, float], list[torch.Tensor]] = {}
+        for name in names:
+            in_layer = global_name(name, config.model).startswith("layers.")
+            does_decay = decays(name, self._parameters[name])
+            rate, epsilon = adam_factors(config.model, in_layer, does_decay)
+            # AdamW multiplies weight decay by the learning rate, so dividing keeps what a step takes away.
+            decay = config.optimizer.weight_decay / rate if does_decay else 0.0
+            groups.setdefault((-decay, rate, epsilon), []).append(self._shards[name])
+        is_adam = config.optimizer.optimizer != "sgd"
+        return [{"params": shards, "weight_decay": abs(decay), "rate_factor": rate,
+                 **({"eps": config.optimizer.adam_eps * epsilon} if is_adam else {})}
+                for (decay, rate, epsilon), shards in sorted(groups.items(), key=lambda item: item[0])]
 
     def step(self, learning_rate: float) -> None:
         """Apply one update with the gradients stored on the parameters."""
@@ -59,7 +70,7 @@ class ShardedOptimizer:
             shard.grad = local_gradient(parameter).to(shard.dtype)
         for optimizer in dict.fromkeys(self._optimizers.values()):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["rate_factor"]
             optimizer.step()
 
     def zero_grad(self) -> None:

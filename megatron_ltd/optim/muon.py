@@ -69,11 +69,14 @@ class Muon(torch.optim.Optimizer):
         rows: of each parameter. One number for a single matrix; several for fused matrices whose rows alternate in
             blocks of these sizes, such as query, key and value.
         dtype: of the Newton-Schulz iterations.
+        rate_factor: on the learning rate; what weight decay takes away in a step does not depend on it.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], shards: Sequence[torch.Tensor],
-                 rows: Sequence[tuple[int, ...]], config: OptimizerConfig, dtype: torch.dtype):
-        super().__init__(shards, {"lr": 0.0, "weight_decay": config.weight_decay})
+                 rows: Sequence[tuple[int, ...]], config: OptimizerConfig, dtype: torch.dtype,
+                 rate_factor: float = 1.0):
+        super().__init__(shards, {"lr": 0.0, "weight_decay": config.weight_decay / rate_factor,
+                                  "rate_factor": rate_factor})
         self._config, self._rows, self._dtype = config, rows, dtype
         matrices = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
         assert len(matrices) == len(parameters), "parameters know their placement"

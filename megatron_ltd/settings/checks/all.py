@@ -89,6 +89,12 @@ def _model(config: RunConfig) -> Iterator[str]:
     if heads % model.query_groups:
         yield (f"--num-query-groups = {model.query_groups}: does not divide --num-attention-heads = {heads}; "
                "choose a divisor")
+    if model.parametrization == "completep" and None in (model.base_hidden_size, model.base_num_layers):
+        yield ("--parametrization = completep: needs the size of the base model; give --base-hidden-size and "
+               "--base-num-layers, those of the model that the settings were tuned on")
+    if model.parametrization == "completep" and config.optimizer.optimizer == "sgd":
+        yield ("--parametrization = completep: its learning rates are those of AdamW and Muon; choose --optimizer adam "
+               "or muon, or leave --parametrization out")
     if model.ffn < 1:
         yield (f"--hidden-size = {model.hidden_size}: too small for the default width of a SwiGLU MLP; "
                "give --ffn-hidden-size")

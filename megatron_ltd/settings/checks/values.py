@@ -11,6 +11,7 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
     (ONE_OR_MORE, """
         num_layers hidden_size num_attention_heads seq_length ffn_hidden_size kv_channels num_query_groups
         max_position_embeddings vocab_size make_vocab_size_divisible_by img_h img_w patch_dim num_channels num_classes
+        base_hidden_size base_num_layers
         tensor_model_parallel_size pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage
         micro_batch_size global_batch_size train_iters train_samples train_tokens train_epochs early_stopping_patience
         exit_interval loss_scale_window hysteresis lr_decay_iters lr_decay_samples lr_decay_tokens lr_wsd_decay_iters

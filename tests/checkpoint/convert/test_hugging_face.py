@@ -24,8 +24,9 @@ from megatron_ltd.model.init import materialize
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.checkpoint.hugging_face import MODELS, gpt2, lively, llama, read_in, saved, weights, write_out
+from tests.gloo import launch_ranks
 from tests.model.tiny import load, whole_parameters
-from tests.train.runs import saved_tensors
+from tests.train.runs import TINY, pretrain, saved_tensors
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,27 @@ def test_logits_are_those_of_transformers(theirs: PreTrainedModel, tp: TensorPar
         check_bert(model, theirs, tokens)
     else:
         check_gpt(model, theirs, tokens)
+
+
+@torch.no_grad()
+def test_the_multipliers_of_completep_are_folded_into_the_weights(tp: TensorParallel, tmp_path: Path) -> None:
+    completep = {"parametrization": "completep", "base_hidden_size": 8, "base_num_layers": 4, "init_method_std": 0.5}
+    [ending] = launch_ranks(pretrain, 1, {**TINY, **completep, "mock_data": True, "vocab_size": 61, "train_iters": 2,
+                                          "lr_warmup_iters": 0, "eval_iters": 0, "save": str(tmp_path / "ours")})
+    assert ending.code == EXIT_COMPLETE, ending.said
+    assert write_out(tmp_path / "ours", tmp_path / "back") == EXIT_COMPLETE
+    config = RunConfig.from_dict(read_manifest(tmp_path / "ours" / "iter_0000002").config).model
+    model = GPT(config, tp, StageSpan(0, config.num_layers, config.num_layers))
+    materialize(model, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
+    load(model, {name.removeprefix(PREFIX): tensor for name, tensor in saved_tensors(tmp_path / "ours", 2).items()
+                 if name.startswith(PREFIX)})
+    tokens = torch.randint(0, 61, (3, 32), generator=torch.Generator().manual_seed(5))
+    labels = tokens.roll(-1, 1)
+    found = model.eval()(tokens, labels=labels, loss_mask=torch.ones(tokens.shape), sample_ids=torch.zeros(3).long())
+    wanted = opened(tmp_path / "back")(tokens).logits
+    assert float(wanted.std()) > 0.3, "logits near zero would agree whatever the model does"
+    expected = wanted.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def check_gpt(model: GPT, theirs: PreTrainedModel, tokens: torch.Tensor) -> None:

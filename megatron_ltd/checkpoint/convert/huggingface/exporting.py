@@ -115,7 +115,7 @@ def _write_weights(folder: Path, entries: list[Mapped], tensors: CheckpointTenso
         for name in (chunk.name for chunk in shard):
             entry = source_of[name]
             view, shape = entry.parts(read(PREFIX + entry.ours))[name]
-            tensor = view.reshape(shape).to(DTYPE_OF[dtype])
+            tensor = (view.reshape(shape) * folded_scale(entry.ours, entry.config)).to(DTYPE_OF[dtype])
             if not all_finite(tensor):
                 raise CheckpointError(f"{name} does not fit {dtype}: it would be infinite. Choose another --dtype")
             yield tensor
@@ -134,6 +134,13 @@ def _write_weights(folder: Path, entries: list[Mapped], tensors: CheckpointTenso
         total = sum(chunk.size_bytes for chunk in planned)
         placed = {chunk.name: file for file, shard in zip(files, shards, strict=True) for chunk in shard}
         _write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": placed})
+
+
+def folded_scale(name: str, config: ModelConfig) -> float:
+    """The factor on a tensor that stands for a multiplier of CompleteP, which models there do not have."""
+    if ".attention.proj." in name or ".mlp.fc2." in name:
+        return 1.0 / config.depth_multiplier
+    return 1.0 / config.width_multiplier if name.startswith("final_norm.") else 1.0
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
