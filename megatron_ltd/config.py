@@ -350,7 +350,10 @@ class DataConfig:
     split: str = "969,30,1"
     """Shares of --data-path for training, validation and test."""
     data_cache_path: str | None = None
-    """Folder that caches index files. Default: none; indices are built in memory."""
+    """Folder that caches index files, and the fact that a corpus was checked. Default: none; at every start corpora are
+    checked in full and indices are built in memory."""
+    verify_corpus: bool = False
+    """Check corpora and index files in full even if they were checked before and have not changed since."""
     mock_data: bool = False
     """Random tokens in place of a corpus, for throughput runs."""
     train_jsonl: tuple[str, ...] | None = None

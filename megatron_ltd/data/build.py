@@ -22,6 +22,7 @@ from megatron_ltd.data.blend import (
 )
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import check_manifest
+from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.gpt.index import SPLITS, split_bounds, split_range
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
@@ -168,6 +169,8 @@ class _Builder:
     def __init__(self, config: RunConfig, form: Form, tokenizer: str):
         self.config, self.form, self.tokenizer = config, form, tokenizer
         self.corpora: dict[str, IndexedCorpus] = {}
+        if config.data.verify_corpus and config.data.data_cache_path is not None:
+            remove_seals(config.data.data_cache_path)
 
     def blend(self, split: str, source: BlendSource, bounds: Bounds, num_samples: int) -> Dataset:
         """One dataset from all corpora of a split."""
@@ -232,7 +235,7 @@ class _Builder:
                 raise
 
     def _opened(self, prefix: str) -> IndexedCorpus:
-        corpus = IndexedCorpus(prefix)
+        corpus = IndexedCorpus(prefix, self.config.data.data_cache_path)
         check_manifest(corpus, self.tokenizer)
         corpus.check_ids(np.array(corpus.token_id_range(spans=_VOCABULARY_SPANS)), self.form.vocab_size)
         return corpus

@@ -52,7 +52,9 @@ def build_mapping(document_indices: NDArray[np.int64], sequence_lengths: NDArray
     module = helpers() if native else None
     if module is not None:
         build = module.mapping_uint64 if large else module.mapping_uint32
-        rows: NDArray[Any] = build(document_indices, sequence_lengths, wanted, longest, ratio, seed, least_sentences,
+        # A map of .idx is not aligned to its numbers, which compiled code may take for granted.
+        bounds, lengths = (np.require(a, requirements="A") for a in (document_indices, sequence_lengths))
+        rows: NDArray[Any] = build(bounds, lengths, wanted, longest, ratio, seed, least_sentences,
                                    LONGEST_SENTENCE_TOKENS)
     else:
         rows = _rows(document_indices, sequence_lengths, wanted, _targets(seed, ratio, longest), least_sentences)

@@ -1,33 +1,37 @@
 """Keeps index arrays in a folder, so that a long corpus is indexed once.
 
 A file is the SHA-256 of (key, body), then the body: arrays in `.npy` form, one after the other. It is published by
-rename and read only if the checksum is right, so a damaged, foreign or outdated file is built again, and any number of
-processes may build and publish the same file at once. Where the file system supports locks, one process locks the
-folder and builds while the others wait for its file; the lock ends with the process.
+rename, and used only if the checksum is right, or was right and the file has not changed since (`seals.py`). So a
+damaged, foreign or outdated file is built again, and any number of processes may build and publish the same file at
+once. Where the file system supports locks, one process locks the folder and builds while the others wait for its file;
+the lock ends with the process.
 """
 
 import fcntl
 import hashlib
+import io
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from io import BufferedRandom, BufferedReader
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ltd.data.corpus.open_files import whole_file
+from megatron_ltd.data.corpus.seals import PARTIAL, SETTLED_SECONDS, read_seal, state_of, write_seal
 from megatron_ltd.errors import DataError
 
 CODE_VERSION = 1
 """Part of every key; raise it when the same key should give other arrays."""
 
 _DIGEST_BYTES = 32
-_PARTIAL = ".partial"
+_HEADER_BYTES = 4096  # more than the header of an array of numbers takes
 _LEFT_OVER_SECONDS = 3600.0
 
 Arrays = tuple[NDArray[Any], ...]
@@ -80,42 +84,67 @@ def _alone(folder: str) -> Iterator[bool]:
         os.close(handle)
 
 
-def _checksum(stream: BufferedReader | BufferedRandom, text: bytes) -> bytes:
-    """SHA-256 of the key and of what is left of the stream."""
-    return hashlib.file_digest(stream, lambda: hashlib.sha256(len(text).to_bytes(8, "little") + text)).digest()
+def _checksum(body: memoryview, text: bytes) -> bytes:
+    """SHA-256 of the key and of the arrays."""
+    digest = hashlib.sha256(len(text).to_bytes(8, "little") + text)
+    digest.update(body)
+    return digest.digest()
 
 
 def _read(path: str, text: bytes) -> Arrays | None:
-    """The arrays, or None if there is no sound file."""
+    """The arrays, or None if there is no sound file. A large file is mapped, and one that was found sound before is not
+    read again until it changes."""
     if not os.path.exists(path):
         return None
-    with open(path, "rb") as stream:  # the same file for both passes, even if another is published meanwhile
-        if stream.read(_DIGEST_BYTES) != _checksum(stream, text):
+    with open(path, "rb") as stream:
+        states = [state_of(os.fstat(stream.fileno()))]
+        data = memoryview(whole_file(stream.fileno()))
+    folder, name = os.path.split(path)
+    facts = {"key": hashlib.sha256(text).hexdigest()}
+    if read_seal(folder, name, states) != facts:
+        if data[:_DIGEST_BYTES] != _checksum(data[_DIGEST_BYTES:], text):
             return None
-        end = stream.tell()
-        stream.seek(_DIGEST_BYTES)
-        arrays = []
-        while stream.tell() < end:
-            arrays.append(np.load(stream, allow_pickle=False))
+        write_seal(folder, name, states, facts)
+    return _arrays(data)
+
+
+def _arrays(data: memoryview) -> Arrays:
+    """The arrays of a sound file, in its memory."""
+    arrays, start = [], _DIGEST_BYTES
+    while start < len(data):
+        head = io.BytesIO(data[start:start + _HEADER_BYTES])
+        np.lib.format.read_magic(head)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+        start += head.tell()
+        array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        arrays.append(array)
+        start += array.nbytes
     return tuple(arrays)
 
 
 def _publish(folder: str, path: str, text: bytes, arrays: Arrays) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=_PARTIAL, dir=folder)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=PARTIAL, dir=folder)
     try:
         with os.fdopen(handle, "w+b") as stream:
             stream.write(bytes(_DIGEST_BYTES))
             for array in arrays:
-                np.save(stream, array, allow_pickle=False)
-            stream.seek(_DIGEST_BYTES)
-            checksum = _checksum(stream, text)
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+            stream.flush()
+            checksum = _checksum(memoryview(whole_file(stream.fileno()))[_DIGEST_BYTES:], text)
             stream.seek(0)
-            stream.write(checksum)  # no fsync: a file that a power cut has torn fails its checksum
-        os.chmod(temporary, 0o644)  # mkstemp makes files that other users of a shared cache cannot read
-        os.replace(temporary, path)
+            stream.write(checksum)
+            stream.flush()
+            os.fsync(stream.fileno())  # a seal would vouch for a file that a power cut has torn
+            written = time.time() - SETTLED_SECONDS  # any write from now on has a later time: it can be sealed at once
+            os.utime(stream.fileno(), (written, written))
+            os.chmod(temporary, 0o644)  # mkstemp makes files that other users of a shared cache cannot read
+            os.replace(temporary, path)
+            states = [state_of(os.fstat(stream.fileno()))]
     except BaseException:
-        os.unlink(temporary)
+        if os.path.exists(temporary):
+            os.unlink(temporary)
         raise
+    write_seal(folder, os.path.basename(path), states, {"key": hashlib.sha256(text).hexdigest()})
 
 
 @cache
@@ -125,7 +154,7 @@ def _remove_left_over(folder: str) -> None:
     Done once a process, because with thousands of corpora the folder is long.
     """
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") and entry.name.endswith(_PARTIAL):
+        if entry.name.startswith(".") and entry.name.endswith(PARTIAL):
             try:
                 if time.time() - entry.stat().st_mtime > _LEFT_OVER_SECONDS:
                     os.unlink(entry.path)

@@ -12,21 +12,24 @@ Layout of `.idx`, little-endian, S sequences and D = documents + 1 boundaries:
     34 + 4 S   8 S    where each sequence starts in .bin, in bytes, int64
     34 + 12 S  8 D    number of sequences before each document, from 0 to S, int64
 
-Every field is checked when the corpus is opened, so that a damaged file is rejected before a token is served. Tokens
-are read with `pread`, and a short read is an error: a memory map would kill the process if the file shrank.
+Every field is checked when the corpus is opened, so that a damaged file is rejected before a token is served; with a
+cache folder once, and again when a file has changed. A large `.idx` is mapped, so that the processes of a machine share
+its memory. Tokens are read with `pread`, and a short read is an error: a map would kill the process if the file shrank.
 """
 
 import hashlib
+import mmap
 import os
 import struct
-from io import BufferedReader
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.data.corpus.open_files import ReadFile
+from megatron_ltd.data.corpus.open_files import ReadFile, whole_file
+from megatron_ltd.data.corpus.seals import read_seal, state_of, write_seal
 from megatron_ltd.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -47,9 +50,11 @@ class IndexedCorpus:
 
     Args:
         prefix: path of the two files without `.bin` and `.idx`.
+        cache_path: --data-cache-path, where it is noted that the files were found sound; None checks them every time.
 
     Attributes:
         sequence_lengths: tokens of each sequence, int32.
+        document_indices: sequences before each document, int64, one more than documents.
         documents: how many there are.
         dtype: type of a token on disk.
         tokens: tokens in all sequences.
@@ -60,39 +65,38 @@ class IndexedCorpus:
         DataError: a file is missing, damaged, or does not match the other.
     """
 
-    def __init__(self, prefix: str):
+    def __init__(self, prefix: str, cache_path: str | None = None):
         self.prefix = prefix
         self._bin_path, self._idx_path = f"{prefix}.bin", f"{prefix}.idx"
         for path in (self._idx_path, self._bin_path):
             if not os.path.isfile(path):
                 raise DataError(f"Corpus {prefix}: no file {path}. {_hint(prefix)}")
-        self._hash = hashlib.sha256()
         try:
             with open(self._idx_path, "rb") as stream:
-                self._read_index(stream)
+                states = [state_of(os.fstat(stream.fileno()))]
+                data = whole_file(stream.fileno())
+            self._open_index(data)
             self._bin = ReadFile(self._bin_path)
+            states.append(self._bin.state)
+            name = hashlib.sha256(os.path.realpath(self._idx_path).encode(errors="surrogateescape")).hexdigest()[:32]
+            facts = None if cache_path is None else read_seal(cache_path, name, states)
+            if facts is None:
+                facts = self._check(data)
+                if cache_path is not None:
+                    write_seal(cache_path, name, states, facts)
         except OSError as error:
             raise DataError(f"Corpus {prefix} cannot be read: {error}.") from error
-        bin_bytes = self._bin.size_bytes
-        expected_bytes = self.tokens * self._token_bytes
-        if bin_bytes != expected_bytes:
-            raise _damaged(self._bin_path, min(bin_bytes, expected_bytes),
-                           f"a file of {expected_bytes} bytes ({self.tokens} tokens of {self._token_bytes} bytes, "
-                           f"as {self._idx_path} says)", f"{bin_bytes} bytes")
-        self.index_sha256 = self._hash.hexdigest()
-        self._hash.update(struct.pack("<Q", bin_bytes))
-        self.content_digest = self._hash.hexdigest()
+        self.index_sha256, self.content_digest = facts["index_sha256"], facts["content_digest"]
 
     def __len__(self) -> int:
         """Sequences in the corpus."""
         return len(self.sequence_lengths)
 
-    @property
-    def document_indices(self) -> NDArray[np.int64]:
-        """Sequences before each document, int64, one more than documents."""
-        if self._boundaries is not None:
-            return self._boundaries
-        return np.arange(self.documents + 1, dtype=np.int64)  # every document is a sequence: not kept in memory
+    def tokens_of(self, sequences: range) -> int:
+        """Tokens of consecutive sequences."""
+        starts = [self._pointers.item(i) // self._token_bytes if i < len(self) else self.tokens
+                  for i in (sequences.start, sequences.stop)]
+        return starts[1] - starts[0]
 
     def read(self, index: int, offset: int = 0, length: int | None = None) -> TokenArray:
         """Tokens of one sequence from `offset` on: `length` of them, or all."""
@@ -150,14 +154,24 @@ class IndexedCorpus:
                            f"{len(data)}; the file has shrunk")
         return np.frombuffer(data, dtype=self.dtype)
 
-    def _read_index(self, stream: BufferedReader) -> None:
-        """Reads and checks all of `.idx`."""
-        path, idx_bytes = self._idx_path, os.fstat(stream.fileno()).st_size
-        header = stream.read(HEADER.size)
-        self._hash.update(header)
-        if len(header) < HEADER.size:
-            raise _damaged(path, len(header), f"a header of {HEADER.size} bytes", f"a file of {len(header)} bytes")
-        magic, version, code, sequences, boundaries = HEADER.unpack(header)
+    def _check(self, data: mmap.mmap | bytes) -> dict[str, str]:
+        """Checks the files in full; their digests."""
+        digest = self._check_index(data)
+        bin_bytes, expected_bytes = self._bin.size_bytes, self.tokens * self._token_bytes
+        if bin_bytes != expected_bytes:
+            raise _damaged(self._bin_path, min(bin_bytes, expected_bytes),
+                           f"a file of {expected_bytes} bytes ({self.tokens} tokens of {self._token_bytes} bytes, "
+                           f"as {self._idx_path} says)", f"{bin_bytes} bytes")
+        index_sha256 = digest.hexdigest()
+        digest.update(struct.pack("<Q", bin_bytes))
+        return {"index_sha256": index_sha256, "content_digest": digest.hexdigest()}
+
+    def _open_index(self, data: mmap.mmap | bytes) -> None:
+        """Takes the header and the arrays of `.idx`."""
+        path = self._idx_path
+        if len(data) < HEADER.size:
+            raise _damaged(path, len(data), f"a header of {HEADER.size} bytes", f"a file of {len(data)} bytes")
+        magic, version, code, sequences, boundaries = HEADER.unpack_from(data)
         for offset_bytes, sound, expected, found in (
                 (0, magic == MAGIC, f"{MAGIC!r}", magic), (9, version == VERSION, f"version {VERSION}", version),
                 (17, code in TOKEN_DTYPES, f"the code of an integer type, one of {sorted(TOKEN_DTYPES)}", code),
@@ -165,82 +179,62 @@ class IndexedCorpus:
             if not sound:
                 raise _damaged(path, offset_bytes, expected, f"{found}")
         expected_bytes = HEADER.size + 12 * sequences + 8 * boundaries
-        if idx_bytes != expected_bytes:
-            found = f"{idx_bytes} bytes" + (" (multimodal corpora are not supported)"
-                                            if idx_bytes == expected_bytes + sequences else "")
-            raise _damaged(path, min(idx_bytes, expected_bytes), f"a file of {expected_bytes} bytes for {sequences} "
+        if len(data) != expected_bytes:
+            found = f"{len(data)} bytes" + (" (multimodal corpora are not supported)"
+                                            if len(data) == expected_bytes + sequences else "")
+            raise _damaged(path, min(len(data), expected_bytes), f"a file of {expected_bytes} bytes for {sequences} "
                            f"sequences and {boundaries} document boundaries", found)
-        self.dtype = TOKEN_DTYPES[code]
+        self.dtype, self.documents = TOKEN_DTYPES[code], boundaries - 1
         self._token_bytes = self.dtype.itemsize
-        self.sequence_lengths = self._read_lengths(stream, sequences)
-        self._pointers = self._read_pointers(stream)
-        self._boundaries = self._read_boundaries(stream, boundaries)
+        self.sequence_lengths = np.frombuffer(data, "<i4", sequences, HEADER.size)
+        self._pointers = np.frombuffer(data, "<i8", sequences, HEADER.size + 4 * sequences)
+        self.document_indices = np.frombuffer(data, "<i8", boundaries, HEADER.size + 12 * sequences)
+        last = (int(self._pointers[-1]), int(self.sequence_lengths[-1])) if sequences else (0, 0)
+        self.tokens = last[0] // self._token_bytes + last[1]
 
-    def _read_lengths(self, stream: BufferedReader, count: int) -> NDArray[np.int32]:
-        lengths = np.empty(count, dtype="<i4")
-        for begin in range(0, count, _CHUNK):
-            part = lengths[begin:begin + _CHUNK]
-            start_bytes = self._fill(stream, part)
+    def _check_index(self, data: mmap.mmap | bytes) -> "hashlib._Hash":
+        """Checks all of `.idx`; the SHA-256 of its bytes."""
+        digest = hashlib.sha256(data[:HEADER.size])
+        for part, start_bytes, begin in self._parts(self.sequence_lengths, HEADER.size, digest):
             if (bad := _first(part < 0)) is not None:
                 raise _damaged(self._idx_path, start_bytes + 4 * bad, f"a length >= 0 for sequence {begin + bad}",
                                f"{part[bad]}")
-        lengths.flags.writeable = False
-        return lengths
-
-    def _read_pointers(self, stream: BufferedReader) -> NDArray[np.int64]:
-        """And counts the tokens."""
-        pointers = np.empty(len(self), dtype="<i8")
-        self.tokens = 0
-        for begin in range(0, len(self), _CHUNK):
-            lengths, part = self.sequence_lengths[begin:begin + _CHUNK], pointers[begin:begin + _CHUNK]
-            start_bytes = self._fill(stream, part)
+        tokens = 0
+        for part, start_bytes, begin in self._parts(self._pointers, HEADER.size + 4 * len(self), digest):
+            lengths = self.sequence_lengths[begin:begin + len(part)]
             expected = np.cumsum(lengths, dtype=np.int64)
-            tokens = int(expected[-1])
-            expected += self.tokens
+            tokens_here = int(expected[-1])
+            expected += tokens
             expected -= lengths
             expected *= self._token_bytes
             if (bad := _first(part != expected)) is not None:
                 raise _damaged(self._idx_path, start_bytes + 8 * bad,
                                f"sequence {begin + bad} to start at byte {expected[bad]}", f"{part[bad]}")
-            self.tokens += tokens
-        pointers.flags.writeable = False
-        return pointers
+            tokens += tokens_here
+        self._check_boundaries(digest)
+        return digest
 
-    def _read_boundaries(self, stream: BufferedReader, count: int) -> NDArray[np.int64] | None:
-        """Sequences before each document; None where every document is a sequence, which needs no memory."""
-        self.documents = count - 1
-        kept: NDArray[np.int64] | None = None
-        last = 0
-        for begin in range(0, count, _CHUNK):
-            part = np.empty(min(_CHUNK, count - begin), dtype="<i8")
-            start_bytes = self._fill(stream, part)
+    def _check_boundaries(self, digest: "hashlib._Hash") -> None:
+        last, start = 0, HEADER.size + 12 * len(self)
+        for part, start_bytes, begin in self._parts(self.document_indices, start, digest):
             if begin == 0 and part[0] != 0:
                 raise _damaged(self._idx_path, start_bytes, "the first document to start at sequence 0", f"{part[0]}")
             bad = 0 if part[0] < last else _first(part[1:] < part[:-1], 1)  # no difference: that may overflow
             if bad is not None:
                 raise _damaged(self._idx_path, start_bytes + 8 * bad, f"document {begin + bad - 1} to end at sequence "
                                f"{part[bad - 1] if bad else last} or later", f"{part[bad]}")
-            if kept is None and not (part[0] == begin and (np.diff(part) == 1).all()):
-                kept = np.arange(count, dtype=np.int64)
-            if kept is not None:
-                kept[begin:begin + len(part)] = part
             last = int(part[-1])
         if last != len(self):
-            raise _damaged(self._idx_path, stream.tell() - 8, f"the last document to end at sequence {len(self)}",
-                           f"{last}")
-        if kept is not None:
-            kept.flags.writeable = False
-        return kept
+            raise _damaged(self._idx_path, start + 8 * self.documents, f"the last document to end at sequence "
+                           f"{len(self)}", f"{last}")
 
-    def _fill(self, stream: BufferedReader, part: NDArray[Any]) -> int:
-        """Reads and digests numbers; the byte where they begin."""
-        start_bytes, view = stream.tell(), part.view(np.uint8).data
-        found = stream.readinto(view)
-        if found != len(view):
-            raise _damaged(self._idx_path, start_bytes, f"{len(part)} numbers of type {part.dtype}",
-                           f"{found // part.itemsize}")
-        self._hash.update(view)
-        return start_bytes
+    def _parts(self, numbers: NDArray[Any], start_bytes: int, digest: "hashlib._Hash"
+               ) -> Iterator[tuple[NDArray[Any], int, int]]:
+        """Digests an array of `.idx` part by part; each with its byte in the file and the number of its first entry."""
+        for begin in range(0, len(numbers), _CHUNK):
+            part = numbers[begin:begin + _CHUNK].copy()  # a map of a file may change between two looks at it
+            digest.update(part.data)
+            yield part, start_bytes + begin * part.itemsize, begin
 
 
 def _first(bad: NDArray[np.bool_], begin: int = 0) -> int | None:

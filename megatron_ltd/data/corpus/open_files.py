@@ -1,15 +1,18 @@
-"""Random access to more files than a process may have open, from several threads."""
+"""Random access to more files than a process may have open, from several threads; and whole files, mapped or read."""
 
+import mmap
 import os
 import resource
 import threading
 import weakref
 from collections import deque
 
+from megatron_ltd.data.corpus.seals import state_of
 from megatron_ltd.errors import DataError
 
 _LEFT_TO_OTHERS = 256  # of the files that the process may have open
 _LEAST_OPEN = 64
+_SMALL_BYTES = 8 << 20  # up to here a file is read rather than mapped: a map takes an open file
 
 
 class _Handle:
@@ -28,6 +31,7 @@ class ReadFile:
 
     Attributes:
         size_bytes: when it was opened.
+        state: when it was opened; see `seals.py`.
 
     Raises:
         OSError: it cannot be opened.
@@ -37,6 +41,7 @@ class ReadFile:
         self.path = path
         self._handle: _Handle | None = _Handle(path)
         self._identity = _identity(self._handle)
+        self.state = state_of(os.fstat(self._handle.fd))
         self.size_bytes = self._identity[2]
         _opened(self)
 
@@ -72,13 +77,33 @@ class ReadFile:
         return handle
 
 
+def whole_file(descriptor: int) -> mmap.mmap | bytes:
+    """All bytes of an open file. A large one is mapped, so that processes share it and only what is used is read; not
+    where the process may not have that many files open."""
+    size = os.fstat(descriptor).st_size
+    if size > _SMALL_BYTES and _room() > _LEAST_OPEN:
+        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        _maps.add(mapped)
+        return mapped
+    parts, start = [], 0
+    while start < size and (part := os.pread(descriptor, size - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)
+
+
 def most_open() -> int:
-    """How many of these files may be open at a time under the limit of the process (ulimit -n)."""
+    """How many files of `ReadFile` may be open at a time under the limit of the process (ulimit -n)."""
+    return max(_room(), _LEAST_OPEN)
+
+
+def _room() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return max(limit - _LEFT_TO_OTHERS, _LEAST_OPEN) if limit != resource.RLIM_INFINITY else 1 << 30
+    return limit - _LEFT_TO_OTHERS - len(_maps) if limit != resource.RLIM_INFINITY else 1 << 30
 
 
 _open: "deque[weakref.ref[ReadFile]]" = deque()
+_maps: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
 _lock = threading.Lock()
 
 

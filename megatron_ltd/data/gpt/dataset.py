@@ -31,7 +31,7 @@ class GPTDataset:
 
     def __init__(self, corpus: IndexedCorpus, sequences: range, num_samples: int | None, seed: int, form: GPTSampleForm,
                  cache_path: str | None = None):
-        part_tokens = int(corpus.sequence_lengths[sequences.start:sequences.stop].sum(dtype=np.int64))
+        part_tokens = corpus.tokens_of(sequences)
         if part_tokens < form.seq_length + LABEL_TOKENS:
             raise DataError(
                 f"Corpus {corpus.prefix}: sequences [{sequences.start}, {sequences.stop}) of {len(corpus)} hold "

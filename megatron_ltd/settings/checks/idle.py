@@ -48,6 +48,7 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
          "with --train-jsonl, whose samples are packed by rules of their own"),
         (not bert, "mask_prob mask_max_ngram mask_whole_word mask_longer_ngrams mask_geometric short_seq_prob",
          "on GPT, which predicts every token"),
+        (data.data_cache_path is None, "verify_corpus", "without --data-cache-path: every start checks a corpus"),
         (training.train_tokens is None, "token_budget", "without --train-tokens"),
         (not training.fp16, "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
          "without --fp16"),

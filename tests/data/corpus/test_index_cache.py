@@ -44,7 +44,7 @@ class Builder:
 
 
 def only_file(folder: Path) -> Path:
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.index")
     return path
 
 
@@ -80,7 +80,7 @@ def test_another_key_and_other_code_build_their_own(tmp_path: Path, monkeypatch:
     first = only_file(tmp_path)
     build = Builder(arrays(2))
     assert same(cached_arrays(str(tmp_path), {**KEY, "corpus": "abd"}, build), arrays(2)) and build.calls == 1
-    second = next(path for path in tmp_path.iterdir() if path != first)
+    second = next(path for path in tmp_path.glob("*.index") if path != first)
     second.write_bytes(first.read_bytes())
     assert same(cached_arrays(str(tmp_path), {**KEY, "corpus": "abd"}, build), arrays(2)) and build.calls == 2
     monkeypatch.setattr(index_cache, "CODE_VERSION", index_cache.CODE_VERSION + 1)
@@ -116,7 +116,7 @@ def test_many_processes_at_once_get_the_same_and_one_builds_where_there_are_lock
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 6
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.index"))) == 1
     builds = (tmp_path / "log").stat().st_size
     assert builds == 1 if locks else 1 <= builds <= 6
 
@@ -165,5 +165,5 @@ def test_partial_files_of_killed_processes_are_removed_when_they_are_old(tmp_pat
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     cached_arrays(str(tmp_path), KEY, arrays)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".index") == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix not in (".index", ".seal")) == [
         ".new.partial", "kept.partial"]

@@ -128,9 +128,9 @@ def test_boundaries_whose_differences_overflow_are_refused(tmp_path: Path) -> No
         IndexedCorpus(str(tmp_path / "c"))
 
 
-def test_document_boundaries_take_no_memory_where_documents_are_sequences(tmp_path: Path) -> None:
+def test_documents_may_be_sequences_or_hold_several(tmp_path: Path) -> None:
     plain = write_corpus(tmp_path / "plain", [[1, 2], [], [3]], 10)
-    assert plain._boundaries is None and plain.document_indices.tolist() == [0, 1, 2, 3]
+    assert plain.document_indices.tolist() == [0, 1, 2, 3]
     sentences = write_sentences(tmp_path / "sentences", [[[1], [2, 3]], [], [[4]]], 10)
     assert sentences.document_indices.tolist() == [0, 2, 2, 3] and sentences.documents == 3
 

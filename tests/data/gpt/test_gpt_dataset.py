@@ -102,7 +102,7 @@ def cached(tmp_path: Path, seed: int = 1) -> list[list[int]]:
 
 def test_a_cached_index_is_used_and_gives_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cached(tmp_path)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.index"))) == 1
 
     def refuse(*_: object) -> None:
         raise RuntimeError("the index was built again")
@@ -120,7 +120,7 @@ def test_a_cached_index_is_used_and_gives_the_same_samples(tmp_path: Path, monke
 ], ids=["empty", "cut", "cut early", "tail", "zeros", "flip in a header", "flip in an array", "flip in the checksum"])
 def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     first = cached(tmp_path)
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.index")
     sound = file.read_bytes()
     file.write_bytes(damage(sound))
     assert cached(tmp_path) == first
@@ -129,9 +129,9 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: Callable[[bytes]
 
 def test_the_cache_of_another_dataset_under_the_same_name_is_not_used(tmp_path: Path) -> None:
     first = cached(tmp_path)
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.index")
     assert cached(tmp_path, seed=2) != first
-    (other,) = set((tmp_path / "cache").iterdir()) - {file}
+    (other,) = set((tmp_path / "cache").glob("*.index")) - {file}
     file.write_bytes(other.read_bytes())
     assert cached(tmp_path) == first
 
