@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.token_drop.lists import layer_list_problems, parse_layer_list, parse_length_list
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan, TokenSet
-from megatron_ltd.token_drop.policy import ONE_OR_MORE, Policy, Range, Shape
+from megatron_ltd.token_drop.policy import ONE_OR_MORE, Policy, Range, Shape, flag_of
 from megatron_ltd.token_drop.schedule import KeptLength, KeptSchedule, ListedLength
 
 
@@ -59,6 +59,7 @@ class KeptTokens(Policy):
     seed: int
     strata: int
 
+    switch: ClassVar[str] = "token_drop_policy"
     chooses_tokens: ClassVar[bool] = True
     ranges: ClassVar[dict[str, Range]] = {
         **dict.fromkeys(("random_ltd_start_length", "random_ltd_steps", "random_ltd_length_step",
@@ -74,9 +75,11 @@ class KeptTokens(Policy):
         return tuple(range(1, shape.layers - 1))
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "KeptTokens | None":
-        if settings.policy != cls.name:
-            return None
+    def is_on(cls, settings: Any) -> bool:
+        return bool(settings.policy == cls.name)
+
+    @classmethod
+    def of(cls, settings: Any, shape: Shape) -> "KeptTokens":
         return cls(cls.layers_of(settings, shape), cls.lengths_of(settings, shape), shape.seed,
                    settings.random_ltd_strata)
 
@@ -96,8 +99,6 @@ class KeptTokens(Policy):
 
     @classmethod
     def check(cls, settings: KeptTokensSettings, shape: Shape) -> Iterator[str]:
-        if settings.policy != cls.name:
-            return
         strata, slices = settings.random_ltd_strata, shape.slices
         yield from _schedule_problems(settings)
         try:
@@ -120,9 +121,13 @@ class KeptTokens(Policy):
             yield (f"--num-layers = {shape.layers}: no layer drops tokens, since by default the first and the last do "
                    "not; give --random-ltd-layers, or leave --random-ltd out")
 
-    @property
-    def asked_for(self) -> str:
-        return f"--token-drop-policy = {self.name}"
+    @classmethod
+    def idle(cls, settings: Any) -> Iterator[str]:
+        shared = vars(KeptTokensSettings())
+        if not cls.is_on(settings):
+            yield from (f"{flag_of(field)} has no effect without --token-drop-policy {cls.name}"
+                        for field, default in vars(cls.Settings()).items()
+                        if field not in shared and getattr(settings, field) != default)
 
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         return self.keeping(plan, self.lengths.at(step))

@@ -70,16 +70,25 @@ class Policy:
     name: ClassVar[str]
     Settings: ClassVar[type]
     """A frozen dataclass of the policy's flags; the literal under a field is its documentation."""
+    switch: ClassVar[str]
+    """The field that enables the policy, unless it has its default."""
     ranges: ClassVar[dict[str, Range]] = {}
     """Allowed values of the numbers in the settings, by field."""
     chooses_tokens: ClassVar[bool] = False
     """Whether the policy decides which tokens a layer keeps; only one policy of a run may do so."""
+    skips_layers: ClassVar[bool] = False
+    """Whether the policy decides which layers are skipped; only one policy of a run may do so."""
     is_drawn: ClassVar[bool] = False
     """Whether the plan of a step is drawn at random, so that sums over steps have no closed form."""
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "Policy | None":
-        """The policy, if the settings enable it; otherwise None.
+    def is_on(cls, settings: Any) -> bool:
+        """Whether the settings enable the policy."""
+        return bool(getattr(settings, cls.switch) != getattr(cls.Settings(), cls.switch))
+
+    @classmethod
+    def of(cls, settings: Any, shape: Shape) -> "Policy":
+        """The policy, if the settings enable it.
 
         Raises:
             ConfigError: the settings cannot be parsed; `check` reports this too.
@@ -88,18 +97,21 @@ class Policy:
 
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> Iterator[str]:
-        """Problems with the settings: setting = value, constraint, remedy."""
+        """Problems with the settings, if they enable the policy: setting = value, constraint, remedy."""
         yield from ()
 
     @classmethod
     def idle(cls, settings: Any) -> Iterator[str]:
         """Settings that are given and have no effect."""
-        yield from ()
+        if not cls.is_on(settings):
+            yield from (f"{flag_of(field)} has no effect without {flag_of(cls.switch)}"
+                        for field, default in vars(cls.Settings()).items()
+                        if field != cls.switch and getattr(settings, field) != default)
 
-    @property
-    def asked_for(self) -> str:
-        """The setting that enables the policy, for messages."""
-        return self.name
+    @classmethod
+    def asked_for(cls, settings: Any) -> str:
+        """The setting that enables the policy and its value, for messages."""
+        return f"{flag_of(cls.switch)} = {getattr(settings, cls.switch)}"
 
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         """The plan of a step, counted from 0, changed by this policy.
@@ -133,6 +145,10 @@ class Policy:
     def log_fields(self, plan: StepPlan) -> dict[str, Any]:
         """This policy's fields in a step's line of the metrics file."""
         return {}
+
+
+def flag_of(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def misfits(flag: str, size: int, units: Collection[tuple[str, int]]) -> Iterator[str]:

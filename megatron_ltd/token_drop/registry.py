@@ -16,7 +16,9 @@ from megatron_ltd.token_drop.policies.drop_backward import DropBackward
 from megatron_ltd.token_drop.policies.importance import Importance
 from megatron_ltd.token_drop.policies.layer_drop import LayerDrop
 from megatron_ltd.token_drop.policies.layer_dropout import LayerDropout
+from megatron_ltd.token_drop.policies.progressive_layer_dropping import ProgressiveLayerDropping
 from megatron_ltd.token_drop.policies.random_ltd import RandomLTD
+from megatron_ltd.token_drop.policies.raptr import Raptr
 from megatron_ltd.token_drop.policies.sequence_curriculum import SequenceCurriculum
 from megatron_ltd.token_drop.policies.tread import Tread
 from megatron_ltd.token_drop.policy import Policy, Shape
@@ -32,6 +34,8 @@ POLICIES: tuple[type[Policy], ...] = (
     Alternate,
     LayerDrop,
     LayerDropout,
+    ProgressiveLayerDropping,
+    Raptr,
     DropBackward,
 )
 
@@ -50,8 +54,7 @@ class Policies:
         Raises:
             ConfigError: settings that cannot be parsed.
         """
-        found = (kind.of(settings, shape) for kind in POLICIES)
-        return cls(shape, tuple(policy for policy in found if policy is not None))
+        return cls(shape, tuple(kind.of(settings, shape) for kind in POLICIES if kind.is_on(settings)))
 
     def plan(self, step: int) -> StepPlan:
         """What a step computes, counted from 0."""
@@ -142,7 +145,8 @@ class Policies:
 def policy_problems(settings: Any, shape: Shape) -> Iterator[str]:
     """Problems with the settings of all policies."""
     for kind in POLICIES:
-        yield from kind.check(settings, shape)
+        if kind.is_on(settings):
+            yield from kind.check(settings, shape)
 
 
 def idle_policy_settings(settings: Any) -> Iterator[str]:

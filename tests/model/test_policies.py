@@ -1,6 +1,7 @@
 """The policies against explicit loops in float64: which tokens each layer processes, which layers are skipped, and the
 factor of what a layer adds; their FLOPs against torch's counter."""
 
+import math
 from typing import Any
 
 import pytest
@@ -39,6 +40,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "layer dropout over tread": {"layer_dropout_rate": 0.6, "layer_dropout_steps": 40, "token_drop_policy": "tread",
                                  "random_ltd_start_length": 8},
     "alternate": {"alternate_tokens": 3},
+    "progressive layer dropping": {"pld_theta": 0.2, "pld_gamma": 0.1},
+    "raptr over tread": {"raptr_stages": "0:3,20:4,39:5", "token_drop_policy": "tread", "random_ltd_start_length": 8},
     "drop backward over tread": {"drop_backward_rate": 0.5, "token_drop_policy": "tread", "random_ltd_start_length": 8},
 }
 NO_TOKENS_DROPPED = {"random_ltd": False, "random_ltd_start_length": None, "random_ltd_steps": None}
@@ -66,23 +69,32 @@ def explicit_sets(name: str, sample_ids: torch.Tensor) -> dict[int, list[list[in
     return {}
 
 
+def explicit_draw(step: int, layer: int, policy: int) -> float:
+    state = splitmix_reference.state(SEED, step, layer + policy * 2**16 + 2**21)
+    return (splitmix_reference.finalise(state) >> 11) / 2**53
+
+
 def explicit_factors(name: str, step: int) -> dict[int, float]:
-    """What each layer's update is multiplied by: 0 or one over the probability of its running."""
-    peak = POLICIES[name].get("layer_dropout_rate", 0.0)
+    """What each layer's update is multiplied by: 0, or one over the probability that it runs (RAPTR: its root)."""
+    if name.startswith("raptr"):  # of layers 1, 2 and 3 one, two or three run: those with the largest draws
+        running = 1 if step < 20 else 2 if step < 39 else 3
+        largest = sorted((1, 2, 3), key=lambda layer: explicit_draw(step, layer, 4))[-running:]
+        return {0: 1.0, 4: 1.0, **dict.fromkeys((1, 2, 3), 0.0), **dict.fromkeys(largest, (3 / running)**0.5)}
+    peak, theta = POLICIES[name].get("layer_dropout_rate", 0.0), POLICIES[name].get("pld_theta", 1.0)
     factors = {}
     for layer in range(LAYERS):
-        rate = peak * layer / (LAYERS - 1) * max(0.0, 1.0 - step / 40)
-        draw = splitmix_reference.finalise(splitmix_reference.state(SEED, step, layer + 2**16 + 2**21)) >> 11
-        factors[layer] = 0.0 if draw / 2**53 < rate else 1.0 / (1.0 - rate)
+        keep = 1.0 - peak * layer / (LAYERS - 1) * max(0.0, 1.0 - step / 40)
+        if name.startswith("progressive"):
+            keep = 1.0 - layer / LAYERS * (1.0 - ((1.0 - theta) * math.exp(-0.1 * step) + theta))
+        drawn = explicit_draw(step, layer, 3 if name.startswith("progressive") else 1)
+        factors[layer] = 0.0 if drawn < 1.0 - keep else 1.0 / keep
     return factors
 
 
 def explicit_constants(name: str, step: int) -> set[int]:
     """Layers without a backward pass."""
     rate = POLICIES[name].get("drop_backward_rate", 0.0)
-    draws = {layer: splitmix_reference.finalise(splitmix_reference.state(SEED, step, layer + 2**17 + 2**21)) >> 11
-             for layer in range(LAYERS - 1)}
-    return {layer for layer, draw in draws.items() if draw / 2**53 < rate}
+    return {layer for layer in range(LAYERS - 1) if explicit_draw(step, layer, 2) < rate}
 
 
 @pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE], ids=["learned", "rotary"])
@@ -109,7 +121,7 @@ def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, sett
                      if p.grad is not None}
         wanted = {n: w.grad for n, w in weights.items() if w.grad is not None and bool(w.grad.any())}
         assert_gradients_close({n: g for n, g in gradients.items() if n in wanted}, wanted)
-    assert bool(skipped) == ("dropout" in name)
+    assert bool(skipped) == any(skipping in name for skipping in ("dropout", "dropping", "raptr"))
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -31,14 +31,20 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"alternate_tokens": 3, "random_ltd": False}, ["--alternate-tokens = 3", "choose a divisor of 256"]),
     ({"alternate_tokens": 2, "random_ltd": False, **CURRICULUM}, ["--alternate-tokens = 2 is given with"]),
     ({"layer_dropout_rate": 0.5}, ["--layer-dropout-rate = 0.5 is given without --layer-dropout-steps"]),
-    ({"layer_dropout_rate": 0.5, "layer_dropout_steps": 9, "layer_drop_rate": 0.1}, ["both skip layers"]),
+    ({"layer_dropout_rate": 0.5, "layer_dropout_steps": 9, "layer_drop_rate": 0.1},
+     ["--layer-drop-rate = 0.1 is given with --layer-dropout-rate = 0.5: layers are skipped by one policy"]),
+    ({"pld_theta": 1.5}, ["--pld-theta = 1.5: must be at least 0 and at most 1"]),
+    ({"pld_theta": 0.5, "pld_gamma": 0.0}, ["--pld-gamma = 0.0: must be above 0"]),
+    ({"raptr_stages": "0:12,9:25"}, ["--raptr-stages = 0:12,9:25", "from 2 to --num-layers = 24 layers, not 25"]),
+    ({"raptr_stages": "0:12,9:6"}, ["--raptr-stages = '0:12,9:6'", "never falling"]),
+    ({"raptr_stages": "0:12", "pld_theta": 0.5},
+     ["--pld-theta = 0.5 is given with --raptr-stages = 0:12: layers are skipped by one policy"]),
     ({"layer_dropout_rate": 0.5, "layer_dropout_steps": 9, "layer_token_lr": True, "lr_warmup_iters": 0},
      ["--layer-token-lr is given with --layer-dropout-rate = 0.5"]),
     ({"drop_backward_rate": 1.0}, ["--drop-backward-rate = 1.0: must be at least 0 and below 1"]),
     ({"token_drop_policy": "tread"}, ["--random-ltd is given with --token-drop-policy = tread"]),
     ({"random_ltd": False, "token_drop_policy": "tread", "tread_set_layers": 0}, ["--tread-set-layers = 0"]),
     ({"seq_length_curriculum_start_length": 64}, ["given without --seq-length-curriculum-steps"]),
-    ({"seq_length_curriculum_steps": 64}, ["given without --seq-length-curriculum-start-length"]),
     ({**CURRICULUM, "seq_length_curriculum_start_length": 257}, ["= 257: more than --seq-length = 256"]),
     ({**CURRICULUM, "seq_length_curriculum_length_step": 0}, ["--seq-length-curriculum-length-step = 0"]),
     ({**CURRICULUM, "seq_length_curriculum_start_length": 66, "random_ltd_strata": 4},
@@ -73,7 +79,8 @@ def test_lengths_in_tokens_do_not_stumble_over_a_list_that_is_none() -> None:
 
 @pytest.mark.parametrize("changes", [
     {"layer_drop_rate": 0.5}, {"layer_drop_rate": 0.2, "layer_drop_layers": "0,3-5", "random_ltd": False},
-    {"layer_drop_rate": 0.2, **TOKENS, "train_tokens": 10**6}, CURRICULUM, {**CURRICULUM, "random_ltd": False},
+    {"layer_drop_rate": 0.2, **TOKENS, "train_tokens": 10**6}, {"pld_theta": 0.5, "drop_backward_rate": 0.5},
+    {"raptr_stages": "0:2,9:24", "drop_backward_rate": 0.5}, CURRICULUM, {**CURRICULUM, "random_ltd": False},
     {**CURRICULUM, "layer_drop_rate": 0.2}, {**CURRICULUM, "seq_length_curriculum_start_length": 256},
     {**CURRICULUM, **TOKENS, "train_tokens": 10**6, "lr_warmup_tokens": 1000},
     {**CURRICULUM, **TOKENS, "train_tokens": 10**6, "token_budget": "layer", "layer_token_lr": True},
@@ -85,7 +92,10 @@ def test_what_can_run_is_accepted(changes: dict[str, Any]) -> None:
 
 def test_settings_without_effect_are_named() -> None:
     assert idle_settings(with_settings(layer_drop_layers="1")) == [
-        "--layer-drop-layers has no effect without --layer-drop-rate: no layer is skipped"]
+        "--layer-drop-layers has no effect without --layer-drop-rate"]
+    assert idle_settings(with_settings(pld_gamma=0.1, seq_length_curriculum_steps=64)) == [
+        "--seq-length-curriculum-steps has no effect without --seq-length-curriculum-start-length",
+        "--pld-gamma has no effect without --pld-theta"]
     (note,) = idle_settings(with_settings(seq_length_curriculum_length_step=8))
     assert note.startswith("--seq-length-curriculum-length-step has no effect without")
     assert idle_settings(with_settings(**CURRICULUM, layer_drop_rate=0.1, layer_drop_layers="1")) == []

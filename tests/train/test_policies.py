@@ -60,6 +60,11 @@ ARMS: dict[str, dict[str, Any]] = {
                             "tread_set_layers": 3},
     "drop-backward": {**SHORT, "drop_backward_rate": 0.6},
     "alternate": {**SHORT, **WITHOUT_LTD, "alternate_tokens": 4, "alternate_tokens_steps": 6},
+    "pld": {**SHORT, **WITHOUT_LTD, "pld_theta": 0.2, "pld_gamma": 0.5},
+    "pld-bert": {**SHORT, "family": "bert", "seq_length": 64, "random_ltd_start_length": 16, "pld_theta": 0.2,
+                 "pld_gamma": 0.5, "hidden_dropout": 0.1},
+    "raptr": {**SHORT, **WITHOUT_LTD, "raptr_stages": "0:2,3:4,7:6"},
+    "raptr-tread": {**SHORT, **WITHOUT_LTD, **TREAD, "raptr_stages": "0:3,4:5", "drop_backward_rate": 0.3},
 }
 
 CASES: list[tuple[str, int, dict[str, Any]]] = [
@@ -92,6 +97,12 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("alternate", 2, {**ZBV, **RECOMPUTE}),
     ("alternate", 4, {**SP2, **PP2}),
     ("alternate", 2, {**ZERO_3, "micro_batch_size": 1}),
+    ("pld", 4, {**TP2, **ZBV}),
+    ("pld", 2, {**ZERO_3, "micro_batch_size": 1, **RECOMPUTE}),
+    ("pld-bert", 4, {**SP2, **PP2}),
+    ("raptr", 4, {**ZERO_BUBBLE, **ZERO_2}),
+    ("raptr", 2, {**PP2, "pipeline_split": "1,5", "micro_batch_size": 1}),
+    ("raptr-tread", 4, {**SP2, **ZERO_3}),
 ]
 LEGS: list[tuple[int, dict[str, Any]]] = [(2, PP2), (4, {**SP2, **ZERO_3}), (2, ZBV), (1, {})]
 
@@ -157,7 +168,7 @@ def config_of(settings: dict[str, Any]) -> RunConfig:
     return config
 
 
-@pytest.mark.parametrize("arm", ["both", "layer-dropout-tread"])
+@pytest.mark.parametrize("arm", ["both", "layer-dropout-tread", "raptr"])
 def test_a_run_that_changes_its_layout_in_the_middle_keeps_its_curve(
     truths: Truths, tmp_path: Path, arm: str,
 ) -> None:

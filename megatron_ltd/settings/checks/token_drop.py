@@ -15,12 +15,16 @@ def token_drop_violations(config: RunConfig) -> Iterator[str]:
         active = policies(config)
     except ConfigError:
         return  # reported above
-    choosers = [policy.asked_for for policy in active.active if policy.chooses_tokens]
-    if len(choosers) > 1:
-        yield f"{' is given with '.join(choosers)}: a layer's tokens are chosen by one policy; keep one of them"
+    drop = config.token_drop
+    for what, deciding in (
+            ("a layer's tokens are chosen", [policy for policy in active.active if policy.chooses_tokens]),
+            ("layers are skipped", [policy for policy in active.active if policy.skips_layers])):
+        if len(deciding) > 1:
+            yield (f"{' is given with '.join(policy.asked_for(drop) for policy in deciding)}: {what} by one policy; "
+                   "keep one of them")
     for policy in active.active:
         if policy.is_drawn:
-            yield from _counted_in_layer_tokens(config, policy.asked_for)
+            yield from _counted_in_layer_tokens(config, policy.asked_for(drop))
         if policy.name == "sequence-curriculum" and config.data.train_jsonl is not None:
             yield (f"--seq-length-curriculum-start-length = {config.token_drop.seq_length_curriculum_start_length} is "
                    "given with --train-jsonl: packed prompts would lose their responses; leave it out")

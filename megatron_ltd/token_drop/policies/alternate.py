@@ -33,32 +33,23 @@ class Alternate(Policy):
 
     name: ClassVar[str] = "alternate"
     Settings: ClassVar[type] = AlternateSettings
+    switch: ClassVar[str] = "alternate_tokens"
     ranges: ClassVar[dict[str, Range]] = {"alternate_tokens": Range(2), "alternate_tokens_steps": ONE_OR_MORE}
     chooses_tokens: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "Alternate | None":
-        stride = settings.alternate_tokens
-        return None if stride is None else cls(stride, settings.alternate_tokens_steps, shape.layers)
+    def of(cls, settings: Any, shape: Shape) -> "Alternate":
+        return cls(settings.alternate_tokens, settings.alternate_tokens_steps, shape.layers)
 
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> Iterator[str]:
         stride = settings.alternate_tokens
-        if stride is not None and shape.tokens % (stride * shape.slices):
+        if shape.tokens % (stride * shape.slices):
             yield (f"--alternate-tokens = {stride}: --seq-length = {shape.tokens} must be a multiple of it in each of "
                    f"{shape.slices} slices of the sequence; choose a divisor of {shape.tokens // shape.slices}")
-        if stride is not None and settings.seq_length_curriculum_start_length is not None:
+        if settings.seq_length_curriculum_start_length is not None:
             yield (f"--alternate-tokens = {stride} is given with --seq-length-curriculum-start-length: the lengths in "
                    "between need not be multiples; keep one of them")
-
-    @classmethod
-    def idle(cls, settings: Any) -> Iterator[str]:
-        if settings.alternate_tokens is None and settings.alternate_tokens_steps is not None:
-            yield "--alternate-tokens-steps has no effect without --alternate-tokens"
-
-    @property
-    def asked_for(self) -> str:
-        return f"--alternate-tokens = {self.stride}"
 
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         if self.steps is not None and step >= self.steps:

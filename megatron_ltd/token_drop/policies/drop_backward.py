@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from megatron_ltd.token_drop.draws import uniform
-from megatron_ltd.token_drop.plan import StepPlan
-from megatron_ltd.token_drop.policy import BELOW_ONE, Policy, Range, Shape
-
-DROP_BACKWARD_DRAWS = 1 << 17
-"""Added to the layer, so that draws differ from those of the policies that skip layers."""
+from megatron_ltd.token_drop.drawn_layers import DrawnLayers
+from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
+from megatron_ltd.token_drop.policy import BELOW_ONE, Range, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,37 +24,33 @@ class DropBackwardSettings:
 
 
 @dataclass(frozen=True)
-class DropBackward(Policy):
-    """Each layer but the last has no backward pass with probability `rate`."""
+class DropBackward(DrawnLayers):
+    """Each layer but the last has no backward pass with probability `constant_rate`."""
 
-    rate: float
-    layers: int
-    seed: int
+    constant_rate: float
 
     name: ClassVar[str] = "drop-backward"
     Settings: ClassVar[type] = DropBackwardSettings
+    switch: ClassVar[str] = "drop_backward_rate"
     ranges: ClassVar[dict[str, Range]] = {"drop_backward_rate": BELOW_ONE}
-    is_drawn: ClassVar[bool] = True
+    skips_layers: ClassVar[bool] = False
+    first_draw: ClassVar[int] = 2 << 16
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "DropBackward | None":
-        rate = settings.drop_backward_rate
-        return None if rate == 0.0 else cls(rate, shape.layers, shape.seed)
+    def of(cls, settings: Any, shape: Shape) -> "DropBackward":
+        return cls(shape.layers, shape.seed, settings.drop_backward_rate)
 
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> Iterator[str]:
-        if settings.drop_backward_rate > 0.0 and shape.layers < 2:
-            yield (f"--drop-backward-rate = {settings.drop_backward_rate}: the last layer always has a backward pass, "
-                   f"and --num-layers = {shape.layers}; leave it out")
+        if shape.layers < 2:
+            yield (f"{cls.asked_for(settings)}: the last layer always has a backward pass, and --num-layers = "
+                   f"{shape.layers}; leave it out")
 
-    @property
-    def asked_for(self) -> str:
-        return f"--drop-backward-rate = {self.rate}"
+    def rate(self, layer: int, step: int) -> float:
+        return self.constant_rate if layer < self.layers - 1 else 0.0
 
-    def plan(self, step: int, plan: StepPlan) -> StepPlan:
-        return plan.with_layers((layer, replace(plan.layers[layer], backward=False))
-                                for layer in range(self.layers - 1)
-                                if uniform(self.seed, step, layer + DROP_BACKWARD_DRAWS) < self.rate)
+    def of_drawn(self, layer: LayerPlan) -> LayerPlan:
+        return replace(layer, backward=False)
 
     def log_fields(self, plan: StepPlan) -> dict[str, Any]:
         return {"layers_without_backward": [number for number, layer in enumerate(plan.layers) if not layer.backward]}

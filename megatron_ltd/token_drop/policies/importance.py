@@ -54,16 +54,12 @@ class Importance(KeptTokens):
         return tuple(range(max(1, shape.layers // 2 - 1), shape.layers - 1))
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "Importance | None":
-        if settings.policy != cls.name:
-            return None
+    def of(cls, settings: Any, shape: Shape) -> "Importance":
         return cls(cls.layers_of(settings, shape), cls.lengths_of(settings, shape), shape.seed,
                    settings.random_ltd_strata, not settings.token_drop_no_cross_layer)
 
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> Iterator[str]:
-        if settings.policy != cls.name:
-            return
         yield from super().check(settings, shape)
         try:
             dropped, lengths = cls.layers_of(settings, shape), cls.lengths_of(settings, shape)
@@ -84,15 +80,6 @@ class Importance(KeptTokens):
                    "of the two")
         if shape.family == "vit":
             yield "--token-drop-policy = importance: patches have no vocabulary ids; use --random-ltd"
-
-    @classmethod
-    def idle(cls, settings: Any) -> Iterator[str]:
-        default = ImportanceSettings()
-        own = set(vars(default)) - set(vars(KeptTokensSettings()))
-        if settings.policy != cls.name:
-            yield from (f"--{field.replace('_', '-')} has no effect without --token-drop-policy importance"
-                        for field in vars(default) if field in own and
-                        getattr(settings, field) != getattr(default, field))
 
     def of_layer(self, layer: int, kept_tokens: int) -> LayerPlan:
         return LayerPlan(kept_tokens, FROM_TOKENS, attends_to_all=self.cross_layer and layer == self.dropped[0])

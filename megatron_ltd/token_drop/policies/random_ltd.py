@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from megatron_ltd.token_drop.kept_tokens import KeptTokens, KeptTokensSettings
-from megatron_ltd.token_drop.policy import Shape
+from megatron_ltd.token_drop.policy import Shape, flag_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,8 @@ class RandomLTD(RandomTokens):
     name: ClassVar[str] = "random"
     Settings: ClassVar[type] = KeptTokensSettings
 
-    @property
-    def asked_for(self) -> str:
+    @classmethod
+    def asked_for(cls, settings: KeptTokensSettings) -> str:
         return "--random-ltd"
 
     @classmethod
@@ -59,5 +59,5 @@ class RandomLTD(RandomTokens):
             fields = () if settings.random_ltd_steps is not None else ("random_ltd_length_step",
                                                                        "random_ltd_root_degree")
             why = "without --random-ltd-steps: the kept length does not grow"
-        yield from (f"--{field.replace('_', '-')} has no effect {why}" for field in fields
+        yield from (f"{flag_of(field)} has no effect {why}" for field in fields
                     if getattr(settings, field) != getattr(default, field))

@@ -35,29 +35,23 @@ class SequenceCurriculum(Policy):
 
     name: ClassVar[str] = "sequence-curriculum"
     Settings: ClassVar[type] = SequenceCurriculumSettings
+    switch: ClassVar[str] = "seq_length_curriculum_start_length"
     ranges: ClassVar[dict[str, Range]] = dict.fromkeys(
         ("seq_length_curriculum_start_length", "seq_length_curriculum_steps", "seq_length_curriculum_length_step"),
         ONE_OR_MORE)
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "SequenceCurriculum | None":
-        start = settings.seq_length_curriculum_start_length
-        if start is None:
-            return None
-        return cls(KeptLength(start, shape.tokens, settings.seq_length_curriculum_steps,
-                              settings.seq_length_curriculum_length_step))
+    def of(cls, settings: Any, shape: Shape) -> "SequenceCurriculum":
+        return cls(KeptLength(settings.seq_length_curriculum_start_length, shape.tokens,
+                              settings.seq_length_curriculum_steps, settings.seq_length_curriculum_length_step))
 
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> Iterator[str]:
-        start, steps = settings.seq_length_curriculum_start_length, settings.seq_length_curriculum_steps
-        given = {"--seq-length-curriculum-start-length": start, "--seq-length-curriculum-steps": steps}
-        if start is None or steps is None:
-            missing = [flag for flag, value in given.items() if value is None]
-            yield from (f"{flag} = {value} is given without {missing[0]}: a sequence curriculum needs a first length "
-                        "and the steps until the full one; give both" for flag, value in given.items()
-                        if value is not None)
-            return
+        start = settings.seq_length_curriculum_start_length
         text = f"--seq-length-curriculum-start-length = {start}"
+        if settings.seq_length_curriculum_steps is None:
+            yield (f"{text} is given without --seq-length-curriculum-steps: a sequence curriculum needs a first length "
+                   "and the steps until the full one; give both")
         if shape.family in UNFIT:
             yield f"{text}: {UNFIT[shape.family]}; leave it out"
         if start > shape.tokens:
@@ -67,14 +61,6 @@ class SequenceCurriculum(Policy):
             units.insert(0, (f"--random-ltd-strata = {settings.random_ltd_strata}", settings.random_ltd_strata))
         yield from misfits("--seq-length-curriculum-start-length", start, units)
         yield from misfits("--seq-length-curriculum-length-step", settings.seq_length_curriculum_length_step, units)
-
-    @classmethod
-    def idle(cls, settings: Any) -> Iterator[str]:
-        default = SequenceCurriculumSettings().seq_length_curriculum_length_step
-        if settings.seq_length_curriculum_start_length is None and \
-                settings.seq_length_curriculum_length_step != default:
-            yield ("--seq-length-curriculum-length-step has no effect without --seq-length-curriculum-start-length: "
-                   "samples are read whole")
 
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         return StepPlan.whole(min(self.lengths.at(step), plan.read_tokens), len(plan.layers))

@@ -4,7 +4,6 @@ dropped layers; the others bypass all of them and rejoin after the last.
 The paper routes tokens of diffusion transformers; here layers, kept length and its schedule are settings, and a new set
 may be drawn every few layers, so that each token is processed by some of them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,17 +33,10 @@ class Tread(RandomTokens):
     ranges: ClassVar[dict[str, Range]] = {"tread_set_layers": ONE_OR_MORE}
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "Tread | None":
-        if settings.policy != cls.name:
-            return None
+    def of(cls, settings: Any, shape: Shape) -> "Tread":
         layers = cls.layers_of(settings, shape)
         return cls(layers, cls.lengths_of(settings, shape), shape.seed, settings.random_ltd_strata,
                    settings.tread_set_layers or len(layers))
-
-    @classmethod
-    def idle(cls, settings: TreadSettings) -> Iterator[str]:
-        if settings.policy != cls.name and settings.tread_set_layers is not None:
-            yield "--tread-set-layers has no effect without --token-drop-policy tread"
 
     def of_layer(self, layer: int, kept_tokens: int) -> LayerPlan:
         place = self.dropped.index(layer)
