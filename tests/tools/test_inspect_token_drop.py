@@ -4,17 +4,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_ltd.config import RunConfig
 from megatron_ltd.model.flops import plan_flops
+from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.sampling import kept_positions
 from tests.plans import plan_of
 from tests.runnable_settings import RUNNABLE, with_settings
 from tools import inspect_token_drop
+from tools.drop_course.course import Course
+from tools.drop_course.picture import shares
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,23 +27,24 @@ CONFIG = with_settings(num_layers=6, hidden_size=24, seq_length=32, random_ltd_s
 
 
 def test_totals_by_hand() -> None:
-    found = inspect_token_drop.totals(CONFIG, 1)
-    assert (found.steps, found.raw_tokens) == (6, 2 * 6 * 32)
-    assert found.layer_tokens == 2 * (6 * 2 * 32 + 4 * (3 * 8 + 16 + 2 * 32)) // 6
+    found = Course.of(CONFIG, 1)
+    total = found.before[-1]
+    assert (found.steps, total.tokens) == (6, 2 * 6 * 32)
+    assert total.layer_token_sum == 2 * (6 * 2 * 32 + 4 * (3 * 8 + 16 + 2 * 32))
     full = plan_flops(CONFIG.model, plan_of(32, 6))
     dropped = sum(steps * plan_flops(CONFIG.model, plan_of(32, 6, kept, range(1, 5)))
                   for steps, kept in ((3, 8), (1, 16), (2, 32)))
-    assert (found.flops, found.full_flops) == (2 * dropped, 12 * full)
-    assert found.visits == pytest.approx((3 * 0.25 + 0.5 + 2) / 6)
-    assert found.skipping == pytest.approx((3 * 0.75**4 + 0.5**4) / 6)
+    assert (total.flops, total.full_flops) == (2 * dropped, 12 * full)
+    assert found.visits() == pytest.approx((3 * 0.25 + 0.5 + 2) / 6)
+    assert found.mean(found.passing) == pytest.approx((3 * 0.75**4 + 0.5**4) / 6)
 
 
 def test_rows_go_from_the_first_step_to_the_last() -> None:
-    rows = list(inspect_token_drop.rows(CONFIG, 1))
+    rows = list(Course.of(CONFIG, 1).rows())
     assert [row.step for row in rows] == [0, 1, 2, 3, 4, 5]
     assert [row.plan.kept_tokens for row in rows] == [8, 8, 8, 16, 32, 32]
-    assert [row.raw_tokens for row in rows] == [64 * step for step in range(6)]
-    assert [row.layer_tokens for row in rows] == [0, 32, 64, 96, 138, 202]  # 32, 32, 32, 42 2/3, 64 a step
+    assert [row.before.tokens for row in rows] == [64 * step for step in range(6)]
+    assert [row.before.layer_tokens(6) for row in rows] == [0, 32, 64, 96, 138, 202]  # 32, 32, 32, 42 2/3, 64 a step
     assert [round(row.saving, 3) for row in rows][-2:] == [0.0, 0.0] and rows[0].saving > rows[3].saving > 0.0
 
 
@@ -50,35 +54,69 @@ def test_the_share_that_skips_all_layers_is_what_drawing_gives() -> None:
     seen = torch.zeros(400, 32, dtype=torch.bool)
     for layer in kept:
         seen.scatter_(1, layer, True)
-    config = with_settings(CONFIG, random_ltd_length_list="0:8")
+    found = Course.of(with_settings(CONFIG, random_ltd_length_list="0:8"), 1)
     # 12,800 tokens: a standard deviation of 0.4%.
-    assert float((~seen).double().mean()) == pytest.approx(inspect_token_drop.totals(config, 1).skipping, abs=0.015)
+    assert float((~seen).double().mean()) == pytest.approx(found.mean(found.passing), abs=0.015)
 
 
 def test_the_published_start_128_of_2048_tokens_in_22_of_24_layers() -> None:
-    config = with_settings(seq_length=2048, random_ltd_start_length=128, random_ltd_steps=None)
-    found = inspect_token_drop.totals(config, 1)
-    assert found.visits * 22 == pytest.approx(1.375)
-    assert found.skipping == pytest.approx(0.242, abs=5e-4)
+    found = Course.of(with_settings(seq_length=2048, random_ltd_start_length=128, random_ltd_steps=None), 1)
+    assert found.visits() * 22 == pytest.approx(1.375)
+    assert found.mean(found.passing) == pytest.approx(0.242, abs=5e-4)
 
 
 def test_the_importance_policy_shows_all_layers_the_same_tokens() -> None:
-    config = with_settings(CONFIG, random_ltd=False, token_drop_policy="importance", random_ltd_length_list="0:8",
-                           random_ltd_layers="2-4")
-    assert inspect_token_drop.totals(config, 1).skipping == pytest.approx(0.75)
+    found = Course.of(with_settings(CONFIG, random_ltd=False, token_drop_policy="importance",
+                                    random_ltd_length_list="0:8", random_ltd_layers="2-4"), 1)
+    assert found.mean(found.passing) == pytest.approx(0.75)
 
 
 def test_without_dropping_nothing_is_saved_and_that_is_said() -> None:
-    config: RunConfig = replace(CONFIG, token_drop=type(CONFIG.token_drop)())
-    found = inspect_token_drop.totals(config, 1)
-    assert found.flops == found.full_flops and found.layer_tokens == found.raw_tokens and found.skipping == 0.0
-    assert "no layer drops tokens" in inspect_token_drop.report(config, 1)
+    found = Course.of(replace(CONFIG, token_drop=type(CONFIG.token_drop)()), 1)
+    total = found.before[-1]
+    assert total.flops == total.full_flops and total.layer_token_sum == 6 * total.tokens
+    assert "no layer drops tokens" in inspect_token_drop.report(found)
+
+
+DRAWN: dict[str, dict[str, Any]] = {
+    "layer drop": {"layer_drop_rate": 0.4},
+    "layer dropout": {"layer_dropout_rate": 0.8, "layer_dropout_steps": 30},
+    "progressive layer dropping": {"pld_theta": 0.2, "pld_gamma": 0.1},
+    "raptr": {"raptr_stages": "0:2,20:4,30:6"},
+    "drop backward": {"drop_backward_rate": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_totals_of_drawn_layers_are_those_of_the_draws(name: str) -> None:
+    config = with_settings(CONFIG, random_ltd_length_list="0:8,10:32", train_iters=40, **DRAWN[name])
+    plans = [policies(config).plan(step) for step in range(40)]
+    found = Course.of(config, 1)
+    assert found.before[-1].flops == 2 * sum(plan_flops(config.model, plan) for plan in plans)
+    assert found.after(17).layer_token_sum == 2 * sum(plan.layer_token_sum for plan in plans[:17])
+    forward, backward = shares(found, list(range(41)))
+    for step, plan in enumerate(plans):
+        assert forward[:, step].tolist() == [layer.processed_tokens / 32 for layer in plan.layers]
+        assert backward[:, step].tolist() == [layer.processed_tokens / 32 if layer.backward else 0.0
+                                              for layer in plan.layers]
+    assert ("forward pass only" in inspect_token_drop.report(found)) == (name == "drop backward")
+    assert ("a step skips" in inspect_token_drop.report(found)) == (name != "drop backward")
+
+
+def test_of_a_long_run_evenly_spaced_steps_stand_for_all() -> None:
+    """A standard deviation of the share: (0.24 / 6 / 4096)^(1/2) = 0.3%."""
+    config = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, train_iters=10**6,
+                           layer_drop_rate=0.4)
+    found = Course.of(config, 1)
+    assert len(found.works) <= 4096 and found.before[-1].tokens == 2 * 32 * 10**6
+    assert found.before[-1].layer_token_sum / found.before[-1].tokens / 6 == pytest.approx(0.6, abs=0.015)
+    assert "the totals are those of 4096 steps" in inspect_token_drop.report(found)
 
 
 def test_the_stages_of_a_pipeline_are_shown() -> None:
     config = with_settings(CONFIG, pipeline_model_parallel_size=2, pipeline_split="auto")
-    assert "\npipeline: layers " in inspect_token_drop.report(config, 1)
-    assert "pipeline" not in inspect_token_drop.report(CONFIG, 1)
+    assert "\npipeline: layers " in inspect_token_drop.report(Course.of(config, 1))
+    assert "pipeline" not in inspect_token_drop.report(Course.of(CONFIG, 1))
 
 
 def test_the_corpus_is_not_needed_and_a_usual_vocabulary_is_known() -> None:
@@ -104,6 +142,16 @@ def test_the_tool_prints_a_table_and_draws(tmp_path: Path) -> None:
     assert "| 0 | 16 | 0 | 0 |" in done.stdout and "| 39 | 64 | " in done.stdout
     assert "40 steps, 20480 raw tokens" in done.stdout
     assert "tokens skip all 4 dropped layers (31.6% -> 0.0% over the run)" in done.stdout
+    assert (tmp_path / "drop.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_drawn_layers_are_drawn_and_no_learning_rate_is_needed(tmp_path: Path) -> None:
+    flags = [word for word in FLAGS if word not in ("--lr", "1e-3", "--train-iters", "40")]
+    done = command(*flags, "--train-iters", "900", "--raptr-stages", "0:3,300:6", "--drop-backward-rate", "0.2",
+                   "--plot", str(tmp_path / "drop.png"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("--random-ltd, --raptr-stages = 0:3,300:6, --drop-backward-rate = 0.2\n")
+    assert "a step skips 1.00 of 6 layers on average" in done.stdout and "learning rate" not in done.stdout
     assert (tmp_path / "drop.png").read_bytes().startswith(b"\x89PNG")
 
 
