@@ -1,0 +1,60 @@
+"""Any two policies: their plans compose, or the pair is refused by a message that names both settings."""
+
+from itertools import combinations
+
+import pytest
+
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.settings.checks.all import violations
+from megatron_ltd.token_drop.registry import POLICIES
+from tests.policy_settings import ENABLED
+from tests.runnable_settings import with_settings
+
+PLAIN = with_settings(random_ltd=False, random_ltd_start_length=None, random_ltd_steps=None, num_layers=6,
+                      seq_length=32)
+KINDS = {policy.name: policy for policy in POLICIES}
+ONE_FLAG = {"importance", "tread"}
+"""Values of one flag, so that they cannot be given together."""
+REFUSED = {
+    *(frozenset(pair) for pair in combinations(("random", "importance", "tread", "alternate"), 2)),
+    *(frozenset(pair) for pair in combinations(
+        ("layer-drop", "layer-dropout", "progressive-layer-dropping", "raptr"), 2)),
+    frozenset(("sequence-curriculum", "alternate")),
+}
+
+
+def test_every_policy_has_settings_that_enable_it_alone() -> None:
+    assert set(ENABLED) == set(KINDS)
+    for name, settings in ENABLED.items():
+        config = with_settings(PLAIN, **settings)
+        assert [policy.name for policy in policies(config).active] == [name]
+        assert violations(config, 1) == []
+
+
+def test_no_two_policies_draw_the_same_numbers() -> None:
+    draws = [policy.first_draw for policy in KINDS.values() if hasattr(policy, "first_draw")]
+    assert len(draws) == len(set(draws)) == 5 and all(draw % 2**16 == 0 for draw in draws)
+
+
+@pytest.mark.parametrize("pair", list(combinations(sorted(KINDS), 2)), ids=" and ".join)
+def test_two_policies_compose_or_are_refused_by_name(pair: tuple[str, str]) -> None:
+    first, second = pair
+    config = with_settings(PLAIN, **{**ENABLED[second], **ENABLED[first]})
+    found = violations(config, 1)
+    if frozenset(pair) in REFUSED:
+        wanted = [KINDS[name].switch.replace("_", "-") for name in pair]
+        wanted = ["random-ltd" if name == "random" else flag for name, flag in zip(pair, wanted, strict=True)]
+        assert set(pair) == ONE_FLAG or any(all(f"--{flag}" in text for flag in wanted) for text in found), found
+        return
+    assert found == []
+    alone = [policies(with_settings(PLAIN, **ENABLED[name])) for name in pair]
+    for step in range(0, 40, 3):
+        plan, parts = policies(config).plan(step), [each.plan(step) for each in alone]
+        assert plan.read_tokens == min(part.read_tokens for part in parts)
+        for layer, of_layers in zip(plan.layers, zip(*(part.layers for part in parts), strict=True), strict=True):
+            assert layer.tokens == min(each.tokens for each in of_layers)
+            assert layer.skipped == any(each.skipped for each in of_layers)
+            assert layer.backward == all(each.backward for each in of_layers)
+            assert layer.token_set is None or layer.attends_to_all == any(each.attends_to_all for each in of_layers)
+            scales = of_layers[0].scale * of_layers[1].scale
+            assert layer.skipped or layer.scale == pytest.approx(scales)
