@@ -79,6 +79,13 @@ def _layer_dropout(size: Size, steps: int) -> Flags:
     return ("--layer-dropout-rate", "0.8", "--layer-dropout-steps", _until(steps))
 
 
+def _raptr(size: Size, steps: int) -> Flags:
+    """Paths of a half, two thirds and five sixths of the layers, for equal times, and then all: 25% fewer on average."""
+    layers = size.budget.config((), steps).model.num_layers
+    stages = (f"{steps * number // 4}:{max(2, round(layers * (3 + number) / 6))}" for number in range(4))
+    return ("--raptr-stages", ",".join(stages))
+
+
 def _with_muon(flags: Callable[[Size, int], Flags]) -> Callable[[Size, int], Flags]:
     return lambda size, steps: (*MUON, *flags(size, steps))
 
@@ -104,6 +111,8 @@ METHODS = {
     "muon_tread": Method("TREAD, Muon", _with_muon(_tread)),
     "muon_alternate": Method("alternate tokens, Muon", _with_muon(_alternate)),
     "muon_layer_dropout": Method("layer dropout, Muon", _with_muon(_layer_dropout)),
+    "raptr": Method("RAPTR, four stages from half of the layers to all", _raptr),
+    "muon_raptr": Method("RAPTR, Muon", _with_muon(_raptr)),
 }
 
 
