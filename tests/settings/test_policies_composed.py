@@ -1,11 +1,15 @@
-"""Any two policies: their plans compose, or the pair is refused by a message that names both settings."""
+"""Any two policies: their plans compose, or the pair is refused by a message that names both settings; and the command
+of each in the documentation."""
 
+import re
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.checks.all import violations
+from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.registry import POLICIES
 from tests.policy_settings import ENABLED
 from tests.runnable_settings import with_settings
@@ -29,6 +33,17 @@ def test_every_policy_has_settings_that_enable_it_alone() -> None:
         config = with_settings(PLAIN, **settings)
         assert [policy.name for policy in policies(config).active] == [name]
         assert violations(config, 1) == []
+
+
+def test_the_documentation_has_a_command_for_every_policy_that_can_run() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "token_dropping.md").read_text(encoding="utf-8")
+    (shared,) = re.findall(r'^    RUN="python -m megatron_ltd.pretrain_gpt (.+?)"$', text, re.MULTILINE | re.DOTALL)
+    shown = []
+    for flags in re.findall(r"^    \$RUN (.+)$", text, re.MULTILINE):
+        config, notes = parse_run_config([*shared.replace("\\\n", " ").split(), *flags.split()])
+        assert notes == [] and violations(config, 1) == []
+        shown += [policy.name for policy in policies(config).active]
+    assert sorted(shown) == sorted(KINDS)
 
 
 def test_no_two_policies_draw_the_same_numbers() -> None:
