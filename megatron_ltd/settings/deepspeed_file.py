@@ -1,9 +1,11 @@
-"""DeepSpeed's JSON file: the block that configures random-LTD, as settings of this project.
+"""DeepSpeed's JSON file: the blocks that configure random-LTD and progressive layer dropping, as settings of this
+project.
 
     {"data_efficiency": {"data_routing": {"random_ltd": {"enabled": true, "total_layer_num": 24,
         "random_ltd_layer_num": 22, "random_ltd_layer_id": [1, ...], "random_ltd_schedule": {
         "min_value": 128, "max_value": 2048, "schedule_type": "fixed_linear",
-        "schedule_config": {"require_steps": 200000, "seq_per_step": 16}}}}}}
+        "schedule_config": {"require_steps": 200000, "seq_per_step": 16}}}}},
+     "progressive_layer_drop": {"enabled": true, "theta": 0.5, "gamma": 0.001}}
 
 Nothing else of the file is read, and a note says so. As in DeepSpeed the block's own `enabled` decides; the outer ones
 do not. Megatron-DeepSpeed counts `--train-tokens`, and the tokens that drive its learning rate, in layer tokens when
@@ -19,6 +21,7 @@ from megatron_ltd.settings.foreign_flags import nearest
 from megatron_ltd.settings.toml_file import parsed_file
 
 BLOCK = ("data_efficiency", "data_routing", "random_ltd")
+PLD = "progressive_layer_drop"
 
 
 class Kind(NamedTuple):
@@ -48,6 +51,8 @@ _REQUIRED = {
     "random_ltd_schedule.schedule_config.seq_per_step": _NUMBER,
 }
 """Values of an enabled block; those of an inner object with a dot."""
+_OF_PLD = {"enabled": _SWITCH, "theta": Kind(lambda value: type(value) in (int, float), "a number; write one"),
+           "gamma": Kind(lambda value: type(value) in (int, float), "a number; write one")}
 _OPTIONAL = {
     "enabled": _SWITCH, "total_layer_num": _NUMBER, "random_ltd_layer_num": _ANY, "model_mask_name": _ANY,
     "model_type": _ANY, "hidden_state_order": _ANY, "layer_token_lr_schedule": _OBJECT, "global_batch_size": _ANY,
@@ -70,8 +75,10 @@ def deepspeed_settings(path: str, given: Mapping[str, Any]) -> tuple[dict[str, A
         if not isinstance(block, dict):
             return {}, [f"{path}: {key} = {block!r}: must be an object; write it as DeepSpeed does"], []
     values, problems = _values(block, f"{path}: {BLOCK[-1]}")
+    wanted, of_pld = _progressive_layer_dropping(content.get(PLD, {}), f"{path}: {PLD}")
+    problems += of_pld
     enabled = values.get("enabled", False) is True
-    notes = [] if enabled else [f"{path}: random_ltd is not enabled there; nothing is taken from the file"]
+    notes = [] if enabled or wanted else [f"{path}: random_ltd is not enabled there; nothing is taken from the file"]
     notes += _not_read(path, content)
     for field, key in (("seq_length", "random_ltd_schedule.max_value"), ("num_layers", "total_layer_num")):
         value = values.get(key)
@@ -81,9 +88,10 @@ def deepspeed_settings(path: str, given: Mapping[str, Any]) -> tuple[dict[str, A
         elif enabled and _NUMBER.holds(value) and given[field] != value:
             problems.append(f"{path}: {BLOCK[-1]}.{key} = {value}: it contradicts {flag_name(field)} = {given[field]}; "
                             "make them equal")
-    if problems or not enabled:
+    if problems:
         return {}, problems, notes
-    wanted = _wanted(values, given)
+    if enabled:
+        wanted |= _wanted(values, given)
     notes += [f"{path}: {flag_name(field)} = {given[field]} is given and counts, rather than {wanted[field]} of the "
               "file" for field in sorted(wanted.keys() & given.keys()) if wanted[field] != given[field]]
     added = {field: value for field, value in wanted.items() if field not in given}
@@ -120,14 +128,26 @@ def _values(block: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str
     return values, problems
 
 
+def _progressive_layer_dropping(block: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings that its block stands for, with DeepSpeed's defaults; and everything that is wrong with it."""
+    if not isinstance(block, dict):
+        return {}, [f"{where} = {block!r}: must be an object; write it as DeepSpeed does"]
+    problems = [f"{where}.{key} = {value!r}: must be {_OF_PLD[key].wanted}" if key in _OF_PLD else
+                f"{where}.{key}: no such key; nearest: {nearest(key, list(_OF_PLD))}"
+                for key, value in block.items() if key not in _OF_PLD or not _OF_PLD[key].holds(value)]
+    if problems or not block.get("enabled", False):
+        return {}, problems
+    return {"pld_theta": block.get("theta", 1.0), "pld_gamma": block.get("gamma", 0.001)}, []
+
+
 def _not_read(path: str, content: dict[str, Any]) -> list[str]:
     """A note that names what is not read."""
     efficiency = content.get(BLOCK[0], {})
-    others = sorted(content.keys() - {BLOCK[0]})
+    others = sorted(content.keys() - {BLOCK[0], PLD})
     others += sorted(f"{BLOCK[0]}.{key}" for key in efficiency.keys() - {BLOCK[1], "enabled", "seed"})
     if not others:
         return []
-    return [f"{path}: only random_ltd is read; not read: {', '.join(others)}. Their counterparts are flags"]
+    return [f"{path}: only random_ltd and {PLD} are read; not read: {', '.join(others)}. Their counterparts are flags"]
 
 
 def _wanted(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

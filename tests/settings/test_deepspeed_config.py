@@ -49,8 +49,8 @@ def test_the_published_gpt_configuration_becomes_flags_and_is_echoed(tmp_path: P
     assert [layer for layer in range(24) if plan.layers[layer].token_set is not None] == list(range(1, 23))
     assert config.training.token_budget == "raw" and not config.optimizer.layer_token_lr
     assert notes[1:] == [
-        f"{path}: only random_ltd is read; not read: fp16, train_batch_size, zero_optimization. Their counterparts are "
-        "flags",
+        f"{path}: only random_ltd and progressive_layer_drop are read; not read: fp16, train_batch_size, "
+        "zero_optimization. Their counterparts are flags",
         f"{path}: taken as --random-ltd-start-length 128 --random-ltd-steps 200000 --random-ltd-length-step 16 "
         "--random-ltd-layers 1-22"]
 
@@ -82,6 +82,22 @@ def test_a_block_that_is_off_or_missing_changes_nothing_and_that_is_said(tmp_pat
     (tmp_path / "other.json").write_text('{"train_batch_size": 8}')
     _, notes = parse_run_config([*WORDS, "--deepspeed-config", str(tmp_path / "other.json")])
     assert len(notes) == 2 and "not read: train_batch_size" in notes[1]
+
+
+def test_progressive_layer_dropping_is_taken_alone_or_beside_random_ltd(tmp_path: Path) -> None:
+    (tmp_path / "pld.json").write_text('{"progressive_layer_drop": {"enabled": true, "theta": 0.5, "gamma": 0.01}}')
+    config, notes = parse_run_config([*WORDS[:4], "--deepspeed-config", str(tmp_path / "pld.json")])
+    assert config.token_drop == TokenDropConfig(pld_theta=0.5, pld_gamma=0.01)
+    assert notes == [f"{tmp_path / 'pld.json'}: taken as --pld-theta 0.5 --pld-gamma 0.01"]
+    both = written(tmp_path, BLOCK, progressive_layer_drop={"enabled": True, "theta": 1})
+    config, _ = parse_run_config([*WORDS, "--deepspeed-config", both])
+    assert (config.token_drop.pld_theta, config.token_drop.random_ltd_steps) == (1, 200_000)
+    off = written(tmp_path, BLOCK, progressive_layer_drop={"enabled": False, "theta": 0.5})
+    assert parse_run_config([*WORDS, "--deepspeed-config", off])[0].token_drop.pld_theta == 1.0
+    for block, said in (({"enabled": True, "theta": "x"}, "progressive_layer_drop.theta = 'x': must be a number"),
+                        ({"thata": 0.5}, "progressive_layer_drop.thata: no such key; nearest: theta"),
+                        (7, "progressive_layer_drop = 7: must be an object")):
+        assert said in refused(written(tmp_path, BLOCK, progressive_layer_drop=block))
 
 
 def test_the_layer_token_learning_rate_that_deepspeed_only_declares_is_had_here(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _layer_dropout(size: Size, steps: int) -> Flags:
 
 
 def _raptr(size: Size, steps: int) -> Flags:
-    """Paths of a half, two thirds and five sixths of the layers, for equal times, and then all: 25% fewer on average."""
+    """Half, two thirds, five sixths of the layers and at last all, for equal times: 25% fewer on average."""
     layers = size.budget.config((), steps).model.num_layers
     stages = (f"{steps * number // 4}:{max(2, round(layers * (3 + number) / 6))}" for number in range(4))
     return ("--raptr-stages", ",".join(stages))
