@@ -68,7 +68,8 @@ def test_two_policies_compose_or_are_refused_by_name(pair: tuple[str, str]) -> N
         plan, parts = policies(config).plan(step), [each.plan(step) for each in alone]
         assert plan.read_tokens == min(part.read_tokens for part in parts)
         for layer, of_layers in zip(plan.layers, zip(*(part.layers for part in parts), strict=True), strict=True):
-            assert layer.tokens == min(each.tokens for each in of_layers)
+            # Fewer where a policy keeps a share of the tokens that are read.
+            assert 0 < layer.tokens <= min(each.tokens for each in of_layers)
             assert layer.skipped == any(each.skipped for each in of_layers)
             assert layer.backward == all(each.backward for each in of_layers)
             assert layer.token_set is None or layer.attends_to_all == any(each.attends_to_all for each in of_layers)
