@@ -25,7 +25,7 @@ from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config
 from tools.command_line import exit_code_of, parser_of
-from tools.drop_course.course import DRAWN_STEPS, MEAN_STEPS, Course, Row
+from tools.drop_course.course import MEAN_STEPS, Course, Row
 from tools.drop_course.picture import asked_for, draw
 
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
@@ -72,7 +72,7 @@ def _of_layers(course: Course) -> Iterator[str]:
     if constant:
         yield f"{constant:.2f} of {course.layers} layers have a forward pass only, on average"
     yield (f"drawn layers: a row of the table is a mean over up to {MEAN_STEPS} steps, beginning with its own"
-           + (f"; the totals are those of {DRAWN_STEPS} steps" if course.steps > DRAWN_STEPS else ""))
+           + (f"; the totals are estimated from {len(course.works)} steps" if len(course.works) < course.steps else ""))
 
 
 def _columns(course: Course) -> list[str]:

@@ -1,4 +1,4 @@
-"""LayerDrop and the sequence curriculum: what is refused, what is accepted, and lengths in closed form by hand."""
+"""The policies: what is refused, what is accepted, and lengths in closed form by hand."""
 
 from typing import Any
 

@@ -20,7 +20,7 @@ from megatron_ltd.token_drop.plan import StepPlan
 ROWS = 12
 DRAWN_STEPS = 4096
 MEAN_STEPS = 64
-"""Steps over which drawn quantities of a row are averaged."""
+"""Steps over which drawn quantities of a row are averaged, fewer in a short run."""
 
 
 class Work(NamedTuple):
@@ -95,7 +95,8 @@ class Course:
         last, found, ramp = self.steps - 1, policies(self.config), batch_ramp(self.config, self.dp)
         rate = None if self.config.optimizer.lr is None else LearningRate.of_run(self.config, self.dp)
         for step in sorted({last * number // (count - 1) for number in range(count)}):
-            drawn = range(step, min(step + (MEAN_STEPS if found.is_drawn else 1), self.steps))
+            mean = min(MEAN_STEPS, max(1, self.steps // count)) if found.is_drawn else 1
+            drawn = range(step, min(step + mean, self.steps))
             plans, samples = [found.plan(number) for number in drawn], ramp.samples_after(step)
             whole = sum(whole_step_flops(self.config, plan) for plan in plans)
             yield Row(step, plans[0], self.after(step),
