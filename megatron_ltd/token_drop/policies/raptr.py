@@ -51,8 +51,9 @@ class Raptr(DrawnLayers):
         except ConfigError as error:
             yield str(error)
             return
-        yield from (f"{cls.asked_for(settings)}: a stage runs from 2 to --num-layers = {shape.layers} layers, not "
-                    f"{length}; choose such a number" for length in lengths if not 2 <= length <= shape.layers)
+        if wrong := [str(length) for length in lengths if not 2 <= length <= shape.layers]:
+            yield (f"{cls.asked_for(settings)}: a stage runs from 2 to --num-layers = {shape.layers} layers, not "
+                   f"{', '.join(wrong)}; choose such numbers")
 
     def rate(self, layer: int, step: int) -> float:
         if layer in (0, self.layers - 1):
