@@ -33,21 +33,22 @@ def batch_ramp(config: RunConfig, dp: int) -> BatchRamp:
 
 def total_steps(config: RunConfig, dp: int) -> int:
     """Steps of the run: as given, or the number of whole steps that fit in the budget of samples, raw tokens or layer
-    tokens, or the number needed to read all epochs."""
+    tokens, or the number needed to read all epochs; of several budgets the one that is used up first."""
     training = config.training
-    if training.train_iters is not None:
-        return training.train_iters
+    found = [] if training.train_iters is None else [training.train_iters]
     if training.train_epochs is not None:
         assert training.epoch_samples is not None, "finetuning counts the samples of an epoch before it asks"
-        return batch_ramp(config, dp).steps_covering(training.train_epochs * training.epoch_samples)
+        found.append(batch_ramp(config, dp).steps_covering(training.train_epochs * training.epoch_samples))
     if training.train_samples is not None:
-        return batch_ramp(config, dp).steps_within(training.train_samples)
-    assert training.train_tokens is not None, "the checks require a budget"
-    if training.token_budget == "layer":
-        return layer_tokens(config, dp).steps_within(training.train_tokens)
-    if has_curriculum(config):
-        return layer_tokens(config, dp).steps_within_raw(training.train_tokens)
-    return batch_ramp(config, dp).steps_within(training.train_tokens // config.model.seq_length)
+        found.append(batch_ramp(config, dp).steps_within(training.train_samples))
+    if training.train_tokens is not None:
+        if training.token_budget == "layer":
+            found.append(layer_tokens(config, dp).steps_within(training.train_tokens))
+        elif has_curriculum(config):
+            found.append(layer_tokens(config, dp).steps_within_raw(training.train_tokens))
+        else:
+            found.append(batch_ramp(config, dp).steps_within(training.train_tokens // config.model.seq_length))
+    return min(found)
 
 
 def length_is_given(config: RunConfig) -> bool:

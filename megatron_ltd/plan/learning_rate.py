@@ -1,7 +1,7 @@
 """The learning rate: a pure function of progress, with nothing to save or restore.
 
 A run counts progress in one unit: steps, samples or raw tokens. It is the unit of the decay length, else of the
-warm-up, else of WSD's final decay, else of the training budget. Samples and tokens account for a batch size ramp; steps
+warm-up, else of WSD's final decay, else of the training budget; lengths in other units are converted. Samples and tokens account for a batch size ramp; steps
 do not. Lengths that are not given follow from the budget. With `--layer-token-lr` the unit is layer tokens, and lengths
 in tokens are in layer tokens. With D the decay length and W the warm-up, both from the start of the run:
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
-from megatron_ltd.plan.derived import has_curriculum, layer_tokens, total_samples, total_steps
+from megatron_ltd.plan.derived import batch_ramp, has_curriculum, layer_tokens, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
 
 Unit = Literal["steps", "samples", "tokens", "layer tokens"]
@@ -64,14 +64,6 @@ def progress_unit(config: RunConfig) -> Unit:
     return "samples" if config.training.train_samples is not None else "steps"
 
 
-def convertible(origin: Unit, unit: Unit) -> bool:
-    """Whether a length in `origin` can be converted to `unit`: steps cannot be converted to samples, since the batch
-    may grow; and only lengths in tokens can be read as layer tokens."""
-    if unit == "layer tokens":
-        return origin == "tokens"
-    return (origin == "steps") == (unit == "steps")
-
-
 def learning_rate_spans(config: RunConfig, dp: int) -> LearningRateSpans:
     """The lengths, for settings that `settings.checks.all` accepts.
 
@@ -79,32 +71,43 @@ def learning_rate_spans(config: RunConfig, dp: int) -> LearningRateSpans:
         dp: data-parallel size, from which the default global batch size follows.
     """
     unit, optimizer = progress_unit(config), config.optimizer
-    decay = _in_unit(config, "lr_decay", unit)
+    decay = _in_unit(config, "lr_decay", unit, dp)
     if decay is None:
-        decay = _whole_run(config, dp, unit)
-    warmup = _in_unit(config, "lr_warmup", unit) or 0.0
+        decay = whole_run(config, dp, unit)
+    warmup = _in_unit(config, "lr_warmup", unit, dp) or 0.0
     if optimizer.lr_warmup_fraction is not None:
         warmup = optimizer.lr_warmup_fraction * decay
-    return LearningRateSpans(unit, warmup, decay, _in_unit(config, "lr_wsd_decay", unit))
+    return LearningRateSpans(unit, warmup, decay, _in_unit(config, "lr_wsd_decay", unit, dp))
 
 
-def _whole_run(config: RunConfig, dp: int, unit: Unit) -> float:
+def whole_run(config: RunConfig, dp: int, unit: Unit) -> float:
     """The length of the run."""
+    return _progress(config, dp, total_steps(config, dp), unit)
+
+
+def _progress(config: RunConfig, dp: int, steps: int, unit: Unit) -> float:
+    """Progress after so many steps."""
     if unit == "steps":
-        return float(total_steps(config, dp))
+        return float(steps)
     if unit == "layer tokens":
-        return layer_tokens(config, dp).sum_after(total_steps(config, dp)) / config.model.num_layers
+        return layer_tokens(config, dp).sum_after(steps) / config.model.num_layers
     if unit == "tokens" and has_curriculum(config):
-        return float(layer_tokens(config, dp).raw_after(total_steps(config, dp)))
-    return float(total_samples(config, dp) * (config.model.seq_length if unit == "tokens" else 1))
+        return float(layer_tokens(config, dp).raw_after(steps))
+    return float(batch_ramp(config, dp).samples_after(steps) * (config.model.seq_length if unit == "tokens" else 1))
 
 
-def _in_unit(config: RunConfig, name: str, unit: Unit) -> float | None:
-    """The given length, converted to the unit of the schedule."""
+def _in_unit(config: RunConfig, name: str, unit: Unit, dp: int) -> float | None:
+    """The given length, converted to the unit of the schedule: samples and tokens by the length of a sample, all else by
+    the steps that it takes. Lengths in tokens are in layer tokens where the schedule is."""
     for origin, length in given_lengths(config.optimizer, name).items():
-        if origin == unit or unit == "layer tokens":
+        if origin == unit or (origin == "tokens" and unit == "layer tokens"):
             return float(length)
-        return float(length * config.model.seq_length) if unit == "tokens" else length / config.model.seq_length
+        if origin == "steps":
+            return _progress(config, dp, length, unit)
+        samples = length / config.model.seq_length if origin == "tokens" else length
+        if unit in ("samples", "tokens"):
+            return float(samples * config.model.seq_length) if unit == "tokens" else samples
+        return _progress(config, dp, batch_ramp(config, dp).steps_covering(math.ceil(samples)), unit)
     return None
 
 

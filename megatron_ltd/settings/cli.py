@@ -12,13 +12,18 @@ from megatron_ltd.config import Family, ModelConfig, RunConfig
 from megatron_ltd.settings.checks.all import refuse
 from megatron_ltd.settings.checks.idle import idle_settings
 from megatron_ltd.settings.deepspeed_file import deepspeed_settings
-from megatron_ltd.settings.flag_reference import all_flags, with_settings
-from megatron_ltd.settings.foreign_flags import TRANSLATED, VALUES, foreign_answer, nearest
+from megatron_ltd.settings.flag_reference import Flag, all_flags, with_settings
+from megatron_ltd.settings.foreign_flags import RENAMED, TRANSLATED, VALUES, foreign_answer, is_known, nearest
 from megatron_ltd.settings.help import usual_help, whole_help
 from megatron_ltd.settings.toml_file import read_config_file
 
 FILE_FLAGS = {"--config": "FILE.toml", "--deepspeed-config": "FILE.json", "--deepspeed_config": "FILE.json"}
 """Flags that name a file; the last two are one flag."""
+IN_SEVERAL_UNITS = (
+    "train_iters train_samples train_tokens train_epochs", "lr_decay_iters lr_decay_samples lr_decay_tokens",
+    "lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_fraction",
+    "lr_wsd_decay_iters lr_wsd_decay_samples lr_wsd_decay_tokens")
+"""Settings that say one thing in different units."""
 
 
 def parse_run_config(argv: list[str], family: Family = "gpt", *,
@@ -42,7 +47,10 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
     problems, notes = words.problems, words.notes
     settings = words.values
     if "--config" in words.files:
-        found, wrong = read_config_file(words.files["--config"])
+        path = words.files["--config"]
+        found, wrong = read_config_file(path)
+        for field in _displaced(found, settings):
+            notes.append(f"{path}: {field} = {found.pop(field)} gives way to the flag in another unit")
         settings = found | settings
         problems += wrong
     if "--deepspeed-config" in words.files:
@@ -51,8 +59,25 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
         problems += wrong
         notes += said
     refuse(problems)
+    if (kind := _tokenizer_type(settings, family)) is not None:
+        settings = {**settings, "tokenizer_type": kind}
+        notes.append(f"--tokenizer-type is taken as {kind}, which Megatron-LM takes for these files where none is given")
     config = with_settings(RunConfig(model=ModelConfig(family=family)), settings)
     return config, notes + idle_settings(config, finetuning=finetuning)
+
+
+def _displaced(of_file: dict[str, Any], of_flags: dict[str, Any]) -> list[str]:
+    """Settings of a file that a flag says in another unit."""
+    return [field for fields in IN_SEVERAL_UNITS if any(of_flags.get(field) is not None for field in fields.split())
+            for field in fields.split() if field in of_file and field not in of_flags]
+
+
+def _tokenizer_type(settings: dict[str, Any], family: Family) -> str | None:
+    """The kind that Megatron-LM assumes where none is given and its files are."""
+    kind, files = {"gpt": ("GPT2BPETokenizer", ("vocab_file", "merge_file")),
+                   "bert": ("BertWordPieceLowerCase", ("vocab_file",))}.get(family, (None, ()))
+    is_open = settings.get("tokenizer_type") is None and not settings.get("use_checkpoint_args")
+    return kind if is_open and all(settings.get(file) is not None for file in files) else None
 
 
 def asks_for_help(argv: list[str]) -> bool:
@@ -71,16 +96,32 @@ class _Words:
         (_, *stray), *occurrences = _split_words(argv)
         self.problems += [f"{word!r}: a value without a flag before it; flags begin with --" for word in stray]
         for name, *words in occurrences:
-            given = " ".join((name, *words))
-            if given in TRANSLATED:
-                self.notes.append(f"{given}: taken as {TRANSLATED[given]}")
-                name, *words = TRANSLATED[given].split()
-            if name in FILE_FLAGS:
-                self._take_file(name, words)
-            elif name in self.flags:
-                self._take_value(name, words)
-            else:
-                self._answer(name, words)
+            for ours, *values in self._translated(name, [_unquoted(word) for word in words]):
+                if ours in FILE_FLAGS:
+                    self._take_file(ours, values)
+                elif ours in self.flags or self._unset(ours) is not None:
+                    self._take_value(ours, values)
+                else:
+                    self._answer(ours, values)
+
+    def _translated(self, name: str, words: list[str]) -> list[list[str]]:
+        """The flags that a flag stands for, each with its values: none, itself, or others."""
+        with_dashes = name.replace("_", "-")
+        if name not in FILE_FLAGS and name not in self.flags and (with_dashes in self.flags or is_known(with_dashes)):
+            name = with_dashes
+        given = " ".join((name, *words))
+        meant = TRANSLATED.get(given)
+        if meant is None and name in RENAMED:
+            meant = " ".join((RENAMED[name], *words))
+        if meant is None:
+            return [[name, *words]]
+        self.notes.append(f"{given}: taken as {meant or 'not given'}")
+        return _split_words(meant.split())[1:]
+
+    def _unset(self, name: str) -> Flag | None:
+        """The flag that `--no-...` gives back its default, None."""
+        flag = self.flags.get("--" + name.removeprefix("--no-")) if name.startswith("--no-") else None
+        return flag if flag is not None and flag.default is None else None
 
     def _take_file(self, name: str, words: list[str]) -> None:
         if len(words) != 1:
@@ -93,9 +134,11 @@ class _Words:
             self.files[known] = words[0]
 
     def _take_value(self, name: str, words: list[str]) -> None:
-        flag = self.flags[name]
+        unset = self._unset(name) if name not in self.flags else None
+        flag = unset or self.flags[name]
         try:
-            value = flag.from_words(name, words)
+            is_none = unset is not None or (words == ["none"] and flag.default is None)
+            value = None if is_none else flag.from_words(name, words)
         except ValueError as error:
             advice = VALUES.get(" ".join((name, *words)))
             self.problems.append(str(error) if advice is None else f"{name} = {words[0]}: {advice}")
@@ -113,6 +156,11 @@ class _Words:
             self.problems.append(answer.text)
         elif answer.text not in self.notes:
             self.notes.append(answer.text)
+
+
+def _unquoted(word: str) -> str:
+    """Without quotes around it, which stay where a script builds its arguments in a string."""
+    return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word
 
 
 def _split_words(argv: list[str]) -> list[list[str]]:

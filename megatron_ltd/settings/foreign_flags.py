@@ -18,8 +18,10 @@ def _table(name: str) -> dict[str, str]:
 
 TRANSLATED = _table("translated")
 """A flag with its value -> the flag here with its value."""
+RENAMED = _table("renamed")
+"""A flag -> the flag here that takes its values, after flags that it needs."""
 NO_EFFECT = _table("without_effect")
-"""Flag -> why it changes nothing."""
+"""Flag, or a pattern of flags -> why it changes nothing."""
 UNSUPPORTED = _table("unsupported")
 """Flag, or a pattern of flags with a star at its end -> what to do instead."""
 SATISFIED: list[str] = ANSWERS["satisfied"]
@@ -51,12 +53,22 @@ def foreign_answer(name: str, words: Sequence[str], known: Iterable[str]) -> Ans
         return Answer(f"{given} has no effect here: {NO_EFFECT[name]}", harmless=True)
     if given in SATISFIED:
         return Answer(f"{given} has no effect here: it asks for what happens anyway", harmless=True)
-    of_family = (advice for pattern, advice in UNSUPPORTED.items() if fnmatchcase(name, pattern))
-    advice = UNSUPPORTED.get(name) or next(of_family, None)
+    advice = UNSUPPORTED.get(name) or _of_pattern(name, UNSUPPORTED)
+    if advice is None and (reason := _of_pattern(name, NO_EFFECT)) is not None:
+        return Answer(f"{given} has no effect here: {reason}", harmless=True)
     if advice is None and name in OTHER_FLAGS:
-        advice = ("Megatron has this flag, this project does not; leave it out "
-                  f"(nearest here: {nearest(name, known)})")
+        advice = "Megatron has this flag, this project does not; leave it out"
     return Answer(f"{given}: not supported: {advice}", harmless=False) if advice is not None else None
+
+
+def is_known(name: str) -> bool:
+    """Whether a flag has an answer."""
+    return name in RENAMED or foreign_answer(name, (), ()) is not None \
+        or any(words.split()[0] == name for words in (*TRANSLATED, *SATISFIED, *VALUES))
+
+
+def _of_pattern(name: str, table: dict[str, str]) -> str | None:
+    return next((answer for pattern, answer in table.items() if fnmatchcase(name, pattern)), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

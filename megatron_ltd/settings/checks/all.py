@@ -14,7 +14,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, length_is_given, total_steps
 from megatron_ltd.settings.checks.layout import layout_violations
-from megatron_ltd.settings.checks.learning_rate import learning_rate_violations
+from megatron_ltd.settings.checks.learning_rate import learning_rate_notes, learning_rate_violations
 from megatron_ltd.settings.checks.rules import exceeded_limits, excluded_settings, given
 from megatron_ltd.settings.checks.token_drop import token_drop_violations
 from megatron_ltd.settings.checks.values import repaired, value_violations
@@ -25,6 +25,10 @@ TOKENIZER_FILES = {"GPT2BPETokenizer": "vocab_file merge_file", "SentencePieceTo
                    "HuggingFaceTokenizer": "tokenizer_model", "BertWordPieceLowerCase": "vocab_file",
                    "BertWordPieceCase": "vocab_file"}
 """Kind of tokenizer -> settings that it needs."""
+
+
+BUDGETS = "train_iters train_samples train_tokens train_epochs"
+"""Settings that say how long a run is."""
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -101,20 +105,26 @@ def _model(config: RunConfig) -> Iterator[str]:
 
 
 def _budget(config: RunConfig) -> list[str]:
-    budgets = "train_iters train_samples train_tokens train_epochs"
-    found = [flag.spoken(flag.of(config)) for flag in given(config, budgets)]
-    if len(found) == 1:
+    found = [flag.field for flag in given(config, BUDGETS)]
+    if found and (len(found) == 1 or "train_epochs" not in found):
         return []
-    return [f"{' and '.join(found) + ' are given' if found else 'no training budget is given'}: the length of the run "
-            f"needs exactly one of {', '.join(map(flag_name, budgets.split()))}; {'keep one' if found else 'add one'}"]
+    return [f"{' and '.join(map(flag_name, found)) + ' are given' if found else 'no training budget is given'}: the "
+            f"length of the run needs one of {', '.join(map(flag_name, BUDGETS.split()))}; "
+            + ("epochs stand alone: keep one" if found else "add one")]
+
+
+def notes(config: RunConfig, world_size: int) -> list[str]:
+    """What is unusual about settings that can run, one sentence each."""
+    budgets = [flag.spoken(flag.of(config)) for flag in given(config, BUDGETS)]
+    several = [f"{' and '.join(budgets)}: the run ends with the budget that is used up first"] if len(budgets) > 1 else []
+    return several + (list(learning_rate_notes(config, world_size)) if length_is_given(config) else [])
 
 
 def _length(config: RunConfig, world_size: int) -> Iterator[str]:
     """Whether the budget is enough for one step."""
     if total_steps(config, data_parallel_size(config, world_size)) < 1:
-        (budget,) = given(config, "train_samples train_tokens")
-        yield (f"{budget.spoken(budget.of(config))}: less than one global batch; give more, or lower "
-               "--global-batch-size")
+        budgets = [flag.spoken(flag.of(config)) for flag in given(config, "train_samples train_tokens")]
+        yield f"{' and '.join(budgets)}: less than one global batch; give more, or lower --global-batch-size"
 
 
 def _data(config: RunConfig) -> Iterator[str]:

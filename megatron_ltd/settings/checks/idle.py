@@ -58,6 +58,7 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (optimizer.optimizer != "muon", "muon_momentum muon_nesterov muon_num_ns_steps muon_scale_mode "
          "muon_extra_scale_factor muon_split_qkv muon_precision", "without --optimizer muon"),
         (optimizer.optimizer == "sgd", "adam_beta1 adam_beta2 adam_eps", "with --optimizer = sgd"),
-        (checkpoint.save is None, "async_save no_save_optim", "without --save"),
+        (checkpoint.save is None, "save_interval async_save no_save_optim", "without --save: nothing is saved"),
+        (config.logging.metrics_file is None, "profile", "without --metrics-file, beside which the trace is written"),
         (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
     )

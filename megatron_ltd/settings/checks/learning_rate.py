@@ -7,10 +7,10 @@ from megatron_ltd.plan.derived import data_parallel_size, has_curriculum
 from megatron_ltd.plan.learning_rate import (
     FLAG_SUFFIX,
     Unit,
-    convertible,
     given_lengths,
     learning_rate_spans,
     progress_unit,
+    whole_run,
 )
 
 Lengths = dict[str, dict[Unit, int]]
@@ -55,24 +55,31 @@ def _units(config: RunConfig, lengths: Lengths) -> Iterator[str]:
     if unlike:
         yield (f"{' and '.join(unlike)}: the learning rate is counted in {unit} here, and with a sequence curriculum "
                f"samples have no fixed number of tokens; give all its lengths in {unit} (-{FLAG_SUFFIX[unit]})")
-    unlike = [flag for flag, origin in given if not convertible(origin, unit)]
-    if unlike and unit == "layer tokens":
-        yield (f"{' and '.join(unlike)}: with --layer-token-lr the learning rate is counted in layer tokens; give all "
-               "its lengths in tokens (-tokens), or leave --layer-token-lr out")
-    elif unlike and all(len(units) <= 1 for units in lengths.values()):
-        yield (f"{' and '.join(unlike)}: the learning rate is counted in {unit} here, and steps have no fixed "
-               "number of samples; give all its lengths in steps (-iters), or all in samples or tokens")
 
 
 def _spans(config: RunConfig, lengths: Lengths, dp: int) -> Iterator[str]:
     """Lengths that do not fit into the decay."""
     spans = learning_rate_spans(config, dp)
     until = f"the {spans.decay:g} {spans.unit} after which the minimum is reached; shorten it"
-    if config.optimizer.lr_decay_style != "constant" and spans.warmup >= spans.decay:
+    if config.optimizer.lr_decay_style != "constant" and lengths["lr_decay"] and spans.warmup >= spans.decay:
         yield (f"{_flags('lr_warmup', lengths['lr_warmup'])}: warm-up is not shorter than {until}, or lengthen "
                f"--lr-decay-{FLAG_SUFFIX[spans.unit]}")
     if "lr_wsd_decay" in lengths and spans.final_decay is not None and spans.final_decay > spans.decay:
         yield f"{_flags('lr_wsd_decay', lengths['lr_wsd_decay'])}: longer than {until}"
+
+
+def learning_rate_notes(config: RunConfig, world_size: int) -> Iterator[str]:
+    """What is unusual about settings without violations: lengths that are converted, and a warm-up that does not end."""
+    unit, dp = progress_unit(config), data_parallel_size(config, world_size)
+    as_it_is = {unit} | ({"tokens"} if unit == "layer tokens" else set())
+    for name in ("lr_decay", "lr_warmup", "lr_wsd_decay"):
+        for origin, length in given_lengths(config.optimizer, name).items():
+            if origin not in as_it_is and {origin, unit} != {"samples", "tokens"}:
+                yield (f"{_flags(name, {origin: length})} is converted to {unit}, in which the learning rate is counted")
+    spans, run = learning_rate_spans(config, dp), whole_run(config, dp, unit)
+    if run <= spans.warmup:
+        yield (f"the run of {run:g} {unit} is not longer than the warm-up of {spans.warmup:g}: the learning rate never "
+               f"reaches --lr = {config.optimizer.lr}; shorten --lr-warmup-{FLAG_SUFFIX[unit]}, or train longer")
 
 
 def _flags(name: str, given: dict[Unit, int]) -> str:

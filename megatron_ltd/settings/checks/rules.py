@@ -47,10 +47,6 @@ def excluded_settings(config: RunConfig) -> Iterator[str]:
         (config.training.bf16, "fp16", "with --bf16: a run computes in one precision; leave one of them out"),
         (config.checkpoint.load is None, "finetune use_checkpoint_args ckpt_step",
          "without --load: there is no checkpoint to take; add --load DIR"),
-        (config.checkpoint.save is None, "save_interval",
-         "without --save: nothing would be saved; add --save DIR"),
-        (config.logging.metrics_file is None, "profile",
-         "without --metrics-file: the trace is written beside it; add --metrics-file PATH"),
     ))
 
 

@@ -13,7 +13,7 @@ from megatron_ltd.config import Family, RunConfig
 from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
-from megatron_ltd.settings.checks.all import check, refuse, violations
+from megatron_ltd.settings.checks.all import check, notes, refuse, violations
 from megatron_ltd.settings.checks.rules import finetuning_violations, pretraining_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
@@ -49,9 +49,12 @@ class Recipe:
             arguments = sys.argv[1:] if arguments is None else arguments
             if here.rank != 0 and asks_for_help(arguments):
                 return EXIT_COMPLETE  # one process prints it
-            config = self.read_settings(arguments, Console(here.rank == 0 and not only_check))
+            console = Console(here.rank == 0 and not only_check)
+            config = self.read_settings(arguments, console)
             save = config.checkpoint.save
             config, tokenizer = self.checked(config, here.world_size)
+            for note in notes(config, here.world_size):
+                console.line(note)
             return EXIT_COMPLETE if only_check else self._train(config, tokenizer, here)
         except Exception as error:
             code = report(error, here.rank, here.world_size, save)
@@ -70,8 +73,8 @@ class Recipe:
         Raises:
             UserError: flags or files that cannot be read, or a checkpoint of another family.
         """
-        config, notes = parse_run_config(arguments, self.family, finetuning=self.finetuning)
-        for note in notes:
+        config, said = parse_run_config(arguments, self.family, finetuning=self.finetuning)
+        for note in said:
             console.line(note)
         if self.finetuning:
             config = from_pretrained(config, console)
