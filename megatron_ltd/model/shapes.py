@@ -56,11 +56,15 @@ def _layer(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     heads = config.num_attention_heads
     yield from _norm(config, "attention_norm").items()
     yield from _linear("attention.qkv", (heads + 2 * config.query_groups) * d, h, bias or config.add_qkv_bias)
-    yield from _linear("attention.proj", h, heads * d, bias)
+    yield from _linear("attention.proj", h, heads * d, bias or config.add_proj_bias)
+    if config.qk_layernorm:
+        widths = (heads * d, config.query_groups * d) if config.qk_layernorm_all_heads else (d, d)
+        for name, width in zip(("query", "key"), widths, strict=True):
+            yield from _norm(config, f"attention.{name}_norm", width).items()
     yield from _norm(config, "mlp_norm").items()
     for name in ("gate", "up") if config.swiglu else ("fc1",):
-        yield from _linear(f"mlp.{name}", config.ffn, h, bias)
-    yield from _linear("mlp.fc2", h, config.ffn, bias)
+        yield from _linear(f"mlp.{name}", config.ffn, h, bias or config.add_mlp_bias)
+    yield from _linear("mlp.fc2", h, config.ffn, bias or config.add_mlp_bias)
 
 
 def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, Shape]]:
@@ -69,6 +73,6 @@ def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, S
         yield f"{name}.bias", (out,)
 
 
-def _norm(config: ModelConfig, name: str) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {f"{name}.weight": (config.hidden_size,)}
-    return shapes | ({f"{name}.bias": (config.hidden_size,)} if config.normalization == "LayerNorm" else {})
+def _norm(config: ModelConfig, name: str, width: int | None = None) -> dict[str, Shape]:
+    shape: Shape = (width or config.hidden_size,)
+    return {f"{name}.weight": shape} | ({f"{name}.bias": shape} if config.normalization == "LayerNorm" else {})
