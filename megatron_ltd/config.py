@@ -164,6 +164,18 @@ class ModelConfig:
             return self.num_query_groups
         return self.num_attention_heads
 
+    @property
+    def qkv_bias(self) -> bool:
+        return self.add_qkv_bias or not self.disable_bias_linear
+
+    @property
+    def proj_bias(self) -> bool:
+        return self.add_proj_bias or not self.disable_bias_linear
+
+    @property
+    def mlp_bias(self) -> bool:
+        return self.add_mlp_bias or not self.disable_bias_linear
+
     def is_windowed(self, layer: int) -> bool:
         """Whether the layer has a sliding window."""
         frequency = self.window_attn_skip_freq

@@ -104,10 +104,9 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.recompute = recompute
         qkv_features = (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
-        bias = not config.disable_bias_linear
-        self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=bias or config.add_qkv_bias)
+        self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=config.qkv_bias)
         self.proj = RowParallelLinear(config.num_attention_heads * config.head_dim, config.hidden_size, tp,
-                                      bias=bias or config.add_proj_bias)
+                                      bias=config.proj_bias)
         self.query_norm = build_query_key_norm(config, config.num_attention_heads, tp)
         self.key_norm = build_query_key_norm(config, config.query_groups, tp)
 

@@ -52,9 +52,8 @@ class MLP(nn.Module):
         super().__init__()
         self.tp = tp
         self.approximation = "tanh" if config.openai_gelu else "none"
-        bias = not config.disable_bias_linear or config.add_mlp_bias
-        self.fc1 = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
-        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=bias)
+        self.fc1 = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=config.mlp_bias)
+        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(self.tp.enter(x)), approximate=self.approximation))
@@ -69,10 +68,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
         self.tp = tp
-        bias = not config.disable_bias_linear or config.add_mlp_bias
-        self.gate = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
-        self.up = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
-        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=bias)
+        self.gate = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=config.mlp_bias)
+        self.up = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=config.mlp_bias)
+        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.tp.enter(x)

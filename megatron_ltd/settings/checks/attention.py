@@ -20,8 +20,8 @@ def attention_violations(config: RunConfig) -> Iterator[str]:
         before, after = model.window_size
         if model.family != "gpt":
             yield f"--window-size = {before} {after}: windows are causal, so this model cannot have one; leave it out"
-        elif before < 1 or after != 0:
-            yield (f"--window-size = {before} {after}: must be the number of earlier tokens, at least 1, and 0 later "
+        elif before < 0 or after != 0:
+            yield (f"--window-size = {before} {after}: must be the number of earlier tokens, at least 0, and 0 later "
                    "ones; give such numbers")
     for flag in given(config, "window_attn_skip_freq no_rope_freq"):
         numbers = flag.of(config)

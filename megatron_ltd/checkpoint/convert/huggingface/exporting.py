@@ -10,12 +10,9 @@ from typing import Any
 
 import torch
 
-from megatron_ltd.checkpoint.convert.huggingface.config import (
-    FAMILY_OF,
-    computes_the_same,
-    describe,
-    model_config,
-)
+from megatron_ltd.checkpoint.convert.huggingface.config import model_config
+from megatron_ltd.checkpoint.convert.huggingface.describe import computes_the_same, describe
+from megatron_ltd.checkpoint.convert.huggingface.families import FAMILY_OF
 from megatron_ltd.checkpoint.convert.huggingface.folder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from megatron_ltd.checkpoint.convert.huggingface.importing import SOURCE
 from megatron_ltd.checkpoint.convert.huggingface.names import Mapped, mapping
@@ -138,7 +135,9 @@ def _write_weights(folder: Path, entries: list[Mapped], tensors: CheckpointTenso
 
 def folded_scale(name: str, config: ModelConfig) -> float:
     """The factor on a tensor that stands for a multiplier of CompleteP, which models there do not have."""
-    if ".attention.proj." in name or ".mlp.fc2." in name:
+    before = config.norm_placement == "before"
+    last_of_branch = (".attention.proj.", ".mlp.fc2.") if before else (".attention_norm.", ".mlp_norm.")
+    if any(part in name for part in last_of_branch):
         return 1.0 / config.depth_multiplier
     return 1.0 / config.width_multiplier if name.startswith("final_norm.") else 1.0
 
