@@ -1,5 +1,5 @@
-"""Converts models between Hugging Face folders and our checkpoints: GPT-2, Llama, Mistral, Qwen2, Qwen3, OLMo 2, SmolLM3,
-MegatronBert, ViT.
+"""Converts models between Hugging Face folders and our checkpoints: GPT-2, Llama, Mistral, Qwen2, Qwen3, OLMo 2,
+SmolLM3, MegatronBert, ViT.
 
     python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --dry-run
     python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --save checkpoints/llama
@@ -63,8 +63,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     reads, writes = (args.from_hf, args.save or args.dry_run), (args.load, args.to_hf)
     if all(reads) and not any(writes) or all(writes) and not any(reads):
         return args
-    raise ConfigError("Give --from-hf DIR --save DIR to read a Hugging Face model, --from-hf DIR --dry-run to see whether "
-                      "it can be read, or --load DIR --to-hf DIR to write one.")
+    raise ConfigError("Give --from-hf DIR --save DIR to read a Hugging Face model, --from-hf DIR --dry-run to see "
+                      "whether it can be read, or --load DIR --to-hf DIR to write one.")
 
 
 def describe_model(folder: Path, console: Console) -> None:

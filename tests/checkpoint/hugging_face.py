@@ -26,6 +26,15 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
+from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.checkpoint.whole_tensors import PREFIX
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.gpt import GPT
+from megatron_ltd.model.init import materialize
+from megatron_ltd.model.transformer import StageSpan
+from megatron_ltd.parallel.collectives import TensorParallel
+from tests.model.tiny import load, whole_parameters
+from tests.train.runs import saved_tensors
 from tools import convert_checkpoint
 
 VOCABULARY, POSITIONS = 61, 24
@@ -131,6 +140,29 @@ def lively(model: PreTrainedModel) -> PreTrainedModel:
 def saved(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
     model.save_pretrained(folder, **options)
     return folder
+
+
+@torch.no_grad()
+def our_logits(checkpoints: Path, step: int, tp: TensorParallel, tokens: torch.Tensor) -> torch.Tensor:
+    """Of the GPT in a checkpoint. Shapes: tokens [b, s] -> [b, s, v]"""
+    config = RunConfig.from_dict(read_manifest(checkpoints / f"iter_{step:07d}").config).model
+    model = GPT(config, tp, StageSpan(0, config.num_layers, config.num_layers))
+    materialize(model, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
+    load(model, {name.removeprefix(PREFIX): tensor for name, tensor in saved_tensors(checkpoints, step).items()
+                 if name.startswith(PREFIX)})
+    hidden: list[torch.Tensor] = []
+    assert model.final_norm is not None
+    model.final_norm.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    model.eval()(tokens, labels=tokens, loss_mask=torch.ones(tokens.shape), sample_ids=torch.zeros(len(tokens)).long())
+    table = whole_parameters(model)
+    output = table.get("head.weight", table["embedding.word.weight"])
+    return (hidden.pop().transpose(0, 1) @ output.T)[..., :config.vocab_size]
+
+
+def assert_logits_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """To 1e-5 of the largest."""
+    assert float(wanted.std()) > 0.05, "logits near zero would agree whatever the model does"
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5 * float(wanted.abs().max()))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -27,6 +27,9 @@ from megatron_ltd.errors import CheckpointError
 
 Values = Mapping[str, Any]
 
+LARGEST_SIZE = 1 << 24
+"""Of anything: larger numbers are damage."""
+
 
 def family_of(config: Values, path: Path) -> str:
     """How the weights are laid out.
@@ -73,7 +76,8 @@ def _read(config: Values, path: Path) -> tuple[ModelConfig, "_Reader"]:
         tied = reader.flag("tie_word_embeddings", DEFAULTS[kind]["tie_word_embeddings"])
         read["untie_embeddings_and_output_weights"] = not tied
     if family == "gpt2":
-        reader.any("n_ctx")  # of old versions, beside n_positions
+        reader.must_agree({"n_ctx": "n_positions", "hidden_size": "n_embd", "num_hidden_layers": "n_layer",
+                           "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"})
         read["openai_gelu"] = _is_tanh_gelu(reader)
     elif family == "megatron-bert":
         read["family"] = "bert"
@@ -111,8 +115,8 @@ class _Reader:
     def size(self, name: str, sizes: Values) -> int:
         """A number of things, at least one."""
         value = self.any(name, self.default(name, sizes))
-        fits = type(value) is int and value >= 1
-        return value if fits else self.wrong(name, value, "must be a whole number of at least 1", 1)
+        fits = type(value) is int and 1 <= value <= LARGEST_SIZE
+        return value if fits else self.wrong(name, value, f"must be a whole number from 1 to {LARGEST_SIZE}", 1)
 
     def number(self, name: str, sizes: Values) -> float:
         value = self.any(name, self.default(name, sizes))
@@ -127,6 +131,13 @@ class _Reader:
         self.read.add(name)
         if name in self.config and self.config[name] not in allowed:
             self.wrong(name, self.config[name], f"only {allowed[0]!r} is supported")
+
+    def must_agree(self, names: Mapping[str, str]) -> None:
+        """Second names, by which the classes may read what a first one says."""
+        for second, first in names.items():
+            value = self.any(second)
+            if value is not None and value != self.config.get(first):
+                self.wrong(second, value, f"must equal {first} = {self.config.get(first)!r}")
 
     def wrong(self, name: str, value: Any, rule: str, instead: Any = None) -> Any:
         """Note a problem; returns a value to go on with, so that all problems are found."""
