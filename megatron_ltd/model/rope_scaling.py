@@ -12,7 +12,7 @@ Hugging Face (`rope_scaling`, `rope_parameters`).
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_ltd.config import ModelConfig
@@ -159,6 +159,9 @@ def scaling_problems(config: ModelConfig) -> list[str]:
     pairs = rotated_channels(config) // 2
     if scaling.kind == "dynamic" and pairs < 2:
         problems.append("dynamic needs at least four rotated channels of a head")
+    if config.max_position_embeddings is None and (
+            scaling.kind == "dynamic" or scaling != _read(replace(config, seq_length=config.seq_length + 1))[0]):
+        problems.append("it would change with --seq-length; give --max-position-embeddings, the model's positions")
     return problems + [f"{name} has {len(values)} numbers: must have {pairs}, one for each pair of rotated channels"
                        for name, values in (("short_factor", scaling.short_factor),
                                             ("long_factor", scaling.long_factor))

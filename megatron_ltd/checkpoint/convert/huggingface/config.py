@@ -43,7 +43,7 @@ def family_of(config: Values, path: Path) -> str:
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in FAMILY_OF:
         return FAMILY_OF[kind]
-    why = next((f", since {reason}" for name, reason in OTHERS.items() if name == kind), "")
+    why = f", since {OTHERS[kind]}" if isinstance(kind, str) and kind in OTHERS else ""
     raise CheckpointError(f"{path}: model_type = {kind!r} is not supported{why}; it must be one of "
                           f"{', '.join(FAMILY_OF)}")
 

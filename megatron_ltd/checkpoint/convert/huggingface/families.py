@@ -14,25 +14,23 @@ ARCHITECTURE = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral
 """model_type -> the class that opens an exported model."""
 
 OTHERS = {
-    "gemma": "its embeddings are scaled and its norms multiply by 1 + weight",
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"),
+                    "its embeddings are scaled and its norms multiply by 1 + weight"),
     "phi3": "its projections are fused and some channels of a head are not rotated",
-    "phi": "attention and MLP run in parallel",
-    "gpt_neox": "attention and MLP run in parallel",
-    "falcon": "attention and MLP run in parallel",
+    **dict.fromkeys(("phi", "gpt_neox", "gptj", "falcon", "cohere", "cohere2"), "attention and MLP run in parallel"),
     "starcoder2": "it has LayerNorm and GELU with rotary positions",
     "gpt_bigcode": "all queries share one key and value head beside learned positions",
     "opt": "its learned positions are offset",
-    "bloom": "it has ALiBi",
-    "mpt": "it has ALiBi",
-    "mixtral": "it has experts", "qwen2_moe": "it has experts", "qwen3_moe": "it has experts",
-    "olmoe": "it has experts", "deepseek_v2": "it has experts", "deepseek_v3": "it has experts",
+    **dict.fromkeys(("bloom", "mpt"), "it has ALiBi"),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "deepseek_v2", "deepseek_v3", "gpt_oss"),
+                    "it has experts"),
+    "olmo3": "its layers with and without a window have different rotary frequencies",
     "olmo": "its norms have no weights",
     "granite": "it has multipliers on embeddings, attention, residuals and logits",
-    "cohere": "attention and MLP run in parallel",
-    "bert": "its norms stand after the residual sum; only Megatron's pre-norm BERT is supported",
-    "roberta": "its norms stand after the residual sum; only Megatron's pre-norm BERT is supported",
+    **dict.fromkeys(("bert", "roberta"),
+                    "its norms stand after the residual sum; only Megatron's pre-norm BERT is supported"),
 }
-"""model_type of well-known models, or what it begins with -> why they are not supported."""
+"""model_type of well-known models -> why they are not supported."""
 
 _LAYERS = {"num_hidden_layers": "num_layers", "hidden_size": "hidden_size",
            "num_attention_heads": "num_attention_heads"}
