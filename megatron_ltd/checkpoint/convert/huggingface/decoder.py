@@ -91,7 +91,7 @@ def _rotated(reader: Reader, kind: str, layers: int) -> list[bool]:
 
 
 def _windows(reader: Reader, kind: str, rotated: Sequence[bool], positions: int) -> dict[str, Any]:
-    """The window and the layers that have it; one that reaches all positions is none."""
+    """The window and the layers that have it."""
     defaults, layers = DEFAULTS[kind], len(rotated)
     window = reader.any("sliding_window")
     if "sliding_window" not in reader.config:
@@ -117,9 +117,9 @@ def _windows(reader: Reader, kind: str, rotated: Sequence[bool], positions: int)
             if kind == "mistral" and window is not None and listed != sliding:
                 reader.wrong("layer_types", types, "every layer of this model has the window")
             sliding = listed
-    if window is None or window >= positions or not any(sliding):
-        if window is None and types is not None and any(sliding):
-            reader.wrong("layer_types", types, f"{SLIDING} needs a sliding_window")
+    if window is None and types is not None and any(sliding):
+        reader.wrong("layer_types", types, f"{SLIDING} needs a sliding_window")
+    if window is None or not any(sliding) or (kind not in WINDOWED and window >= positions):
         return {}
     if kind not in WINDOWED:
         reader.wrong("sliding_window", window, f"the classes of {kind} have no windows, but caches of keys and values "
