@@ -29,7 +29,7 @@ from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config import DataConfig, ModelConfig, RunConfig
-from megatron_ltd.data.text.tokenizer import tokenizer_of_model
+from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.model.shapes import parameter_count
@@ -59,6 +59,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     for name in TOKENIZER_SETTINGS:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="FILE",
                             help="with --to-hf: use this instead of the recorded file, if it has moved")
+    parser.add_argument("--no-tokenizer", action="store_true", help="with --to-hf: write the model alone")
     args = parser.parse_args(argv)
     reads, writes = (args.from_hf, args.save or args.dry_run), (args.load, args.to_hf)
     if all(reads) and not any(writes) or all(writes) and not any(reads):
@@ -124,24 +125,25 @@ def write_model(args: argparse.Namespace, console: Console) -> None:
     path = find_checkpoint(Path(args.load), args.ckpt_step, console)
     config = saved_config(read_manifest(path), path)
     given = {name: getattr(args, name) for name in TOKENIZER_SETTINGS if getattr(args, name) is not None}
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
-    eod = end_of_document(config.data, config.model.vocab_size, console)
+    data = DataConfig() if args.no_tokenizer else dataclasses.replace(config.data, **given)
+    config = dataclasses.replace(config, data=data)
+    tokenizer = tokenizer_to_export(config.data, config.model.vocab_size, console)
+    eod = None if tokenizer is None else (tokenizer.eod, tokenizer.decode([tokenizer.eod]))
     dtype = None if args.dtype is None else DTYPES[args.dtype]
-    carried = export_model(Source(path, config, dtype, eod, args.max_shard_bytes), Path(args.to_hf))
+    carried = export_model(Source(path, config, dtype, eod, args.max_shard_bytes, tokenizer), Path(args.to_hf))
     files = ", ".join(carried) if carried else "none; from_pretrained opens the model without them"
     console.line(f"wrote {args.to_hf} from {path}; tokenizer files: {files}")
 
 
-def end_of_document(settings: DataConfig, vocab_size: int | None, console: Console) -> tuple[int, str] | None:
-    """Id and text of the end-of-document token, for the generation settings; None without a tokenizer."""
+def tokenizer_to_export(settings: DataConfig, vocab_size: int | None, console: Console) -> Tokenizer | None:
+    """The tokenizer of the checkpoint; None without one, or if it is not there."""
     if settings.tokenizer_type in (None, "NullTokenizer"):
         return None
     try:
-        tokenizer = tokenizer_of_model(settings, vocab_size)
+        return tokenizer_of_model(settings, vocab_size)
     except UserError as error:
         console.warn(f"the model is written without a tokenizer: {error}")
         return None
-    return tokenizer.eod, tokenizer.decode([tokenizer.eod])
 
 
 def run(args: argparse.Namespace) -> None:
