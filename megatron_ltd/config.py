@@ -1,7 +1,8 @@
 """Every setting of a run, as frozen dataclasses.
 
 The literal under a field is its documentation: the command line, `docs/flags.md` and the error messages are
-generated from it. A field `num_layers` is the flag `--num-layers`, with Megatron-LM's name wherever the concept
+generated from it. A new setting of the model has as its default what the code computed before, since older checkpoints
+do not name it. A field `num_layers` is the flag `--num-layers`, with Megatron-LM's name wherever the concept
 exists there. Derived values are properties and are never written back. `None` means "not given".
 
 Deliberately one long file: it is the only list of settings, and half of it is their documentation.
@@ -19,6 +20,11 @@ from typing import Any, Literal
 from megatron_ltd.token_drop.registry import POLICIES
 
 Family = Literal["gpt", "bert", "vit"]
+
+
+def _is_marked(numbers: tuple[int, ...], layer: int, mark: int) -> bool:
+    """Whether one number stands for the layer, every N-th, or its own among one for each layer is the mark."""
+    return (layer + 1) % numbers[0] == 0 if len(numbers) == 1 else numbers[layer] == mark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +58,35 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     rotary_percent: float = 1.0
     """Share of a head's channels that are rotated."""
+    use_rope_scaling: bool = False
+    """Scale the rotary frequencies as Llama 3.1 does, by --rope-scaling-factor."""
+    rope_scaling_factor: float = 8.0
+    """How many times longer --use-rope-scaling makes the context."""
+    rotary_seq_len_interpolation_factor: int | None = None
+    """Divide the positions of rotary embeddings by this, so that a longer context has the angles of a shorter one."""
+    rope_scaling: str | None = None
+    """Any other scaling of the rotary frequencies, as the JSON table that a Hugging Face config.json holds under
+    rope_scaling or rope_parameters. Its rope_type is linear, dynamic, llama3, yarn or longrope."""
+    no_rope_freq: tuple[int, ...] | None = None
+    """One number N: no rotary positions in every N-th layer. One number for each layer: 1 for a layer without, 0 for
+    one with."""
+    window_size: tuple[int, int] | None = None
+    """BEFORE AFTER: sliding-window attention, in which a token attends to itself and the BEFORE tokens before it in the
+    sample, whether or not a layer keeps those between. AFTER is 0."""
+    window_attn_skip_freq: tuple[int, ...] | None = None
+    """With --window-size. One number N: every N-th layer attends to everything. One number for each layer: 1 for a
+    layer with the window, 0 for one without."""
     normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
     """Normalisation before attention, before the MLP, and before the head."""
     norm_epsilon: float = 1e-5
     """Added to the variance in normalisation."""
+    norm_placement: Literal["before", "after"] = "before"
+    """Where a layer's norms stand: before attention and MLP, or after them and before the residual sum, as in OLMo
+    2."""
+    qk_layernorm: bool = False
+    """Normalise queries and keys, each head by itself, as in Qwen 3."""
+    qk_layernorm_all_heads: bool = False
+    """With --qk-layernorm, normalise all heads together, as in OLMo 2."""
     swiglu: bool = False
     """SwiGLU in place of GELU in the MLP."""
     openai_gelu: bool = False
@@ -64,6 +95,10 @@ class ModelConfig:
     """No biases in the linear layers of attention and MLP."""
     add_qkv_bias: bool = False
     """Biases in the query/key/value projection even with --disable-bias-linear."""
+    add_proj_bias: bool = False
+    """Biases in attention's output projection even with --disable-bias-linear."""
+    add_mlp_bias: bool = False
+    """Biases in the MLP even with --disable-bias-linear."""
     untie_embeddings_and_output_weights: bool = False
     """Give the output head its own weights instead of sharing the word embedding's."""
     bert_no_binary_head: bool = False
@@ -128,6 +163,27 @@ class ModelConfig:
         if self.group_query_attention and self.num_query_groups is not None:
             return self.num_query_groups
         return self.num_attention_heads
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.add_qkv_bias or not self.disable_bias_linear
+
+    @property
+    def proj_bias(self) -> bool:
+        return self.add_proj_bias or not self.disable_bias_linear
+
+    @property
+    def mlp_bias(self) -> bool:
+        return self.add_mlp_bias or not self.disable_bias_linear
+
+    def is_windowed(self, layer: int) -> bool:
+        """Whether the layer has a sliding window."""
+        frequency = self.window_attn_skip_freq
+        return self.window_size is not None and (frequency is None or not _is_marked(frequency, layer, 0))
+
+    def is_rotated(self, layer: int) -> bool:
+        """Whether the layer has rotary positions, if the model has them."""
+        return self.no_rope_freq is None or not _is_marked(self.no_rope_freq, layer, 1)
 
     @property
     def max_positions(self) -> int:

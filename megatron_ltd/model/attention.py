@@ -1,6 +1,6 @@
-"""Self-attention with grouped queries and rotary positions, on any subset of the tokens."""
+"""Self-attention with grouped queries, rotary positions and sliding windows, on any subset of the tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import keep_mask
+from megatron_ltd.model.norm import build_query_key_norm
+from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
 
@@ -55,6 +57,7 @@ class TokenContext:
         angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
         key_angles: of the keys of a cross layer, two of [s, b or 1, 1, r / 2]; None elsewhere
         mask: attention allowed, [b, 1, k or 1, c] bool; None allows all that `causal` does
+        window_mask: the mask of layers with a sliding window; None where the window reaches everything
         hidden_keys: dropout keys of the tokens this process holds between regions, two of [k/t or k, b] int32;
             None without dropout
         attention_keys: dropout keys of the queries [b, 1, k, 1] and positions of the keys [b or 1, 1, 1, c], int32;
@@ -65,9 +68,17 @@ class TokenContext:
     angles: tuple[torch.Tensor, torch.Tensor] | None = None
     key_angles: tuple[torch.Tensor, torch.Tensor] | None = None
     mask: torch.Tensor | None = None
+    window_mask: torch.Tensor | None = None
     hidden_keys: tuple[torch.Tensor, torch.Tensor] | None = None
     attention_keys: tuple[torch.Tensor, torch.Tensor] | None = None
     cache: KeyValueCache | None = None
+
+    def for_layer(self, config: ModelConfig, layer: int) -> "TokenContext":
+        """The same for a layer that may have a window, or no rotation."""
+        context = self
+        if config.is_windowed(layer) and self.window_mask is not None:
+            context = replace(context, mask=self.window_mask)
+        return context if config.is_rotated(layer) else replace(context, angles=None, key_angles=None)
 
 
 class Attention(nn.Module):
@@ -93,14 +104,18 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.recompute = recompute
         qkv_features = (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
-        bias = not config.disable_bias_linear
-        self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=bias or config.add_qkv_bias)
-        self.proj = RowParallelLinear(config.num_attention_heads * config.head_dim, config.hidden_size, tp, bias=bias)
+        self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=config.qkv_bias)
+        self.proj = RowParallelLinear(config.num_attention_heads * config.head_dim, config.hidden_size, tp,
+                                      bias=config.proj_bias)
+        self.query_norm = build_query_key_norm(config, config.num_attention_heads, tp)
+        self.key_norm = build_query_key_norm(config, config.query_groups, tp)
 
     def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None) -> torch.Tensor:
         x = self.tp.enter(x)
         query, key, value = self._project(x) if context is None else self._project_across(x, self.tp.enter(context))
         query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if tokens.angles is not None:
             query, key = rotate(query, *tokens.angles), rotate(key, *(tokens.key_angles or tokens.angles))
         if tokens.cache is not None:
@@ -157,30 +172,3 @@ class Attention(nn.Module):
         heads = torch.arange(heads_local, dtype=torch.int32, device=query.device)[:, None, None] + self.first_head
         keep = keep_mask(dropout_keys[0] + heads * 0x2545F491, dropout_keys[1], self.dropout)
         return (probabilities * keep * (1.0 / (1.0 - self.dropout))).to(value.dtype) @ value
-
-
-def rotary_angles(positions: torch.Tensor, channels: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of each position's angle at each frequency, in fp32 (https://arxiv.org/abs/2104.09864).
-
-    Args:
-        positions: true positions of the tokens, whatever order or subset they come in.
-        channels: rotated channels of a head; even.
-
-    Shapes:
-        positions [s, b] (or [s, 1] where all samples agree) -> two of [s, b, 1, channels / 2]
-    """
-    exponents = torch.arange(0, channels, 2, device=positions.device, dtype=torch.float32) / channels
-    angles = positions[..., None, None].float() * (1.0 / base**exponents)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first channels of each head; channel i of the rotated ones pairs with channel i + half.
-
-    Shapes:
-        x [s, b, n, d], cos and sin [s, b, 1, r / 2] with r <= d -> [s, b, n, d]
-    """
-    half = cos.shape[-1]
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

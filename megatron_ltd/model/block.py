@@ -1,4 +1,4 @@
-"""One transformer layer: attention and MLP, each behind a norm."""
+"""One transformer layer: attention and MLP, each with a norm before or after it."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 
 class Block(nn.Module):
-    """A pre-norm layer. It returns the update to the residual stream, not the stream itself.
+    """A layer. It returns the update to the residual stream, not the stream itself.
 
     The stream stays outside, so that a dropped layer can add to some of its rows in place.
 
@@ -23,6 +23,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, *, recompute_attention: bool = False):
         super().__init__()
+        self.norms_first = config.norm_placement == "before"
         self.hidden_dropout, self.branch_scale = config.hidden_dropout, 1.0 / config.depth_multiplier
         self.attention_norm = build_norm(config, tp)
         self.attention = Attention(config, tp, recompute=recompute_attention)
@@ -31,6 +32,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None) -> torch.Tensor:
         after_attention, after_mlp = (None, None) if tokens.hidden_keys is None else tokens.hidden_keys
+        if not self.norms_first:
+            attention = self._branch(self.attention_norm(self.attention(x, tokens, context)), after_attention)
+            return attention + self._branch(self.mlp_norm(self.mlp(x + attention)), after_mlp)
         context = None if context is None else self.attention_norm(context)
         attention = self._branch(self.attention(self.attention_norm(x), tokens, context), after_attention)
         return attention + self._branch(self.mlp(self.mlp_norm(x + attention)), after_mlp)
@@ -48,9 +52,8 @@ class MLP(nn.Module):
         super().__init__()
         self.tp = tp
         self.approximation = "tanh" if config.openai_gelu else "none"
-        bias = not config.disable_bias_linear
-        self.fc1 = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
-        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=bias)
+        self.fc1 = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=config.mlp_bias)
+        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(self.tp.enter(x)), approximate=self.approximation))
@@ -65,10 +68,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
         self.tp = tp
-        bias = not config.disable_bias_linear
-        self.gate = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
-        self.up = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=bias)
-        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=bias)
+        self.gate = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=config.mlp_bias)
+        self.up = ColumnParallelLinear(config.hidden_size, config.ffn, tp, bias=config.mlp_bias)
+        self.fc2 = RowParallelLinear(config.ffn, config.hidden_size, tp, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.tp.enter(x)

@@ -11,8 +11,9 @@ from functools import cached_property
 import torch
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.attention import TokenContext, rotary_angles
+from megatron_ltd.model.attention import TokenContext
 from megatron_ltd.model.dropout import token_keys
+from megatron_ltd.model.rotary import rotary_angles
 from megatron_ltd.parallel.collectives import TensorParallel
 
 _ATTENTION, _AFTER_ATTENTION, _AFTER_MLP = range(3)
@@ -89,16 +90,19 @@ class ContextMaker:
         """
         gpt = self.config.family == "gpt"
         mask = self._causal_mask(kept, attends_to_all) if gpt else self._padding_mask(kept, attends_to_all)
+        window = self._window_mask(kept, attends_to_all) if self.config.window_size is not None else None
         return TokenContext(causal=gpt, angles=self._angles(kept), mask=mask,
+                            window_mask=window if window is None or mask is None else window & mask,
                             key_angles=self._angles(None) if attends_to_all else None)
 
     def in_layer(self, context: TokenContext, layer: int, kept: torch.Tensor | None = None, *,
                  attends_to_all: bool = False) -> TokenContext:
-        """The same context with a layer's dropout keys.
+        """The same context with a layer's dropout keys, its window and its angles.
 
         Args:
             kept, attends_to_all: those with which the context was made.
         """
+        context = context.for_layer(self.config, layer)
         if not self.training or self.config.hidden_dropout == self.config.attention_dropout == 0.0:
             return context
         places = self.batch.everywhere if kept is None else kept.t()  # [k, b or 1]
@@ -110,8 +114,7 @@ class ContextMaker:
     @cached_property
     def _all_angles(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotary angles of the whole sequence. Shapes: two of [s, b or 1, 1, r / 2]"""
-        channels = int(self.config.head_dim * self.config.rotary_percent) // 2 * 2
-        return rotary_angles(self.batch.positions(), channels, float(self.config.rotary_base))
+        return rotary_angles(self.batch.positions(), self.config, self.batch.read_tokens)
 
     def _angles(self, kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
         if self.config.position_embedding_type != "rope":
@@ -139,6 +142,20 @@ class ContextMaker:
             of_keys = self.batch.document_ids if attends_to_all else documents
             mask = mask & (documents[:, :, None] == of_keys[:, None, :])
         return mask[:, None]
+
+    def _window_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
+        """Mask of tokens within the sliding window, by their true positions; None if it reaches everything.
+
+        Shapes:
+            -> [b or 1, 1, k, c]
+        """
+        assert self.config.window_size is not None
+        before, everywhere = self.config.window_size[0], self.batch.everywhere.t()
+        if before >= self.batch.read_tokens - 1:
+            return None
+        queries = everywhere if kept is None else kept
+        distance = queries[:, :, None] - (everywhere if attends_to_all else queries)[:, None, :]
+        return ((distance >= 0) & (distance <= before))[:, None]
 
     def _padding_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
         """Mask of real tokens. If a short sample keeps only padding, padding attends to padding: a softmax over nothing

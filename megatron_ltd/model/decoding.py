@@ -1,12 +1,14 @@
 """GPT that generates text token by token, with a key/value cache."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from megatron_ltd.model.attention import KeyValueCache, TokenContext, rotary_angles
+from megatron_ltd.model.attention import KeyValueCache, TokenContext
 from megatron_ltd.model.gpt import GPT
+from megatron_ltd.model.rotary import rotary_angles
 from megatron_ltd.parallel.layers import local
 
 
@@ -46,9 +48,10 @@ class DecodingGPT(GPT):
         positions = (places[:, None] - state.padding).clamp(min=0)  # [s, b]
         if self.embedding is not None:
             x = self.embedding(x, positions, None)
-        angles, mask = self._angles(positions), self._mask(places, state.padding)
-        for layer, block in self.stack.blocks.items():
-            x = x + block(x, TokenContext(angles=angles, mask=mask, cache=state.caches[int(layer)]))
+        tokens = self._tokens(places, positions, state.padding)
+        for name, block in self.stack.blocks.items():
+            of_layer = tokens.for_layer(self.config, int(name))
+            x = x + block(x, replace(of_layer, cache=state.caches[int(name)]))
         if self.final_norm is None:
             return x
         hidden = self.tp.enter(self.final_hidden(x[-1:]))[0]  # [b, h]
@@ -58,11 +61,16 @@ class DecodingGPT(GPT):
         logits[:, self.vocab.first:self.vocab.first + self.vocab.valid] = known
         return self.vocab.reduce(logits)
 
-    def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if self.config.position_embedding_type != "rope":
-            return None
-        channels = int(self.config.head_dim * self.config.rotary_percent) // 2 * 2
-        return rotary_angles(positions, channels, float(self.config.rotary_base))
+    def _tokens(self, places: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor) -> TokenContext:
+        """Shapes: places [s], positions [s, b], padding [b]"""
+        angles = None
+        if self.config.position_embedding_type == "rope":
+            angles = rotary_angles(positions, self.config, int(positions.max()) + 1)
+        mask, window = self._mask(places, padding), None
+        if self.config.window_size is not None:
+            keys = torch.arange(mask.shape[-1], device=places.device)
+            window = mask & (keys >= places[:, None] - self.config.window_size[0])
+        return TokenContext(angles=angles, mask=mask, window_mask=window)
 
     def _mask(self, places: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
         """Mask of earlier tokens that are not padding, and of the token itself, since a softmax over nothing is NaN.

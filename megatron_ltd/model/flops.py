@@ -6,7 +6,8 @@ For a layer that processes k tokens of a sample (a multiply-add counts two):
     attention      4 n d x pairs                          scores and weighted values
     mlp            2 k h f (2, or 3 with SwiGLU)
 
-    pairs          causal k (k + 1) / 2, with keys of all tokens k (s + 1) / 2; bidirectional k c
+    pairs          causal k (k + 1) / 2, with keys of all tokens k (s + 1) / 2; bidirectional k c;
+                   with a sliding window those within it, on average over the sets of k tokens
     head of GPT    2 s h v                                all tokens of the sample, real vocabulary
     head of ViT    2 h v                                  the class token; v classes
     patches of ViT 2 (s - 1) h c q^2                      of q x q pixels of c channels
@@ -23,10 +24,11 @@ from megatron_ltd.config import ModelConfig
 from megatron_ltd.token_drop.plan import StepPlan
 
 
-def layer_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool = False) -> int:
+def layer_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool = False, windowed: bool = False) -> int:
     """Forward operations of one layer that processes `kept_tokens` of one sample.
 
     Args:
+        windowed: the layer has the model's sliding window.
         attends_to_all: keys and values are those of the whole sample.
     """
     k, h, d = kept_tokens, config.hidden_size, config.head_dim
@@ -34,8 +36,21 @@ def layer_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool =
     keys = config.seq_length if attends_to_all else k
     projections = 2 * k * h * d * heads + 4 * keys * h * d * groups + 2 * k * heads * d * h
     pairs_twice = k * (keys + 1) if config.family == "gpt" else 2 * k * keys
+    if windowed:
+        pairs_twice = _pairs_in_window_twice(config, k, attends_to_all)
     mlp = 2 * k * h * config.ffn * (3 if config.swiglu else 2)
     return projections + 2 * heads * d * pairs_twice + mlp
+
+
+def _pairs_in_window_twice(config: ModelConfig, kept_tokens: int, attends_to_all: bool) -> int:
+    """Twice the pairs of a token and one it attends to: itself, and earlier ones within the window."""
+    assert config.window_size is not None
+    s, k = config.seq_length, kept_tokens
+    before = min(config.window_size[0], s - 1)
+    others_twice = before * (2 * s - before - 1)
+    if attends_to_all:
+        return 2 * k + others_twice * k // s
+    return 2 * k + (others_twice * k * (k - 1) // (s * (s - 1)) if s > 1 else 0)
 
 
 def head_flops(config: ModelConfig, predictions: int | None = None) -> int:
@@ -67,8 +82,9 @@ def plan_flops(config: ModelConfig, plan: StepPlan, predictions: int | None = No
         predictions: see `head_flops`.
     """
     read = cut_to(config, plan.read_tokens)
-    layers = sum((3 if layer.backward else 1) * layer_flops(read, layer.tokens, attends_to_all=layer.attends_to_all)
-                 for layer in plan.layers if not layer.skipped)
+    layers = sum((3 if layer.backward else 1) * layer_flops(read, layer.tokens, attends_to_all=layer.attends_to_all,
+                                                            windowed=config.is_windowed(number))
+                 for number, layer in enumerate(plan.layers) if not layer.skipped)
     return layers + 3 * head_flops(read, predictions) + 2 * patch_flops(config)
 
 

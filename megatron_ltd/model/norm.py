@@ -1,9 +1,9 @@
-"""LayerNorm and RMSNorm."""
+"""LayerNorm and RMSNorm of the hidden state, and those of queries and keys."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import Replicate, Shard
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.parallel.collectives import TensorParallel
@@ -33,6 +33,46 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, x.shape[-1:], local(self.weight), self.epsilon)
+
+
+class HeadNorm(nn.Module):
+    """The model's norm over the channels of each head, with one weight for all heads. Shapes: [k, b, n/t, d] -> same"""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel):
+        super().__init__()
+        self.tp, self.epsilon = tp, config.norm_epsilon
+        self.weight = sharded_parameter((config.head_dim,), Replicate(), tp)
+        has_bias = config.normalization == "LayerNorm"
+        self.bias = sharded_parameter((config.head_dim,), Replicate(), tp) if has_bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.tp.shared_inside(local(self.weight))
+        if self.bias is None:
+            return F.rms_norm(x, x.shape[-1:], weight, self.epsilon)
+        return F.layer_norm(x, x.shape[-1:], weight, self.tp.shared_inside(local(self.bias)), self.epsilon)
+
+
+class AllHeadsRMSNorm(nn.Module):
+    """RMSNorm over the channels of all heads together, as in OLMo 2 (https://arxiv.org/abs/2501.00656, section 3.2).
+    The heads are sharded, so the mean is over the squares of all shards. Shapes: [k, b, n/t, d] -> the same"""
+
+    def __init__(self, config: ModelConfig, heads: int, tp: TensorParallel):
+        super().__init__()
+        self.tp, self.epsilon = tp, config.norm_epsilon
+        self.weight = sharded_parameter((heads * config.head_dim,), Shard(0), tp)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        squares = self.tp.sum_of_shards(wide.square().sum(dim=(-2, -1), keepdim=True))
+        normal = wide * torch.rsqrt(squares / self.weight.shape[0] + self.epsilon)
+        return (normal * local(self.weight).unflatten(0, x.shape[-2:])).to(x.dtype)
+
+
+def build_query_key_norm(config: ModelConfig, heads: int, tp: TensorParallel) -> nn.Module | None:
+    """The norm of queries, or of keys, of so many heads; None without --qk-layernorm."""
+    if not config.qk_layernorm:
+        return None
+    return AllHeadsRMSNorm(config, heads, tp) if config.qk_layernorm_all_heads else HeadNorm(config, tp)
 
 
 def build_norm(config: ModelConfig, tp: TensorParallel) -> nn.Module:

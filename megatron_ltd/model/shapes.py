@@ -1,6 +1,8 @@
 """Names and global shapes of a model's parameters, as in checkpoints: plain arithmetic, without building the model."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from megatron_ltd.config import ModelConfig
 
@@ -33,6 +35,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def parameter_count(config: ModelConfig) -> int:
+    """Numbers in all parameters, without the rows that pad the vocabulary."""
+    real = replace(config, make_vocab_size_divisible_by=1) if config.family != "vit" else config
+    return sum(math.prod(shape) for shape in parameter_shapes(real).values())
+
+
 def layer_matrices(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The row counts of a layer's matrices, by name suffix. Query, key and value are fused: their rows alternate, and
     the three sizes are those of one group of heads."""
@@ -52,15 +60,19 @@ def _vit(config: ModelConfig) -> dict[str, Shape]:
 
 
 def _layer(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    h, d, bias = config.hidden_size, config.head_dim, not config.disable_bias_linear
+    h, d = config.hidden_size, config.head_dim
     heads = config.num_attention_heads
     yield from _norm(config, "attention_norm").items()
-    yield from _linear("attention.qkv", (heads + 2 * config.query_groups) * d, h, bias or config.add_qkv_bias)
-    yield from _linear("attention.proj", h, heads * d, bias)
+    yield from _linear("attention.qkv", (heads + 2 * config.query_groups) * d, h, config.qkv_bias)
+    yield from _linear("attention.proj", h, heads * d, config.proj_bias)
+    if config.qk_layernorm:
+        widths = (heads * d, config.query_groups * d) if config.qk_layernorm_all_heads else (d, d)
+        for name, width in zip(("query", "key"), widths, strict=True):
+            yield from _norm(config, f"attention.{name}_norm", width).items()
     yield from _norm(config, "mlp_norm").items()
     for name in ("gate", "up") if config.swiglu else ("fc1",):
-        yield from _linear(f"mlp.{name}", config.ffn, h, bias)
-    yield from _linear("mlp.fc2", h, config.ffn, bias)
+        yield from _linear(f"mlp.{name}", config.ffn, h, config.mlp_bias)
+    yield from _linear("mlp.fc2", h, config.ffn, config.mlp_bias)
 
 
 def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, Shape]]:
@@ -69,6 +81,6 @@ def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, S
         yield f"{name}.bias", (out,)
 
 
-def _norm(config: ModelConfig, name: str) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {f"{name}.weight": (config.hidden_size,)}
-    return shapes | ({f"{name}.bias": (config.hidden_size,)} if config.normalization == "LayerNorm" else {})
+def _norm(config: ModelConfig, name: str, width: int | None = None) -> dict[str, Shape]:
+    shape: Shape = (width or config.hidden_size,)
+    return {f"{name}.weight": shape} | ({f"{name}.bias": shape} if config.normalization == "LayerNorm" else {})

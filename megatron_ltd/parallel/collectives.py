@@ -164,6 +164,19 @@ class TensorParallel:
         function = _ScatterThenGatherGradient if self.sequence_parallel else _ReduceThenCopyGradient
         return function.apply(x, self.group)
 
+    def sum_of_shards(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of what the processes have of a value inside a region, which all of them go on with."""
+        if self.size == 1:
+            return x
+        return _CopyThenReduceGradient.apply(_ReduceThenCopyGradient.apply(x, self.group), self.group)
+
+    def shared_inside(self, parameter: torch.Tensor) -> torch.Tensor:
+        """A replicated parameter that is used inside a region, where each process has a part of its gradient. With
+        sequence parallelism the parts are summed together with those of other replicated parameters."""
+        if self.size == 1 or self.sequence_parallel:
+            return parameter
+        return _CopyThenReduceGradient.apply(parameter, self.group)
+
     def sequence_span(self, sequence_tokens: int) -> tuple[int, int]:
         """First position, and number of positions, that this process holds between regions."""
         if not self._slices_sequence:

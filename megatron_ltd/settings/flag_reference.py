@@ -92,6 +92,8 @@ class Flag:
             ValueError: they stand for none; the message says what is wrong, and what is wanted.
         """
         given = " ".join(words)
+        if self.kind is int and self.count != 1 and len(words) == 1 and words[0][0] in "([":
+            words = words[0].strip("()[]").replace(",", " ").split()  # as Megatron-LM writes it: (127,0)
         if self.kind is bool and words:
             raise ValueError(f"{name} takes no value, but {given!r} follows it; leave that out")
         if self.kind is bool:

@@ -15,11 +15,26 @@ from transformers import (
     MegatronBertForPreTraining,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
+from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.checkpoint.whole_tensors import PREFIX
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.gpt import GPT
+from megatron_ltd.model.init import materialize
+from megatron_ltd.model.transformer import StageSpan
+from megatron_ltd.parallel.collectives import TensorParallel
+from tests.model.tiny import load, whole_parameters
+from tests.train.runs import saved_tensors
 from tools import convert_checkpoint
 
 VOCABULARY, POSITIONS = 61, 24
@@ -44,11 +59,29 @@ def llama(**changes: Any) -> PreTrainedModel:
 
 
 def mistral(**changes: Any) -> PreTrainedModel:
-    return MistralForCausalLM(MistralConfig(**decoder_settings(sliding_window=POSITIONS, **changes)))
+    return MistralForCausalLM(MistralConfig(**decoder_settings(**({"sliding_window": POSITIONS} | changes))))
 
 
 def qwen2(**changes: Any) -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**decoder_settings(**changes)))
+
+
+def qwen3(**changes: Any) -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**decoder_settings(**({"num_key_value_heads": 4, "head_dim": 12} | changes))))
+
+
+def olmo2(**changes: Any) -> PreTrainedModel:
+    return Olmo2ForCausalLM(Olmo2Config(**decoder_settings(**({"num_key_value_heads": 4} | changes))))
+
+
+def smollm3(**changes: Any) -> PreTrainedModel:
+    settings = {"num_key_value_heads": 2, "no_rope_layer_interval": 2}
+    return SmolLM3ForCausalLM(SmolLM3Config(**decoder_settings(**(settings | changes))))
+
+
+def scaled(rope_type: str, **entries: Any) -> dict[str, Any]:
+    """Rotary parameters of a model that was first trained on fewer positions than it has."""
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 500.0, **entries}}
 
 
 def megatron_bert(**changes: Any) -> PreTrainedModel:
@@ -68,6 +101,27 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-biases": lambda: llama(num_key_value_heads=4, attention_bias=True, mlp_bias=True),
     "mistral-ratio-4": lambda: mistral(num_key_value_heads=2, vocab_size=127),
     "qwen2-qkv-biases": lambda: qwen2(num_key_value_heads=2, tie_word_embeddings=True, vocab_size=129),
+    "llama-linear": lambda: llama(**scaled("linear", factor=4.0)),
+    "llama-dynamic": lambda: llama(**scaled("dynamic", factor=3.0)),
+    "llama-3.1": lambda: llama(**scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                        original_max_position_embeddings=16), hidden_size=64),
+    "llama-yarn": lambda: llama(**scaled("yarn", factor=3.0, original_max_position_embeddings=8), hidden_size=64),
+    "llama-longrope": lambda: llama(**scaled("longrope", short_factor=[1.0, 1.5], long_factor=[2.0, 5.0],
+                                             original_max_position_embeddings=8)),
+    "llama-attention-biases": lambda: llama(attention_bias=True),
+    "llama-mlp-biases": lambda: llama(mlp_bias=True),
+    "mistral-window": lambda: mistral(num_key_value_heads=2, sliding_window=7),
+    "qwen2-mixed-windows": lambda: qwen2(use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    "qwen3": qwen3,
+    "qwen3-listed-windows-biases": lambda: qwen3(
+        use_sliding_window=True, sliding_window=5, attention_bias=True,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "olmo2": olmo2,
+    "olmo2-biases-yarn": lambda: olmo2(attention_bias=True, **scaled("yarn", factor=2.0, mscale=0.7,
+                                                                     mscale_all_dim=0.4, truncate=False)),
+    "smollm3": smollm3,
+    "smollm3-windows-biases": lambda: smollm3(use_sliding_window=True, sliding_window=5, no_rope_layers=[0, 1, 0],
+                                              mlp_bias=True, attention_bias=True),
     "megatron-bert": megatron_bert,
 }
 
@@ -86,6 +140,29 @@ def lively(model: PreTrainedModel) -> PreTrainedModel:
 def saved(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
     model.save_pretrained(folder, **options)
     return folder
+
+
+@torch.no_grad()
+def our_logits(checkpoints: Path, step: int, tp: TensorParallel, tokens: torch.Tensor) -> torch.Tensor:
+    """Of the GPT in a checkpoint. Shapes: tokens [b, s] -> [b, s, v]"""
+    config = RunConfig.from_dict(read_manifest(checkpoints / f"iter_{step:07d}").config).model
+    model = GPT(config, tp, StageSpan(0, config.num_layers, config.num_layers))
+    materialize(model, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
+    load(model, {name.removeprefix(PREFIX): tensor for name, tensor in saved_tensors(checkpoints, step).items()
+                 if name.startswith(PREFIX)})
+    hidden: list[torch.Tensor] = []
+    assert model.final_norm is not None
+    model.final_norm.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    model.eval()(tokens, labels=tokens, loss_mask=torch.ones(tokens.shape), sample_ids=torch.zeros(len(tokens)).long())
+    table = whole_parameters(model)
+    output = table.get("head.weight", table["embedding.word.weight"])
+    return (hidden.pop().transpose(0, 1) @ output.T)[..., :config.vocab_size]
+
+
+def assert_logits_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """To 1e-5 of the largest."""
+    assert float(wanted.std()) > 0.05, "logits near zero would agree whatever the model does"
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5 * float(wanted.abs().max()))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.decode import Sampling, next_tokens
 from megatron_ltd.train.process.environment import Launch
-from tests.checkpoint.hugging_face import gpt2, lively, llama, read_in, saved
+from tests.checkpoint.hugging_face import gpt2, lively, llama, read_in, saved, smollm3
 from tests.eval import stories
 from tests.eval.decoding_ranks import decode
 from tests.gloo import launch_ranks
@@ -18,7 +18,8 @@ from tools import generate
 
 TEXTS = [[5, 9, 3, 44, 21, 7], [8], [11, 2, 60], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
 NEW, NEVER = 9, 10**6
-MODELS = {"gpt2": lambda: gpt2(n_layer=4), "llama": lambda: llama(num_hidden_layers=4, num_key_value_heads=4)}
+MODELS = {"gpt2": lambda: gpt2(n_layer=4), "llama": lambda: llama(num_hidden_layers=4, num_key_value_heads=4),
+          "smollm3": lambda: smollm3(num_hidden_layers=4, use_sliding_window=True, sliding_window=5)}
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -90,7 +90,7 @@ def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.
         of_layer = {name.removeprefix(f"layers.{layer}."): weight for name, weight in weights.items()
                     if name.startswith(f"layers.{layer}.")}
         updated = layer_output(of_layer, config, stream[queries], stream[keys], positions[queries], positions[keys],
-                               allowed(config, batch, b, queries, keys))
+                               allowed(config, batch, b, queries, keys, layer), layer)
         factor = (factors or {}).get(layer, 1.0)
         stream = stream.index_put((queries,), stream[queries] + factor * (
             (updated - stream[queries]).detach() if layer in constant else updated - stream[queries]))
@@ -98,46 +98,77 @@ def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.
 
 
 def allowed(config: ModelConfig, batch: dict[str, torch.Tensor], b: int, queries: torch.Tensor,
-            keys: torch.Tensor) -> torch.Tensor:
+            keys: torch.Tensor, layer: int) -> torch.Tensor:
     """Which key each query may see, pair by pair. Padding that has no real token to see sees everything."""
     if config.family == "bert":
         real = batch["padding_mask"][b]
         seen = [bool(real[j]) for j in keys.tolist()]
         return torch.tensor([seen if any(seen) else [True] * len(seen) for _ in queries])
     documents = batch["document_ids"][b] if "document_ids" in batch else torch.zeros(config.seq_length)
-    return torch.tensor([[j <= i and bool(documents[i] == documents[j]) for j in keys.tolist()]
+    reach = config.seq_length if layer in full_layers(config) or config.window_size is None else config.window_size[0]
+    return torch.tensor([[i - reach <= j <= i and bool(documents[i] == documents[j]) for j in keys.tolist()]
                          for i in queries.tolist()])
 
 
+def full_layers(config: ModelConfig) -> list[int]:
+    """Layers without a window, counted out as Megatron-LM's documentation words it."""
+    frequency = config.window_attn_skip_freq or ()
+    if len(frequency) == 1:
+        return [number - 1 for number in range(1, config.num_layers + 1) if number % frequency[0] == 0]
+    return [layer for layer, windowed in enumerate(frequency) if not windowed]
+
+
+def unrotated_layers(config: ModelConfig) -> list[int]:
+    frequency = config.no_rope_freq or ()
+    if len(frequency) == 1:
+        return [number - 1 for number in range(1, config.num_layers + 1) if number % frequency[0] == 0]
+    return [layer for layer, skips in enumerate(frequency) if skips]
+
+
 def layer_output(weights: Weights, config: ModelConfig, x: torch.Tensor, context: torch.Tensor,
-                 positions: torch.Tensor, key_positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A pre-norm layer with its residual connections. Shapes: x [k, h], context [c, h], mask [k, c] -> [k, h]"""
+                 positions: torch.Tensor, key_positions: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
+    """A layer with its residual connections. Shapes: x [k, h], context [c, h], mask [k, c] -> [k, h]"""
+    if config.norm_placement == "after":
+        mixed = attention(weights, config, x, context, positions, key_positions, mask, layer)
+        x = x + normed(weights, "attention_norm", config, mixed)
+        return x + normed(weights, "mlp_norm", config, mlp(weights, config, x))
     x = x + attention(weights, config, normed(weights, "attention_norm", config, x),
-                      normed(weights, "attention_norm", config, context), positions, key_positions, mask)
-    y = normed(weights, "mlp_norm", config, x)
+                      normed(weights, "attention_norm", config, context), positions, key_positions, mask, layer)
+    return x + mlp(weights, config, normed(weights, "mlp_norm", config, x))
+
+
+def mlp(weights: Weights, config: ModelConfig, y: torch.Tensor) -> torch.Tensor:
     if config.swiglu:
         gate = linear(weights, "mlp.gate", y)
         inner = gate * torch.sigmoid(gate) * linear(weights, "mlp.up", y)
     else:
         inner = gelu(linear(weights, "mlp.fc1", y), config.openai_gelu)
-    return x + linear(weights, "mlp.fc2", inner)
+    return linear(weights, "mlp.fc2", inner)
 
 
 def attention(weights: Weights, config: ModelConfig, x: torch.Tensor, context: torch.Tensor, positions: torch.Tensor,
-              key_positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+              key_positions: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
     d, groups = config.head_dim, config.query_groups
     queries = config.num_attention_heads // groups
     of_queries, of_keys = linear(weights, "attention.qkv", x), linear(weights, "attention.qkv", context)
+    starts = [group * (queries + 2) * d for group in range(groups)]
+    query = [of_queries[:, start + i * d:start + (i + 1) * d] for start in starts for i in range(queries)]
+    key = [of_keys[:, start + queries * d:start + (queries + 1) * d] for start in starts]
+    value = [of_keys[:, start + (queries + 1) * d:start + (queries + 2) * d] for start in starts]
+    if config.qk_layernorm and config.qk_layernorm_all_heads:
+        query, key = (list(normed(weights, f"attention.{name}_norm", config, torch.cat(heads, -1)).split(d, -1))
+                      for name, heads in (("query", query), ("key", key)))
+    elif config.qk_layernorm:
+        query, key = ([normed(weights, f"attention.{name}_norm", config, head) for head in heads]
+                      for name, heads in (("query", query), ("key", key)))
+    if layer not in unrotated_layers(config):
+        query = [turned(head, positions, config) for head in query]
+        key = [turned(head, key_positions, config) for head in key]
     mixed = []
-    for group in range(groups):
-        first = group * (queries + 2) * d
-        key, value = (of_keys[:, first + i * d:first + (i + 1) * d] for i in (queries, queries + 1))
-        key = turned(key, key_positions, config)
-        for i in range(queries):
-            query = turned(of_queries[:, first + i * d:first + (i + 1) * d], positions, config)
-            scores = query @ key.T / math.sqrt(d)
-            scores = torch.where(mask, scores, torch.full_like(scores, -math.inf))
-            mixed.append(scores.softmax(-1) @ value)
+    for number, head in enumerate(query):
+        scores = head @ key[number // queries].T / math.sqrt(d)
+        scores = torch.where(mask, scores, torch.full_like(scores, -math.inf))
+        mixed.append(scores.softmax(-1) @ value[number // queries])
     return linear(weights, "attention.proj", torch.cat(mixed, dim=-1))
 
 
@@ -147,7 +178,7 @@ def turned(x: torch.Tensor, positions: torch.Tensor, config: ModelConfig) -> tor
         return x
     half = int(config.head_dim * config.rotary_percent) // 2
     frequencies = torch.tensor([config.rotary_base ** (-i / half) for i in range(half)], dtype=torch.float64)
-    angles = positions.double()[:, None] * frequencies
+    angles = positions.double()[:, None] / (config.rotary_seq_len_interpolation_factor or 1) * frequencies
     product = torch.complex(x[:, :half], x[:, half:2 * half]) * torch.polar(torch.ones_like(angles), angles)
     return torch.cat((product.real, product.imag, x[:, 2 * half:]), dim=-1)
 

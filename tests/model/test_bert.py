@@ -11,6 +11,8 @@ from megatron_ltd.parallel.gradients import reduce_replicated
 from tests.gloo import run_ranks
 from tests.model import dense_reference
 from tests.model.tiny import (
+    OLMO2_LIKE,
+    QWEN3_LIKE,
     assert_gradients_close,
     build_model,
     documents,
@@ -105,7 +107,8 @@ def test_a_sample_that_keeps_nothing_but_padding_stays_a_number(tp: TensorParall
     check_dense(model, batch, dict.fromkeys([1, 2, 3], only_padding))
 
 
-@pytest.mark.parametrize("settings", [{}, {"position_embedding_type": "rope"}], ids=["learned", "rotary"])
+@pytest.mark.parametrize("settings", [{}, {"position_embedding_type": "rope"}, QWEN3_LIKE, OLMO2_LIKE],
+                         ids=["learned", "rotary", "windows and norms of heads", "window, norms after"])
 def test_the_cross_layer_of_gpt_sees_earlier_tokens_of_its_document(tp: TensorParallel,
                                                                     settings: dict[str, Any]) -> None:
     config = tiny_config(**settings)

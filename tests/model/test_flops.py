@@ -95,6 +95,21 @@ def test_one_layer_by_hand() -> None:
         2 * layer_flops(config, 24) + 3 * layer_flops(config, 6) + 2 * 24 * 32 * 61)
 
 
+@pytest.mark.parametrize("keep", [24, 6])
+def test_a_window_counts_the_pairs_within_it(keep: int) -> None:
+    """The mean over all sets of kept tokens, pair by pair: another token is kept with probability (k - 1) / (s - 1)."""
+    config = tiny_config(window_size=(5, 0), window_attn_skip_freq=(2,))
+    within = sum(0 < i - j <= 5 for i in range(24) for j in range(24))
+    pairs = keep + within * keep * (keep - 1) / (24 * 23)
+    dense = layer_flops(config, keep) - 2 * 2 * 4 * 8 * keep * (keep + 1) // 2
+    assert layer_flops(config, keep, windowed=True) == pytest.approx(dense + 2 * 2 * 4 * 8 * pairs, abs=64)
+    cross = 2 * 2 * 4 * 8 * (24 + within) * keep / 24
+    dense = layer_flops(config, keep, attends_to_all=True) - 2 * 2 * 4 * 8 * keep * 25 // 2
+    assert layer_flops(config, keep, attends_to_all=True, windowed=True) == pytest.approx(dense + cross, abs=64)
+    assert sample_flops(config) == 3 * (3 * layer_flops(config, 24, windowed=True) + 2 * layer_flops(config, 24)
+                                        + head_flops(config))
+
+
 def test_a_kept_length_beyond_the_sequence_is_the_sequence() -> None:
     config = tiny_config()
     assert sample_flops(config, [1, 2], 1000) == sample_flops(config, [1, 2], 24) == sample_flops(config)

@@ -13,6 +13,8 @@ from tests.gloo import run_ranks
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
+    OLMO2_LIKE,
+    QWEN3_LIKE,
     assert_gradients_close,
     build_gpt,
     documents,
@@ -24,6 +26,7 @@ from tests.model.tiny import (
 )
 
 Result = tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
+LAYER_NORM = {"normalization": "LayerNorm"}
 DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
 HALF_THE_RANKS_HOLD_PADDING = {"make_vocab_size_divisible_by": 128}
 
@@ -47,6 +50,10 @@ def on_ranks(rank: int, world_size: int, config: ModelConfig, strata: int, seque
     pytest.param(2, True, GPT2_LIKE | DROPOUT, "full", id="tp2-sp-gpt2-recompute"),
     pytest.param(2, True, LLAMA_LIKE | DROPOUT, "selective", id="tp2-sp-llama-selective"),
     pytest.param(4, True, LLAMA_LIKE | {"num_query_groups": 4}, "none", id="tp4-sp-llama"),
+    pytest.param(2, False, QWEN3_LIKE, "none", id="tp2-qwen3"),
+    pytest.param(2, True, QWEN3_LIKE | LAYER_NORM, "selective", id="tp2-sp-norms-with-biases-selective"),
+    pytest.param(2, False, OLMO2_LIKE, "full", id="tp2-olmo2-recompute"),
+    pytest.param(2, True, OLMO2_LIKE | DROPOUT, "none", id="tp2-sp-olmo2"),
     pytest.param(4, False, GPT2_LIKE | HALF_THE_RANKS_HOLD_PADDING, "none", id="tp4-gpt2-padding"),
 ])
 def test_every_rank_has_the_loss_and_the_gradients_of_one_process(

@@ -10,7 +10,10 @@ from tests.model import dense_reference
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
+    OLMO2_LIKE,
+    QWEN3_LIKE,
     SEED,
+    SMOLLM3_LIKE,
     assert_gradients_close,
     build_gpt,
     documents,
@@ -46,6 +49,9 @@ def kept_sets(batch: dict[str, torch.Tensor], dropped: list[int], keep: int,
     pytest.param(LLAMA_LIKE, [1, 2, 4], 10, 2, True, id="rotary positions, documents"),
     pytest.param(GPT2_LIKE, [1, 2, 3], 10, 1, True, id="learned positions, documents"),
     pytest.param(NO_POSITIONS, [1, 2, 3], 10, 1, False, id="no positions, only the first biases"),
+    pytest.param(QWEN3_LIKE, [1, 2, 3], 12, 1, False, id="norms of queries and keys, windows in most layers"),
+    pytest.param(OLMO2_LIKE, [1, 2, 4], 10, 2, True, id="norms after, and over all heads, windows, documents"),
+    pytest.param(SMOLLM3_LIKE, [0, 1, 3], 12, 1, False, id="layers without rotation, scaled positions, some biases"),
 ])
 def test_dropped_layers_compute_the_explicit_subset(
     tp: TensorParallel, settings: dict[str, Any], dropped: list[int], keep: int, strata: int, with_documents: bool,

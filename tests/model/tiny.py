@@ -30,6 +30,13 @@ LLAMA_LIKE: dict[str, Any] = {
     "untie_embeddings_and_output_weights": True, "group_query_attention": True, "num_query_groups": 2,
     "ffn_hidden_size": 48,
 }
+QWEN3_LIKE: dict[str, Any] = LLAMA_LIKE | {
+    "qk_layernorm": True, "kv_channels": 12, "window_size": (5, 0), "window_attn_skip_freq": (3,)}
+OLMO2_LIKE: dict[str, Any] = LLAMA_LIKE | {
+    "qk_layernorm": True, "qk_layernorm_all_heads": True, "norm_placement": "after", "window_size": (6, 0)}
+SMOLLM3_LIKE: dict[str, Any] = LLAMA_LIKE | {
+    "no_rope_freq": (0, 1, 0, 1, 0), "window_size": (7, 0), "window_attn_skip_freq": (1, 0, 0, 1, 0),
+    "rotary_seq_len_interpolation_factor": 4, "add_proj_bias": True, "add_mlp_bias": True}
 
 
 def tiny_config(**settings: Any) -> ModelConfig:

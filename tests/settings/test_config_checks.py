@@ -17,6 +17,8 @@ from tests.runnable_settings import RUNNABLE, with_settings
 INTERLEAVED = {"pipeline_schedule": "interleaved", "num_layers_per_virtual_pipeline_stage": 3}
 CORPUS = ("a",)
 
+ROPE: dict[str, Any] = {"position_embedding_type": "rope"}
+
 REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     # what has to be given, and single values
     ({"num_layers": 0}, 1, ["--num-layers is required"]),
@@ -88,6 +90,17 @@ REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"position_embedding_type": "rope", "rotary_percent": 0.1}, 1, ["--rotary-percent = 0.1", "0.25"]),
     ({"swiglu": True, "openai_gelu": True}, 1, ["--openai-gelu", "--swiglu"]),
     ({"swiglu": True, "hidden_size": 12}, 1, ["--hidden-size = 12", "--ffn-hidden-size"]),
+    ({**ROPE, "use_rope_scaling": True, "rotary_seq_len_interpolation_factor": 2}, 1,
+     ["--use-rope-scaling and --rotary-seq-len-interpolation-factor are given", "keep one"]),
+    ({**ROPE, "rope_scaling": "{"}, 1, ["--rope-scaling = {: no JSON"]),
+    ({**ROPE, "rope_scaling": '{"type": "yarn"}'}, 1, ["would change with --seq-length", "--max-position-embeddings"]),
+    ({**ROPE, "rope_scaling": '{"type": "longrope", "short_factor": [1], "long_factor": [2], "factor": 2, '
+                              '"original_max_position_embeddings": 64}'}, 1, ["short_factor has 1 numbers: must have"]),
+    ({"window_size": (7, 1)}, 1, ["--window-size = 7 1", "0 later ones"]),
+    ({"family": "bert", "window_size": (7, 0)}, 1, ["--window-size = 7 0", "leave it out"]),
+    ({"window_size": (7, 0), "window_attn_skip_freq": (1, 0)}, 1, ["--window-attn-skip-freq = 1 0", "24 layers"]),
+    ({**ROPE, "no_rope_freq": (0,)}, 1, ["--no-rope-freq = 0: must be one number of at least 1"]),
+    ({"qk_layernorm": True, "qk_layernorm_all_heads": True}, 1, ["--qk-layernorm-all-heads", "RMSNorm"]),
     # tensor parallelism
     ({"tensor_model_parallel_size": 8}, 8,
      ["--num-attention-heads = 12", "--tensor-model-parallel-size = 8", "8 or 16"]),

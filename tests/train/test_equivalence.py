@@ -60,6 +60,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama-importance": {**LLAMA, **IMPORTANCE, "token_drop_no_cross_layer": True},
     "llama-tied-dropout": {**LLAMA, "untie_embeddings_and_output_weights": False, "hidden_dropout": 0.1,
                            "attention_dropout": 0.1},
+    "qwen3": {**LLAMA, "qk_layernorm": True, "kv_channels": 12, "window_size": (15, 0), "window_attn_skip_freq": (3,)},
+    "olmo2": {**LLAMA, "qk_layernorm": True, "qk_layernorm_all_heads": True, "norm_placement": "after",
+              "use_rope_scaling": True},
 }
 
 TP2 = {"tensor_model_parallel_size": 2}
@@ -114,6 +117,8 @@ CASES: list[tuple[str, str, int, dict[str, Any]]] = [
     ("llama-documents", "tp2-sp-pp2-interleaved", 4, {**SP2, **INTERLEAVED}),
     ("llama-documents", "dp2-zero3-micro-batch-1", 2, {**ZERO_3, "micro_batch_size": 1}),
     ("llama", "pp2-zbv-recompute-selective", 2, {**ZBV, "recompute_activations": True}),
+    ("qwen3", "tp2-pp2-zero-bubble", 4, {**TP2, **ZERO_BUBBLE}),
+    ("olmo2", "tp2-sp-pp2-dp2-zero3", 8, {**SP2, **PP2, **ZERO_3}),
     ("llama-tied-dropout", "tp2-sp-pp2-zbv-dp2-zero3-recompute-workers", 8,
      {**SP2, **ZBV, **ZERO_3, **RECOMPUTE, "num_workers": 2}),
 ]

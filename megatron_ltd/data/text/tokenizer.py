@@ -9,6 +9,7 @@ adds the end-of-document token.
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,7 +155,8 @@ class HuggingFaceEngine:
         eod = _first_id(engine, eod_tokens)
         if eod is None:
             raise DataError(f"{' and '.join(files)}: no end-of-document token; looked for {', '.join(eod_tokens)}. "
-                            "Add one of them to the tokenizer's special tokens.")
+                            "Add one of them to the tokenizer's special tokens, or name another as eos_token in a "
+                            "tokenizer_config.json beside tokenizer.json.")
         self.eod = eod
         self.pad = _first_id(engine, PAD_TOKENS)
         self.digest = library_digest(self.definition)
@@ -210,7 +212,20 @@ def hugging_face_tokenizer(path: str) -> HuggingFaceEngine:
         raise DataError(f"{file} is no tokenizer.json of Hugging Face tokenizers: {error}.") from error
     if is_masked_wordpiece(engine):
         return MaskedEngine(engine, (file,))
-    return HuggingFaceEngine(engine, (file,), EOD_TOKENS)
+    return HuggingFaceEngine(engine, (file,), (*EOD_TOKENS, *_declared_eos(Path(file).parent)))
+
+
+def _declared_eos(folder: Path) -> tuple[str, ...]:
+    """The end-of-text token that a tokenizer_config.json beside the tokenizer names."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return ()
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is no table of JSON: {error}.") from error
+    name = declared.get("content") if isinstance(declared, dict) else declared
+    return (name,) if isinstance(name, str) else ()
 
 
 class SentencePieceTokenizer:

@@ -4,6 +4,7 @@ rules out, and settings that must not exceed another."""
 from collections.abc import Iterable, Iterator
 
 from megatron_ltd.config import RunConfig
+from megatron_ltd.model.rope_scaling import rope_scaling
 from megatron_ltd.settings.flag_reference import Flag, flags_by_field
 
 Row = tuple[bool, str, str]
@@ -89,7 +90,10 @@ def _weighted(values: tuple[str, ...]) -> bool:
 def exceeded_limits(config: RunConfig) -> Iterator[str]:
     """Settings above another that is their limit."""
     flags = flags_by_field()
-    limits = [("min_lr", "lr"), ("lr_warmup_init", "lr"), ("seq_length", "max_position_embeddings")]
+    limits = [("min_lr", "lr"), ("lr_warmup_init", "lr")]
+    scaling = rope_scaling(config.model)
+    if scaling is None or scaling.kind != "dynamic":  # which is for samples beyond the positions
+        limits.append(("seq_length", "max_position_embeddings"))
     if config.training.fp16:
         limits.append(("min_loss_scale", "initial_loss_scale"))
     for field, limit in limits:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_ltd.checkpoint.convert.huggingface.config import describe
+from megatron_ltd.checkpoint.convert.huggingface.describe import describe
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import ModelConfig, RunConfig
@@ -26,6 +26,7 @@ from tests.checkpoint.hugging_face import (
     qwen2,
     read_in,
     saved,
+    smollm3,
     weights,
     write_out,
 )
@@ -63,20 +64,25 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "only plain rotary positions"),
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}}, "only plain rotary positions"),
+    ({"rope_scaling": {"rope_type": "spiral", "factor": 4.0}}, "rope_type = 'spiral': must be default, linear,"),
+    ({"rope_scaling": {"type": "yarn", "factor": "large"}}, "factor = 'large': must be a number above 0"),
+    ({"rope_scaling": [4.0]}, "rope_scaling = [4.0]: must be a table"),
+    ({"rope_scaling": {"full_attention": {"rope_type": "linear"}}}, "tables for each kind of layer"),
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}}, "llama3 needs low_freq_factor"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.5}}, "rope_theta = 500.5"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_theta = nan: must be a whole"),
-    ({"layer_types": [["full_attention"]]}, "only full_attention"),
-    ({"attention_bias": True}, "attention_bias = True with mlp_bias = False"),
+    ({"layer_types": [["full_attention"]]}, "layer_types = [['full_attention']]: must be full"),
+    ({"attention_bias": True}, "model.layers.0.self_attn.q_proj.bias is missing"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu'"),
-    ({"sliding_window": 8}, "sliding_window = 8 below max_position_embeddings = 24"),
-    ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "only full_attention"),
-    ({"pretraining_tp": 2}, "pretraining_tp = 2"),
+    ({"sliding_window": 8}, "sliding_window = 8: the classes of llama have no windows"),
+    ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "must be full_attention"),
+    ({"is_causal": False}, "is_causal = False: only True"),
+    ({"num_local_experts": 8}, "num_local_experts = 8: models of another model_type compute with it"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    ({"logit_scale": 0.5}, "logit_scale = 0.5: not an entry that is known here"),
+    ({"logit_scale": 0.5}, "logit_scale = 0.5: models of another model_type compute with it"),
     ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map names Python code"),
     ({"model_type": "mamba"}, "model_type = 'mamba'"),
+    ({"model_type": "phi3"}, "model_type = 'phi3' is not supported, since its projections are fused"),
     ({"num_key_value_heads": 3}, "must divide num_attention_heads"),
     ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
     ({"num_hidden_layers": None}, "num_hidden_layers = None"),
@@ -96,8 +102,11 @@ def test_a_variant_that_is_not_computed_is_refused(
     (gpt2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     (gpt2, {"activation_function": "relu"}, "activation_function = 'relu'"),
     (gpt2, {"activation_function": ["gelu"]}, "activation_function = ['gelu']: must be one of"),
-    (mistral, {"sliding_window": 16}, "sliding_window = 16"),
-    (qwen2, {"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window = True"),
+    (gpt2, {"hidden_size": 64}, "hidden_size = 64: must equal n_embd = 32"),
+    (mistral, {"sliding_window": "all"}, "sliding_window = 'all': must be a whole number"),
+    (mistral, {"sliding_window": 16, "layer_types": ["full_attention"] * 3}, "every layer of this model has"),
+    (qwen2, {"layer_types": ["sliding_attention"] * 3}, "sliding_attention needs a sliding_window"),
+    (smollm3, {"no_rope_layers": [1, 2, 0]}, "no_rope_layers = [1, 2, 0]: must be 0 or 1 for each of 3 layers"),
     (megatron_bert, {"type_vocab_size": 3}, "type_vocab_size = 3"),
     (megatron_bert, {"is_decoder": True}, "is_decoder = True"),
 ])
@@ -235,12 +244,19 @@ def test_a_checkpoint_that_is_damaged_or_no_model_is_not_exported(tmp_path: Path
     assert "lacks embedding.word.weight" in capsys.readouterr().err
 
 
+ROPE = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "disable_bias_linear": True}
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     ({"position_embedding_type": "rope"}, "--normalization must be RMSNorm for llama"),
     ({"position_embedding_type": "none"}, "--position-embedding-type must be learned_absolute"),
     ({"disable_bias_linear": True}, "--disable-bias-linear must be off for gpt2"),
     ({"group_query_attention": True, "num_query_groups": 2}, "--group-query-attention must be off"),
     ({"kv_channels": 12}, "--kv-channels must be hidden size / heads"),
+    (ROPE | {"rotary_percent": 0.5}, "--rotary-percent must be 1.0 for llama"),
+    (ROPE | {"norm_placement": "after"}, "--norm-placement after needs --qk-layernorm"),
+    (ROPE | {"qk_layernorm": True, "add_mlp_bias": True}, "--add-mlp-bias must be off for qwen3"),
+    (ROPE | {"qk_layernorm": True, "no_rope_freq": (2,)}, "--no-rope-freq must be left out for qwen3"),
     ({"family": "bert", "bert_no_binary_head": True}, "--bert-no-binary-head must be off"),
 ])
 def test_a_model_that_has_no_counterpart_is_not_exported_as_another(changes: dict[str, Any], words: str) -> None:

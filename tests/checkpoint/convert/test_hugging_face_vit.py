@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import ViTConfig, ViTForImageClassification
 
-from megatron_ltd.checkpoint.convert.huggingface.config import computes_the_same, describe, model_config
+from megatron_ltd.checkpoint.convert.huggingface.config import model_config
+from megatron_ltd.checkpoint.convert.huggingface.describe import computes_the_same, describe
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.config import RunConfig

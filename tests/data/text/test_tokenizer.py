@@ -124,6 +124,18 @@ def test_the_end_of_document_token_is_the_first_known_name(tmp_path: Path, speci
     assert from_model("HuggingFaceTokenizer", hugging_face_json(tmp_path, special)).eod == eod
 
 
+@pytest.mark.parametrize("declared", ["<eos>", {"content": "<eos>", "lstrip": False}], ids=["name", "table"])
+def test_without_a_known_name_it_is_the_one_that_the_tokenizers_files_declare(tmp_path: Path, declared: Any) -> None:
+    path = hugging_face_json(tmp_path, ["<pad>", "<eos>"])
+    with pytest.raises(DataError, match="name another as eos_token in a tokenizer_config.json"):
+        from_model("HuggingFaceTokenizer", path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": declared}))
+    assert from_model("HuggingFaceTokenizer", path).eod == 6
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(DataError, match="is no table of JSON"):
+        from_model("HuggingFaceTokenizer", path)
+
+
 def test_ids_beyond_the_number_of_tokens_count_for_the_vocabulary(tmp_path: Path) -> None:
     engine = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 90}, unk_token="a"))
     engine.save(str(tmp_path / "tokenizer.json"))

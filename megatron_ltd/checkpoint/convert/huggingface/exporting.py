@@ -10,21 +10,19 @@ from typing import Any
 
 import torch
 
-from megatron_ltd.checkpoint.convert.huggingface.config import (
-    FAMILY_OF,
-    computes_the_same,
-    describe,
-    model_config,
-)
+from megatron_ltd.checkpoint.convert.huggingface.config import model_config
+from megatron_ltd.checkpoint.convert.huggingface.describe import computes_the_same, describe
+from megatron_ltd.checkpoint.convert.huggingface.families import FAMILY_OF
 from megatron_ltd.checkpoint.convert.huggingface.folder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from megatron_ltd.checkpoint.convert.huggingface.importing import SOURCE
 from megatron_ltd.checkpoint.convert.huggingface.names import Mapped, mapping
-from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_out
+from megatron_ltd.checkpoint.convert.huggingface.tokenizer import FILES, carry_out, make_agree
 from megatron_ltd.checkpoint.durable import fsync_folder, make_folder, remove_folder, rename_folder, write_file
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
 from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, Chunk, all_finite, whole_chunk, write_tensors
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, CheckpointTensors
 from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import CheckpointError
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -41,6 +39,7 @@ class Source:
         dtype: F32, BF16 or F16; None for the one that an imported model came in, and fp32 otherwise.
         eod: id and text of the end-of-document token, where a tokenizer is known.
         shard_bytes: the largest file.
+        tokenizer: whose ids the exported one must give, where it is known.
     """
 
     checkpoint: Path
@@ -48,6 +47,7 @@ class Source:
     dtype: str | None = None
     eod: tuple[int, str] | None = None
     shard_bytes: int = SHARD_BYTES
+    tokenizer: Tokenizer | None = None
 
 
 def export_model(source: Source, target: Path) -> list[str]:
@@ -76,6 +76,9 @@ def export_model(source: Source, target: Path) -> list[str]:
             _write_json(partial / CONFIG_NAME, described)
             _write_weights(partial, entries, tensors, dtype, source.shard_bytes)
             carried = carry_out(config.data, partial, None if source.eod is None else source.eod[1])
+            if source.tokenizer is not None:
+                make_agree(partial, source.tokenizer, config.data.tokenizer_type or "")
+                carried = sorted(name for name in FILES if (partial / name).is_file())
             if "generation_config.json" not in carried and config.model.family == "gpt":
                 ids = {name: value for name, value in described.items() if name.endswith("_token_id")}
                 _write_json(partial / "generation_config.json", {"_from_model_config": True, **ids})
@@ -138,7 +141,9 @@ def _write_weights(folder: Path, entries: list[Mapped], tensors: CheckpointTenso
 
 def folded_scale(name: str, config: ModelConfig) -> float:
     """The factor on a tensor that stands for a multiplier of CompleteP, which models there do not have."""
-    if ".attention.proj." in name or ".mlp.fc2." in name:
+    before = config.norm_placement == "before"
+    last_of_branch = (".attention.proj.", ".mlp.fc2.") if before else (".attention_norm.", ".mlp_norm.")
+    if any(part in name for part in last_of_branch):
         return 1.0 / config.depth_multiplier
     return 1.0 / config.width_multiplier if name.startswith("final_norm.") else 1.0
 

@@ -15,6 +15,7 @@ from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_in
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, check_unused, write_weights
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
+from megatron_ltd.model.rope_scaling import rope_scaling
 
 SOURCE = "hugging_face"
 """The counter under which an imported checkpoint keeps what an export gives back: config.json and dtype."""
@@ -40,7 +41,9 @@ def import_model(source: Path, save_dir: Path, counters: Mapping[str, Any], *,
     described = read_json(path)
     model, family = model_config(described, path), family_of(described, path)
     if seq_length is not None:
-        if not 1 <= seq_length <= model.max_positions:
+        scaling = rope_scaling(model)
+        grows = scaling is not None and scaling.kind == "dynamic"  # made for samples beyond the positions
+        if seq_length < 1 or (seq_length > model.max_positions and not grows):
             raise CheckpointError(f"--seq-length = {seq_length}: the model of {source} has {model.max_positions} "
                                   "positions; choose at most that")
         model = replace(model, seq_length=seq_length)

@@ -1,7 +1,9 @@
 """Which of our tensors holds which of theirs, family by family, as views into ours.
 
     gpt2            GPT-2: learned positions, LayerNorm, GELU, biases
-    llama           Llama, Mistral, Qwen2: rotary positions, RMSNorm, SwiGLU, grouped queries, biases or not
+    llama           Llama, Mistral, Qwen2, Qwen3, SmolLM3: rotary positions, RMSNorm, SwiGLU, grouped queries, and what
+                    the settings say of biases, windows and norms of queries and keys
+    olmo2           the same with norms after attention and MLP
     megatron-bert   pre-norm BERT with masked-token and sentence-order heads
     vit             images as patches, a classifier on the class token
 
@@ -10,7 +12,7 @@ directions and neither needs a second copy of a tensor.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -63,6 +65,8 @@ _LLAMA = Family(
     inside={
         "attention_norm": "input_layernorm",
         "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attention.query_norm": "self_attn.q_norm",
+        "attention.key_norm": "self_attn.k_norm",
         "attention.proj": "self_attn.o_proj",
         "mlp_norm": "post_attention_layernorm",
         "mlp.gate": "mlp.gate_proj",
@@ -71,6 +75,8 @@ _LLAMA = Family(
     },
     after={"final_norm": "model.norm", "head": "lm_head"},
 )
+_OLMO2 = replace(_LLAMA, inside={**_LLAMA.inside, "attention_norm": "post_attention_layernorm",
+                                 "mlp_norm": "post_feedforward_layernorm"})
 _MEGATRON_BERT = Family(
     layer="bert.encoder.layer",
     before={
@@ -113,7 +119,7 @@ _VIT = Family(
     },
     after={"final_norm": "vit.layernorm", "classifier": "classifier"},
 )
-FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "megatron-bert": _MEGATRON_BERT, "vit": _VIT}
+FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "olmo2": _OLMO2, "megatron-bert": _MEGATRON_BERT, "vit": _VIT}
 
 
 @dataclass(frozen=True)

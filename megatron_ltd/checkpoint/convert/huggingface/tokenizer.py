@@ -5,9 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from megatron_ltd.checkpoint.convert.huggingface.folder import read_json
+from megatron_ltd.checkpoint.convert.huggingface.sentencepiece_file import tokenizer_json
 from megatron_ltd.checkpoint.durable import make_folder
 from megatron_ltd.config import DataConfig
+from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, Tokenizer
+from megatron_ltd.errors import CheckpointError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
          "merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja", "generation_config.json")
@@ -20,6 +25,15 @@ KINDS = {
 }
 """Tokenizer type -> setting -> the file it names; the first type whose files are all there is taken."""
 BERT_FILES = {"vocab_file": "vocab.txt"}
+REPLACED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+            "merges.txt", "tokenizer.model", "vocab.txt")
+"""Files that decide ids."""
+HARD_TEXTS = (
+    "Hello world", " leading", "trailing  ", "two  spaces   three", "   ", " ", "tab\tnew\nline\r\nend", "\n\nx",
+    "don't, can't", "3.14159 1234567", "caf\u00e9 e\u0301 \ufb01 \u00bd \uff21 \u2460", "\u65e5\u672c\u8a9e",
+    "\U0001f389\U0001f389", "x\u200by\u00a0z\u3000w", "</s> <s> <unk>", "<|endoftext|> <|im_end|>", "[MASK] [CLS]",
+    "camelCase_snake-kebab", "def f(x):\n    return x\n", "UPPER lower")
+"""Spaces, composed and wide letters, other scripts, names of special tokens, code."""
 
 
 def carry_in(source: Path, save_dir: Path, family: str) -> DataConfig:
@@ -74,6 +88,55 @@ def carry_out(settings: DataConfig, target: Path, eos_token: str | None) -> list
     return sorted(present)
 
 
+def make_agree(target: Path, tokenizer: Tokenizer, kind: str) -> None:
+    """Make sure that `transformers` opens the folder with a tokenizer that gives our ids for `HARD_TEXTS`; where it is
+    not installed, that the folder's tokenizer.json does. If the carried files do not, one is written that does.
+
+    Args:
+        kind: --tokenizer-type.
+
+    Raises:
+        CheckpointError: no tokenizer.json gives our ids.
+    """
+    if _difference(target, tokenizer) is None:
+        return
+    if isinstance(tokenizer, HuggingFaceEngine):
+        text = tokenizer.definition
+    else:
+        text = tokenizer_json(Path(tokenizer.files[0]).read_bytes())
+    for name in REPLACED:
+        (target / name).unlink(missing_ok=True)
+    (target / "tokenizer.json").write_text(text, encoding="utf-8")
+    _write_tokenizer_config(target, kind, tokenizers.Tokenizer.from_str(text).id_to_token(tokenizer.eod))
+    if difference := _difference(target, tokenizer):
+        raise CheckpointError(f"the tokenizer cannot be exported, since {difference}. Give --no-tokenizer to export "
+                              "the model alone")
+
+
+def _difference(folder: Path, tokenizer: Tokenizer) -> str | None:
+    """How the folder's tokenizer differs from ours."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        AutoTokenizer = None
+    try:
+        if AutoTokenizer is not None:
+            opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            found = [opened(text, add_special_tokens=False)["input_ids"] for text in HARD_TEXTS]
+        elif (folder / "tokenizer.json").is_file():
+            engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            engine.encode_special_tokens = not isinstance(tokenizer, HuggingFaceEngine)
+            found = [engine.encode(text, add_special_tokens=False).ids for text in HARD_TEXTS]
+        else:
+            return "there is no tokenizer.json"
+    except Exception as error:  # neither library promises what it raises
+        return f"it cannot be opened ({error})"[:300]
+    for text, ids in zip(HARD_TEXTS, found, strict=True):
+        if ids != tokenizer.encode(text):
+            return f"{text!r} becomes {ids} there and {tokenizer.encode(text)} here"[:400]
+    return None
+
+
 def _write_tokenizer_config(target: Path, kind: str | None, eos_token: str | None) -> None:
     """What `AutoTokenizer` needs besides tokenizer.json or vocab.txt."""
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -81,4 +144,6 @@ def _write_tokenizer_config(target: Path, kind: str | None, eos_token: str | Non
         settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": kind == "BertWordPieceLowerCase"}
     elif eos_token is not None:
         settings |= {"eos_token": eos_token}
+    if kind == "SentencePieceTokenizer":
+        settings |= {"split_special_tokens": True}  # `</s>` in a text is four letters to SentencePiece
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -61,10 +61,13 @@ _REFUSED = {
     "apply_layernorm_1p": "norms with 1 + weight",
     "multi_latent_attention": "multi-latent attention",
     "qk_layernorm": "norms of queries and keys",
+    "window_size": "sliding windows",
+    "no_rope_freq": "layers without rotary positions",
 }
 _NEEDED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
-_SAME_NAME = ("kv_channels", "max_position_embeddings", "rotary_base", "rotary_percent", "normalization", "swiglu",
-              "add_qkv_bias", "untie_embeddings_and_output_weights")
+_SAME_NAME = ("kv_channels", "max_position_embeddings", "rotary_base", "rotary_percent", "use_rope_scaling",
+              "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "normalization", "swiglu", "add_qkv_bias",
+              "untie_embeddings_and_output_weights")
 """Settings whose name and default are ours."""
 
 

@@ -1,0 +1,85 @@
+"""The tokenizer of an exported folder gives in `transformers` the ids with which the model was trained."""
+
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_out, make_agree
+from megatron_ltd.config import DataConfig
+from megatron_ltd.data.text.tokenizer import build_tokenizer
+from megatron_ltd.errors import CheckpointError
+
+WORDS = ["the", "ship", "sailed", "tomorrow", "and", "nobody", "knew", "whether", "it", "would", "return", "17",
+         "caf\u00e9", "  ", "\n", "\t", "\u65e5\u672c", "\ufb01ne", "</s>", "<unk>", "Stop!", "it's", "\U0001f6a2",
+         "\u00a0"]
+
+
+def texts(count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) for _ in range(count)]
+
+
+def sentencepiece_model(path: Path, **settings: Any) -> Path:
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts(400, 1)), model_writer=written, minloglevel=2,
+                                             **({"vocab_size": 120, "hard_vocab_limit": False} | settings))
+    path.write_bytes(written.getvalue())
+    return path
+
+
+def exported(settings: DataConfig, folder: Path) -> Any:
+    """The tokenizer of a Llama's folder, opened as a user opens it; it must give our ids for texts drawn afresh."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    carry_out(settings, folder, None)
+    ours = build_tokenizer(settings, None)
+    make_agree(folder, ours, settings.tokenizer_type or "")
+    opened = AutoTokenizer.from_pretrained(folder)
+    for text in texts(150, 2):
+        assert opened(text, add_special_tokens=False)["input_ids"] == ours.encode(text), text
+    assert opened.eos_token_id == ours.eod
+    return opened
+
+
+@pytest.mark.parametrize("settings", [
+    {"model_type": "unigram"},
+    {"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 380,
+     "remove_extra_whitespaces": False, "user_defined_symbols": ["ship"]},
+    {"model_type": "bpe"},
+    {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 380,
+     "add_dummy_prefix": False, "split_digits": True},
+], ids=["unigram", "unigram-bytes", "bpe", "bpe-bytes"])
+def test_a_sentencepiece_model(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = sentencepiece_model(tmp_path / "tokenizer.model", **settings)
+    opened = exported(DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(model)), tmp_path / "out")
+    assert opened.decode(opened("the ship sailed", add_special_tokens=False)["input_ids"]) == "the ship sailed"
+
+
+@pytest.mark.parametrize("settings", [{"model_type": "char"}, {"model_type": "bpe", "user_defined_symbols": ["ship"]}])
+def test_a_sentencepiece_model_of_another_kind_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = sentencepiece_model(tmp_path / "tokenizer.model", **settings)
+    with pytest.raises(CheckpointError, match="only unigram models, and BPE models without user-defined symbols"):
+        exported(DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(model)), tmp_path / "out")
+
+
+def test_gpt2_files_of_a_llama_with_another_tokenizer_beside_them(tmp_path: Path) -> None:
+    engine = Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.train_from_iterator(texts(400, 1), trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
+    engine.model.save(str(tmp_path))
+    files = {"vocab_file": str(tmp_path / "vocab.json"), "merge_file": str(tmp_path / "merges.txt")}
+    settings = DataConfig(tokenizer_type="GPT2BPETokenizer", **files)  # type: ignore[arg-type]
+    exported(settings, tmp_path / "alone")
+    other = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "the": 1}, unk_token="<|endoftext|>"))
+    other.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    exported(settings, tmp_path / "beside")
