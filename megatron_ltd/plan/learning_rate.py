@@ -1,9 +1,10 @@
 """The learning rate: a pure function of progress, with nothing to save or restore.
 
 A run counts progress in one unit: steps, samples or raw tokens. It is the unit of the decay length, else of the
-warm-up, else of WSD's final decay, else of the training budget; lengths in other units are converted. Samples and tokens account for a batch size ramp; steps
-do not. Lengths that are not given follow from the budget. With `--layer-token-lr` the unit is layer tokens, and lengths
-in tokens are in layer tokens. With D the decay length and W the warm-up, both from the start of the run:
+warm-up, else of WSD's final decay, else of the training budget; lengths in other units are converted. Samples and
+tokens account for a batch size ramp; steps do not. Lengths that are not given follow from the budget. With
+`--layer-token-lr` the unit is layer tokens, and lengths in tokens are in layer tokens. With D the decay length and W
+the warm-up, both from the start of the run:
 
     warm-up               init + (peak - init) x W'/W
     linear                min + (peak - min) (1 - r)             r = (n - W) / (D - W)
@@ -97,8 +98,8 @@ def _progress(config: RunConfig, dp: int, steps: int, unit: Unit) -> float:
 
 
 def _in_unit(config: RunConfig, name: str, unit: Unit, dp: int) -> float | None:
-    """The given length, converted to the unit of the schedule: samples and tokens by the length of a sample, all else by
-    the steps that it takes. Lengths in tokens are in layer tokens where the schedule is."""
+    """The given length in the unit of the schedule. Samples and tokens are converted by the length of a sample, all
+    else by the steps that it takes; lengths in tokens are in layer tokens where the schedule is."""
     for origin, length in given_lengths(config.optimizer, name).items():
         if origin == unit or (origin == "tokens" and unit == "layer tokens"):
             return float(length)

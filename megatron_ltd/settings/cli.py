@@ -11,8 +11,10 @@ from typing import Any
 from megatron_ltd.config import Family, ModelConfig, RunConfig
 from megatron_ltd.settings.checks.all import refuse
 from megatron_ltd.settings.checks.idle import idle_settings
+from megatron_ltd.settings.checks.token_drop import token_drop_violations
+from megatron_ltd.settings.checks.values import repaired, value_violations
 from megatron_ltd.settings.deepspeed_file import deepspeed_settings
-from megatron_ltd.settings.flag_reference import Flag, all_flags, with_settings
+from megatron_ltd.settings.flag_reference import Flag, all_flags, flags_by_field, with_settings
 from megatron_ltd.settings.foreign_flags import RENAMED, TRANSLATED, VALUES, foreign_answer, is_known, nearest
 from megatron_ltd.settings.help import usual_help, whole_help
 from megatron_ltd.settings.toml_file import read_config_file
@@ -51,6 +53,8 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
         found, wrong = read_config_file(path)
         for field in _displaced(found, settings):
             notes.append(f"{path}: {field} = {found.pop(field)} gives way to the flag in another unit")
+        found, said = _fitting(found, settings, family, path)
+        notes += said
         settings = found | settings
         problems += wrong
     if "--deepspeed-config" in words.files:
@@ -61,7 +65,7 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
     refuse(problems)
     if (kind := _tokenizer_type(settings, family)) is not None:
         settings = {**settings, "tokenizer_type": kind}
-        notes.append(f"--tokenizer-type is taken as {kind}, which Megatron-LM takes for these files where none is given")
+        notes.append(f"--tokenizer-type is not given: taken as {kind}, as in Megatron-LM")
     config = with_settings(RunConfig(model=ModelConfig(family=family)), settings)
     return config, notes + idle_settings(config, finetuning=finetuning)
 
@@ -70,6 +74,21 @@ def _displaced(of_file: dict[str, Any], of_flags: dict[str, Any]) -> list[str]:
     """Settings of a file that a flag says in another unit."""
     return [field for fields in IN_SEVERAL_UNITS if any(of_flags.get(field) is not None for field in fields.split())
             for field in fields.split() if field in of_file and field not in of_flags]
+
+
+def _fitting(of_file: dict[str, Any], of_flags: dict[str, Any], family: Family, path: str
+             ) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a file, without its token dropping if that does not fit the sizes that flags give; notes."""
+    fields = [field for field in of_file if flags_by_field()[field].section == "token_drop" and field not in of_flags]
+    if not fields or not {"num_layers", "seq_length"} & of_flags.keys():
+        return of_file, []
+    config = with_settings(RunConfig(model=ModelConfig(family=family)), of_file | of_flags)
+    problems = list(token_drop_violations(repaired(config, dict(value_violations(config)))))
+    if not problems:
+        return of_file, []
+    return ({field: value for field, value in of_file.items() if field not in fields},
+            [f"{path}: its token dropping ({', '.join(fields)}) does not fit the sizes that the flags give and is left "
+             f"out: {problems[0]}"])
 
 
 def _tokenizer_type(settings: dict[str, Any], family: Family) -> str | None:
@@ -107,7 +126,8 @@ class _Words:
     def _translated(self, name: str, words: list[str]) -> list[list[str]]:
         """The flags that a flag stands for, each with its values: none, itself, or others."""
         with_dashes = name.replace("_", "-")
-        if name not in FILE_FLAGS and name not in self.flags and (with_dashes in self.flags or is_known(with_dashes)):
+        is_ours = name in FILE_FLAGS or name in self.flags
+        if not is_ours and not is_known(name) and (with_dashes in self.flags or is_known(with_dashes)):
             name = with_dashes
         given = " ".join((name, *words))
         meant = TRANSLATED.get(given)
@@ -148,10 +168,11 @@ class _Words:
         self.values[flag.field] = value
 
     def _answer(self, name: str, words: list[str]) -> None:
-        answer = foreign_answer(name, words, self.flags)
+        answer = foreign_answer(name, words)
         if answer is None:
-            close = nearest(name, [*self.flags, *FILE_FLAGS])
-            self.problems.append(f"{name}: no such flag; nearest: {close}")
+            close = nearest(name, [*self.flags, *FILE_FLAGS], alike=0.8)
+            self.problems.append(f"{name}: no such flag" + (f"; nearest: {close}" if close else
+                                                            "; leave it out, or see --help-all"))
         elif not answer.harmless:
             self.problems.append(answer.text)
         elif answer.text not in self.notes:

@@ -40,13 +40,12 @@ class Answer:
     harmless: bool
 
 
-def foreign_answer(name: str, words: Sequence[str], known: Iterable[str]) -> Answer | None:
+def foreign_answer(name: str, words: Sequence[str]) -> Answer | None:
     """The answer to a flag of Megatron-LM or Megatron-DeepSpeed; None for a name they do not have either.
 
     Args:
         name: with its dashes.
         words: the values that follow it.
-        known: this project's flags.
     """
     given = " ".join((name, *words))
     if name in NO_EFFECT:
@@ -63,7 +62,7 @@ def foreign_answer(name: str, words: Sequence[str], known: Iterable[str]) -> Ans
 
 def is_known(name: str) -> bool:
     """Whether a flag has an answer."""
-    return name in RENAMED or foreign_answer(name, (), ()) is not None \
+    return name in RENAMED or foreign_answer(name, ()) is not None \
         or any(words.split()[0] == name for words in (*TRANSLATED, *SATISFIED, *VALUES))
 
 
@@ -71,10 +70,15 @@ def _of_pattern(name: str, table: dict[str, str]) -> str | None:
     return next((answer for pattern, answer in table.items() if fnmatchcase(name, pattern)), None)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like `name`, whatever dashes, underscores and capitals it is written with."""
+def nearest(name: str, known: Iterable[str], alike: float = 0.0) -> str | None:
+    """The known name that is most like `name`, whatever dashes, underscores and capitals it is written with.
+
+    Args:
+        alike: from 0 to 1; None is returned if no name is that much like it.
+    """
     plain = {_plain(candidate): candidate for candidate in known}
-    return plain[difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.0)[0]]
+    found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=alike)
+    return plain[found[0]] if found else None
 
 
 def _plain(name: str) -> str:

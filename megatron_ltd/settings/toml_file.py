@@ -61,7 +61,7 @@ def read_config_file(path: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _unknown(key: str) -> str:
-    answer = foreign_answer(flag_name(key), (), flags_by_field())
+    answer = foreign_answer(flag_name(key), ())
     if answer is not None:
         return answer.text
     return f"no setting has this name; nearest: {nearest(key, flags_by_field())}"

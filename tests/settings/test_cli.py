@@ -116,7 +116,7 @@ def test_values_are_read_as_the_type_of_their_field(words: list[str], section: s
     (["gpt"], ["'gpt'", "without a flag"]),
     (["--num-layer", "4"], ["--num-layer:", "nearest: --num-layers"]),
     (["--hiden-size", "4"], ["nearest: --hidden-size"]),
-    (["--micro_batch_size", "4"], ["nearest: --micro-batch-size"]),
+    (["--micro_batch_sise", "4"], ["nearest: --micro-batch-size"]),
     (["--confg", "x.toml"], ["nearest: --config"]),
 ])
 def test_what_cannot_be_read_is_answered_with_value_and_remedy(words: list[str], fragments: list[str]) -> None:

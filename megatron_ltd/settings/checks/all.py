@@ -117,8 +117,9 @@ def _budget(config: RunConfig) -> list[str]:
 def notes(config: RunConfig, world_size: int) -> list[str]:
     """What is unusual about settings that can run, one sentence each."""
     budgets = [flag.spoken(flag.of(config)) for flag in given(config, BUDGETS)]
-    several = [f"{' and '.join(budgets)}: the run ends with the budget that is used up first"] if len(budgets) > 1 else []
-    return several + (list(learning_rate_notes(config, world_size)) if length_is_given(config) else [])
+    several = f"{' and '.join(budgets)}: the run ends with the budget that is used up first"
+    of_rate = list(learning_rate_notes(config, world_size)) if length_is_given(config) else []
+    return [several, *of_rate] if len(budgets) > 1 else of_rate
 
 
 def _length(config: RunConfig, world_size: int) -> Iterator[str]:

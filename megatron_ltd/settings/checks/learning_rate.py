@@ -69,13 +69,13 @@ def _spans(config: RunConfig, lengths: Lengths, dp: int) -> Iterator[str]:
 
 
 def learning_rate_notes(config: RunConfig, world_size: int) -> Iterator[str]:
-    """What is unusual about settings without violations: lengths that are converted, and a warm-up that does not end."""
+    """What is unusual about settings without violations: converted lengths, and a warm-up that does not end."""
     unit, dp = progress_unit(config), data_parallel_size(config, world_size)
     as_it_is = {unit} | ({"tokens"} if unit == "layer tokens" else set())
     for name in ("lr_decay", "lr_warmup", "lr_wsd_decay"):
         for origin, length in given_lengths(config.optimizer, name).items():
             if origin not in as_it_is and {origin, unit} != {"samples", "tokens"}:
-                yield (f"{_flags(name, {origin: length})} is converted to {unit}, in which the learning rate is counted")
+                yield f"{_flags(name, {origin: length})}: converted to {unit}, in which the learning rate is counted"
     spans, run = learning_rate_spans(config, dp), whole_run(config, dp, unit)
     if run <= spans.warmup:
         yield (f"the run of {run:g} {unit} is not longer than the warm-up of {spans.warmup:g}: the learning rate never "
