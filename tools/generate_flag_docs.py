@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from megatron_ltd.settings.flag_reference import Flag, all_flags, section_classes  # noqa: E402
-from megatron_ltd.settings.foreign_flags import ANSWERS, SATISFIED, TRANSLATED, UNSUPPORTED  # noqa: E402
+from megatron_ltd.settings.foreign_flags import ANSWERS, RENAMED, SATISFIED, TRANSLATED, UNSUPPORTED  # noqa: E402
 
 PAGE = ROOT / "docs" / "flags.md"
 
@@ -77,7 +77,8 @@ def flags_page() -> str:
         values = ", ".join(value for flag, value in map(str.split, SATISFIED) if flag == name)
         parts.append(_row(f"`{name}` [{values}]" if values else f"`{name}`", advice))
     parts.append(AS_OTHERS)
-    parts += [_row(f"`{foreign}`", f"`{ours}`") for foreign, ours in TRANSLATED.items()]
+    parts += [_row(f"`{foreign}`", f"`{ours}`" if ours else "nothing") for foreign, ours in TRANSLATED.items()]
+    parts += [_row(f"`{foreign} ...`", f"`{ours} ...`") for foreign, ours in RENAMED.items()]
     parts.append(WITHOUT_EFFECT)
     parts += [_row(" ".join(f"`{name}`" for name in names), reason)
               for reason, names in ANSWERS["without_effect"].items()]
