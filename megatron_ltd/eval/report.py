@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from megatron_ltd.checkpoint.durable import write_file
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.errors import DataError
-from megatron_ltd.eval.results import TaskResult
+from megatron_ltd.eval.results import Metric, TaskResult
 from megatron_ltd.train.state import TrainState
 
 FORMATS = (".json", ".md", ".csv")
@@ -39,8 +40,12 @@ def model_record(load: str, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def task_record(path: Path, sha256: str, result: TaskResult) -> dict[str, Any]:
-    """One task's part of the results file; a number that is not finite becomes null, as JSON has no word for it."""
+def task_record(name: str, path: Path, sha256: str, result: TaskResult) -> dict[str, Any]:
+    """One task's part of the results file; a number that is not finite becomes null, as JSON has no word for it.
+
+    Args:
+        name: of the task as it was listed; a group has several results.
+    """
     return {
         "metrics": {
             name: {"value": _finite(metric.value), "stderr": _finite(metric.stderr)}
@@ -51,9 +56,32 @@ def task_record(path: Path, sha256: str, result: TaskResult) -> dict[str, Any]:
         "truncated": result.truncated,
         "counts": result.counts,
         "protocol": result.protocol,
+        "notes": list(result.notes),
+        "listed_as": name,
         "file": str(path),
         "sha256": sha256,
     }
+
+
+def result_of(entry: dict[str, Any]) -> TaskResult:
+    """The result that `task_record` wrote."""
+    metrics = {name: Metric(math.inf if metric["value"] is None else metric["value"], metric["stderr"])
+               for name, metric in entry["metrics"].items()}
+    return TaskResult(metrics, entry["n"], entry["unit"], entry["truncated"], entry["protocol"], entry["counts"],
+                      tuple(entry["notes"]))
+
+
+def finished_before(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The tasks of a results file that the same command has written; none if there is no such file."""
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    same = isinstance(found, dict) and all(
+        found.get(part) == record[part] for part in ("model", "tokenizer_digest", "options", "versions"))
+    return found["tasks"] if same else {}
 
 
 def _finite(value: float | None) -> float | None:
@@ -92,10 +120,11 @@ def check_format(path: Path) -> None:
         raise DataError(f"--output = {path}: the suffix says how results are written. Use one of {', '.join(FORMATS)}.")
 
 
-def write_results(path: Path, record: dict[str, Any], results: dict[str, TaskResult]) -> None:
+def write_results(path: Path, record: dict[str, Any], results: dict[str, TaskResult],
+                  failed: Mapping[str, Exception]) -> None:
     """Write the results in the format of the suffix, so that a reader never sees half a file."""
     if path.suffix == ".md":
-        text = markdown_table(results) + "\n"
+        text = markdown_table(results, failed) + "\n"
     elif path.suffix == ".csv":
         text = csv_table(record)
     else:
@@ -114,18 +143,24 @@ def csv_table(record: dict[str, Any]) -> str:
     return table.getvalue()
 
 
-def markdown_table(results: dict[str, TaskResult]) -> str:
-    """One row for each metric of each task, with names aligned to the left and numbers to the right."""
+def markdown_table(results: dict[str, TaskResult], failed: Mapping[str, Exception]) -> str:
+    """One row for each metric of each task and each that failed, names to the left and numbers to the right.
+
+    What is to be told of a task stands below, and why it failed.
+    """
     rows = [("task", "metric", "value", "stderr", "n", "truncated")]
     rows += [(task, name, _number(metric.value), _number(metric.stderr), f"{result.n} {result.unit}",
               str(result.truncated))
              for task, result in results.items() for name, metric in result.metrics.items()]
+    rows += [(task, "failed", "-", "-", "-", "-") for task in failed]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     columns = list(zip("<<>>>>", widths, strict=True))
     lines = ["| " + " | ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)) + " |"
              for row in rows]
     rule = "|".join("-" * (width + 1) + ("-" if side == "<" else ":") for side, width in columns)
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+    told = [f"{task}: {note.removeprefix(f'{task}: ')}" for task, result in results.items() for note in result.notes]
+    told += [f"{task} failed: {type(error).__name__}: {error}" for task, error in failed.items()]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:], *([""] if told else []), *(f"- {line}" for line in told)])
 
 
 def _number(value: float | None) -> str:

@@ -21,9 +21,10 @@ class TaskResult:
         metrics: the headline first.
         n: examples, documents or articles scored.
         unit: what `n` counts.
-        truncated: examples whose left context was cut to the model's positions.
+        truncated: examples that are longer than the model's positions and were scored on their last tokens.
         protocol: how the numbers were made, in words.
         counts: normalisers, such as tokens and words.
+        notes: what a reader of the numbers has to know besides.
     """
 
     metrics: dict[str, Metric]
@@ -32,6 +33,10 @@ class TaskResult:
     truncated: int
     protocol: str
     counts: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+OVERLONG = ("truncate", "skip", "error")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class EvalOptions:
         show_progress: whether this process draws progress bars.
         num_fewshot: solved examples before each question.
         bos: id of a token that every text begins with, for models trained that way.
+        overlong: one of `OVERLONG`: what happens to an example that is longer than the model's positions.
     """
 
     limit: int | None = None
@@ -51,6 +57,7 @@ class EvalOptions:
     show_progress: bool = False
     num_fewshot: int = 0
     bos: int | None = None
+    overlong: str = "truncate"
 
 
 def mean_and_stderr(values: Sequence[float]) -> Metric:

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def test_results_hold_every_metric_and_where_it_comes_from(
     assert lambada["file"].endswith("lambada_test.jsonl.gz") and len(lambada["sha256"]) == 64
     assert found["tasks"]["wikitext"]["metrics"]["token_perplexity"]["value"] == pytest.approx(8)
     assert {"megatron_ltd", "torch", "python", "numpy"} <= set(found["versions"])
-    assert found["options"] == {"limit": None, "overlapping_eval": None, "num_fewshot": 0, "bos_token_id": None}
+    assert found["options"] == {"limit": None, "overlapping_eval": None, "num_fewshot": 0, "bos_token_id": None,
+                                "overlong": "truncate"}
     table = capsys.readouterr().out
     assert "| lambada  | accuracy" in table and "| wikitext | bits_per_byte" in table
     assert "step 7: trained on 224 tokens, 120 layer tokens" in table
@@ -103,7 +105,8 @@ def test_limit_and_stride_reach_the_tasks(folder: Path) -> None:
     found = results_of(output)
     assert found["tasks"]["lambada"]["n"] == 1
     assert "stride 4" in found["tasks"]["wikitext"]["protocol"]
-    assert found["options"] == {"limit": 1, "overlapping_eval": 4, "num_fewshot": 0, "bos_token_id": None}
+    assert found["options"] == {"limit": 1, "overlapping_eval": 4, "num_fewshot": 0, "bos_token_id": None,
+                                "overlong": "truncate"}
 
 
 def test_tokenizer_flags_take_the_place_of_recorded_files_that_have_moved(folder: Path, stand_in: StandIn) -> None:
@@ -113,12 +116,36 @@ def test_tokenizer_flags_take_the_place_of_recorded_files_that_have_moved(folder
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_tasks_scored_before_a_failure_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_fails_leaves_the_others_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad, output = folder / "bad.jsonl", folder / "results.json"
     bad.write_text('{"text": "fine words"}\n{"text": 3}\n')
-    assert evaluate(folder, "--tasks", f"wikitext,lambada={bad}", "--output", str(output)) == 21
-    assert f"DataError: {bad}:2: text = 3 must be a text" in capsys.readouterr().err
-    assert list(results_of(output)["tasks"]) == ["wikitext"]
+    flags = ("--tasks", f"lambada={bad},perplexity=none.txt,wikitext", "--output", str(output))
+    assert evaluate(folder, *flags) == 21
+    said = capsys.readouterr()
+    assert f"DataError: {bad}:2: text = 3 must be a text" in said.err
+    assert "2 of 3 tasks failed: lambada, perplexity" in said.err
+    assert re.search(r"\| lambada +\| failed", said.out) and "perplexity failed: DataError: --tasks" in said.out
+    found = results_of(output)
+    assert list(found["tasks"]) == ["wikitext"] and list(found["failed"]) == ["lambada", "perplexity"]
+
+
+def test_a_repeated_command_runs_what_is_not_finished(folder: Path, stand_in: StandIn) -> None:
+    late, output = folder / "late.jsonl", folder / "results.json"
+    flags = ("--tasks", f"wikitext,lambada={late}", "--output", str(output))
+    assert evaluate(folder, *flags) == 21
+    first, rows = results_of(output), len(stand_in.rows)
+    late.write_bytes(PASSAGES)
+    assert evaluate(folder, *flags) == 0
+    second = results_of(output)
+    assert second["tasks"]["wikitext"] == first["tasks"]["wikitext"] and not second["failed"]
+    assert len(stand_in.rows) == rows + 2  # only the two passages of lambada
+
+    (folder / "wiki.test.raw").write_text(" = One = \n the young dog . \n")
+    assert evaluate(folder, *flags) == 0
+    assert len(stand_in.rows) > rows + 2, "a file that has changed is scored again"
+    rows = len(stand_in.rows)
+    assert evaluate(folder, *flags, "--limit", "1") == 0
+    assert len(stand_in.rows) == rows + 2, "with other options everything is scored again"
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -4,7 +4,9 @@ Every process runs the harness on the same requests and sees the same answers, w
 each request is scored once, under any tensor x pipeline x data layout. To the harness there is one process.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -15,7 +17,7 @@ from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.decode import GREEDY, Sampling
 from megatron_ltd.eval.requests import ScoredRow, ScoreRow, before_stops, score_by_length, stopped_by
-from megatron_ltd.eval.rows import RowEncoder
+from megatron_ltd.eval.rows import Encoded, RowEncoder
 from megatron_ltd.eval.scorer import ModelScorer
 
 NEW_TOKENS = 256
@@ -29,27 +31,38 @@ class HarnessModel(LM):
 
     Args:
         bos: id of a token that every text begins with.
+        overlong: what happens to an example that is longer than the model's positions: truncate or error.
         seed: of sampled texts.
         show_progress: whether this process draws progress bars.
     """
 
-    def __init__(self, scorer: ModelScorer, tokenizer: Tokenizer, *, bos: int | None = None, seed: int = 1234,
-                 show_progress: bool = False):
+    def __init__(self, scorer: ModelScorer, tokenizer: Tokenizer, *, bos: int | None = None,
+                 overlong: str = "truncate", seed: int = 1234, show_progress: bool = False):
         super().__init__()
         self.scorer, self.tokens, self.seed = scorer, tokenizer, seed
-        self.encoder = RowEncoder(tokenizer, scorer.max_length, bos)
+        self.encoder = RowEncoder(tokenizer, scorer.max_length, bos, overlong)
         self.show_progress = show_progress
-        self.truncated = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Count anew: the examples of each task that were cut, and that were encoded apart."""
+        self.cut: defaultdict[str | None, set[int | None]] = defaultdict(set)
+        self.apart: defaultdict[str | None, set[int | None]] = defaultdict(set)
+        self.scoring = False
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether the model would have said it."""
         rows = []
         for request in requests:
             context, continuation = request.args
-            row, cut = self.encoder.pair(context, continuation, f"{request.task_name}, example {request.doc_id}")
-            rows.append(row)
-            self.truncated += cut
-        return [(answer.logprob, bool(answer.greedy.all())) for answer in self._score(rows)]
+            if continuation:
+                one = self.encoder.pair(context, continuation, _place(request))
+                rows.append(one.row)
+                self._count(request, one)
+        answers = iter(self._score(rows))
+        # No text is certain.
+        found = [next(answers) if request.args[1] else None for request in requests]
+        return [(0.0, True) if one is None else (one.logprob, bool(one.greedy.all())) for one in found]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text."""
@@ -65,14 +78,26 @@ class HarnessModel(LM):
         answers: dict[int, str] = {}
         for places in together.values():
             settings = requests[places[0]].args[1]
-            contexts = [requests[i].args[0] for i in places]
-            answers |= dict(zip(places, self._generate(contexts, settings), strict=True))
+            answers |= dict(zip(places, self._generate([requests[i] for i in places], settings), strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def _score(self, rows: list[ScoreRow]) -> list[ScoredRow]:
-        return score_by_length(self.scorer, rows, "harness", self.show_progress)
+        with self._at_work():
+            return score_by_length(self.scorer, rows, "harness", self.show_progress)
 
-    def _generate(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """What fails in here may have failed on this process alone, while its peers wait for it."""
+        self.scoring = True
+        yield
+        self.scoring = False
+
+    def _count(self, request: Instance, one: Encoded) -> None:
+        for counted, is_so in ((self.cut, one.cut), (self.apart, one.apart)):
+            if is_so:
+                counted[request.task_name].add(request.doc_id)
+
+    def _generate(self, requests: Sequence[Instance], settings: dict[str, Any]) -> list[str]:
         unknown = sorted(set(settings) - KNOWN_SETTINGS)
         if unknown or settings.get("num_beams", 1) != 1:
             raise ConfigError(f"the task asks for generation with {', '.join(unknown) or 'num_beams'}, which is not "
@@ -80,10 +105,14 @@ class HarnessModel(LM):
         until = settings.get("until") or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         new_tokens = min(int(settings.get("max_gen_toks", NEW_TOKENS)), self.scorer.max_length - 1)
-        texts = [self.encoder.prompt(context) or [self.tokens.eod] for context in contexts]
-        self.truncated += sum(len(text) > self.scorer.max_length - new_tokens for text in texts)
-        answers = self.scorer.generate(texts, new_tokens, self.tokens.eod, stopped_by(stops, self.tokens),
-                                       self._sampling(settings))
+        texts = []
+        for request in requests:
+            one = self.encoder.open_prompt(request.args[0], new_tokens, _place(request))
+            texts.append(one.row.tokens)
+            self._count(request, one)
+        with self._at_work():
+            answers = self.scorer.generate(texts, new_tokens, self.tokens.eod, stopped_by(stops, self.tokens),
+                                           self._sampling(settings))
         return [before_stops(self.tokens.decode(answer), stops) for answer in answers]
 
     def _sampling(self, settings: dict[str, Any]) -> Sampling:
@@ -91,3 +120,7 @@ class HarnessModel(LM):
         if not settings.get("do_sample", temperature > 0.0):
             return GREEDY
         return Sampling(temperature, settings.get("top_k"), float(settings.get("top_p", 1.0)), self.seed)
+
+
+def _place(request: Instance) -> str:
+    return f"{request.task_name}, example {request.doc_id}"

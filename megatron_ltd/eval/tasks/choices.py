@@ -10,6 +10,7 @@ character of the choice; the first of equals. `exact_match` asks whether a right
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from random import Random
 
@@ -99,21 +100,20 @@ class ChoiceTask:
     def evaluate(self, path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
         """The task's metrics on a file."""
         examples, prompts, shown = self.questions(path, options)
-        encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
-        rows, cut = zip(*(encoder.pair(context, continuation, example.place)
-                          for example, prompt in zip(examples, prompts, strict=True)
-                          for context, continuation in requests(example, prompt)), strict=True)
-        answers = score_by_length(scorer, list(rows), path.name, options.show_progress)
-        values: list[dict[str, float]] = []
-        truncated = first = 0
-        for example in examples:
-            places = slice(first, first + len(example.pairs))
-            values.append(judge(example, answers[places]))
-            truncated += any(cut[places])
-            first = places.stop
+        encoder = RowEncoder(tokenizer, scorer.max_length, options.bos, options.overlong)
+        encoded = [[encoder.pair(context, continuation, example.place)
+                    for context, continuation in requests(example, prompt)]
+                   for example, prompt in zip(examples, prompts, strict=True)]
+        notes, kept = encoder.notes(encoded), encoder.fits(encoded, path.name)
+        examples, encoded = list(compress(examples, kept)), list(compress(encoded, kept))
+        rows = [one.row for pairs in encoded for one in pairs]
+        answers = score_by_length(scorer, rows, path.name, options.show_progress)
+        each = iter(answers)
+        values = [judge(example, [next(each) for _ in example.pairs]) for example in examples]
+        truncated = sum(any(one.cut for one in pairs) for pairs in encoded)
         tokens = sum(len(answer.logprobs) for answer in answers)
         return TaskResult(self._metrics(examples, values), len(examples), "examples", truncated,
-                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)})
+                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)}, notes)
 
     def questions(self, path: Path, options: EvalOptions) -> tuple[list[Example], list[str], str]:
         """The questions, the solved examples before each as one text, and a description of those.

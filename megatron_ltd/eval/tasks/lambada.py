@@ -7,12 +7,13 @@ p(word)).
 """
 
 import math
+from itertools import compress
 from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
-from megatron_ltd.eval.requests import ScoreRow, TokenScorer, score_rows
+from megatron_ltd.eval.requests import TokenScorer, score_rows
 from megatron_ltd.eval.results import EvalOptions, Metric, TaskResult, mean_and_stderr, perplexity
-from megatron_ltd.eval.rows import RowEncoder
+from megatron_ltd.eval.rows import Encoded, RowEncoder
 from megatron_ltd.eval.tasks.records import Record
 from megatron_ltd.eval.tasks.task_files import read_json_lines
 
@@ -20,11 +21,11 @@ FILES = ("lambada/lambada_test.jsonl",)
 PROTOCOL = "last word after the last space, greedy match of all its tokens, as lm-evaluation-harness lambada_openai"
 
 
-def last_word_row(passage: Record, encoder: RowEncoder) -> tuple[ScoreRow, bool]:
-    """The row that scores the passage's last word, and whether its context was cut on the left.
+def last_word_row(passage: Record, encoder: RowEncoder) -> Encoded:
+    """The row that scores the passage's last word.
 
     Raises:
-        DataError: the passage has no context or no last word, or its last word does not fit the model.
+        DataError: the passage has no context or no last word.
     """
     context, space, word = passage.text("text").rpartition(" ")
     if not context.strip() or not word:
@@ -35,18 +36,20 @@ def last_word_row(passage: Record, encoder: RowEncoder) -> tuple[ScoreRow, bool]
 
 def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
     """Last-word accuracy and perplexity of the passages in `path`."""
-    encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
-    passages = read_json_lines(path, options.limit)
-    rows, cut = zip(*(last_word_row(passage, encoder) for passage in passages), strict=True)
-    answers = score_rows(scorer, list(rows), "lambada", options.show_progress)
+    encoder = RowEncoder(tokenizer, scorer.max_length, options.bos, options.overlong)
+    encoded = [[last_word_row(passage, encoder)] for passage in read_json_lines(path, options.limit)]
+    notes = encoder.notes(encoded)
+    passages = [one for [one] in compress(encoded, encoder.fits(encoded, path.name))]
+    answers = score_rows(scorer, [passage.row for passage in passages], "lambada", options.show_progress)
     accuracy = mean_and_stderr([float(answer.greedy.all()) for answer in answers])
     return TaskResult(
         metrics={"accuracy": accuracy, "perplexity": word_perplexity([answer.logprob for answer in answers])},
         n=len(passages),
         unit="passages",
-        truncated=sum(cut),
+        truncated=sum(passage.cut for passage in passages),
         protocol=PROTOCOL,
         counts={"scored_tokens": sum(len(answer.logprobs) for answer in answers)},
+        notes=notes,
     )
 
 

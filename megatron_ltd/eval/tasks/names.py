@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
-from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.errors import ConfigError, DataError, UserError
 from megatron_ltd.eval.requests import TokenScorer
 from megatron_ltd.eval.results import EvalOptions, TaskResult
 from megatron_ltd.eval.tasks import lambada, perplexity, questions, wikitext
@@ -101,24 +101,35 @@ TASKS: dict[str, Task | ChoiceTask] = {
 }
 
 
+Answer = Callable[[TokenScorer, Tokenizer, EvalOptions], dict[str, TaskResult]]
+
+
 @dataclass(frozen=True)
 class TaskRun:
-    """A task with its file and that file's SHA-256, under the name its result will have."""
+    """A task to score.
+
+    Args:
+        name: as listed, and how its result is called if it has only one.
+        path: its file or folder.
+        sha256: of its files.
+        evaluate: gives its results by name.
+        problem: why it cannot run, if that is known beforehand.
+    """
 
     name: str
-    evaluate: Evaluate
     path: Path
     sha256: str
+    evaluate: Answer
+    problem: UserError | None = None
 
 
 def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
-    """The runs asked for by `lambada,wikitext,perplexity=FILE`; all files are there before a model is loaded.
+    """The runs asked for by `lambada,wikitext,perplexity=FILE`; one whose file is not there has that for its problem.
 
     A task's result has its name; a task listed with several files has one result `name:file` for each.
 
     Raises:
-        ConfigError: an unknown task, a task listed twice, or no place to look for its file.
-        DataError: its file is not there.
+        ConfigError: an unknown task, or a task listed twice.
     """
     items = [item.strip() for item in listed.split(",") if item.strip()]
     if not items:
@@ -129,13 +140,21 @@ def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
         name = item.partition("=")[0]
         if name not in TASKS:
             raise ConfigError(f"--tasks: there is no task {name!r}. Choose from {', '.join(TASKS)}.")
-        path = _path_of(item, folder)
-        runs.append(TaskRun(name if times[name] == 1 else f"{name}:{path.name}", TASKS[name].evaluate, path,
-                            sha256_of(path)))
+        given = Path(item.partition("=")[2])
+        label = name if times[name] == 1 else f"{name}:{given.name}"
+        try:
+            path = _path_of(item, folder)
+            runs.append(TaskRun(label, path, sha256_of(path), _answer(label, TASKS[name].evaluate, path)))
+        except UserError as error:
+            runs.append(TaskRun(label, given, "", _answer(label, TASKS[name].evaluate, given), error))
     repeated = [name for name, count in Counter(run.name for run in runs).items() if count > 1]
     if repeated:
         raise ConfigError(f"--tasks lists {', '.join(repeated)} more than once. Keep one, or rename one of the files.")
     return runs
+
+
+def _answer(label: str, evaluate: Evaluate, path: Path) -> Answer:
+    return lambda scorer, tokenizer, options: {label: evaluate(path, scorer, tokenizer, options)}
 
 
 def _path_of(item: str, folder: Path | None) -> Path:

@@ -1,5 +1,6 @@
 """Questions that the model answers in its own words, such as TriviaQA's."""
 
+from itertools import compress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,11 +22,13 @@ class AnswerTask(ChoiceTask):
 
     def evaluate(self, path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
         examples, prompts, shown = self.questions(path, options)
-        encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
-        texts = [encoder.prompt(prompt + example.pairs[0][0])
-                 for example, prompt in zip(examples, prompts, strict=True)]
+        encoder = RowEncoder(tokenizer, scorer.max_length, options.bos, options.overlong)
         # At most half of the positions, so that enough of the question remains.
         new_tokens = min(ANSWER_TOKENS, scorer.max_length // 2)
+        encoded = [[encoder.open_prompt(prompt + example.pairs[0][0], new_tokens, example.place)]
+                   for example, prompt in zip(examples, prompts, strict=True)]
+        notes, kept = encoder.notes(encoded), encoder.fits(encoded, path.name)
+        examples, texts = list(compress(examples, kept)), [one.row.tokens for [one] in compress(encoded, kept)]
         answers: list[list[int]] = []
         with tqdm(total=len(texts), desc=path.name, unit="answer", disable=not options.show_progress) as bar:
             for start in range(0, len(texts), SLAB_ROWS):
@@ -35,10 +38,10 @@ class AnswerTask(ChoiceTask):
         hits = [float(without_punctuation(spoken(tokenizer.decode(answer)))
                       in [without_punctuation(right) for _, right in example.pairs])
                 for example, answer in zip(examples, answers, strict=True)]
-        cut = sum(len(text) > scorer.max_length - new_tokens for text in texts)
+        cut = sum(one.cut for [one] in compress(encoded, kept))
         return TaskResult({"exact_match": mean_and_stderr(hits)}, len(examples), "questions", cut,
                           f"greedy answers up to a new line, full stop or comma, {self.protocol}; {shown}",
-                          {"generated_tokens": sum(map(len, answers))})
+                          {"generated_tokens": sum(map(len, answers))}, notes)
 
 
 def spoken(text: str) -> str:

@@ -19,28 +19,30 @@ FILES: tuple[str, ...] = ()
 """No file of its own: `--tasks perplexity=PATH`."""
 
 
-def read_documents(path: Path, limit: int | None) -> list[str]:
-    """The documents of a corpus file.
+def read_documents(path: Path, limit: int | None) -> tuple[list[str], tuple[str, ...]]:
+    """The documents of a corpus file, and what had to be changed in it.
 
     Raises:
         DataError: another kind of file, or no text.
     """
     suffix = plain_suffix(path)
+    notes: tuple[str, ...] = ()
     if suffix in (".jsonl", ".json"):
         documents = [record.text("text") for record in read_json_lines(path, limit)]
     elif suffix == ".txt":
-        documents = [read_text(path)]
+        text, notes = read_text(path)
+        documents = [text]
     else:
         raise DataError(f"{path} has the suffix {suffix!r}. Perplexity reads .jsonl and .txt, also with .gz or .zst.")
     documents = [document for document in documents if document]
     if not documents:
         raise DataError(f"{path} has no text. Name a file with at least one document.")
-    return documents
+    return documents, notes
 
 
 def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> TaskResult:
     """Token and byte perplexity of the documents in `path`."""
-    documents = read_documents(path, options.limit)
+    documents, notes = read_documents(path, options.limit)
     encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
     rows = [row for tokens in tokenizer.encode_batch(documents) for row in encoder.windows(tokens, options.stride)]
     if not rows:
@@ -51,7 +53,7 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
     windows = "rolling windows" if options.stride is None else f"sliding windows of stride {options.stride}"
     return TaskResult(metrics, len(documents), "documents", truncated=0,
                       protocol=f"document by document from the end-of-document token, {windows}",
-                      counts={"tokens": tokens, "bytes": size_bytes})
+                      counts={"tokens": tokens, "bytes": size_bytes}, notes=notes)
 
 
 def perplexities(answers: Sequence[ScoredRow], counts: dict[str, int]) -> tuple[dict[str, Metric], int]:

@@ -59,7 +59,7 @@ def piqa_records(path: Path, limit: int | None) -> list[Record]:
     labels = first_packed([wanted])
     if labels is None:
         raise DataError(f"{records[0].place} has no label, and there is no {wanted}. Put it there.")
-    lines = read_text(labels).split()
+    lines = read_text(labels)[0].split()
     if len(lines) < len(records) or (limit is None and len(lines) > len(records)):
         raise DataError(f"{labels} has {len(lines)} labels for the {len(records)} examples of {path}. Get both again.")
     return [Record({**record.values, "label": label}, record.place, record.group)

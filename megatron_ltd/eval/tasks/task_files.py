@@ -18,6 +18,7 @@ from megatron_ltd.data.preprocess.text_input import TextInput
 from megatron_ltd.errors import DataError
 from megatron_ltd.eval.tasks.records import Record
 
+BOM = b"\xef\xbb\xbf"
 PACKED_SUFFIXES = ("", ".gz", ".zst")
 MEMBER_LIMIT_BYTES = 1 << 30
 """The largest file that is read out of an archive."""
@@ -60,13 +61,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """The whole file, unpacked.
+def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The whole file, unpacked and with Unix line ends, and what had to be changed for it.
 
     Raises:
         DataError: it is missing, damaged, or not UTF-8.
     """
-    return _decoded(str(path), b"".join(block.data for block in _open(path).blocks()))
+    data = b"".join(block.data for block in _open(path).blocks())
+    notes = [(data.count(b"\r"), "line ends of {} lines read as Unix line ends"),
+             (int(data.startswith(BOM)), "{} byte order mark at the beginning left out")]
+    return _decoded(str(path), data), tuple(note.format(count) for count, note in notes if count)
 
 
 def read_json_lines(path: Path, limit: int | None = None) -> list[Record]:
@@ -149,7 +153,7 @@ def _json_lines(place: str, lines: Lines, group: str = "") -> Iterator[Record]:
 
 
 def _table(place: str, data: bytes, group: str) -> Iterator[Record]:
-    head, *rows = (line.rstrip("\r").split("\t") for line in _decoded(place, data).rstrip("\n").split("\n"))
+    head, *rows = (line.split("\t") for line in _decoded(place, data).rstrip("\n").split("\n"))
     for number, cells in enumerate(rows, start=2):
         if len(cells) != len(head):
             raise DataError(f"{place}:{number} has {len(cells)} columns, its first line {len(head)}. Fix or remove it.")
@@ -164,13 +168,13 @@ def _record(value: Any, place: str, group: str) -> Record:
 
 def _from_json(place: str, data: bytes, wanted: str) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data.removeprefix(BOM))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not JSON: {error}. {wanted}") from error
 
 
 def _decoded(place: str, data: bytes) -> str:
     try:
-        return data.decode()
+        return data.removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{place} is not UTF-8 text: {error}. Convert it to UTF-8.") from error

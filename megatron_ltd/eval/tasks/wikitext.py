@@ -75,7 +75,7 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
     Raises:
         DataError: the file is empty, or holds nothing to predict.
     """
-    text = read_text(path)
+    text, notes = read_text(path)
     articles = split_articles(text)[:options.limit]
     if not articles:
         raise DataError(f"{path} has no text. The task needs WikiText's raw file, such as wiki.test.raw.")
@@ -95,4 +95,5 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
     size_bytes = sum(len(article.encode()) for article in articles)
     metrics, tokens = perplexities(answers, {"word": words, "byte": size_bytes})
     counts = {"tokens": tokens, "words": words, "bytes": size_bytes}
-    return TaskResult(metrics, len(articles), "articles", truncated=0, protocol=protocol, counts=counts)
+    return TaskResult(metrics, len(articles), "articles", truncated=0, protocol=protocol, counts=counts,
+                      notes=notes)

@@ -146,12 +146,58 @@ def test_a_malformed_example_is_named_by_file_and_line(tmp_path: Path, task: str
     assert words in str(refused.value) and str(path) in str(refused.value)
 
 
-def test_a_continuation_of_no_token_or_of_too_many_is_refused() -> None:
-    encoder = RowEncoder(WordTokenizer(), 2)
+def test_a_continuation_of_no_token_is_refused() -> None:
     with pytest.raises(DataError, match="f:1: '' is 0 tokens after a context of 1"):
-        encoder.pair("a", "", "f:1")
-    with pytest.raises(DataError, match="f:1: ' b c d' is 3 tokens .* must be 1 to 2"):
-        encoder.pair("a", " b c d", "f:1")
+        RowEncoder(WordTokenizer(), 2).pair("a", "", "f:1")
+
+
+def test_of_a_continuation_longer_than_the_model_the_last_tokens_are_scored() -> None:
+    tokenizer = WordTokenizer()
+    row, cut, apart = RowEncoder(tokenizer, 2).pair("a", " b c d", "f:1")
+    b, c, d = tokenizer.encode("a b c d")[1:]
+    assert row == ScoreRow([b, c, d], 1) and cut and not apart
+
+
+def test_a_context_of_white_space_is_an_empty_one() -> None:
+    tokenizer = WordTokenizer()
+    assert RowEncoder(tokenizer, 9).pair("\n", "b", "f:1").row.tokens == [0, *tokenizer.encode("\nb")]
+
+
+class Pairs(WordTokenizer):
+    """Joins "ab" into one token; otherwise a token a character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text.replace("ab", "Z")]
+
+
+def test_where_a_token_spans_the_end_of_the_context_the_two_are_encoded_apart() -> None:
+    encoder = RowEncoder(Pairs(), 9)
+    assert encoder.pair("xa", "b", "f:1") == (ScoreRow([ord("x"), ord("a"), ord("b")], 2), False, True)
+    assert encoder.pair("xa", "bc", "f:1") == (ScoreRow([ord("x"), ord("Z"), ord("c")], 2), False, False)
+
+
+OVERLONG = '{"context_options": ["a", "c"], "continuation": " b b b b b b", "gold": 0}\n'
+SHORT = '{"context_options": ["a", "c"], "continuation": " b", "gold": 1}\n'
+
+
+@pytest.mark.parametrize(("overlong", "n", "truncated", "notes"), [
+    ("truncate", 3, 1, ()), ("skip", 2, 0, ("1 examples longer than the model's positions, left out",))])
+def test_an_example_longer_than_the_model_is_scored_or_left_out_and_counted(
+    tmp_path: Path, overlong: str, n: int, truncated: int, notes: tuple[str, ...],
+) -> None:
+    path = tmp_path / "wsc.jsonl"
+    path.write_text(SHORT + OVERLONG + SHORT)
+    result = CHOICE_TASKS["wsc273"].evaluate(path, UniformScorer(max_length=4), WordTokenizer(),
+                                             EvalOptions(overlong=overlong))
+    assert (result.n, result.truncated, result.notes) == (n, truncated, notes)
+
+
+def test_an_example_longer_than_the_model_can_be_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "wsc.jsonl"
+    path.write_text(SHORT + OVERLONG)
+    with pytest.raises(DataError, match=r"wsc\.jsonl:2 takes 8 tokens, and the model has 4"):
+        CHOICE_TASKS["wsc273"].evaluate(path, UniformScorer(max_length=4), WordTokenizer(),
+                                        EvalOptions(overlong="error"))
 
 
 def test_labels_of_piqa_must_match_its_examples(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_accuracy_perplexity_and_their_errors_are_those_worked_out_by_hand(tmp_p
 
 def test_a_word_of_several_tokens_counts_only_when_all_of_them_are_right(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data)
-    row, _ = lambada.last_word_row(Record({"text": "The dog was a Rottweiler"}, "f:1"), RowEncoder(tokenizer, 100))
+    row, *_ = lambada.last_word_row(Record({"text": "The dog was a Rottweiler"}, "f:1"), RowEncoder(tokenizer, 100))
     tokens = row.tokens[row.first_scored:]
     assert tokenizer.decode(tokens) == " Rottweiler" and len(tokens) > 1
     for known, expected in ((tokens, True), (tokens[:-1], False), (tokens[1:], False)):
@@ -46,13 +46,13 @@ def test_a_word_of_several_tokens_counts_only_when_all_of_them_are_right(shared_
 def test_the_last_word_is_everything_after_the_last_space(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data)
     passage = Record({"text": 'He said.\n\n"I do," said\nHelen'}, "f:1")
-    row, _ = lambada.last_word_row(passage, RowEncoder(tokenizer, 100))
+    row, *_ = lambada.last_word_row(passage, RowEncoder(tokenizer, 100))
     assert tokenizer.decode(row.tokens[row.first_scored:]) == " said\nHelen"
 
 
 def test_spaces_before_the_last_one_are_scored_with_the_word(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data)
-    row, _ = lambada.last_word_row(Record({"text": "He said   Helen"}, "f:1"), RowEncoder(tokenizer, 100))
+    row, *_ = lambada.last_word_row(Record({"text": "He said   Helen"}, "f:1"), RowEncoder(tokenizer, 100))
     assert tokenizer.decode(row.tokens[:row.first_scored]) == "He said"
     assert tokenizer.decode(row.tokens[row.first_scored:]) == "   Helen"
 
@@ -80,7 +80,7 @@ def test_a_passage_without_context_or_last_word_names_its_line(tmp_path: Path, t
         lambada.evaluate(path, UniformScorer(), WordTokenizer(), EvalOptions())
 
 
-def test_a_last_word_that_does_not_fit_the_model_names_its_line(shared_data: Path) -> None:
-    passage = Record({"text": "A long word is Donaudampfschifffahrtsgesellschaft"}, "f.jsonl:7")
-    with pytest.raises(DataError, match=r"f\.jsonl:7: ' Donau.* must be 1 to 4"):
-        lambada.last_word_row(passage, RowEncoder(gpt2_tokenizer(shared_data), 4))
+def test_of_a_last_word_longer_than_the_model_the_last_tokens_are_scored(shared_data: Path) -> None:
+    text, tokenizer = "A long word is Donaudampfschifffahrtsgesellschaft", gpt2_tokenizer(shared_data)
+    row, cut, _ = lambada.last_word_row(Record({"text": text}, "f.jsonl:7"), RowEncoder(tokenizer, 4))
+    assert (row.tokens, row.first_scored, cut) == (tokenizer.encode(text)[-5:], 1, True)

@@ -63,13 +63,13 @@ PLAIN = jsonl(DOCUMENTS)
 def test_packed_and_plain_files_hold_the_same_documents(tmp_path: Path, suffix: str, data: bytes) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(data)
-    assert perplexity.read_documents(path, None) == DOCUMENTS[:2]
+    assert perplexity.read_documents(path, None) == (DOCUMENTS[:2], ())
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"one\n\ntwo\n"))
-    assert perplexity.read_documents(path, 1) == ["one\n\ntwo\n"]
+    assert perplexity.read_documents(path, 1) == (["one\n\ntwo\n"], ())
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:

@@ -108,8 +108,6 @@ def test_a_plan_finds_all_files_and_names_repeated_tasks_by_file(tmp_path: Path)
     [
         ("", "names no task"),
         ("lambda", "no task 'lambda'. Choose from lambada"),
-        ("lambada", "needs --task-data"),
-        ("perplexity", "--tasks perplexity=PATH"),
         ("lambada={0},lambada={0}", "more than once"),
     ],
 )
@@ -119,6 +117,25 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, listed: str, message: 
         plan_tasks(listed.format(tmp_path / "a.jsonl"), None)
 
 
-def test_a_named_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no file"):
-        plan_tasks(f"lambada={tmp_path}/none.jsonl", None)
+@pytest.mark.parametrize(("listed", "kind", "message"), [
+    ("lambada", ConfigError, "needs --task-data"),
+    ("perplexity", ConfigError, "--tasks perplexity=PATH"),
+    ("lambada=none.jsonl", DataError, "there is no file 'none.jsonl'"),
+])
+def test_a_task_without_its_file_is_planned_with_that_problem(
+    tmp_path: Path, listed: str, kind: type[Exception], message: str,
+) -> None:
+    (tmp_path / "a.jsonl").touch()
+    missing, there = plan_tasks(f"{listed},wikitext={tmp_path}/a.jsonl", None)
+    assert isinstance(missing.problem, kind) and message in str(missing.problem)
+    assert there.problem is None
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbfone\r\ntwo\r\n", b"\xef\xbb\xbfone\ntwo\n", b"one\r\ntwo\r\n"])
+def test_a_text_is_the_same_whatever_its_line_ends_and_what_was_changed_is_told(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    text, notes = read_text(path)
+    assert text == "one\ntwo\n"
+    assert notes == (*(["line ends of 2 lines read as Unix line ends"] if b"\r" in data else []),
+                     *(["1 byte order mark at the beginning left out"] if data[0] == 0xEF else []))

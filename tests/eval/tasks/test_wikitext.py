@@ -84,7 +84,7 @@ def test_the_stream_protocol_equals_megatrons_definition(tmp_path: Path, shared_
 
 
 def test_words_of_the_stream_are_counted_as_megatron_publishes_them(shared_data: Path) -> None:
-    text = read_text(shared_data / "tasks" / "wikitext2" / "wiki.test.tokens.gz")
+    text, _ = read_text(shared_data / "tasks" / "wikitext2" / "wiki.test.tokens.gz")
     # Megatron-LM's README gives 245566 original tokens for WikiText103's test set, one of which is not predicted.
     assert wikitext.megatron_words(text) == 245566 - 1
 
