@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.eval.bos import choose_bos
 from megatron_ltd.eval.harness.tasks import plan_harness
 from megatron_ltd.eval.report import (
     check_format,
@@ -35,6 +36,7 @@ from megatron_ltd.eval.scorer import ModelScorer, build_scorer
 from megatron_ltd.eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
+from megatron_ltd.train.state import TrainState
 from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
 from tools.command_line import parser_of
 
@@ -55,6 +57,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         "--harness the task's own)")
     parser.add_argument("--harness", action="store_true", help="--tasks names tasks of lm-evaluation-harness (needs "
                         "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl replaces the download")
+    parser.add_argument("--no-bos", action="store_true", help="no token at the beginning of texts, though the model's "
+                        "tokenizer files say to add one")
     parser.add_argument("--overlong", choices=OVERLONG, default="truncate", help="an example that is longer than the "
                         "model: score its last tokens and count it (default), leave it out and count it, or let its "
                         "task fail")
@@ -71,6 +75,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     check_at_least(args, 0, "num_fewshot", "bos_token_id")
     if args.harness and args.overlapping_eval is not None:
         raise ConfigError("--overlapping-eval has no effect with --harness, whose tasks split texts in their own way.")
+    if args.no_bos and args.bos_token_id is not None:
+        raise ConfigError(f"--no-bos contradicts --bos-token-id = {args.bos_token_id}; leave one out.")
     if args.harness and args.overlong == "skip":
         raise ConfigError("--overlong = skip has no effect with --harness, which scores every example of a task; use "
                           "truncate or error.")
@@ -131,8 +137,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     digests = {item.name: item.sha256 for item in plan}
     agree_on_inputs(problem, digests | ({} if tokenizer is None else {"tokenizer": tokenizer.digest}))
     assert tokenizer is not None
-    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, args.bos_token_id,
-                          args.overlong)
+    trained_here = TrainState.from_counters(scorer.manifest.counters).consumed.tokens > 0
+    bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here)
+    if told is not None:
+        console.line(told)
+    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong)
     score(args.load, plan, scorer, tokenizer, options, outputs, console)
 
 
