@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
-from megatron_ltd.eval.bos import choose_bos
-from megatron_ltd.eval.harness.tasks import plan_harness
-from megatron_ltd.eval.report import (
+from megatron_ltd.lm_eval.bos import choose_bos
+from megatron_ltd.lm_eval.harness.tasks import plan_harness
+from megatron_ltd.lm_eval.report import (
     check_format,
     check_writable,
     finished_before,
@@ -31,9 +31,9 @@ from megatron_ltd.eval.report import (
     task_record,
     write_results,
 )
-from megatron_ltd.eval.results import OVERLONG, EvalOptions, TaskResult
-from megatron_ltd.eval.scorer import ModelScorer, build_scorer
-from megatron_ltd.eval.tasks.names import TASKS, TaskRun, plan_tasks
+from megatron_ltd.lm_eval.results import OVERLONG, EvalOptions, TaskResult
+from megatron_ltd.lm_eval.scorer import ModelScorer, build_scorer
+from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.train.state import TrainState
