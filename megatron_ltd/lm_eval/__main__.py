@@ -6,7 +6,7 @@
 
 import importlib
 import importlib.util
-import os
+import logging
 import sys
 
 from megatron_ltd.errors import ConfigError, UserError
@@ -21,7 +21,7 @@ def main() -> int:
     try:
         console.speaks = Launch.from_environment().rank == 0
         if not console.speaks:
-            os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+            logging.disable(logging.WARNING)
         if importlib.util.find_spec("lm_eval") is None:
             raise ConfigError("lm-evaluation-harness is not installed: pip install 'megatron_ltd[eval]'.")
         importlib.import_module("lm_eval.models")  # registers the harness's own models, before ours
