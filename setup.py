@@ -45,6 +45,7 @@ setup(
                                    extra_compile_args=["-O3", "-ffp-contract=off"])],
     package_data={"megatron_ltd.data": ["*.pyi", "*.cpp"], "megatron_ltd.settings": ["*.toml"]},
     packages=find_packages(include=["megatron_ltd", "megatron_ltd.*"]),
+    entry_points={"lm_eval.models": ["megatron-ltd = megatron_ltd.lm_eval.harness.plugin:MegatronLtd"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11,<3",

@@ -26,11 +26,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 from benchmarks import machine
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.data.text.tokenizer import gpt2_bpe_tokenizer
-from megatron_ltd.eval.results import EvalOptions
-from megatron_ltd.eval.scorer import build_scorer
-from megatron_ltd.eval.tasks.choices import requests
-from megatron_ltd.eval.tasks.names import CHOICE_TASKS
-from megatron_ltd.eval.tasks.task_files import find_task_file
+from megatron_ltd.lm_eval.results import EvalOptions
+from megatron_ltd.lm_eval.scorer import build_scorer
+from megatron_ltd.lm_eval.tasks.choices import requests
+from megatron_ltd.lm_eval.tasks.names import CHOICE_TASKS
+from megatron_ltd.lm_eval.tasks.task_files import find_task_file
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.state import TrainState
 

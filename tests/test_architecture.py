@@ -27,7 +27,7 @@ LEVELS = {
     "plan": 4, "checkpoint": 4,
     "settings": 5, "optim": 5,
     "train": 6,
-    "eval": 7,
+    "lm_eval": 7,
     "recipe": 8,
 }
 """A part of the package imports itself and parts of a lower level; parts of one level do not import each other. The
@@ -158,7 +158,7 @@ def test_benchmarks_import_the_package_alone() -> None:
 
 @pytest.mark.parametrize(("importer", "target"), [
     ("model", "data"), ("data", "model"), ("base", "settings"), ("model", "settings"), ("token_drop", "parallel"),
-    ("parallel", "model"), ("optim", "train"), ("checkpoint", "optim"), ("train", "eval"), ("train", "recipe"),
+    ("parallel", "model"), ("optim", "train"), ("checkpoint", "optim"), ("train", "lm_eval"), ("train", "recipe"),
     ("recipe", "recipe"),
 ])
 def test_the_import_rule_refuses_what_it_should(importer: str, target: str) -> None:

@@ -18,21 +18,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
-from megatron_ltd.eval.harness.tasks import HarnessTask, plan_harness, run_harness
-from megatron_ltd.eval.report import (
+from megatron_ltd.lm_eval.bos import choose_bos
+from megatron_ltd.lm_eval.harness.tasks import plan_harness
+from megatron_ltd.lm_eval.report import (
     check_format,
     check_writable,
+    finished_before,
     markdown_table,
     model_record,
+    result_of,
     software_versions,
     task_record,
     write_results,
 )
-from megatron_ltd.eval.results import EvalOptions, TaskResult
-from megatron_ltd.eval.scorer import ModelScorer, build_scorer
-from megatron_ltd.eval.tasks.names import TASKS, TaskRun, plan_tasks
+from megatron_ltd.lm_eval.results import OVERLONG, EvalOptions, TaskResult
+from megatron_ltd.lm_eval.scorer import ModelScorer, build_scorer
+from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
+from megatron_ltd.train.state import TrainState
 from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
 from tools.command_line import parser_of
 
@@ -53,6 +57,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         "--harness the task's own)")
     parser.add_argument("--harness", action="store_true", help="--tasks names tasks of lm-evaluation-harness (needs "
                         "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl replaces the download")
+    parser.add_argument("--no-bos", action="store_true", help="no token at the beginning of texts, though the model's "
+                        "tokenizer files say to add one")
+    parser.add_argument("--overlong", choices=OVERLONG, default="truncate", help="an example that is longer than the "
+                        "model: score its last tokens and count it (default), leave it out and count it, or let its "
+                        "task fail")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N passages, articles or documents")
     parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows per batch (default 8)")
     parser.add_argument(
@@ -66,6 +75,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     check_at_least(args, 0, "num_fewshot", "bos_token_id")
     if args.harness and args.overlapping_eval is not None:
         raise ConfigError("--overlapping-eval has no effect with --harness, whose tasks split texts in their own way.")
+    if args.no_bos and args.bos_token_id is not None:
+        raise ConfigError(f"--no-bos contradicts --bos-token-id = {args.bos_token_id}; leave one out.")
+    if args.harness and args.overlong == "skip":
+        raise ConfigError("--overlong = skip has no effect with --harness, which scores every example of a task; use "
+                          "truncate or error.")
     return args
 
 
@@ -93,16 +107,18 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Find the files, load the model, check that all processes read the same files, and score."""
     outputs = [Path(name) for name in args.output or ()]
     plan: list[TaskRun] = []
-    chosen: list[HarnessTask] = []
     tokenizer: Tokenizer | None = None
     problem = None
     try:
         folder = None if args.task_data is None else Path(args.task_data)
-        chosen = plan_harness(args.tasks, folder) if args.harness else []
-        plan = [] if args.harness else plan_tasks(args.tasks, folder)
+        plan = (plan_harness(args.tasks, folder, args.num_fewshot) if args.harness
+                else plan_tasks(args.tasks, folder))
         for output in outputs if console.speaks else ():
             check_format(output)
             check_writable(output)
+        problems = [item.problem for item in plan if item.problem is not None]
+        if len(problems) == len(plan):
+            raise problems[0]
     except UserError as error:
         if console.speaks:
             raise  # before a model is loaded, when the other processes cannot yet report to rank 0
@@ -118,12 +134,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
         tokenizer = checkpoint_tokenizer(scorer.tokenizer_config, scorer.manifest.config["model"]["vocab_size"], args)
     except UserError as error:
         problem = problem or str(error)
-    digests = {item.name: item.sha256 for item in plan} | {task.name: task.sha256 for task in chosen}
+    digests = {item.name: item.sha256 for item in plan}
     agree_on_inputs(problem, digests | ({} if tokenizer is None else {"tokenizer": tokenizer.digest}))
     assert tokenizer is not None
-    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, args.bos_token_id)
-    if args.harness:
-        plan = run_harness(chosen, scorer, tokenizer, options, args.num_fewshot)
+    trained_here = TrainState.from_counters(scorer.manifest.counters).consumed.tokens > 0
+    bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here)
+    if told is not None:
+        console.line(told)
+    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong)
     score(args.load, plan, scorer, tokenizer, options, outputs, console)
 
 
@@ -131,28 +149,56 @@ def score(
     load: str, plan: list[TaskRun], scorer: ModelScorer, tokenizer: Tokenizer, options: EvalOptions,
     outputs: list[Path], console: Console,
 ) -> None:
-    """Score the tasks in turn; results are written after each task."""
+    """Score the tasks in turn, and write the results after each; one that fails leaves the others alone.
+
+    Raises:
+        UserError: the first task's that failed, at the end.
+    """
     record: dict[str, Any] = {
         "model": model_record(load, scorer.manifest),
         "tokenizer_digest": tokenizer.digest,
         "options": {"limit": options.limit, "overlapping_eval": options.stride, "num_fewshot": options.num_fewshot,
-                    "bos_token_id": options.bos},
+                    "bos_token_id": options.bos, "overlong": options.overlong},
         "versions": software_versions(),
         "tasks": {},
+        "failed": {},
     }
+    # The first process reads what is done, for all.
+    [done, *_] = gather_json({name: entry for output in outputs if console.speaks
+                              for name, entry in finished_before(output, record).items()})
     results: dict[str, TaskResult] = {}
+    failed: dict[str, UserError] = {}
     for item in plan:
-        results[item.name] = item.evaluate(item.path, scorer, tokenizer, options)
-        record["tasks"][item.name] = task_record(item.path, item.sha256, results[item.name])
+        entries = {name: entry for name, entry in done.items()
+                   if (entry["listed_as"], entry["file"], entry["sha256"]) == (item.name, str(item.path), item.sha256)}
+        try:
+            if item.problem is not None:
+                raise item.problem
+            found = ({name: result_of(entry) for name, entry in entries.items()}
+                     or item.evaluate(scorer, tokenizer, options))
+        except UserError as error:
+            failed[item.name] = error
+            record["failed"][item.name] = str(error)
+            console.error(f"{item.name} failed: {type(error).__name__}: {error}")
+            found = {}
+        if entries:
+            console.line(f"{item.name}: taken from {', '.join(map(str, outputs))}, where the same command wrote it")
+        results |= found
+        record["tasks"] |= {name: task_record(item.name, item.path, item.sha256, result)
+                            for name, result in found.items()}
         for output in outputs if console.speaks else ():
-            write_results(output, record, results)
+            write_results(output, record, results, failed)
     model = record["model"]
     console.line(
         f"\n{model['load']}, step {model['step']:,}: trained on {model['consumed_tokens']:,} tokens, "
-        f"{model['consumed_layer_tokens']:,} layer tokens\n\n{markdown_table(results)}"
+        f"{model['consumed_layer_tokens']:,} layer tokens\n\n{markdown_table(results, failed)}"
     )
     if outputs:
         console.line(f"\nwritten to {', '.join(map(str, outputs))}")
+    if failed:
+        kind = type(next(iter(failed.values())))
+        raise kind(f"{len(failed)} of {len(plan)} tasks failed: {', '.join(failed)}. Repair what is said above; with "
+                   "--output FILE.json the same command then runs only these.")
 
 
 def main(argv: list[str]) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.eval.decode import Sampling
-from megatron_ltd.eval.scorer import build_scorer
+from megatron_ltd.lm_eval.decode import Sampling
+from megatron_ltd.lm_eval.scorer import build_scorer
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch
 from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all

@@ -18,9 +18,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
 from megatron_ltd.errors import DataError
-from megatron_ltd.eval.report import check_writable
-from megatron_ltd.eval.tasks.build_lastword import LastWordOptions, build_lastword_set
-from megatron_ltd.eval.tasks.task_files import read_json_lines
+from megatron_ltd.lm_eval.report import check_writable
+from megatron_ltd.lm_eval.tasks.build_lastword import LastWordOptions, build_lastword_set
+from megatron_ltd.lm_eval.tasks.task_files import read_json_lines
 from megatron_ltd.log import Console
 from tools.command_line import exit_code_of, parser_of
 

@@ -1,0 +1,165 @@
+"""Runs tasks of lm-evaluation-harness, on local files in place of downloads where there are any."""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from megatron_ltd.data.text.tokenizer import Tokenizer
+from megatron_ltd.errors import ConfigError, DataError, UserError
+from megatron_ltd.lm_eval.harness.local import LocalSplits, check_answers, needed_splits
+from megatron_ltd.lm_eval.requests import TokenScorer
+from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult
+from megatron_ltd.lm_eval.rows import notes_on_examples
+from megatron_ltd.lm_eval.tasks.names import TaskRun
+from megatron_ltd.parallel.agreement import gather_json
+
+GROUP = "chosen"
+
+
+class Harness:
+    """The harness with its index of tasks, and our model as one of its models."""
+
+    def __init__(self, num_fewshot: int | None):
+        self.num_fewshot = num_fewshot
+        self._model: Any = None
+
+    @cached_property
+    def manager(self) -> Any:
+        """The index of the harness's tasks, which takes seconds to read."""
+        return importlib.import_module("lm_eval.tasks").TaskManager()
+
+    def model(self, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> Any:
+        if self._model is None:
+            self._model = importlib.import_module("megatron_ltd.lm_eval.harness.model").HarnessModel(
+                scorer, tokenizer, bos=options.bos, overlong=options.overlong, show_progress=options.show_progress)
+        return self._model
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A task or group of the harness.
+
+    Args:
+        local: the files of its splits, which may be none.
+    """
+
+    name: str
+    local: LocalSplits
+    harness: Harness
+
+    def evaluate(self, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> dict[str, TaskResult]:
+        """The results of the task, or of a group and its parts.
+
+        Raises:
+            DataError: the harness cannot run it on these files.
+        """
+        group, notes = self._agreed(options)
+        model = self.harness.model(scorer, tokenizer, options)
+        model.forget()
+        try:
+            found = importlib.import_module("lm_eval.evaluator").simple_evaluate(
+                model=model, tasks=[group], task_manager=self.harness.manager, num_fewshot=self.harness.num_fewshot,
+                limit=options.limit, log_samples=False)
+        except UserError:
+            raise
+        except Exception as error:  # a task may hold any code
+            if model.scoring:
+                raise
+            raise DataError(f"{self.name}: lm-evaluation-harness cannot score it: {_said(error)}. "
+                            f"Check the examples in {self.local.folder}.") from error
+        # On all but the first process of a machine the harness returns nothing.
+        leaves = {} if found is None else {name: [name] for name in found["configs"]} | {
+            part.name: [task.task_name for task in part.get_all_tasks()] for part in group.get_all_groups()}
+        return {} if found is None else {
+            name: _result(name, numbers, found, model, leaves.get(name, []), notes)
+            for name, numbers in found["results"].items() if name != GROUP}
+
+    def _agreed(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
+        """The task as the harness loads it, on every process or on none, and what is to be told of it."""
+        group, problem = None, None
+        notes: tuple[str, ...] = ()
+        try:
+            group, notes = self._loaded(options)
+        except UserError as error:
+            problem = str(error)
+        problems = {found for found in gather_json(problem) if found is not None}
+        if problems:
+            raise DataError("\n".join(sorted(problems)))
+        return group, notes
+
+    def _loaded(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
+        try:
+            # Inside a group, settings are laid over those of the task of that name.
+            loaded = self.harness.manager.load([{"group": GROUP, "task": [self._definition()]}])
+            tasks = loaded["tasks"].values()
+            for task in tasks:
+                for split in needed_splits(task, self.harness.num_fewshot) if self.local.paths else ():
+                    self.local.must_have(split)
+            notes = tuple(note for task in tasks for note in check_answers(task, options.limit))
+            return loaded["groups"][GROUP], notes
+        except UserError:
+            raise
+        except Exception as error:  # a task may hold any code, and a download fails in many ways
+            raise DataError(f"{self.name}: lm-evaluation-harness cannot load it: {_said(error)}. Looked for "
+                            f"{self.local.looked_for()}; what is not there is downloaded.{self.local.absent()}"
+                            ) from error
+
+    def _definition(self) -> str | dict[str, Any]:
+        if not self.local.paths:
+            return self.name
+        return {"task": self.name, "custom_dataset": lambda **settings: self.local}
+
+
+def _said(error: BaseException) -> str:
+    """An error and what it came from, in a line."""
+    text = f"{type(error).__name__}: {error}".split("\n")[0][:300].rstrip(".")
+    return text if error.__cause__ is None else f"{text}, from {_said(error.__cause__)}"
+
+
+def plan_harness(listed: str, folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
+    """The tasks of a comma-separated list, with the files `folder`/TASK/SPLIT.jsonl.
+
+    Args:
+        num_fewshot: None for each task's own.
+
+    Raises:
+        ConfigError: the harness is not installed, or there is no such task.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("--harness needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"--tasks = {listed!r}: name every task of the harness once.")
+    harness, runs = Harness(num_fewshot), []
+    unknown = [name for name in names if name not in harness.manager.all_tasks]
+    if unknown:
+        raise ConfigError(f"--tasks: lm-evaluation-harness {version('lm_eval')} has no task {', '.join(unknown)}. "
+                          "`lm-eval ls tasks` lists them.")
+    for name in names:
+        task = HarnessTask(name, LocalSplits(None if folder is None else folder / name), harness)
+        place = task.local.folder if task.local.paths else Path("hub")
+        runs.append(TaskRun(name, place, task.local.sha256 if task.local.paths else "", task.evaluate))
+    return runs
+
+
+def _result(name: str, numbers: dict[str, Any], found: dict[str, Any], model: Any, leaves: list[str],
+            notes: tuple[str, ...]) -> TaskResult:
+    metrics = {}
+    for key, value in numbers.items():
+        metric, _, rule = key.partition(",")
+        if rule and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = numbers.get(f"{metric}_stderr,{rule}")
+            shown = metric if rule == "none" else f"{metric} ({rule})"
+            metrics[shown] = Metric(float(value), float(error) if isinstance(error, int | float) else None)
+    counted = found.get("n-samples", {})
+    samples = sum(int(counted.get(leaf, {}).get("effective", 0)) for leaf in leaves)
+    shots = found.get("n-shot", {}).get(name)
+    protocol = f"lm-evaluation-harness {version('lm_eval')}, task version {found['versions'].get(name)}, {shots}-shot"
+    cut, apart = (sum(len(counts[leaf]) for leaf in leaves) for counts in (model.cut, model.apart))
+    return TaskResult(metrics, samples, "examples", cut, protocol, {},
+                      tuple(note for note in notes if len(leaves) == 1 and note.startswith(f"{name}: "))
+                      + notes_on_examples(0, apart))

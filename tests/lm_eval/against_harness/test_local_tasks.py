@@ -1,0 +1,96 @@
+"""Tasks of lm-evaluation-harness on the files at hand, some of which are missing or wrong."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.lm_eval.harness.tasks import plan_harness
+from megatron_ltd.lm_eval.results import EvalOptions, TaskResult
+from tests.lm_eval.fakes import UniformScorer, WordTokenizer
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
+
+CB = {"premise": "It rains.", "hypothesis": "It is wet."}
+DOCS: dict[str, tuple[str, dict[str, Any]]] = {
+    "social_iqa": ("validation", {"context": "Ann ran.", "question": "Why?", "answerA": "bus", "answerB": "rain",
+                                  "answerC": "fun", "label": "1"}),
+    "commonsense_qa": ("validation", {"question": "Where?", "answerKey": "A",
+                                      "choices": {"label": list("ABCDE"), "text": ["a", "b", "c", "d", "e"]}}),
+    "cb": ("validation", CB | {"label": 0}),
+    "wsc": ("validation", {"text": "Mark told Pete lies about himself .", "span1_index": 0, "span1_text": "Mark",
+                           "span2_index": 5, "span2_text": "himself", "label": 0}),
+    "pubmedqa": ("test", {"CONTEXTS": ["One.", "Two."], "QUESTION": "Is it?", "final_decision": "yes"}),
+}
+
+
+def put(folder: Path, task: str, split: str, docs: list[dict[str, Any]]) -> None:
+    (folder / task).mkdir(exist_ok=True)
+    (folder / task / f"{split}.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+
+
+def score(folder: Path, listed: str, num_fewshot: int | None = None) -> dict[str, TaskResult | str]:
+    """The result of each task, or why it failed."""
+    found: dict[str, TaskResult | str] = {}
+    for run in plan_harness(listed, folder, num_fewshot):
+        try:
+            found |= run.evaluate(UniformScorer(), WordTokenizer(), EvalOptions())
+        except DataError as error:
+            found[run.name] = str(error)
+    return found
+
+
+def test_only_the_split_that_is_scored_has_to_be_there(tmp_path: Path) -> None:
+    for task, (split, doc) in DOCS.items():
+        put(tmp_path, task, split, [doc] * 3)
+    found = score(tmp_path, ",".join(DOCS))
+    # All choices are equally probable up to their lengths; each right answer is the first choice.
+    assert {name: (result.n, result.metrics["acc"].value) for name, result in found.items()
+            if isinstance(result, TaskResult)} == dict.fromkeys(DOCS, (3, 1.0))
+
+
+def test_what_is_missing_is_named_with_its_path_and_other_tasks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    split, doc = DOCS["pubmedqa"]
+    put(tmp_path, "pubmedqa", "validation", [doc])
+    put(tmp_path, "social_iqa", "validation", [DOCS["social_iqa"][1]] * 2)
+    (tmp_path / "wsc").mkdir()
+    (tmp_path / "wsc" / "validation.jsonl").write_text('{"text": "half a li')
+    found = score(tmp_path, "pubmedqa,wsc,piqa,social_iqa")
+    assert f"the split 'test' is needed and is not there: looked for {tmp_path}/pubmedqa/test.jsonl" in str(
+        found["pubmedqa"])
+    assert f"{tmp_path}/wsc/validation.jsonl cannot be read" in str(found["wsc"])
+    assert f"Looked for {tmp_path}/piqa/SPLIT.jsonl" in str(found["piqa"])
+    assert isinstance(found["social_iqa"], TaskResult)
+    few = score(tmp_path, "social_iqa", num_fewshot=1)
+    assert f"looked for {tmp_path}/social_iqa/train.jsonl" in str(few["social_iqa"])
+
+
+def test_labels_that_cannot_be_right_are_no_score_of_zero(tmp_path: Path) -> None:
+    put(tmp_path, "cb", "validation", [CB | {"label": "entailment"}] * 2)
+    split, doc = DOCS["pubmedqa"]
+    put(tmp_path, "pubmedqa", split, [doc] * 2 + [doc | {"final_decision": "perhaps"}])
+    found = score(tmp_path, "cb,pubmedqa")
+    assert "no example has a right answer among its choices; the first has 'entailment'" in str(found["cb"])
+    result = found["pubmedqa"]
+    assert isinstance(result, TaskResult) and result.metrics["acc"].value == pytest.approx(2 / 3)
+    assert len(result.notes) == 1 and "1 of 3 examples have no right answer" in result.notes[0]
+
+
+def test_each_task_counts_its_own_examples_that_are_too_long(tmp_path: Path) -> None:
+    split, doc = DOCS["social_iqa"]
+    put(tmp_path, "social_iqa", split, [doc, doc | {"context": "word " * 1200}])
+    put(tmp_path, "pubmedqa", "test", [DOCS["pubmedqa"][1]])
+    found = score(tmp_path, "social_iqa,pubmedqa")
+    assert {name: result.truncated for name, result in found.items() if isinstance(result, TaskResult)} == {
+        "social_iqa": 1, "pubmedqa": 0}
+
+
+def test_a_task_that_the_harness_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no task social_iqqa"):
+        plan_harness("social_iqqa", tmp_path, None)
