@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
-from megatron_ltd.plan.derived import has_curriculum, layer_tokens, total_samples, total_steps
+from megatron_ltd.plan.derived import layer_tokens, reads_vary, total_samples, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
 
 Unit = Literal["steps", "samples", "tokens", "layer tokens"]
@@ -94,7 +94,7 @@ def _whole_run(config: RunConfig, dp: int, unit: Unit) -> float:
         return float(total_steps(config, dp))
     if unit == "layer tokens":
         return layer_tokens(config, dp).sum_after(total_steps(config, dp)) / config.model.num_layers
-    if unit == "tokens" and has_curriculum(config):
+    if unit == "tokens" and reads_vary(config):
         return float(layer_tokens(config, dp).raw_after(total_steps(config, dp)))
     return float(total_samples(config, dp) * (config.model.seq_length if unit == "tokens" else 1))
 
