@@ -3,6 +3,7 @@
 from typing import Any
 
 ENABLED: dict[str, dict[str, Any]] = {
+    "superposition": {"token_superposition": 2, "token_superposition_steps": 20, "token_superposition_text": "more"},
     "sequence-curriculum": {"seq_length_curriculum_start_length": 8, "seq_length_curriculum_steps": 20,
                             "seq_length_curriculum_length_step": 8},
     "random": {"random_ltd": True, "random_ltd_start_length": 8},

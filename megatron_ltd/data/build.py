@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from megatron_ltd.data.corpus.manifest import check_manifest
 from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.gpt.index import SPLITS, split_bounds, split_range
+from megatron_ltd.data.gpt.parts import LongSamples, PartedDataset
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
@@ -44,12 +46,15 @@ class Datasets(NamedTuple):
 
 
 def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, valid_samples: int,
-                   test_samples: int, predictions_per_sample: int | None = None) -> Datasets:
+                   test_samples: int, predictions_per_sample: int | None = None,
+                   long_samples: tuple[int, int] | None = None) -> Datasets:
     """Builds what the settings ask for.
 
     Args:
         train_samples, valid_samples, test_samples: samples that the run will read of each; 0: not needed.
         predictions_per_sample: places for predicted tokens in a BERT sample; GPT takes none.
+        long_samples: how many of the first training samples are longer than the others, and how many times; None: all
+            are of one length.
 
     Raises:
         ConfigError: no source of data, two that contradict each other, or a tokenizer that BERT cannot use.
@@ -59,20 +64,25 @@ def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, 
         raise ConfigError(f"A run of {train_samples} training samples reads nothing; set --train-iters, "
                           "--train-samples or --train-tokens.")
     form = _form(config, tokenizer, predictions_per_sample)
-    samples = (train_samples, valid_samples, test_samples)
+    forms, samples = [form, form, form], [train_samples, valid_samples, test_samples]
+    first = None if long_samples is None else LongSamples(*long_samples)
+    if first is not None:
+        assert isinstance(form, GPTSampleForm)
+        forms[0], samples[0] = replace(form, seq_length=first.parts * form.seq_length), first.needed(train_samples)
     datasets: list[Dataset | None]
     if config.data.mock_data:
-        datasets = [_mock_dataset(split, count, config.training.seed, form) if count else None
+        datasets = [_mock_dataset(split, count, config.training.seed, forms[split]) if count else None
                     for split, count in enumerate(samples)]
     else:
-        builder = _Builder(config, form, tokenizer.digest)
-        datasets = [builder.blend(name, *source, count) if count and source is not None else None
-                    for name, source, count in zip(SPLITS, _sources(config), samples, strict=True)]
+        corpora: dict[str, IndexedCorpus] = {}
+        datasets = [_Builder(config, of_split, tokenizer.digest, corpora).blend(name, *source, count)
+                    if count and source is not None else None
+                    for name, of_split, source, count in zip(SPLITS, forms, _sources(config), samples, strict=True)]
     train, valid, test = datasets
     if train is None:
         raise ConfigError("No training data: give --train-data-path, or --data-path and a --split whose first share is "
                           "above 0.")
-    return Datasets(train, valid, test)
+    return Datasets(train if first is None else PartedDataset(train, first), valid, test)
 
 
 def one_epoch_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset | None]:
@@ -81,7 +91,7 @@ def one_epoch_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset 
     Raises:
         ConfigError, DataError: as `build_datasets`.
     """
-    builder = _Builder(config, _form(config, tokenizer, None), tokenizer.digest)
+    builder = _Builder(config, _form(config, tokenizer, None), tokenizer.digest, {})
     skipped = {"valid", "test"} if config.logging.eval_iters == 0 else set()
     return [builder.epoch(name, source[0].prefixes, source[1]) if source is not None and name not in skipped else None
             for name, source in zip(SPLITS, _sources(config), strict=True)]
@@ -164,12 +174,12 @@ class _Builder:
 
     Args:
         tokenizer: digest of the run's tokenizer.
+        corpora: those that are open, by prefix; extended.
     """
 
-    def __init__(self, config: RunConfig, form: Form, tokenizer: str):
-        self.config, self.form, self.tokenizer = config, form, tokenizer
-        self.corpora: dict[str, IndexedCorpus] = {}
-        if config.data.verify_corpus and config.data.data_cache_path is not None:
+    def __init__(self, config: RunConfig, form: Form, tokenizer: str, corpora: dict[str, IndexedCorpus]):
+        self.config, self.form, self.tokenizer, self.corpora = config, form, tokenizer, corpora
+        if not corpora and config.data.verify_corpus and config.data.data_cache_path is not None:
             remove_seals(config.data.data_cache_path)
 
     def blend(self, split: str, source: BlendSource, bounds: Bounds, num_samples: int) -> Dataset:

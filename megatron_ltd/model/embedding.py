@@ -27,7 +27,8 @@ class Embedding(nn.Module):
     """Word embeddings plus learned positions and BERT's token types, if the model has them.
 
     Shapes:
-        tokens [b, s], positions [s, b or 1], dropout keys [s/t or s, b], token types [b, s] -> [s/t or s, b, h]
+        tokens [b, s] or bags [b, s, k], positions [s, b or 1], dropout keys [s/t or s, b], token types [b, s]
+        -> [s/t or s, b, h]
     """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel):
@@ -42,7 +43,7 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None,
                 token_types: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.word(tokens.t())  # [s/t or s, b, h]
+        x = self.word(tokens.transpose(0, 1))  # [s/t or s, b, h]
         first, count = self.tp.sequence_span(tokens.shape[1])
         if self.position is not None:
             x = x + self.position(positions[first:first + count])

@@ -26,7 +26,7 @@ class GPT(Transformer):
     Shapes:
         x: tokens [b, s] int64 on the first stage, the residual stream [s/t or s, b, h] on the others
         labels [b, s] int64, loss_mask [b, s] fp32, sample_ids [b] int64, position_ids and document_ids [b, s] int64,
-        kept [b, k] int64
+        kept [b, k] int64; with bags of n tokens: tokens, labels and loss_mask [b, s, n]
         -> the residual stream; on the last stage [1] fp32 in training, [2, b, s] fp32 in evaluation
     """
 
@@ -50,7 +50,8 @@ class GPT(Transformer):
     def _head(self, x: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
               loss_record: LossRecord | None) -> torch.Tensor:
         hidden = self.tp.enter(x).flatten(0, 1)  # [s * b, h]
-        weight, targets, mask = local(self.output_weight()), labels.t().flatten(), loss_mask.t().flatten()
+        weight = local(self.output_weight())
+        targets, mask = (x.transpose(0, 1).flatten(0, 1) for x in (labels, loss_mask))
         if self.training:
             total, losses = head_loss(hidden, weight, targets, mask, self.vocab)
             if loss_record is not None:

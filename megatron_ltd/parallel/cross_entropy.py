@@ -7,6 +7,8 @@ tensor-parallel axis nor on one rank, neither in forward nor in backward.
     l = x W^T          loss = sum_i m_i (logsumexp(l_i) - l_i[y_i])          dl = m (softmax(l) - onehot(y))
     dx = dl W          dW = dl^T x                                           formed in the forward pass
 
+A row may have several labels, each with a mask of its own: their losses share its logits and are summed.
+
 The vocabulary (the rows of W) is sharded; per chunk the ranks exchange, for each token, one maximum and one sum of two
 numbers (vocab-parallel cross-entropy of https://arxiv.org/abs/1909.08053, section 3).
 """
@@ -84,27 +86,26 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradient else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(labels.shape, dtype=torch.float32, device=hidden.device)
         step = min(shard.chunk_tokens(hidden.device), hidden.shape[0])
         # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic on it.
         wide = torch.empty(step, shard.valid, dtype=torch.float32, device=hidden.device)
         narrow = wide if hidden.dtype == torch.float32 else torch.empty_like(wide, dtype=hidden.dtype)
         for start in range(0, hidden.shape[0], step):
             chunk = slice(start, start + step)
-            x, mask = hidden[chunk], loss_mask[chunk, None]
+            x, mask = hidden[chunk], loss_mask[chunk]  # [c, h], [c, k]
             logits = _product(x, table, wide, narrow)  # [c, v/t]
             if bias is not None:
                 logits += bias[:shard.valid]
             row, here = shard.local_row(labels[chunk])
-            row, here = row[:, None], here[:, None]
             logits -= _row_maximum(logits, shard)
             target = logits.gather(1, row).where(here, 0.0) if shard.valid else torch.zeros_like(mask)
             exponentials = logits.exp_()
-            sums = shard.reduce(torch.cat((exponentials.sum(dim=1, keepdim=True), target), dim=1))  # [c, 2]
+            sums = shard.reduce(torch.cat((exponentials.sum(dim=1, keepdim=True), target), dim=1))  # [c, 1 + k]
             denominator, target = sums[:, :1], sums[:, 1:]
-            losses[chunk] = (denominator.log() - target)[:, 0]
+            losses[chunk] = denominator.log() - target
             if grad_hidden is not None and grad_weight is not None:
-                gradient = exponentials.mul_(mask / denominator)
+                gradient = exponentials.mul_(mask.sum(dim=1, keepdim=True) / denominator)
                 if shard.valid:
                     gradient.scatter_add_(1, row, -(mask * here))
                 if grad_bias is not None:
@@ -160,13 +161,16 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, 
         hidden: after `TensorParallel.enter`, the same on all ranks.
         weight: local rows of the output embedding.
         labels: global token ids, all below the vocabulary size.
-        loss_mask: fp32 weight of each token.
+        loss_mask: fp32 weight of each label.
         bias: local rows of the logits' bias.
 
     Shapes:
-        hidden [n, h], weight [v/t, h], labels [n], loss_mask [n], bias [v/t] -> scalar fp32, [n] fp32 without gradient
+        hidden [n, h], weight [v/t, h], labels and loss_mask [n], or [n, k] with several labels a row, bias [v/t] ->
+        scalar fp32, and without gradient the shape of labels in fp32
     """
-    return _HeadLoss.apply(hidden, weight, bias, labels, loss_mask, shard)
+    rows = len(hidden)
+    total, losses = _HeadLoss.apply(hidden, weight, bias, labels.reshape(rows, -1), loss_mask.reshape(rows, -1), shard)
+    return total, losses.view(labels.shape)
 
 
 @torch.no_grad()

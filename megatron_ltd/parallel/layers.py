@@ -97,14 +97,15 @@ class ReplicatedLinear(nn.Module):
 
 
 class VocabParallelEmbedding(nn.Module):
-    """A table of token vectors with its rows sharded; leaves the tensor-parallel region.
+    """A table of token vectors with its rows sharded; leaves the tensor-parallel region. The vector of a bag is the
+    mean of its tokens' vectors, formed before leaving, so that bags rather than tokens are communicated.
 
     Args:
         rows: padded vocabulary size v.
         features: h.
 
     Shapes:
-        tokens [s, b] int64 -> [s, b, h], or [s/t, b, h] with sequence parallelism
+        tokens [s, b], or bags [s, b, k], int64 -> [s, b, h], or [s/t, b, h] with sequence parallelism
     """
 
     def __init__(self, rows: int, features: int, tp: TensorParallel):
@@ -115,9 +116,14 @@ class VocabParallelEmbedding(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         weight = local(self.weight)
         if self.tp.size == 1:
-            return F.embedding(tokens, weight)
+            return _of_bags(F.embedding(tokens, weight))
         first, count = self.tp.shard_span(self.weight.shape[0])
         row = tokens - first
         elsewhere = (row < 0) | (row >= count)
         part = F.embedding(row.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0.0)
-        return self.tp.exit(part)
+        return self.tp.exit(_of_bags(part))
+
+
+def _of_bags(vectors: torch.Tensor) -> torch.Tensor:
+    """Shapes: [s, b, h] or [s, b, k, h] -> [s, b, h]"""
+    return vectors if vectors.dim() == 3 else vectors.mean(dim=2)

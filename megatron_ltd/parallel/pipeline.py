@@ -1,9 +1,9 @@
 """The pipeline: torch's schedules over the stages of this process, and a forward-only pass for evaluation.
 
-Stages exchange the residual stream, whose shape does not depend on the kept length. Under a sequence curriculum it
-grows from time to time; the engine's stages, which fix their shapes, are then rebuilt around the same modules. Ids,
-labels and masks of a microbatch are not sent between stages: every process reads its own copy and passes it to each of
-its stages.
+Stages exchange the residual stream, whose shape does not depend on the kept length. It depends on how much of a sample
+is read and in what bags. When these change, the engine's stages, which fix their shapes, are rebuilt around the same
+modules. Ids, labels and masks of a microbatch are not sent between stages: every process reads its own copy and passes
+it to each of its stages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ class Pipeline:
         split = schedule in ZERO_BUBBLE and not full_backward
         self._stage_kind = PipelineStage if split else _FullBackwardStage
         self._engine_stages: list[PipelineStage] = []
-        self._length = 0
+        self._shape = torch.Size()
         self._schedule: Any = None
         self._microbatches = 0
         self._loss_weights = torch.ones(loss_terms, device=device)
@@ -94,7 +94,7 @@ class Pipeline:
         """Forward and backward over all microbatches; gradients are left on the parameters.
 
         Args:
-            tokens: [m b, s], the concatenated microbatches.
+            tokens: [m b, s] or in bags [m b, s, k], the concatenated microbatches.
             batch: further arguments of the stages; tensors are split along dim 0 like the tokens, all else is passed
                 unchanged.
             loss_weights: the backward pass minimises the sum of the loss terms weighted by these.
@@ -106,14 +106,14 @@ class Pipeline:
             loss_weights [loss_terms] fp32 -> the same
         """
         self._loss_weights = loss_weights
-        length = tokens.shape[1]
-        if length != self._length:
-            self._engine_stages = [self._engine_stage(stage, module, length)
+        shape = tokens.shape[1:]
+        if shape != self._shape:
+            self._engine_stages = [self._engine_stage(stage, module, shape)
                                    for stage, module in zip(self.local, self.modules, strict=True)]
-        if microbatches != self._microbatches or length != self._length:
+        if microbatches != self._microbatches or shape != self._shape:
             # A schedule sizes the engine's stages for its number of microbatches, so an older one would not fit.
             self._schedule, self._microbatches = self._build_schedule(microbatches), microbatches
-            self._length = length
+            self._shape = shape
         sums = self._schedule.step(*((tokens,) if self.has_first else ()), target=tokens if self.has_last else None,
                                    **batch)
         if not self.has_last:
@@ -154,12 +154,11 @@ class Pipeline:
         """Tokens per sample in the tensor that stages exchange: all, or those of a slice under sequence parallelism."""
         return length // (self.token_shape[1] // self.hidden_shape[0])
 
-    def _engine_stage(self, stage: int, module: nn.Module, length: int) -> PipelineStage:
+    def _engine_stage(self, stage: int, module: nn.Module, shape: torch.Size) -> PipelineStage:
         # Shapes given in advance spare the engine two extra passes to determine them.
-        hidden_shape, token_shape = self.hidden_shape, self.token_shape
-        if length != token_shape[1]:
-            hidden_shape = (self._slice_length(length), *hidden_shape[1:])
-            token_shape = (token_shape[0], length, *token_shape[2:])
+        hidden_shape, token_shape = self.hidden_shape, (self.token_shape[0], *shape)
+        if shape[0] != self.token_shape[1]:
+            hidden_shape = (self._slice_length(shape[0]), *hidden_shape[1:])
         hidden = torch.empty(hidden_shape, dtype=self.dtype, device="meta", requires_grad=True)
         tokens = torch.empty(token_shape, dtype=self.token_dtype, device="meta")
         loss = torch.empty(self.loss_terms, dtype=torch.float32, device="meta", requires_grad=True)

@@ -44,7 +44,7 @@ def total_steps(config: RunConfig, dp: int) -> int:
     if training.train_tokens is not None:
         if training.token_budget == "layer":
             found.append(layer_tokens(config, dp).steps_within(training.train_tokens))
-        elif has_curriculum(config):
+        elif reads_vary(config):
             found.append(layer_tokens(config, dp).steps_within_raw(training.train_tokens))
         else:
             found.append(batch_ramp(config, dp).steps_within(training.train_tokens // config.model.seq_length))
@@ -88,6 +88,25 @@ def policy_shape(config: RunConfig) -> Shape:
 def has_curriculum(config: RunConfig) -> bool:
     """Whether training samples are truncated early in the run."""
     return config.token_drop.seq_length_curriculum_start_length is not None
+
+
+def reads_vary(config: RunConfig) -> bool:
+    """Whether the number of tokens read of a sample depends on the step."""
+    return has_curriculum(config) or _reads_more(config)
+
+
+def _reads_more(config: RunConfig) -> bool:
+    return config.token_drop.token_superposition is not None and config.token_drop.token_superposition_text == "more"
+
+
+def long_samples(config: RunConfig, dp: int) -> tuple[int, int] | None:
+    """How many samples the run reads with --token-superposition-text more, and how many times as long they are; None
+    without."""
+    drop = config.token_drop
+    if not _reads_more(config):
+        return None
+    assert drop.token_superposition is not None and drop.token_superposition_steps is not None
+    return batch_ramp(config, dp).samples_after(drop.token_superposition_steps), drop.token_superposition
 
 
 def predictions_per_sample(config: RunConfig) -> int | None:

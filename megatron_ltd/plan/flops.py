@@ -12,5 +12,7 @@ def step_flops(config: RunConfig, plan: StepPlan) -> int:
 
 
 def whole_step_flops(config: RunConfig, plan: StepPlan) -> int:
-    """The same if every layer processes all tokens that are read."""
-    return step_flops(config, StepPlan.whole(plan.read_tokens, len(plan.layers)))
+    """The same if every layer processes all tokens of the text that is read: as one sample, or as several if it is
+    longer than a sample."""
+    samples = plan.fold if plan.text_tokens > config.model.seq_length else 1
+    return samples * step_flops(config, StepPlan.whole(plan.text_tokens // samples, len(plan.layers)))

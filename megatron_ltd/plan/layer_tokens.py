@@ -112,4 +112,4 @@ def _sum_of_step(stretch: Stretch) -> int:
 
 
 def _raw_of_step(stretch: Stretch) -> int:
-    return stretch.batch_samples * stretch.plan.read_tokens
+    return stretch.batch_samples * stretch.plan.text_tokens

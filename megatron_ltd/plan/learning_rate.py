@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
-from megatron_ltd.plan.derived import batch_ramp, has_curriculum, layer_tokens, total_steps
+from megatron_ltd.plan.derived import batch_ramp, layer_tokens, reads_vary, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
 
 Unit = Literal["steps", "samples", "tokens", "layer tokens"]
@@ -92,7 +92,7 @@ def _progress(config: RunConfig, dp: int, steps: int, unit: Unit) -> float:
         return float(steps)
     if unit == "layer tokens":
         return layer_tokens(config, dp).sum_after(steps) / config.model.num_layers
-    if unit == "tokens" and has_curriculum(config):
+    if unit == "tokens" and reads_vary(config):
         return float(layer_tokens(config, dp).raw_after(steps))
     return float(batch_ramp(config, dp).samples_after(steps) * (config.model.seq_length if unit == "tokens" else 1))
 

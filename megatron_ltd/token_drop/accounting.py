@@ -1,6 +1,7 @@
 """What a run has consumed, in the three units that differ under token dropping.
 
-    raw tokens      samples x tokens read of each: the sequence length, or the length set by a sequence curriculum
+    raw tokens      samples x tokens of text read of each: the sequence length, or what a sequence curriculum or token
+                    superposition makes of it
     layer tokens    the mean over layers of the tokens a layer processed (https://arxiv.org/abs/2211.11586, section 3.4)
     FLOPs           the computation, including attention's quadratic term, embedding and head (`model.flops`)
 
@@ -30,7 +31,7 @@ class Consumed:
         return Consumed(
             steps=self.steps + 1,
             samples=self.samples + samples,
-            tokens=self.tokens + samples * plan.read_tokens,
+            tokens=self.tokens + samples * plan.text_tokens,
             layer_token_sum=self.layer_token_sum + samples * plan.layer_token_sum,
             flops=self.flops + samples * sample_flops,
             full_flops=self.full_flops + samples * full_sample_flops,

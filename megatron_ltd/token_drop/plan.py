@@ -49,17 +49,20 @@ class StepPlan:
     """How many tokens are read of each sample, and what each layer does with them.
 
     Args:
-        read_tokens: tokens that are read from the start of a sample; all of them without a sequence curriculum.
+        read_tokens: tokens that are read from the start of a sample; all of them without a sequence curriculum. With
+            token superposition these are bags.
         layers: by global layer number.
+        fold: tokens of text in each of them.
     """
 
     read_tokens: int
     layers: tuple[LayerPlan, ...]
+    fold: int = 1
 
     @classmethod
-    def whole(cls, tokens: int, layers: int) -> "StepPlan":
+    def whole(cls, tokens: int, layers: int, fold: int = 1) -> "StepPlan":
         """Every token in every layer."""
-        return cls(tokens, (LayerPlan(tokens),) * layers)
+        return cls(tokens, (LayerPlan(tokens),) * layers, fold)
 
     def with_layers(self, changes: Iterable[tuple[int, LayerPlan]]) -> "StepPlan":
         """The plan with the given plans for some layers."""
@@ -67,6 +70,11 @@ class StepPlan:
         for layer, plan in changes:
             layers[layer] = plan
         return replace(self, layers=tuple(layers))
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of text that are read of a sample."""
+        return self.read_tokens * self.fold
 
     @cached_property
     def is_whole(self) -> bool:

@@ -1,7 +1,7 @@
 """The list of policies, and the combined policies of a run.
 
-They are composed in this order: first how many tokens are read, then which tokens a layer keeps, then which layers are
-skipped. Skipping overrides choosing, and scales multiply.
+They are composed in this order: first how many tokens are read, then how many of them make a bag, then which a layer
+keeps, then which layers are skipped. Skipping overrides choosing, and scales multiply.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -20,6 +20,7 @@ from megatron_ltd.token_drop.policies.progressive_layer_dropping import Progress
 from megatron_ltd.token_drop.policies.random_ltd import RandomLTD
 from megatron_ltd.token_drop.policies.raptr import Raptr
 from megatron_ltd.token_drop.policies.sequence_curriculum import SequenceCurriculum
+from megatron_ltd.token_drop.policies.superposition import Superposition
 from megatron_ltd.token_drop.policies.tread import Tread
 from megatron_ltd.token_drop.policy import Policy, Shape
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 POLICIES: tuple[type[Policy], ...] = (
     SequenceCurriculum,
+    Superposition,
     RandomLTD,
     Importance,
     Tread,

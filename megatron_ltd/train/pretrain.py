@@ -15,7 +15,7 @@ from megatron_ltd.errors import CheckpointError, ConfigError, DataError, UserErr
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
-from megatron_ltd.plan.derived import global_batch_size, predictions_per_sample, total_samples
+from megatron_ltd.plan.derived import global_batch_size, long_samples, predictions_per_sample, total_samples
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.train.best import best_writer
 from megatron_ltd.train.importance import importance_table
@@ -27,7 +27,7 @@ from megatron_ltd.train.process.siblings import end_soon
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import banner
 from megatron_ltd.train.report.log_writers import Metrics
-from megatron_ltd.train.resume import restore
+from megatron_ltd.train.resume import check_samples_read, restore
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.trainer import Trainer
 
@@ -48,7 +48,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
     test_samples = valid_samples if config.data.test_data_path is not None else 0
     return config, read_together(
         lambda: build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples,
-                               predictions_per_sample(config)),
+                               predictions_per_sample(config), long_samples(config, dp)),
         lambda datasets: datasets_digest(tokenizer, datasets))
 
 
@@ -112,6 +112,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     state = restore(config, model, optimizer, group, console)
+    check_samples_read(config, runtime.mesh.dp_size, state)
     writer, best = None, None
     if config.checkpoint.save is not None:
         writer = CheckpointWriter(Path(config.checkpoint.save), group, config.checkpoint.async_save,

@@ -8,10 +8,11 @@ from megatron_ltd.checkpoint.io import agree_on_checkpoint, newest_sound_before,
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.saved_settings import fallback, ignored_settings, saved_config
 from megatron_ltd.config import RunConfig
-from megatron_ltd.errors import DamagedCheckpointError
+from megatron_ltd.errors import CheckpointError, DamagedCheckpointError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
+from megatron_ltd.plan.derived import batch_ramp, long_samples
 from megatron_ltd.train import state
 from megatron_ltd.train.adapt import Adaptation, adaptation
 from megatron_ltd.train.setup import Model
@@ -45,6 +46,22 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
         console.warn(f"{error}\n--load-fallback: this run continues from {sound}, the newest sound checkpoint. The "
                      "steps after it are trained again")
     return _restore_from(sound, config, model, optimizer, group, console)
+
+
+def check_samples_read(config: RunConfig, dp: int, state: TrainState) -> None:
+    """Check that earlier steps have read as many samples as these settings say, if it follows from that which samples
+    are long ones.
+
+    Raises:
+        CheckpointError: they have not.
+    """
+    read, expected = state.consumed.samples, batch_ramp(config, dp).samples_after(state.consumed.steps)
+    if long_samples(config, dp) is not None and read != expected:
+        raise CheckpointError(
+            f"--load = {config.checkpoint.load}: its {state.consumed.steps} steps have read {read} samples, and with "
+            f"this run's batch sizes they read {expected}; with --token-superposition-text = more the batch size "
+            "cannot change, since it decides which samples are long. Give the --global-batch-size and "
+            "--rampup-batch-size of the earlier run")
 
 
 def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: ShardedOptimizer,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.optim.build import ShardedOptimizer
@@ -41,11 +42,11 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
 
     Args:
         batch: microbatches, as returned by the loader.
-        plan: what the step computes; samples are truncated to `read_tokens`.
+        plan: what the step computes; samples are truncated to its tokens of text.
         loss_scale: of fp16; 1 otherwise.
         stop_level: how urgently this process was asked to stop (0: not at all); every process receives the maximum.
     """
-    parts = [cut(part, plan.read_tokens, config.model.seq_length) for part in batch]
+    parts = [in_bags(cut(part, plan.text_tokens, config.model.seq_length), plan.fold) for part in batch]
     merged = {name: torch.cat([part[name] for part in parts]).to(device, non_blocking=True) for name in parts[0]}
     tokens = merged.pop("tokens")
     predictions, samples = _global_batch(model, merged)
@@ -82,6 +83,21 @@ def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int)
     if read_tokens == full_tokens:
         return microbatch
     return {name: tensor[:, :read_tokens] if tensor.dim() == 2 else tensor for name, tensor in microbatch.items()}
+
+
+def in_bags(microbatch: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """The tokens of GPT samples in bags, and for each bag the labels and masks of the next one. The last bag has one
+    label; what it lacks is masked, and so uncounted.
+
+    Shapes:
+        [b, s size] becomes [b, s, size]
+    """
+    if size == 1:
+        return microbatch
+    # The label of a token is the token after it, so the next bag's tokens are the labels from this bag's last on.
+    moved = {name: F.pad(microbatch[name][:, size - 1:], (0, size - 1)) for name in ("labels", "loss_mask")}
+    return microbatch | {name: tensor.unflatten(1, (-1, size))
+                         for name, tensor in {"tokens": microbatch["tokens"], **moved}.items()}
 
 
 def _global_batch(model: Model, batch: Mapping[str, torch.Tensor]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 factor of what a layer adds; their FLOPs against torch's counter."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 from megatron_ltd.token_drop.policy import Shape
 from megatron_ltd.token_drop.registry import Policies
+from megatron_ltd.train.step import in_bags
 from tests.model import dense_reference
 from tests.model.test_flops import in_place_addmm
 from tests.model.tiny import (
@@ -163,3 +165,50 @@ def test_a_layer_without_a_backward_pass_is_a_constant_of_the_step(tp: TensorPar
     assert all(p.grad is None for p in model.stack.blocks["2"].parameters())
     above = model.stack.blocks["4"].mlp.fc2.weight.grad
     assert torch.equal(above.full_tensor(), gradients["layers.4.mlp.fc2.weight"])
+
+
+def loss_of_bags(weights: dense_reference.Weights, config: Any, batch: dict[str, torch.Tensor],
+                 size: int) -> torch.Tensor:
+    """Token by token: bag j is the mean of its embeddings and predicts the tokens after its last."""
+    table, bags = weights["embedding.word.weight"], config.seq_length // size
+    total = torch.zeros((), dtype=torch.float64)
+    for b, tokens in enumerate(batch["tokens"].tolist()):
+        means = torch.stack([sum(table[token] for token in tokens[j * size:(j + 1) * size]) / size  # type: ignore[misc]
+                             for j in range(bags)])
+        # The reference looks its tokens up, so that each bag is a row of a table of its own.
+        of_bags = {**batch, "tokens": torch.arange(bags).expand(len(batch["tokens"]), -1)}
+        hidden = dense_reference.sample_hidden({**weights, "embedding.word.weight": means},
+                                               replace(config, seq_length=bags), of_bags, b)
+        output = table if config.tied else weights["head.weight"]
+        scores = (hidden @ output[:config.vocab_size].T).log_softmax(-1)
+        for place in range(size - 1, config.seq_length):
+            bag = (place + 1) // size - 1
+            total = total - batch["loss_mask"][b, place].double() * scores[bag, batch["labels"][b, place]]
+    return total
+
+
+@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE], ids=["learned", "rotary"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_bags_have_the_loss_and_the_gradients_of_explicit_loops(tp: TensorParallel, settings: dict[str, Any],
+                                                                size: int) -> None:
+    config = tiny_config(**settings)
+    batch, model = tiny_batch(config), build_gpt(config, tp)
+    weights = dense_reference.leaves(whole_parameters(model))
+    expected = loss_of_bags(weights, config, batch, size)
+    expected.backward()
+    plan = StepPlan.whole(TOKENS // size, LAYERS, fold=size)
+    loss = run(model, {**in_bags(batch, size), "plan": plan})
+    loss.backward()
+    torch.testing.assert_close(loss.detach().double(), expected.detach(), rtol=1e-6, atol=0.0)
+    gradients = {global_name(n, config): p.grad.full_tensor() for n, p in model.named_parameters()}  # type: ignore
+    wanted = {n: w.grad for n, w in weights.items() if w.grad is not None}
+    assert_gradients_close(gradients, wanted)
+
+
+def test_flops_of_bags_are_those_that_torch_counts(tp: TensorParallel) -> None:
+    config = tiny_config(attention_dropout=0.1)
+    batch, plan, bags = tiny_batch(config, 2), StepPlan.whole(TOKENS // 4, LAYERS, fold=4), TOKENS // 4
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+        run(build_gpt(config, tp), {**in_bags(batch, 4), "plan": plan}).backward()
+    not_causal = LAYERS * 3 * 4 * config.head_dim * config.num_attention_heads * (bags * bags - bags * (bags + 1) // 2)
+    assert counter.get_total_flops() == 2 * (plan_flops(config, plan) + not_causal)

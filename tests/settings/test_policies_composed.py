@@ -17,7 +17,7 @@ from tests.runnable_settings import with_settings
 PLAIN = with_settings(random_ltd=False, random_ltd_start_length=None, random_ltd_steps=None, num_layers=6,
                       seq_length=32)
 KINDS = {policy.name: policy for policy in POLICIES}
-REFUSED = {frozenset(("alternate", "sequence-curriculum"))}
+REFUSED = {frozenset(("alternate", "sequence-curriculum")), frozenset(("importance", "superposition"))}
 """Pairs that contradict each other although they decide different things."""
 
 

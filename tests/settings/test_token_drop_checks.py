@@ -42,6 +42,19 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"layer_dropout_rate": 0.5, "layer_dropout_steps": 9, "layer_token_lr": True, "lr_warmup_iters": 0},
      ["--layer-token-lr is given with --layer-dropout-rate = 0.5"]),
     ({"drop_backward_rate": 1.0}, ["--drop-backward-rate = 1.0: must be at least 0 and below 1"]),
+    ({"token_superposition": 2}, ["--token-superposition = 2 is given without --token-superposition-steps"]),
+    ({"token_superposition": 1, "token_superposition_steps": 2}, ["--token-superposition = 1: must be at least 2"]),
+    ({"token_superposition": 3, "token_superposition_steps": 2},
+     ["--token-superposition = 3: --seq-length = 256 is not a whole number of bags", "choose a multiple of 3, or"]),
+    ({"token_superposition": 4, "token_superposition_steps": 2, "random_ltd_strata": 128},
+     ["--seq-length = 256 is not a whole number of bags that divide evenly", "choose a multiple of 512"]),
+    ({"token_superposition": 2, "token_superposition_steps": 2, **CURRICULUM, "seq_length_curriculum_length_step": 1},
+     ["--token-superposition = 2: --seq-length-curriculum-length-step = 1"]),
+    ({"token_superposition": 2, "token_superposition_steps": 2, "reset_attention_mask": True},
+     ["--reset-attention-mask is given with --token-superposition = 2"]),
+    ({"token_superposition": 2, "token_superposition_steps": 2, "family": "bert"}, ["BERT predicts masked tokens"]),
+    ({"token_superposition": 2, "token_superposition_steps": 2, "random_ltd": False, "token_drop_policy": "importance"},
+     ["--token-superposition = 2 is given with --token-drop-policy = importance"]),
     ({"token_drop_policy": "tread"}, ["--random-ltd is given with --token-drop-policy = tread"]),
     ({"random_ltd": False, "token_drop_policy": "tread", "tread_set_layers": 0}, ["--tread-set-layers = 0"]),
     ({"seq_length_curriculum_start_length": 64}, ["given without --seq-length-curriculum-steps"]),
@@ -170,3 +183,13 @@ def test_compiled_layers_have_room_for_the_lengths_of_the_curriculum() -> None:
     # 64, 96, 112, ... 256: what is kept of what is read, and the lengths of the curriculum; by the time that more than
     # 64 tokens are read, 96 are kept.
     assert policies(with_settings(**CURRICULUM)).lengths() == {64, *range(96, 257, 16)}
+
+
+def test_a_budget_in_raw_tokens_counts_the_text_of_bags() -> None:
+    """20 steps read 48 samples of 2 x 256 tokens, each further one 48 x 256; with the same text every step is alike."""
+    bags = {"token_superposition": 2, "token_superposition_steps": 20, **TOKENS, "train_tokens": 48 * 256 * 45}
+    assert total_steps(with_settings(**bags, token_superposition_text="more"), 1) == 25
+    assert total_steps(with_settings(**bags), 1) == 45
+    config = with_settings(**bags, token_superposition_text="more", lr_warmup_tokens=48 * 256 * 4)
+    assert violations(config, 1) == []
+    assert LearningRate.of_run(config, 1).at(0, 0, 48) == pytest.approx(0.5e-3)

@@ -59,6 +59,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "layer-dropout-tread": {**SHORT, **WITHOUT_LTD, **TREAD, **LAYER_DROPOUT, "random_ltd_layers": "0-4",
                             "tread_set_layers": 3},
     "drop-backward": {**SHORT, "drop_backward_rate": 0.6},
+    # all of 16 bags for three steps, then 16 of 32 tokens in the middle layers
+    "superposition": {**SHORT, **WITHOUT_LTD, "token_superposition": 2, "token_superposition_steps": 3,
+                      "random_ltd": True, "random_ltd_strata": 2, "random_ltd_length_list": "0:16,7:32"},
+    # 8 of 32 bags are kept, then 16 of 32 tokens
+    "superposition-more": {**SHORT, **WITHOUT_LTD, "token_superposition": 4, "token_superposition_steps": 3,
+                           "token_superposition_text": "more", "random_ltd": True, "random_ltd_strata": 2,
+                           "random_ltd_length_list": "0:8,3:16", "hidden_dropout": 0.1, "eod_mask_loss": True},
     "alternate": {**SHORT, **WITHOUT_LTD, "alternate_tokens": 4, "alternate_tokens_steps": 6},
     "pld": {**SHORT, **WITHOUT_LTD, "pld_theta": 0.2, "pld_gamma": 0.5},
     "pld-bert": {**SHORT, "family": "bert", "seq_length": 64, "random_ltd_start_length": 16, "pld_theta": 0.2,
@@ -94,6 +101,10 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("drop-backward", 4, {**SP2, **ZERO_3}),
     ("drop-backward", 4, {**ZERO_BUBBLE, **ZERO_2}),
     ("drop-backward", 2, {"micro_batch_size": 1, **ZERO_2}),
+    ("superposition", 4, {**SP2, **PP2, "micro_batch_size": 1}),
+    ("superposition", 2, {**ZBV, **RECOMPUTE}),
+    ("superposition-more", 4, {**SP2, **ZERO_3}),
+    ("superposition-more", 4, {**ZERO_BUBBLE, **ZERO_2}),
     ("alternate", 2, {**ZBV, **RECOMPUTE}),
     ("alternate", 4, {**SP2, **PP2}),
     ("alternate", 2, {**ZERO_3, "micro_batch_size": 1}),
@@ -168,7 +179,7 @@ def config_of(settings: dict[str, Any]) -> RunConfig:
     return config
 
 
-@pytest.mark.parametrize("arm", ["both", "layer-dropout-tread", "raptr"])
+@pytest.mark.parametrize("arm", ["both", "layer-dropout-tread", "raptr", "superposition-more"])
 def test_a_run_that_changes_its_layout_in_the_middle_keeps_its_curve(
     truths: Truths, tmp_path: Path, arm: str,
 ) -> None:
@@ -201,3 +212,15 @@ def test_the_curves_are_those_of_the_settings(truths: Truths) -> None:
         losses = run_of.column("lm_loss")
         assert losses[-1] < losses[0] - 0.3
         assert run_of.column("validation_loss")[-1] < run_of.column("validation_loss")[0]
+
+
+def test_superposed_steps_count_their_text_and_are_marked(truths: Truths) -> None:
+    """8 samples of 32 tokens a step, and of 4 x 32 in the first three steps of the arm that reads more."""
+    same, more = (truths.of(arm)[0] for arm in ("superposition", "superposition-more"))
+    assert same.column("token_superposition") == [2] * 3 + [1] * 5
+    assert more.column("token_superposition") == [4] * 3 + [1] * 5
+    assert same.column("consumed_tokens") == [256 * (step + 1) for step in range(STEPS)]
+    assert more.column("consumed_tokens") == [1024 * min(step + 1, 3) + 256 * max(0, step - 2) for step in range(STEPS)]
+    assert [line["kept_length"] for line in same.steps] == [16] * 7 + [32]
+    flops = [line["model_flops"] for line in same.steps]
+    assert flops[0] < 0.5 * flops[7] and flops[0] < flops[3] < flops[7]

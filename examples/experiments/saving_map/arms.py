@@ -86,6 +86,11 @@ def _raptr(size: Size, steps: int) -> Flags:
     return ("--raptr-stages", ",".join(stages))
 
 
+def _superposition(size: Size, steps: int) -> Flags:
+    """Pairs of tokens for a third of the steps, on the same text."""
+    return ("--token-superposition", "2", "--token-superposition-steps", str(round(steps / 3)))
+
+
 def _with_muon(flags: Callable[[Size, int], Flags]) -> Callable[[Size, int], Flags]:
     return lambda size, steps: (*MUON, *flags(size, steps))
 
@@ -106,10 +111,12 @@ METHODS = {
     "tread": Method("TREAD, half of the tokens for two thirds of the steps", _tread),
     "alternate": Method("alternate tokens, half of them for two thirds of the steps", _alternate),
     "layer_dropout": Method("layer dropout, for two thirds of the steps", _layer_dropout),
+    "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
     "muon": Method("dense, Muon", _with_muon(_dense)),
     "muon_ltd": Method("random-LTD, Muon", _with_muon(_ltd)),
     "muon_tread": Method("TREAD, Muon", _with_muon(_tread)),
     "muon_alternate": Method("alternate tokens, Muon", _with_muon(_alternate)),
+    "muon_superposition": Method("token superposition, Muon", _with_muon(_superposition)),
     "muon_layer_dropout": Method("layer dropout, Muon", _with_muon(_layer_dropout)),
     "raptr": Method("RAPTR, four stages from half of the layers to all", _raptr),
     "muon_raptr": Method("RAPTR, Muon", _with_muon(_raptr)),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, length_is_given, total_steps
+from megatron_ltd.plan.derived import data_parallel_size, length_is_given, reads_vary, total_steps
 from megatron_ltd.settings.checks.attention import attention_violations
 from megatron_ltd.settings.checks.layout import layout_violations
 from megatron_ltd.settings.checks.learning_rate import learning_rate_notes, learning_rate_violations
@@ -72,7 +72,7 @@ def _together(config: RunConfig, world_size: int, no_budget: bool) -> list[str]:
     dropping = list(token_drop_violations(config))
     problems = [*_model(config), *attention_violations(config), *excluded_settings(config), *exceeded_limits(config),
                 *dropping, *vision_violations(config), *_retained(config), *layout]
-    in_tokens = config.training.token_budget == "layer" or config.optimizer.layer_token_lr or has_curriculum(config)
+    in_tokens = config.training.token_budget == "layer" or config.optimizer.layer_token_lr or reads_vary(config)
     countable = not (layout or no_budget or _budget(config) or (dropping and in_tokens)) and length_is_given(config)
     too_short = list(_length(config, world_size)) if countable else []
     length_known = countable and not too_short

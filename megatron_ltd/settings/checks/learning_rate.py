@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.plan.derived import data_parallel_size, has_curriculum
+from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, reads_vary
 from megatron_ltd.plan.learning_rate import (
     FLAG_SUFFIX,
     Unit,
@@ -50,10 +50,11 @@ def _units(config: RunConfig, lengths: Lengths) -> Iterator[str]:
     unit = progress_unit(config)
     given = [(_flags(name, {origin: length}), origin) for name, units in lengths.items()
              for origin, length in units.items()]
-    # Under a sequence curriculum a sample has no fixed number of tokens.
-    unlike = [flag for flag, origin in given if has_curriculum(config) and {origin, unit} == {"samples", "tokens"}]
+    # Then a sample has no fixed number of tokens.
+    unlike = [flag for flag, origin in given if reads_vary(config) and {origin, unit} == {"samples", "tokens"}]
     if unlike:
-        yield (f"{' and '.join(unlike)}: the learning rate is counted in {unit} here, and with a sequence curriculum "
+        why = "a sequence curriculum" if has_curriculum(config) else "--token-superposition-text = more"
+        yield (f"{' and '.join(unlike)}: the learning rate is counted in {unit} here, and with {why} "
                f"samples have no fixed number of tokens; give all its lengths in {unit} (-{FLAG_SUFFIX[unit]})")
 
 

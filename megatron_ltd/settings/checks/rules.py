@@ -48,6 +48,9 @@ def excluded_settings(config: RunConfig) -> Iterator[str]:
         (config.training.bf16, "fp16", "with --bf16: a run computes in one precision; leave one of them out"),
         (config.checkpoint.load is None, "finetune use_checkpoint_args ckpt_step",
          "without --load: there is no checkpoint to take; add --load DIR"),
+        (config.token_drop.token_superposition is not None, "reset_position_ids reset_attention_mask",
+         f"with --token-superposition = {config.token_drop.token_superposition}: a bag may hold tokens of two "
+         "documents; leave one of them out"),
     ))
 
 
@@ -62,6 +65,7 @@ def finetuning_violations(config: RunConfig) -> Iterator[str]:
     """Settings that finetuning cannot use, or uses together with others only."""
     yield from _excluded(config, [
         (True, "mock_data", "in finetuning, which needs a training set; name one, or use a pretraining recipe"),
+        (True, "token_superposition", "in finetuning: the model would unlearn to predict single tokens; leave it out"),
         (not _has_validation(config), "early_stopping_patience",
          "without a validation set that says when to stop; add --valid-jsonl or --valid-data-path, and leave "
          "--eval-iters above 0")])

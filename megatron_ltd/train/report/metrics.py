@@ -10,6 +10,8 @@
     cumulative_saving     the same for the run so far
     sequence_length       with a sequence curriculum: tokens read of each sample
     skipped_layers        with LayerDrop: the layers that the step skipped
+    token_superposition   with token superposition: tokens in a bag; above 1, lm_loss is the mean over the tokens of the
+                          next bag, which is not comparable with the loss of the next token
 
 The loss is that of the logged step, not a mean since the last line, so that a resumed run logs the same numbers.
 """
@@ -72,7 +74,7 @@ class StepReport:
             "kept_length": self.plan.kept_tokens,
             **self.of_policies,
             "step_seconds": self.step_seconds,
-            "tokens_per_second": self.global_batch_size * self.plan.read_tokens / seconds,
+            "tokens_per_second": self.global_batch_size * self.plan.text_tokens / seconds,
             "model_flops": self.step_flops,
             "tflops_per_device": tflops,
             "mfu": tflops / self.peak_tflops if self.peak_tflops else None,
@@ -87,6 +89,7 @@ class StepReport:
         f = self.fields()
         order = "" if self.sentence_order_loss is None else f" sop loss: {self.sentence_order_loss:.6E} |"
         length = f" sequence length: {self.plan.read_tokens:5d} |" if "sequence_length" in f else ""
+        bags = "" if self.plan.fold == 1 else f" the loss is of bags of {self.plan.fold} tokens |"
         mfu = "" if f["mfu"] is None else f" MFU: {100 * f['mfu']:.1f}% |"
         return (
             f" [{datetime.now():%Y-%m-%d %H:%M:%S}] iteration {self.consumed.steps:8d}/{self.total_steps:8d} |"
@@ -94,7 +97,7 @@ class StepReport:
             f" elapsed time per iteration (ms): {1000 * self.step_seconds:.1f} |"
             f" throughput per GPU (TFLOP/s/GPU): {f['tflops_per_device']:.3g} |"
             f" learning rate: {self.learning_rate:.6E} | global batch size: {self.global_batch_size:5d} |"
-            f" lm loss: {self.loss:.6E} |{order} loss scale: {self.loss_scale:.1f} |"
+            f" lm loss: {self.loss:.6E} |{bags}{order} loss scale: {self.loss_scale:.1f} |"
             f" grad norm: {self.gradient_norm:.3f} |"
             f" number of skipped iterations: {int(self.skipped):3d} |"
             f" number of nan iterations: {int(not math.isfinite(self.loss)):3d} |"

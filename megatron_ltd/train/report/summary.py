@@ -34,7 +34,7 @@ class StepTimes:
     """Step times of this process, at the full length and at smaller kept lengths or with skipped layers.
 
     Args:
-        full_tokens: the sequence length; steps that read less are not compared with others.
+        full_tokens: the sequence length; steps that read less, or bags, are not compared with others.
         full_flops: FLOPs of one sample without dropping.
     """
 
@@ -50,7 +50,7 @@ class StepTimes:
     def add(self, plan: StepPlan, *, samples: int, seconds: float, sample_flops: int) -> None:
         """Count a step."""
         self.steps += 1
-        if plan.read_tokens < self.full_tokens:
+        if plan.read_tokens < self.full_tokens or plan.fold > 1:
             return
         if plan.is_whole:
             self.full.add(samples, seconds, samples * sample_flops)
