@@ -1,5 +1,5 @@
-"""DeepSpeed's JSON file: the blocks that configure random-LTD and progressive layer dropping, as settings of this
-project.
+"""DeepSpeed's JSON file as settings of this project: random-LTD, progressive layer dropping, and of the engine's blocks
+what has a counterpart: batch sizes, precision, clipping and the stage of ZeRO.
 
     {"data_efficiency": {"data_routing": {"random_ltd": {"enabled": true, "total_layer_num": 24,
         "random_ltd_layer_num": 22, "random_ltd_layer_id": [1, ...], "random_ltd_schedule": {
@@ -7,7 +7,7 @@ project.
         "schedule_config": {"require_steps": 200000, "seq_per_step": 16}}}}},
      "progressive_layer_drop": {"enabled": true, "theta": 0.5, "gamma": 0.001}}
 
-Nothing else of the file is read, and a note says so. As in DeepSpeed the block's own `enabled` decides; the outer ones
+A note names what is not read. As in DeepSpeed the block's own `enabled` decides; the outer ones
 do not. Megatron-DeepSpeed counts `--train-tokens`, and the tokens that drive its learning rate, in layer tokens when
 random-LTD is on, so those settings follow too.
 """
@@ -40,6 +40,12 @@ _LAYERS = Kind(lambda value: isinstance(value, list) and bool(value) and
                "a list of layers, counted from 0; write for example [1, 2, 3]")
 _LINEAR = Kind(lambda value: value == "fixed_linear", "fixed_linear, since only that is defined; use it, or flags in "
                "place of the file: --random-ltd-root-degree or --random-ltd-length-list")
+
+_AMOUNT = Kind(lambda value: type(value) in (int, float) and value >= 0, "a number of at least 0; write one")
+_STAGE = Kind(lambda value: type(value) is int and 0 <= value <= 3, "0, 1, 2 or 3; write one of them")
+ENGINE = {"train_batch_size": ("global_batch_size", _NUMBER),
+          "train_micro_batch_size_per_gpu": ("micro_batch_size", _NUMBER), "gradient_clipping": ("clip_grad", _AMOUNT)}
+"""Entries of the engine: the setting here, and what the value must be."""
 
 _REQUIRED = {
     "random_ltd_layer_id": _LAYERS,
@@ -77,8 +83,11 @@ def deepspeed_settings(path: str, given: Mapping[str, Any]) -> tuple[dict[str, A
     values, problems = _values(block, f"{path}: {BLOCK[-1]}")
     wanted, of_pld = _progressive_layer_dropping(content.get(PLD, {}), f"{path}: {PLD}")
     problems += of_pld
+    of_engine, wrong = _engine(content, path)
+    wanted |= of_engine
+    problems += wrong
     enabled = values.get("enabled", False) is True
-    notes = [] if enabled or wanted else [f"{path}: random_ltd is not enabled there; nothing is taken from the file"]
+    notes = [] if enabled or wanted else [f"{path}: nothing is taken from the file"]
     notes += _not_read(path, content)
     for field, key in (("seq_length", "random_ltd_schedule.max_value"), ("num_layers", "total_layer_num")):
         value = values.get(key)
@@ -140,14 +149,38 @@ def _progressive_layer_dropping(block: Any, where: str) -> tuple[dict[str, Any],
     return {"pld_theta": block.get("theta", 1.0), "pld_gamma": block.get("gamma", 0.001)}, []
 
 
+def _engine(content: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings that the engine's entries stand for, and everything that is wrong with them. DeepSpeed fills in
+    entries that are "auto" from its caller's flags, so they say nothing."""
+    wanted: dict[str, Any] = {}
+    problems = []
+    for key, (field, kind) in ENGINE.items():
+        value = content.get(key, "auto")
+        if value != "auto" and not kind.holds(value):
+            problems.append(f"{path}: {key} = {value!r}: must be {kind.wanted}")
+        elif value not in ("auto", 0):
+            wanted[field] = float(value) if field == "clip_grad" else value
+    for block, entry, kind in (("fp16", "enabled", _SWITCH), ("bf16", "enabled", _SWITCH),
+                               ("zero_optimization", "stage", _STAGE)):
+        found = content.get(block, {})
+        value = found.get(entry, "auto") if isinstance(found, dict) else found
+        if value != "auto" and not kind.holds(value):
+            problems.append(f"{path}: {block}.{entry} = {value!r}: must be {kind.wanted}")
+        elif block != "zero_optimization" and value is True:
+            wanted[block] = True
+        elif block == "zero_optimization" and value in (1, 2, 3):
+            wanted["data_parallel_sharding_strategy"] = "optim_grads_params" if value == 3 else "optim_grads"
+    return wanted, problems
+
+
 def _not_read(path: str, content: dict[str, Any]) -> list[str]:
     """A note that names what is not read."""
     efficiency = content.get(BLOCK[0], {})
-    others = sorted(content.keys() - {BLOCK[0], PLD})
+    others = sorted(content.keys() - {BLOCK[0], PLD, *ENGINE, "fp16", "bf16", "zero_optimization"})
     others += sorted(f"{BLOCK[0]}.{key}" for key in efficiency.keys() - {BLOCK[1], "enabled", "seed"})
     if not others:
         return []
-    return [f"{path}: only random_ltd and {PLD} are read; not read: {', '.join(others)}. Their counterparts are flags"]
+    return [f"{path}: not read: {', '.join(others)}. Their counterparts are flags"]
 
 
 def _wanted(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def refused(path: str, *words: str) -> str:
 
 @pytest.mark.parametrize("flag", ["--deepspeed_config", "--deepspeed-config"])
 def test_the_published_gpt_configuration_becomes_flags_and_is_echoed(tmp_path: Path, flag: str) -> None:
-    path = written(tmp_path, BLOCK, train_batch_size=512, fp16={"enabled": True}, zero_optimization={"stage": 1})
+    path = written(tmp_path, BLOCK, train_batch_size=512, fp16={"enabled": True}, zero_optimization={"stage": 1},
+                   steps_per_print=10)
     config, notes = parse_run_config([*WORDS, "--deepspeed", flag, path])
     assert config.token_drop == TokenDropConfig(
         random_ltd=True, random_ltd_start_length=128, random_ltd_steps=200_000, random_ltd_length_step=16,
@@ -49,10 +51,42 @@ def test_the_published_gpt_configuration_becomes_flags_and_is_echoed(tmp_path: P
     assert [layer for layer in range(24) if plan.layers[layer].token_set is not None] == list(range(1, 23))
     assert config.training.token_budget == "raw" and not config.optimizer.layer_token_lr
     assert notes[1:] == [
-        f"{path}: only random_ltd and progressive_layer_drop are read; not read: fp16, train_batch_size, "
-        "zero_optimization. Their counterparts are flags",
-        f"{path}: taken as --random-ltd-start-length 128 --random-ltd-steps 200000 --random-ltd-length-step 16 "
-        "--random-ltd-layers 1-22"]
+        f"{path}: not read: steps_per_print. Their counterparts are flags",
+        f"{path}: taken as --global-batch-size 512 --fp16 --data-parallel-sharding-strategy optim_grads "
+        "--random-ltd-start-length 128 --random-ltd-steps 200000 --random-ltd-length-step 16 --random-ltd-layers 1-22"]
+    assert (config.training.global_batch_size, config.training.fp16) == (512, True)
+
+
+@pytest.mark.parametrize(("content", "wanted"), [
+    ({"train_micro_batch_size_per_gpu": 4, "gradient_clipping": 0.5, "bf16": {"enabled": True}},
+     "--micro-batch-size 4 --clip-grad 0.5 --bf16"),
+    ({"train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "fp16": {"enabled": False},
+      "zero_optimization": {"stage": "auto"}}, None),
+    ({"zero_optimization": {"stage": 3}}, "--data-parallel-sharding-strategy optim_grads_params"),
+    ({"zero_optimization": {"stage": 0}}, None),
+])
+def test_entries_of_the_engine_are_taken_where_they_have_a_counterpart(
+        tmp_path: Path, content: dict[str, Any], wanted: str | None) -> None:
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps(content))
+    config, notes = parse_run_config(["--deepspeed_config", str(path)])
+    expected, _ = parse_run_config([] if wanted is None else wanted.split())
+    assert config == expected
+    assert notes[0] == (f"{path}: nothing is taken from the file" if wanted is None else f"{path}: taken as {wanted}")
+
+
+@pytest.mark.parametrize(("content", "fragment"), [
+    ({"train_batch_size": 1.5}, "train_batch_size = 1.5: must be a whole number"),
+    ({"fp16": {"enabled": "yes"}}, "fp16.enabled = 'yes': must be true or false"),
+    ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage = 4: must be 0, 1, 2 or 3"),
+    ({"zero_optimization": 2.5}, "zero_optimization.stage = 2.5: must be 0, 1, 2 or 3"),
+])
+def test_entries_of_the_engine_that_are_malformed_are_refused(tmp_path: Path, content: dict[str, Any],
+                                                              fragment: str) -> None:
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=re.escape(fragment)):
+        parse_run_config(["--deepspeed_config", str(path)])
 
 
 def test_token_budgets_keep_the_meaning_they_have_there(tmp_path: Path) -> None:
@@ -78,10 +112,10 @@ def test_a_block_that_is_off_or_missing_changes_nothing_and_that_is_said(tmp_pat
         path = written(tmp_path, block)
         config, notes = parse_run_config([*WORDS, "--train-tokens", "5", "--deepspeed-config", path])
         assert config == parse_run_config([*WORDS, "--train-tokens", "5"])[0]
-        assert notes == [f"{path}: random_ltd is not enabled there; nothing is taken from the file"]
-    (tmp_path / "other.json").write_text('{"train_batch_size": 8}')
+        assert notes == [f"{path}: nothing is taken from the file"]
+    (tmp_path / "other.json").write_text('{"wall_clock_breakdown": 8}')
     _, notes = parse_run_config([*WORDS, "--deepspeed-config", str(tmp_path / "other.json")])
-    assert len(notes) == 2 and "not read: train_batch_size" in notes[1]
+    assert len(notes) == 2 and "not read: wall_clock_breakdown" in notes[1]
 
 
 def test_progressive_layer_dropping_is_taken_alone_or_beside_random_ltd(tmp_path: Path) -> None:
