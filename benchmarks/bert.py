@@ -31,7 +31,8 @@ from megatron_ltd.plan.derived import policies, predictions_per_sample
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.token_drop.importance_table import ImportanceTable
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch, Runtime
+from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
 

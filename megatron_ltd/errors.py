@@ -13,6 +13,9 @@ class UserError(Exception):
     everywhere = True
     """Every process raises the same error, so one of them may speak for all."""
 
+    step: int | None = None
+    """The run's last step; None for an error before the first."""
+
 
 class ConfigError(UserError):
     """Settings that contradict each other, the mesh, or the machine."""

@@ -2,8 +2,9 @@
 
 import sys
 
-from megatron_ltd.data.finetuning.build import text_epoch
-from megatron_ltd.train import finetune
+from megatron_ltd.train.process.recipe import Recipe
+
+RECIPE = Recipe("gpt", finetuning=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -12,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: the command line's without the program's name; None takes this process's.
     """
-    return finetune.main(arguments, "gpt", text_epoch)
+    return RECIPE.main(arguments)
 
 
 if __name__ == "__main__":

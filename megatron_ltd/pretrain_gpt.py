@@ -2,7 +2,9 @@
 
 import sys
 
-from megatron_ltd.train import pretrain
+from megatron_ltd.train.process.recipe import Recipe
+
+RECIPE = Recipe("gpt")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -11,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: the command line's without the program's name; None takes this process's.
     """
-    return pretrain.main(arguments, "gpt")
+    return RECIPE.main(arguments)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_model_does_not_know_processes() -> None:
 def test_only_the_launcher_reads_the_environment() -> None:
     wrong = []
     for source in sources(PACKAGE, "tools"):
-        if source.name == f"{PACKAGE}/train/process/launch.py":
+        if source.name == f"{PACKAGE}/train/process/environment.py":
             continue
         wrong += [source.at(node, dotted(node)) for node in ast.walk(source.tree)
                   if dotted(node) in {"os.environ", "os.getenv"}]

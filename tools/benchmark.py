@@ -34,7 +34,7 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.report.metrics import peak_tflops
 from tools.command_line import exit_code_of, parser_of
 

@@ -9,7 +9,7 @@ from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tools.command_line import exit_code_of
 
 TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")

@@ -18,7 +18,7 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.decode import Sampling
 from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.log import Console
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
 from tools.command_line import parser_of
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
 import megatron_ltd
 from megatron_ltd.checkpoint.durable import FileFacts, read_file, write_file
-from megatron_ltd.checkpoint.tensor_file import DTYPE_OF
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
 
@@ -26,6 +24,9 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = "megatron_ltd checkpoint"
 FORMAT_VERSION = 1
 LIMIT_BYTES = 1 << 28
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+          "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+"""Names of the dtypes in safetensors and in torch."""
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 
 
@@ -63,6 +64,8 @@ class Manifest:
 
 def versions() -> dict[str, str]:
     """The software that writes a checkpoint."""
+    import torch  # only here: settings are read from a manifest before torch is loaded
+
     return {"megatron_ltd": megatron_ltd.__version__, "torch": torch.__version__, "numpy": numpy.__version__,
             "python": platform.python_version()}
 
@@ -133,7 +136,7 @@ def _from_body(body: dict[str, Any]) -> Manifest:
         if not _is_count(facts.size_bytes) or not re.fullmatch("[0-9a-f]{64}", facts.sha256):
             raise ValueError(f"{name} has size {facts.size_bytes!r} and SHA-256 {facts.sha256!r}")
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPE_OF or not all(_is_count(size) for size in tensor.shape):
+        if tensor.dtype not in DTYPES or not all(_is_count(size) for size in tensor.shape):
             raise ValueError(f"tensor {name} has shape {tensor.shape} and dtype {tensor.dtype!r}")
     for section in ("config", "counters", "aliases", "versions"):
         if not isinstance(body[section], dict):

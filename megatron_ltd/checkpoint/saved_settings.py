@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import megatron_ltd
-from megatron_ltd.checkpoint.manifest import Manifest
+from megatron_ltd.checkpoint.layout import defect, find_checkpoint, older_than
+from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
+from megatron_ltd.log import Console
 
 
 def saved_config(manifest: Manifest, path: Path) -> RunConfig:
@@ -32,6 +34,43 @@ def saved_config(manifest: Manifest, path: Path) -> RunConfig:
                                               if name in names} for section, names in known.items()})
     except (TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} holds no settings of megatron_ltd: {error}") from error
+
+
+def with_checkpoint_model(config: RunConfig) -> RunConfig:
+    """With --use-checkpoint-args, take the model's settings from the checkpoint, except dropout, which may differ
+    between runs of one model.
+
+    Raises:
+        CheckpointError: there is no readable checkpoint.
+    """
+    if not config.checkpoint.use_checkpoint_args:
+        return config
+    if config.checkpoint.load is None:
+        raise CheckpointError("--use-checkpoint-args takes the model's settings from a checkpoint; name it with --load")
+    path = find_checkpoint(Path(config.checkpoint.load), config.checkpoint.ckpt_step, Console(False))
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        complete = next((older for older in older_than(path) if defect(older) is None), None)
+        path = fallback(config, error, complete)
+        manifest = read_manifest(path)
+    saved = saved_config(manifest, path).model
+    return dataclasses.replace(config, model=dataclasses.replace(saved, hidden_dropout=config.model.hidden_dropout,
+                                         attention_dropout=config.model.attention_dropout))
+
+
+def fallback(config: RunConfig, error: CheckpointError, sound: Path | None) -> Path:
+    """What --load-fallback continues from after an error.
+
+    Raises:
+        CheckpointError: there is nothing sound, or the flag is not given.
+    """
+    if sound is None:
+        raise error
+    if not config.checkpoint.load_fallback:
+        raise CheckpointError(f"{error}\nThe newest sound checkpoint is {sound}; --load-fallback continues from it"
+                              ) from error
+    return sound
 
 
 def ignored_settings(manifest: Manifest) -> list[str]:

@@ -20,15 +20,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_ltd.checkpoint.durable import FileFacts, NewFile
+from megatron_ltd.checkpoint.manifest import DTYPES
 from megatron_ltd.errors import CheckpointError
 
 SHARDING_KEY = "DCP_SHARDING_INFO"
 
-DTYPE_OF = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPE_OF: dict[str, torch.dtype] = {name: getattr(torch, kind) for name, kind in DTYPES.items()}
 NAME_OF = {dtype: name for name, dtype in DTYPE_OF.items()}
 
 

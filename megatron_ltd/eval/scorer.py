@@ -35,7 +35,8 @@ from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.train import state
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch, Runtime
+from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.setup import Model, build_model
 
 

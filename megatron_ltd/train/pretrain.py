@@ -1,94 +1,51 @@
 """A pretraining run of any model: settings, checks, process group, data, model, checkpoint, loop, exit code."""
 
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
-from megatron_ltd.config import Family, RunConfig
+from megatron_ltd.config import RunConfig
 from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
-from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
-from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, ConfigError, DataError, UserError
+from megatron_ltd.data.text.tokenizer import Tokenizer
+from megatron_ltd.errors import CheckpointError, ConfigError, DataError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.plan.derived import global_batch_size, predictions_per_sample, total_samples
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
-from megatron_ltd.settings.checks.all import check, refuse
-from megatron_ltd.settings.checks.rules import pretraining_violations
-from megatron_ltd.settings.cli import asks_for_help, parse_run_config
 from megatron_ltd.train.best import best_writer
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.exits import clear_exit_record, lost_peer, report, write_exit_record
-from megatron_ltd.train.process.launch import Launch, Runtime
+from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.exits import clear_exit_record, end, lost_peer
+from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.siblings import end_soon
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.log_writers import Metrics
-from megatron_ltd.train.resume import restore, with_checkpoint_model
+from megatron_ltd.train.resume import restore
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.trainer import Trainer
 
 T = TypeVar("T")
-Prepare = Callable[[RunConfig, Runtime, Console], tuple[RunConfig, Datasets]]
+Prepare = Callable[[RunConfig, Tokenizer | None, Runtime, Console], tuple[RunConfig, Datasets]]
 
 
-def read_settings(arguments: list[str], family: Family, console: Console) -> RunConfig:
-    """The unchecked settings of a run of this model family.
-
-    Raises:
-        UserError: flags or files that cannot be read, or a checkpoint of another family.
-    """
-    config, notes = parse_run_config(arguments, family)
-    for note in notes:
-        console.line(note)
-    config = with_checkpoint_model(config)
-    require_family(config, family, "pretrain")
-    return config
-
-
-def require_family(config: RunConfig, family: str, recipe: str) -> None:
-    """Check that the checkpoint whose settings were taken holds a model of this family.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    if config.model.family != family:
-        raise CheckpointError(f"--load = {config.checkpoint.load}: the checkpoint holds a {config.model.family} model; "
-                              f"continue it with megatron_ltd.{recipe}_{config.model.family}")
-
-
-def read_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer; for --mock-data without one, the numbers below --vocab-size."""
-    kind, vocab_size = config.data.tokenizer_type, config.model.vocab_size
-    made_up = config.data.mock_data and kind is None
-    # A NullTokenizer adds an end-of-document token to --vocab-size; a checkpoint's vocabulary includes it.
-    if vocab_size is not None and (made_up or (kind == "NullTokenizer" and config.checkpoint.use_checkpoint_args)):
-        return NullTokenizer(vocab_size - 1)
-    return build_tokenizer(config.data, vocab_size)
-
-
-def with_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """The settings with the tokenizer's vocabulary size, unless a larger one was requested."""
-    vocab_size = max(config.model.vocab_size or 0, tokenizer.vocab_size)
-    return replace(config, model=replace(config.model, vocab_size=vocab_size))
-
-
-def read_datasets(config: RunConfig, tokenizer: Tokenizer, runtime: Runtime) -> Datasets:
-    """The run's samples.
+def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
+            console: Console) -> tuple[RunConfig, Datasets]:
+    """The settings, unchanged, and the run's samples.
 
     Raises:
         DataError: on every process, if one of them cannot read its data or reads other data.
     """
+    assert tokenizer is not None
     dp = runtime.mesh.dp_size
     valid_samples = config.logging.eval_iters * global_batch_size(config, dp)
     test_samples = valid_samples if config.data.test_data_path is not None else 0
-    return read_together(
+    return config, read_together(
         lambda: build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples,
                                predictions_per_sample(config)),
         lambda datasets: datasets_digest(tokenizer, datasets))
@@ -122,7 +79,7 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
 
     Args:
         tokenizer: None for models that read no text.
-        prepare: reads the data once the process group exists, and completes the settings with what follows from them.
+        prepare: reads the data once the process group exists, and completes the settings with what follows from it.
 
     Raises:
         UserError: an error that the user can fix.
@@ -148,7 +105,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         if place.rank == 0:
             clear_exit_record(config.checkpoint.save)
     native.tell(console)
-    config, datasets = prepare(config, runtime, console)
+    config, datasets = prepare(config, tokenizer, runtime, console)
     model = build_model(config, runtime.mesh, runtime.device)
     if config.token_drop.policy == "importance" and tokenizer is not None:
         model.choose_by(importance_table(config, tokenizer, runtime.device))
@@ -169,15 +126,16 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         console.line(line)
         if warning is not None:
             console.warn(warning)
+    first_step = state.consumed.steps
+    trainer = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer, best)
     try:
-        code = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer, best).run(watcher)
-    except UserError:
+        code = trainer.run(watcher)
+    except UserError as error:
+        error.step = state.consumed.steps
         if writer is not None:
             finish_quietly(writer, console)
         raise
-    if place.rank == 0:
-        reasons = {EXIT_COMPLETE: "complete", 10: "stopped by a signal", 11: "interval or duration reached"}
-        write_exit_record(config.checkpoint.save, code, state.consumed.steps, reasons[code])
+    end(config, code, place, first_step=first_step, step=state.consumed.steps, total_steps=trainer.total_steps)
     # A launcher kills all processes as soon as one exits with a code other than 0, so none exits before all are done.
     gather_json(code)
     return code
@@ -208,46 +166,3 @@ def finish_quietly(writer: CheckpointWriter, console: Console) -> None:
         writer.close()
     except CheckpointError as error:
         console.warn(str(error))
-
-
-def main(arguments: list[str] | None, family: Family) -> int:
-    """Run and return the exit code."""
-    return run_recipe(arguments, lambda words, console: read_settings(words, family, console), pretraining_violations,
-                      lambda config, tokenizer, runtime, _: (config, read_datasets(config, tokenizer, runtime)))
-
-
-def run_recipe(arguments: list[str] | None, read: Callable[[list[str], Console], RunConfig],
-               violations: Callable[[RunConfig], Iterable[str]],
-               prepare: Callable[[RunConfig, Any, Runtime, Console], tuple[RunConfig, Datasets]]) -> int:
-    """Run a command line and return the exit code; errors the user can fix are printed as one message.
-
-    Args:
-        arguments: command line without the program name; None: that of this process.
-        read: parses the arguments into unchecked settings.
-        violations: checks of this recipe, in addition to those of every run.
-        prepare: reads the data and completes the settings; it receives the tokenizer, or None for images.
-    """
-    place, save = Launch(), None
-    try:
-        place = Launch.from_environment()
-        arguments = sys.argv[1:] if arguments is None else arguments
-        if place.rank != 0 and asks_for_help(arguments):
-            return EXIT_COMPLETE  # one process prints it
-        config = read(arguments, Console(place.rank == 0))
-        save = config.checkpoint.save
-        refuse(violations(config))
-        check(config, place.world_size)
-        tokenizer = None
-        if config.model.family != "vit":
-            tokenizer = read_tokenizer(config)
-            config = with_vocabulary(config, tokenizer)
-            check(config, place.world_size)
-        return train(config, tokenizer, place,
-                     lambda config, runtime, console: prepare(config, tokenizer, runtime, console))
-    except Exception as error:
-        code = report(error, place.rank, place.world_size, save)
-        if isinstance(error, UserError) and error.everywhere and not lost_peer(error):
-            launch.end_restarts(place)
-        return code
-    finally:
-        launch.stop()

@@ -1,16 +1,14 @@
 """Where a run starts: from scratch, from its own checkpoint, or from the weights of another run."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_ltd.checkpoint.io import agree_on_checkpoint, newest_sound_before, read_on_all_ranks
-from megatron_ltd.checkpoint.layout import defect, find_checkpoint, holds_nothing, older_than
-from megatron_ltd.checkpoint.manifest import read_manifest
-from megatron_ltd.checkpoint.saved_settings import ignored_settings, saved_config
+from megatron_ltd.checkpoint.layout import holds_nothing
+from megatron_ltd.checkpoint.saved_settings import fallback, ignored_settings, saved_config
 from megatron_ltd.config import RunConfig
-from megatron_ltd.errors import CheckpointError, DamagedCheckpointError
+from megatron_ltd.errors import DamagedCheckpointError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
@@ -20,29 +18,6 @@ from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState
 
 
-def with_checkpoint_model(config: RunConfig) -> RunConfig:
-    """With --use-checkpoint-args, take the model's settings from the checkpoint, except dropout, which may differ
-    between runs of one model.
-
-    Raises:
-        CheckpointError: there is no readable checkpoint.
-    """
-    if not config.checkpoint.use_checkpoint_args:
-        return config
-    if config.checkpoint.load is None:
-        raise CheckpointError("--use-checkpoint-args takes the model's settings from a checkpoint; name it with --load")
-    path = find_checkpoint(Path(config.checkpoint.load), config.checkpoint.ckpt_step, Console(False))
-    try:
-        manifest = read_manifest(path)
-    except CheckpointError as error:
-        complete = next((older for older in older_than(path) if defect(older) is None), None)
-        path = _fallback(config, error, complete)
-        manifest = read_manifest(path)
-    saved = saved_config(manifest, path).model
-    return replace(config, model=replace(saved, hidden_dropout=config.model.hidden_dropout,
-                                         attention_dropout=config.model.attention_dropout))
-
-
 def starts_fresh(config: RunConfig) -> bool:
     """Whether the run starts from scratch: without --load, or if --load is also --save and still empty, so that one
     command both starts and resumes a run."""
@@ -50,20 +25,6 @@ def starts_fresh(config: RunConfig) -> bool:
     if load is None:
         return True
     return save is not None and Path(load).resolve() == Path(save).resolve() and holds_nothing(Path(load))
-
-
-def _fallback(config: RunConfig, error: CheckpointError, sound: Path | None) -> Path:
-    """What --load-fallback continues from after an error.
-
-    Raises:
-        CheckpointError: there is nothing sound, or the flag is not given.
-    """
-    if sound is None:
-        raise error
-    if not config.checkpoint.load_fallback:
-        raise CheckpointError(f"{error}\nThe newest sound checkpoint is {sound}; --load-fallback continues from it"
-                              ) from error
-    return sound
 
 
 def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group: dist.ProcessGroup | None,
@@ -80,7 +41,7 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     try:
         return _restore_from(path, config, model, optimizer, group, console)
     except DamagedCheckpointError as error:
-        sound = _fallback(config, error, newest_sound_before(path, group))
+        sound = fallback(config, error, newest_sound_before(path, group))
         console.warn(f"{error}\n--load-fallback: this run continues from {sound}, the newest sound checkpoint. The "
                      "steps after it are trained again")
     return _restore_from(sound, config, model, optimizer, group, console)

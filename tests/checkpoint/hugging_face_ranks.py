@@ -12,7 +12,7 @@ from megatron_ltd.config import OptimizerConfig, RunConfig
 from megatron_ltd.eval.scorer import scoring_config
 from megatron_ltd.train import state
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.state import TrainState
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.eval.gpt2_scorer import gpt2_tokenizer
 from tests.train.runs import launched
 

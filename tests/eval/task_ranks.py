@@ -7,7 +7,7 @@ from megatron_ltd.eval.results import EvalOptions, TaskResult
 from megatron_ltd.eval.scorer import build_scorer
 from megatron_ltd.eval.tasks.names import TASKS
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.train.runs import launched
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.decode import Sampling, next_tokens
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.checkpoint.hugging_face import gpt2, lively, llama, read_in, saved, smollm3
 from tests.eval import stories
 from tests.eval.decoding_ranks import decode

@@ -22,7 +22,7 @@ from megatron_ltd.config import (
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.eval.requests import ScoredRow, ScoreRow
 from megatron_ltd.eval.scorer import build_scorer
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.state import TrainState
 from tests.eval.scoring_ranks import score
 from tests.gloo import launch_ranks

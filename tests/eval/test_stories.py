@@ -13,7 +13,7 @@ from megatron_ltd.data.text.tokenizer import SentencePieceTokenizer
 from megatron_ltd.eval.requests import ScoreRow
 from megatron_ltd.eval.scorer import ModelScorer, build_scorer
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.eval import stories
 from tests.train.runs import launched
 from tools import convert_checkpoint, evaluate_zeroshot

@@ -9,7 +9,8 @@ import torch
 
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch, Runtime
+from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.launch import Runtime
 from tests.gpu.small import settings
 
 DEVICE = "cuda"

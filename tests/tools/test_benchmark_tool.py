@@ -20,7 +20,8 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.parallel.gradients import local_gradient
 from megatron_ltd.token_drop.policies.random_ltd import RandomLTD
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch, Runtime
+from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.launch import Runtime
 from tools import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

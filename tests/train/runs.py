@@ -28,7 +28,7 @@ from megatron_ltd.data.text.sentences import RuleSplitter
 from megatron_ltd.data.text.wordpiece import SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.token_drop.plan import StepPlan, TokenSet
 from megatron_ltd.token_drop.registry import Policies
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.gloo import launch_ranks
 
 RECIPES: dict[str, Any] = {"pretrain_gpt": pretrain_gpt, "pretrain_bert": pretrain_bert, "finetune_gpt": finetune_gpt,

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_ltd import pretrain_gpt
 from megatron_ltd.train import pretrain as recipe
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.gloo import launch_ranks
 from tests.train.refusals import CHECKPOINT, CONFIG, RUN, assert_clear, contents, settings_in
 from tests.train.runs import Corpus, Ending, Settings, launched, pretrain, words

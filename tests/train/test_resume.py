@@ -24,6 +24,7 @@ from megatron_ltd.train import trainer
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.step import StepResult
 from tests.gloo import RankFailure, launch_ranks
+from tests.train.launchers import exit_record
 from tests.train.moments import pretrain_with_signal
 from tests.train.runs import (
     TINY,
@@ -299,6 +300,8 @@ def test_a_run_that_diverges_keeps_the_checkpoint_that_it_was_writing(corpus: Co
     endings = launch_ranks(pretrain_until_it_diverges, 2, settings, 5, timeout=120)
     assert [ending.code for ending in endings] == [30, 30]
     assert "step 5: loss nan" in endings[0].said and "Continue from the checkpoint of step 4" in endings[0].said
+    record = exit_record(tmp_path / "checkpoints")
+    assert record["step"] == 5 and record["reason"].startswith("step 5: loss nan")
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert lines[-1]["step"] == 5 and math.isnan(lines[-1]["lm_loss"]) and lines[-1]["skipped"] is True
     assert saved_tensors(tmp_path / "checkpoints", 4)

@@ -29,7 +29,8 @@ from megatron_ltd.plan.derived import policies
 from megatron_ltd.token_drop.importance_table import ImportanceTable
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch, Runtime
+from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.launch import Runtime
 
 POINTS = 12
 

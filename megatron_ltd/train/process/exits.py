@@ -1,16 +1,25 @@
 """How a process ends: the message, the exit code, and the record that outlives the launcher.
 
-torchrun reports 1 for every code but 0, so the code is also written to `exit.json` next to the checkpoints.
+torchrun reports 1 for every code but 0, so the code is also written to `exit.json` next to the checkpoints, and told to
+`examples/launch.py`.
 """
 
 import json
 import traceback
 from pathlib import Path
 
-import torch.distributed as dist
-
-from megatron_ltd.errors import EXIT_INTERNAL, EXIT_PEER_LOST, UserError
+from megatron_ltd.checkpoint.layout import checkpoint_path
+from megatron_ltd.config import CheckpointConfig, RunConfig
+from megatron_ltd.errors import (
+    EXIT_COMPLETE,
+    EXIT_INTERNAL,
+    EXIT_ON_INTERVAL,
+    EXIT_ON_SIGNAL,
+    EXIT_PEER_LOST,
+    UserError,
+)
 from megatron_ltd.log import Console
+from megatron_ltd.train.process.environment import Launch, tell_launcher
 
 RECORD_NAME = "exit.json"
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Socket Timeout",
@@ -27,7 +36,7 @@ def write_exit_record(save_dir: str | None, code: int, step: int | None, reason:
     """Write `exit.json` to the folder of checkpoints, if there is one.
 
     Args:
-        step: the last step of the run; None if it ended with an error.
+        step: the last step of the run; None if it ended before its first.
     """
     if save_dir is None or not Path(save_dir).is_dir():
         return
@@ -43,27 +52,85 @@ def write_exit_record(save_dir: str | None, code: int, step: int | None, reason:
 def lost_peer(error: BaseException | None) -> bool:
     """Whether an error only means that another process is gone."""
     while error is not None:
-        if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_PEER):
+        kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, since torch may not be loaded
+        if "DistError" in kinds or any(sign in str(error) for sign in _LOST_PEER):
             return True
         error = error.__cause__
     return False
 
 
 def report(error: Exception, rank: int, world_size: int, save_dir: str | None) -> int:
-    """Print what ended this process and return its exit code; an error common to all processes is printed once."""
+    """Say what ended this process and return its exit code; an error common to all processes is printed once."""
     name = f"rank {rank}: " if world_size > 1 else ""
     if isinstance(error, UserError):
         everywhere = error.everywhere or not name
-        if rank == 0 or not everywhere:
-            Console().error(f"{'' if everywhere else name}{type(error).__name__}: {error}")
-            write_exit_record(save_dir, error.exit_code, None, str(error))
+        text = f"{'' if everywhere else name}{type(error).__name__}: {error}"
+        speaks = rank == 0 or not everywhere
+        if speaks:
+            Console().error(text)
+            write_exit_record(save_dir, error.exit_code, error.step, str(error))
+        tell_launcher(error.exit_code, text, printed=speaks)
         return error.exit_code
     if name and lost_peer(error):
-        Console().error(f"{name}stopped, since another process failed or did not answer in time; its own message says "
-                        f"why ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
+        text = (f"{name}stopped, since another process failed or did not answer in time; its own message says why "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__})")
         if save_dir is not None and not (Path(save_dir) / RECORD_NAME).exists():
             write_exit_record(save_dir, EXIT_PEER_LOST, None, "another process failed or did not answer in time")
-        return EXIT_PEER_LOST
-    Console().error(f"{name}internal error\n{''.join(traceback.format_exception(error))}")
-    write_exit_record(save_dir, EXIT_INTERNAL, None, repr(error))
-    return EXIT_INTERNAL
+        code = EXIT_PEER_LOST
+    else:
+        text = f"{name}internal error\n{''.join(traceback.format_exception(error))}"
+        write_exit_record(save_dir, EXIT_INTERNAL, None, repr(error))
+        code = EXIT_INTERNAL
+    Console().error(text)
+    tell_launcher(code, text, printed=True)
+    return code
+
+
+def end(config: RunConfig, code: int, place: Launch, *, first_step: int, step: int, total_steps: int) -> None:
+    """Say how a run ended that no error ended, and how it goes on; called on every process, before any exits.
+
+    Args:
+        first_step: the step from which this process went on; 0 from scratch.
+    """
+    text = ending(config, code, first_step=first_step, step=step, total_steps=total_steps)
+    if place.rank == 0:
+        reasons = {EXIT_COMPLETE: "complete", EXIT_ON_SIGNAL: "stopped by a signal",
+                   EXIT_ON_INTERVAL: "interval or duration reached"}
+        write_exit_record(config.checkpoint.save, code, step, reasons[code])
+        Console().line(text)
+    tell_launcher(code, text, printed=place.rank == 0)
+
+
+def ending(config: RunConfig, code: int, *, first_step: int, step: int, total_steps: int) -> str:
+    """Why a run ended, where its last checkpoint is, and which command goes on."""
+    training, settings, at = config.training, config.checkpoint, f"step {step} of {total_steps}"
+    if code == EXIT_COMPLETE and step == first_step:
+        return (f"already complete: {settings.load} holds {at}, so no step was trained; to train on, raise the length "
+                "of the run, or give another --save and --load for a new one")
+    if code == EXIT_COMPLETE:
+        lines = [f"complete: {at}"]
+    elif code == EXIT_ON_SIGNAL:
+        lines = [f"stopped by a signal after {at} (exit code {code})"]
+    else:
+        planned = training.exit_interval is not None and step % training.exit_interval == 0
+        why = f"--exit-interval = {training.exit_interval}" if planned else \
+            f"--exit-duration-in-mins = {training.exit_duration_in_mins}"
+        lines = [f"stopped as planned after {at}: {why} (exit code {code})"]
+    if settings.save is None:
+        lines.append("nothing was saved, since --save is not given")
+    else:
+        lines.append(f"newest checkpoint: {checkpoint_path(Path(settings.save), step)}")
+    if code != EXIT_COMPLETE and settings.save is not None:
+        lines.append(f"to continue: {_continuation(settings)}")
+    return "\n".join(lines)
+
+
+def _continuation(settings: CheckpointConfig) -> str:
+    """The command that continues a run, told by its difference from the one that started it."""
+    assert settings.save is not None
+    resumes = settings.load is not None and Path(settings.load).resolve() == Path(settings.save).resolve()
+    changes = [] if resumes else [f"with --load {settings.save}"]
+    changes += [f"without {name}" for name, given in (
+        ("--finetune", settings.finetune and settings.pretrained_checkpoint is None),
+        ("--ckpt-step", settings.ckpt_step is not None)) if given]
+    return "the same command " + (" and ".join(changes) if changes else "again")

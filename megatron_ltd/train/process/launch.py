@@ -1,12 +1,9 @@
-"""Turns the environment that torchrun sets into a process group and a device. No other module reads the environment."""
+"""Joins this process to the others of its run: process group, device and mesh."""
 
-import os
 import platform
-import signal
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,36 +16,7 @@ from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
 from megatron_ltd.train.process import siblings
 from megatron_ltd.train.process.attempt import attempt_store
-
-
-@dataclass(frozen=True)
-class Launch:
-    """This process's place among those that were started together.
-
-    `init_method` is their rendezvous address; None for a single process without a launcher.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    init_method: str | None = None
-
-    @classmethod
-    def from_environment(cls) -> "Launch":
-        """The values set by torchrun; without it, a single process.
-
-        Raises:
-            ConfigError: the variables are incomplete or not numbers.
-        """
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-            return cls()
-        try:
-            rank, local_rank, world_size = (int(os.environ[name]) for name in names)
-        except (KeyError, ValueError) as error:
-            found = ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in names)
-            raise ConfigError(f"{found}: a launcher must set all three to numbers; start with torchrun") from error
-        return cls(rank, local_rank, world_size, "env://")
+from megatron_ltd.train.process.environment import Launch, make_cublas_deterministic
 
 
 @dataclass(frozen=True)
@@ -88,7 +56,7 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     """
     device = choose_device(config, launch)
     if config.training.deterministic_mode:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+        make_cublas_deterministic()
         torch.use_deterministic_algorithms(True)
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     if device.type == "cuda":
@@ -120,24 +88,6 @@ def agree_on_configuration(config: RunConfig) -> None:
     if differing:
         raise ConfigError("The processes were started with different settings; start all of them with the same:\n  "
                           + "\n  ".join(differing))
-
-
-def end_restarts(launch: Launch) -> None:
-    """Keep torchrun from starting the run again after an error that every attempt would meet. It restarts after any
-    exit code but 0, and only a signal to it ends that."""
-    attempt, limit = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
-    if launch.local_rank == 0 and attempt < limit and _is_torchrun(os.getppid()):
-        os.kill(os.getppid(), signal.SIGTERM)
-
-
-def _is_torchrun(process: int) -> bool:
-    """Whether a process runs torch's launcher; False where there is no /proc."""
-    try:
-        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(word == b"torch.distributed.run" or word.endswith((b"/torchrun", b"torch/distributed/run.py"))
-               for word in command)
 
 
 def stop() -> None:

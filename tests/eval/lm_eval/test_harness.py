@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.checkpoint.hugging_face import read_in, saved
 from tests.eval import harness
 from tests.eval.gpt2_scorer import tiny_gpt2

@@ -16,7 +16,7 @@ from megatron_ltd.eval.tasks.names import CHOICE_TASKS
 from megatron_ltd.eval.tasks.open_questions import spoken
 from megatron_ltd.eval.tasks.questions import without_punctuation
 from megatron_ltd.train.process import launch
-from megatron_ltd.train.process.launch import Launch
+from megatron_ltd.train.process.environment import Launch
 from tests.checkpoint.hugging_face import read_in, saved
 from tests.eval import harness
 from tests.eval.answering_ranks import answer

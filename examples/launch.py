@@ -1,0 +1,184 @@
+"""Start one recipe on this node, with torch's launcher in this process, and end as the run ended.
+
+    python examples/launch.py RECIPE ARGUMENTS        RECIPE: a module of megatron_ltd, such as pretrain_gpt
+
+The settings are checked first, before torch is imported. torch's launcher ends with 1 and a report of a crash whatever
+happened; here the exit code is that of the run, the run's own message comes last, and only a crash is reported as one.
+The environment is described in `examples/pretrain_gpt.sh`.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
+from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, EXIT_PEER_LOST, ConfigError
+from megatron_ltd.log import Console
+from megatron_ltd.settings.cli import asks_for_help
+from megatron_ltd.train.process.environment import Launch
+
+RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
+           "finetune_gpt": finetune_gpt.RECIPE, "finetune_vit": finetune_vit.RECIPE}
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+CRASHED = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """This node's part of the run."""
+
+    nodes: int
+    number: int
+    processes: int
+    address: str | None
+    port: int
+
+    @classmethod
+    def from_environment(cls) -> "Node":
+        """Raises:
+            ConfigError: a variable has a value that cannot be.
+        """
+        nodes = _number("NNODES", 1, 1, None, "must be a positive number")
+        number = _number("NODE_RANK", 0, 0, nodes - 1, f"must be between 0 and NNODES - 1 = {nodes - 1}")
+        port = _number("MASTER_PORT", 29500, 1, 65535, "must be a port number, 1 to 65535")
+        address = os.environ.get("MASTER_ADDR")
+        if nodes > 1 and not address:
+            raise ConfigError(f"MASTER_ADDR is not set; NNODES = {nodes} needs the host name of the node with "
+                              "NODE_RANK 0, on every node")
+        processes = _number("GPUS_PER_NODE", gpus() or 1, 1, None, "must be a positive number")
+        return cls(nodes, number, processes, address, port)
+
+    def launcher_arguments(self) -> list[str]:
+        words = ["--nnodes", str(self.nodes), "--nproc-per-node", str(self.processes)]
+        if self.nodes == 1:
+            return [*words, "--standalone"]
+        return [*words, "--node-rank", str(self.number), "--master-addr", str(self.address),
+                "--master-port", str(self.port)]
+
+
+def _number(name: str, default: int, low: int, high: int | None, constraint: str) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or int(text) < low or (high is not None and int(text) > high):
+        raise ConfigError(f"{name} = {text} {constraint}")
+    return int(text)
+
+
+def gpus() -> int:
+    """The GPUs that torch would see, asked of the driver: torch takes seconds to import."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def arguments_of_run(given: list[str]) -> list[str]:
+    """The recipe's arguments, with the file that CONFIG names.
+
+    Raises:
+        ConfigError: it cannot be read, or there is nothing to train.
+    """
+    config = os.environ.get("CONFIG")
+    if config and not os.access(config, os.R_OK):
+        raise ConfigError(f"CONFIG = {config} cannot be read; the examples are in {Path(__file__).parent / 'configs'}")
+    if not config and not given:
+        raise ConfigError("nothing to train: set CONFIG to a file such as examples/configs/*.toml, or give flags; see "
+                          "--help")
+    return ["--config", config, *given] if config else given
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one process ended, as it told its launcher."""
+
+    code: int
+    reason: str
+    printed: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "Ending":
+        told = json.loads(path.read_text(encoding="utf-8"))["message"]
+        return cls(told["errorCode"], told["message"], told["printed"])
+
+
+def run(recipe: str, arguments: list[str], node: Node) -> int:
+    """Run the processes of this node and return the exit code of the run."""
+    from torch.distributed import DistError  # only here: the settings are sound
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    # torch reports every stop as a crash, in its log and when it ends. What a crash needs is printed below.
+    for name in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    heeded = [number.name for number in SIGNALS
+              if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    crash = ""
+    with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
+        try:
+            torchrun.run(torchrun.parse_args([
+                *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
+                "-m", f"megatron_ltd.{recipe}", *arguments]))
+        except ChildFailedError as error:
+            crash = str(error)
+        except SignalException as error:
+            crash = f"stopped by {signal.Signals(error.sigval).name} before the run could save"
+        except (DistError, RendezvousError) as error:
+            crash = (f"the nodes did not meet at MASTER_ADDR = {node.address}, MASTER_PORT = {node.port}: "
+                     f"{str(error).splitlines()[0]}")
+        endings = [Ending.read(path) for path in sorted(Path(folder).rglob("error.json"))]
+    return conclude(endings, crash, node.processes)
+
+
+def conclude(endings: list[Ending], crash: str, processes: int) -> int:
+    """Print what the processes have not said, and return the exit code.
+
+    Args:
+        crash: torch's report; empty if every process ended with 0.
+    """
+    # Processes that lost another one know nothing of the cause.
+    causes = [ending for ending in endings if ending.code not in (EXIT_COMPLETE, EXIT_PEER_LOST)]
+    explained = [ending for ending in causes if ending.code != EXIT_INTERNAL]
+    if explained and len(causes) == len(explained):
+        told = {ending.reason for ending in endings}
+        cause = next((ending for ending in explained if ending.printed), explained[0])
+        if not cause.printed or len(told) > 1:
+            Console().error(cause.reason)
+        return cause.code
+    if not crash or (len(endings) == processes and all(ending.code == EXIT_COMPLETE for ending in endings)):
+        return EXIT_COMPLETE
+    Console().error(crash)
+    return next((ending.code for ending in [*causes, *endings] if ending.code != EXIT_COMPLETE), CRASHED)
+
+
+def main() -> int:
+    recipe, *given = sys.argv[1:] or [""]
+    if recipe not in RECIPES:
+        Console().error(f"examples/launch.py: give one of {', '.join(RECIPES)}, and its arguments")
+        return ConfigError.exit_code
+    if asks_for_help(given):
+        return RECIPES[recipe].main(given, Launch(), only_check=True)
+    try:
+        node, arguments = Node.from_environment(), arguments_of_run(given)
+    except ConfigError as error:
+        Console().error(f"examples/{recipe}.sh: {error}.")
+        return error.exit_code
+    code = RECIPES[recipe].main(arguments, Launch(world_size=node.nodes * node.processes), only_check=True)
+    if code != EXIT_COMPLETE:
+        return code
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    Console().line(f"{node.nodes} node(s) x {node.processes} process(es), node {node.number}, "
+                   f"{os.environ.get('CONFIG') or 'no configuration file'}")
+    return run(recipe, arguments, node)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What torchrun and this process tell each other: the environment in, the reason for the exit out. No other module
+reads the environment."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ltd.errors import EXIT_PEER_LOST, ConfigError
+from megatron_ltd.log import Console
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process's place among those that were started together.
+
+    `init_method` is their rendezvous address; None for a single process without a launcher.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    init_method: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> "Launch":
+        """The values set by torchrun; without it, a single process.
+
+        Raises:
+            ConfigError: the variables are incomplete or not numbers.
+        """
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+            return cls()
+        try:
+            rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+        except (KeyError, ValueError) as error:
+            found = ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in names)
+            raise ConfigError(f"{found}: a launcher must set all three to numbers; start with torchrun") from error
+        return cls(rank, local_rank, world_size, "env://")
+
+
+def tell_launcher(code: int, reason: str, *, printed: bool) -> None:
+    """Leave the exit code and the reason in the file that torchrun names for it. torchrun prints the reason as the
+    "Root Cause"; `examples/launch.py` reads the code.
+
+    Args:
+        printed: whether this process has printed the reason.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    # torchrun takes the earliest second for the root cause; an effect of another failure must come after it.
+    timestamp = int(time.time()) + (code == EXIT_PEER_LOST)
+    message = {"message": reason, "errorCode": code, "printed": printed, "extraInfo": {"timestamp": str(timestamp)}}
+    try:
+        Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
+    except OSError as error:
+        Console().warn(f"{path} could not be written: {error}")
+
+
+def make_cublas_deterministic() -> None:
+    """Set what cuBLAS needs to be deterministic, unless the user has set it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def end_restarts(launch: Launch) -> None:
+    """Keep torchrun from starting the run again after an error that every attempt would meet. It restarts after any
+    exit code but 0, and only a signal to it ends that."""
+    attempt, limit = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if launch.local_rank == 0 and attempt < limit and _is_torchrun(os.getppid()):
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _is_torchrun(process: int) -> bool:
+    """Whether a process runs torch's launcher; False where there is no /proc."""
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(word == b"torch.distributed.run" or word.endswith((b"/torchrun", b"torch/distributed/run.py"))
+               for word in command)

@@ -1,0 +1,146 @@
+"""What the programs that train have in common: from the command line to the exit code.
+
+Settings and tokenizer are read and checked before torch is imported, so that a mistake is answered at once.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_ltd.checkpoint.layout import holds_nothing
+from megatron_ltd.checkpoint.saved_settings import with_checkpoint_model
+from megatron_ltd.config import Family, RunConfig
+from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
+from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, ConfigError, UserError
+from megatron_ltd.log import Console
+from megatron_ltd.settings.checks.all import check, refuse
+from megatron_ltd.settings.checks.rules import finetuning_violations, pretraining_violations
+from megatron_ltd.settings.checks.vision import with_image_sizes
+from megatron_ltd.settings.cli import asks_for_help, parse_run_config
+from megatron_ltd.train.process.environment import Launch, end_restarts
+from megatron_ltd.train.process.exits import lost_peer, report
+
+START_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A program that trains.
+
+    Args:
+        family: of its models.
+        finetuning: whether it reads whole epochs and keeps the best model.
+    """
+
+    family: Family
+    finetuning: bool = False
+
+    def main(self, arguments: list[str] | None = None, place: Launch | None = None, *, only_check: bool = False) -> int:
+        """Run a command line and return the exit code; errors the user can fix are printed as one message.
+
+        Args:
+            arguments: without the program's name; None: those of this process.
+            place: of this process in the run; None: what the environment says.
+            only_check: return once the settings are known to be sound, without a word.
+        """
+        here, save = Launch(), None
+        try:
+            here = place or Launch.from_environment()
+            arguments = sys.argv[1:] if arguments is None else arguments
+            if here.rank != 0 and asks_for_help(arguments):
+                return EXIT_COMPLETE  # one process prints it
+            config = self.read_settings(arguments, Console(here.rank == 0 and not only_check))
+            save = config.checkpoint.save
+            config, tokenizer = self.checked(config, here.world_size)
+            return EXIT_COMPLETE if only_check else self._train(config, tokenizer, here)
+        except Exception as error:
+            code = report(error, here.rank, here.world_size, save)
+            if isinstance(error, UserError) and error.everywhere and not lost_peer(error):
+                end_restarts(here)
+            return code
+        finally:
+            if "torch" in sys.modules:
+                from megatron_ltd.train.process import launch
+
+                launch.stop()
+
+    def read_settings(self, arguments: list[str], console: Console) -> RunConfig:
+        """The unchecked settings of a run.
+
+        Raises:
+            UserError: flags or files that cannot be read, or a checkpoint of another family.
+        """
+        config, notes = parse_run_config(arguments, self.family, finetuning=self.finetuning)
+        for note in notes:
+            console.line(note)
+        if self.finetuning:
+            config = from_pretrained(config, console)
+        given = config.model
+        config = with_checkpoint_model(config)
+        if config.model.family != self.family:
+            kind = "finetune" if self.finetuning else "pretrain"
+            raise CheckpointError(f"--load = {config.checkpoint.load}: the checkpoint holds a {config.model.family} "
+                                  f"model; continue it with megatron_ltd.{kind}_{config.model.family}")
+        if self.family == "vit":
+            config = replace(config, model=with_image_sizes(config.model, given))
+        if self.finetuning and config.checkpoint.use_checkpoint_args and self.family == "gpt" and given.seq_length:
+            # Samples may be shorter than those the model was trained on; its number of positions stays.
+            positions = config.model.max_positions
+            config = replace(config, model=replace(config.model, seq_length=given.seq_length,
+                                                   max_position_embeddings=positions))
+        return with_start_length(config) if self.finetuning else config
+
+    def checked(self, config: RunConfig, world_size: int) -> tuple[RunConfig, Tokenizer | None]:
+        """The settings with the size of the vocabulary, and the tokenizer; None for models that read no text.
+
+        Raises:
+            UserError: settings that cannot run on so many processes, or a tokenizer that cannot be read.
+        """
+        refuse((finetuning_violations if self.finetuning else pretraining_violations)(config))
+        check(config, world_size)
+        if self.family == "vit":
+            return config, None
+        tokenizer = read_tokenizer(config)
+        vocab_size = max(config.model.vocab_size or 0, tokenizer.vocab_size)
+        config = replace(config, model=replace(config.model, vocab_size=vocab_size))
+        check(config, world_size)
+        return config, tokenizer
+
+    def _train(self, config: RunConfig, tokenizer: Tokenizer | None, place: Launch) -> int:
+        from megatron_ltd.train import finetune, pretrain  # only here: they import torch
+
+        return pretrain.train(config, tokenizer, place, finetune.prepare if self.finetuning else pretrain.prepare)
+
+
+def read_tokenizer(config: RunConfig) -> Tokenizer:
+    """The run's tokenizer; for --mock-data without one, the numbers below --vocab-size."""
+    kind, vocab_size = config.data.tokenizer_type, config.model.vocab_size
+    made_up = config.data.mock_data and kind is None
+    # A NullTokenizer adds an end-of-document token to --vocab-size; a checkpoint's vocabulary includes it.
+    if vocab_size is not None and (made_up or (kind == "NullTokenizer" and config.checkpoint.use_checkpoint_args)):
+        return NullTokenizer(vocab_size - 1)
+    return build_tokenizer(config.data, vocab_size)
+
+
+def from_pretrained(config: RunConfig, console: Console) -> RunConfig:
+    """With --pretrained-checkpoint, the run starts from it as long as --load holds no checkpoint."""
+    settings = config.checkpoint
+    if settings.pretrained_checkpoint is None:
+        return config
+    if settings.finetune and settings.load is not None:
+        raise ConfigError(f"--finetune is given with --pretrained-checkpoint = {settings.pretrained_checkpoint}: the "
+                          f"model to start from would be both that and --load = {settings.load}; leave --finetune out")
+    if settings.load is not None and not holds_nothing(Path(settings.load)):
+        console.line(f"continuing from --load = {settings.load}; --pretrained-checkpoint is ignored")
+        return config
+    return replace(config, checkpoint=replace(settings, load=settings.pretrained_checkpoint, finetune=True))
+
+
+def with_start_length(config: RunConfig) -> RunConfig:
+    """By default random-LTD keeps 128 tokens at first, or half of a shorter sample, in whole strata."""
+    drop, length = config.token_drop, config.model.seq_length
+    if drop.policy != "random" or drop.random_ltd_start_length is not None or drop.random_ltd_length_list is not None:
+        return config
+    strata = max(1, drop.random_ltd_strata)
+    start = max(strata, min(START_TOKENS, length // 2) // strata * strata)
+    return replace(config, token_drop=replace(drop, **{"random_ltd_start_length": start}))

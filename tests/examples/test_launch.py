@@ -1,0 +1,95 @@
+"""What a user reads last when a run started by `examples/*.sh` ends, and its exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.launch import Ending, conclude
+from tests.train.launchers import ROOT, torchrun, wait_until
+
+TINY = ("--mock-data --vocab-size 512 --num-layers 2 --hidden-size 64 --num-attention-heads 4 --seq-length 64 "
+        "--micro-batch-size 2 --global-batch-size 4 --train-iters 20 --lr 1e-3 --eval-iters 0 "
+        "--log-interval 10").split()
+
+
+def environment(**more: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME"}}
+    return {**inherited, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+            "GPUS_PER_NODE": "1", **more}
+
+
+def run(*words: str, script: str = "pretrain_gpt", **more: str) -> tuple[int, list[str]]:
+    """Exit code and lines of the terminal, in the order in which they appear there."""
+    done = subprocess.run(["bash", str(ROOT / "examples" / f"{script}.sh"), *TINY, *words], env=environment(**more),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_a_planned_stop_says_how_to_go_on(tmp_path: Path) -> None:
+    code, said = run("--save", str(tmp_path / "run"), "--exit-interval", "10")
+    assert code == 11
+    assert said[-3:] == ["stopped as planned after step 10 of 20: --exit-interval = 10 (exit code 11)",
+                         f"newest checkpoint: {tmp_path}/run/iter_0000010",
+                         f"to continue: the same command with --load {tmp_path}/run"]
+    assert not any("Traceback" in line or "FAILED" in line for line in said)
+
+
+def test_a_signal_to_the_script_saves_and_gives_its_code_without_any_folder(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        script = subprocess.Popen(["bash", str(ROOT / "examples/pretrain_gpt.sh"), *TINY, "--train-iters", "100000"],
+                                  env=environment(), stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            wait_until(lambda: "iteration  " in log.read_text(), script)
+            script.send_signal(signal.SIGTERM)
+            assert script.wait(60) == 10
+        finally:
+            script.kill()
+    *said, stopped, unsaved = log.read_text().splitlines()
+    assert stopped.startswith("stopped by a signal after step ") and unsaved.startswith("nothing was saved")
+    assert not any("Traceback" in line or "SignalException" in line for line in said)
+
+
+@pytest.mark.parametrize("where", ["--save", "file", "nowhere"])
+def test_a_refused_setting_gives_20_on_the_first_start_wherever_save_is(tmp_path: Path, where: str) -> None:
+    words, more = ["--hidden-size", "65"], {}
+    if where == "--save":
+        words += ["--save", str(tmp_path / "new")]
+    if where == "file":
+        (tmp_path / "run.toml").write_text(f'save = "{tmp_path}/new"\n')
+        more = {"CONFIG": str(tmp_path / "run.toml")}
+    code, lines = run(*words, **more)
+    assert code == 20
+    assert len(lines) == 1 and lines[0].startswith("ConfigError: --hidden-size = 65: not divisible"), lines
+    assert not (tmp_path / "new").exists()
+
+
+def test_under_torchrun_itself_the_reason_is_the_root_cause() -> None:
+    command = torchrun(2, "-m", "megatron_ltd.pretrain_gpt", *TINY, "--hidden-size", "65")
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    cause = done.stderr[done.stderr.index("Root Cause"):]
+    assert "exitcode  : 20" in cause and "traceback : ConfigError: --hidden-size = 65: not divisible" in cause
+
+
+LOST, REFUSED, STOPPED = 40, 21, 11
+
+
+@pytest.mark.parametrize(("endings", "processes", "code", "printed"), [
+    ([(STOPPED, "stopped", True), (STOPPED, "stopped", False)], 2, STOPPED, ""),
+    ([(REFUSED, "no corpus", False)], 1, REFUSED, "no corpus\n"),  # the first rank is on another node
+    ([(LOST, "another failed", True), (REFUSED, "rank 1: disk", True)], 2, REFUSED, "rank 1: disk\n"),
+    ([(LOST, "another failed", True)], 2, LOST, "CRASH\n"),  # the other process was killed
+    ([(LOST, "another failed", True), (70, "internal error", True)], 2, 70, "CRASH\n"),
+    ([(0, "complete", True), (0, "complete", False)], 2, 0, ""),
+    ([], 2, 1, "CRASH\n"),
+])
+def test_the_cause_is_the_last_word_and_a_crash_keeps_its_report(
+    capfd: pytest.CaptureFixture[str], endings: list[tuple[int, str, bool]], processes: int, code: int, printed: str,
+) -> None:
+    assert conclude([Ending(*ending) for ending in endings], "CRASH", processes) == code
+    assert capfd.readouterr().err == printed

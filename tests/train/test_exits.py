@@ -1,0 +1,41 @@
+"""The words with which a run ends without an error."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from megatron_ltd.config import CheckpointConfig, RunConfig, TrainingConfig
+from megatron_ltd.train.process.exits import ending
+
+
+def said(code: int, step: int, first_step: int = 0, training: TrainingConfig | None = None, **checkpoint: Any) -> str:
+    config = RunConfig(training=training or TrainingConfig(exit_interval=4), checkpoint=CheckpointConfig(**checkpoint))
+    return ending(config, code, first_step=first_step, step=step, total_steps=12)
+
+
+def test_a_run_that_is_started_again_after_its_end_is_complete_already() -> None:
+    assert said(0, 12, 12, save="run", load="run").startswith("already complete: run holds step 12 of 12")
+    assert said(0, 12, 8, save="run", load="run") == "complete: step 12 of 12\nnewest checkpoint: run/iter_0000012"
+
+
+@pytest.mark.parametrize(("checkpoint", "command"), [
+    ({"save": "run", "load": "run"}, "the same command again"),
+    ({"save": "run", "load": "./run"}, "the same command again"),
+    ({"save": "run"}, "the same command with --load run"),
+    ({"save": "run", "load": "other", "finetune": True}, "the same command with --load run and without --finetune"),
+    ({"save": "run", "load": "base", "finetune": True, "pretrained_checkpoint": "base"},
+     "the same command with --load run"),
+    ({"save": "run", "load": "run", "ckpt_step": 3}, "the same command without --ckpt-step"),
+])
+def test_the_command_that_goes_on_is_told_by_what_it_changes(checkpoint: dict[str, object], command: str) -> None:
+    assert said(11, 8, **checkpoint).splitlines()[1:] == ["newest checkpoint: run/iter_0000008",
+                                                          f"to continue: {command}"]
+
+
+def test_a_stop_names_its_cause() -> None:
+    assert said(11, 8).splitlines() == ["stopped as planned after step 8 of 12: --exit-interval = 4 (exit code 11)",
+                                        "nothing was saved, since --save is not given"]
+    timed = replace(TrainingConfig(exit_interval=4), exit_duration_in_mins=1.5)
+    assert said(11, 7, training=timed).startswith("stopped as planned after step 7 of 12: --exit-duration-in-mins = 1")
+    assert said(10, 7).startswith("stopped by a signal after step 7 of 12 (exit code 10)")
