@@ -34,7 +34,8 @@ or under the name of its section, with underscores in place of dashes:
 Flags override the file, and the file overrides the defaults. `--deepspeed-config FILE.json` (also `--deepspeed_config`)
 reads the block `random_ltd` of a DeepSpeed file, which both override; the rest of that file is ignored. `--no-<name>`
 turns off a switch that the file turns on. If a flag is given twice, the last one counts. Flags cannot be abbreviated.
-All problems with the settings are reported at once, before any process group exists; the exit code is then 20.
+All problems with the settings are reported at once, before torch is loaded; the exit code is then 20. `--help` shows
+the flags that most runs use, `--help-all` all those of one recipe.
 """
 
 FOREIGN = """

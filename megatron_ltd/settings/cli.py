@@ -6,15 +6,15 @@ Flags are written out in full. Everything that is wrong is reported at once.
 """
 
 import sys
-import textwrap
 from typing import Any
 
 from megatron_ltd.config import Family, ModelConfig, RunConfig
 from megatron_ltd.settings.checks.all import refuse
 from megatron_ltd.settings.checks.idle import idle_settings
 from megatron_ltd.settings.deepspeed_file import deepspeed_settings
-from megatron_ltd.settings.flag_reference import all_flags, section_classes, with_settings
+from megatron_ltd.settings.flag_reference import all_flags, with_settings
 from megatron_ltd.settings.foreign_flags import TRANSLATED, VALUES, foreign_answer, nearest
+from megatron_ltd.settings.help import usual_help, whole_help
 from megatron_ltd.settings.toml_file import read_config_file
 
 FILE_FLAGS = {"--config": "FILE.toml", "--deepspeed-config": "FILE.json", "--deepspeed_config": "FILE.json"}
@@ -32,10 +32,11 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
 
     Raises:
         ConfigError: everything that is wrong with the words and the files, in one message.
-        SystemExit: after --help.
+        SystemExit: after --help or --help-all.
     """
     if asks_for_help(argv):
-        sys.stdout.write(help_text())
+        answer = whole_help if "--help-all" in argv else usual_help
+        sys.stdout.write(answer(family, finetuning=finetuning))
         raise SystemExit(0)
     words = _Words(argv)
     problems, notes = words.problems, words.notes
@@ -55,22 +56,7 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
 
 
 def asks_for_help(argv: list[str]) -> bool:
-    return "--help" in argv or "-h" in argv
-
-
-def help_text() -> str:
-    """Every flag with its default and its documentation, by section."""
-    lines = ["Every setting is a flag, or a key of --config FILE.toml (with underscores, flat or under [section]).",
-             "Flags override the file. A switch that the file turns on is turned off by --no-<name>.", "",
-             "  --config FILE.toml", "      Settings that flags may override.",
-             "  --deepspeed-config FILE.json", "      DeepSpeed's file, of which the block random_ltd is taken."]
-    for section, kind in section_classes().items():
-        lines += ["", f"[{section}]  {' '.join((kind.__doc__ or '').split())}"]
-        for flag in all_flags():
-            if flag.section == section:
-                default = f" [{flag.default_text}]" if flag.default_text else ""
-                lines += [f"  {flag.usage}{default}", textwrap.indent(textwrap.fill(flag.text, 100), "      ")]
-    return "\n".join(lines) + "\n"
+    return not {"-h", "--help", "--help-all"}.isdisjoint(argv)
 
 
 class _Words:

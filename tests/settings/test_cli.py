@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.settings.cli import FILE_FLAGS, help_text, parse_run_config
+from megatron_ltd.settings.cli import FILE_FLAGS, parse_run_config
 from megatron_ltd.settings.flag_reference import Flag, all_flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,20 +228,6 @@ def test_any_file_gives_a_configuration_or_one_error(tmp_path_factory: pytest.Te
         parse_run_config(["--config", str(path)])
     except ConfigError as error:
         assert "run.toml" in str(error)
-
-
-def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse_run_config(["--num-layers", "4", "--help"])
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
-    assert printed == help_text()
-    lines = printed.splitlines()
-    for flag in all_flags():
-        assert any(line.strip().startswith(flag.name) for line in lines)
-    assert "  --adam-beta1 X [0.9]" in lines
-    assert "  --num-layers N [required]" in lines
-    assert "  --exit-signal-handler / --no-exit-signal-handler [on]" in lines
 
 
 def test_parsing_and_checking_import_neither_torch_nor_numpy() -> None:

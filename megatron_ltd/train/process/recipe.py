@@ -13,7 +13,7 @@ from megatron_ltd.config import Family, RunConfig
 from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
-from megatron_ltd.settings.checks.all import check, refuse
+from megatron_ltd.settings.checks.all import check, refuse, violations
 from megatron_ltd.settings.checks.rules import finetuning_violations, pretraining_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
@@ -96,8 +96,8 @@ class Recipe:
         Raises:
             UserError: settings that cannot run on so many processes, or a tokenizer that cannot be read.
         """
-        refuse((finetuning_violations if self.finetuning else pretraining_violations)(config))
-        check(config, world_size)
+        of_recipe = finetuning_violations if self.finetuning else pretraining_violations
+        refuse([*of_recipe(config), *violations(config, world_size)])
         if self.family == "vit":
             return config, None
         tokenizer = read_tokenizer(config)
