@@ -1,4 +1,4 @@
-"""One line to the console from one rank, and warnings that are said once."""
+"""One line to the console from one rank, warnings that are said once, and how sizes are written."""
 
 import os
 import sys
@@ -48,3 +48,10 @@ def _print(text: str, stream: TextIO) -> None:
         os.close(nowhere)
         if stream is not sys.stderr:
             Console().warn(f"standard output is given up for this run: {error}")
+
+
+def size_text(size_bytes: float) -> str:
+    """A size in the unit that suits it: `512 B`, `1.5 GiB`."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, max(0, (int(size_bytes).bit_length() - 1) // 10))
+    return f"{size_bytes / 1024**power:.4g} {units[power]}"

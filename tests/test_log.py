@@ -1,10 +1,12 @@
-"""Streams that can no longer be written."""
+"""Streams that can no longer be written, and sizes in words."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from megatron_ltd.log import size_text
 
 PROGRAM = """
 from megatron_ltd.log import Console
@@ -30,3 +32,11 @@ def test_standard_error_on_a_full_disk_is_given_up_too(both: bool, tmp_path: Pat
         ended = subprocess.run([sys.executable, "-c", PROGRAM], stdout=full if both else out, stderr=full)
     assert ended.returncode == 0
     assert (tmp_path / "out").read_text() == ("" if both else "line 0\nline 1\nline 2\n")
+
+
+@pytest.mark.parametrize(("size_bytes", "text"), [
+    (0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536 * 1024, "1.5 MiB"), (1023 * 1024**2, "1023 MiB"),
+    (13 * 1024**3, "13 GiB"), (5000 * 1024**4, "5000 TiB"),
+])
+def test_a_size_is_written_in_the_unit_that_suits_it(size_bytes: int, text: str) -> None:
+    assert size_text(size_bytes) == text

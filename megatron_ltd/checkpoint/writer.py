@@ -10,6 +10,7 @@ A failure on any rank is raised on all of them; what was published before stays 
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +48,7 @@ from megatron_ltd.checkpoint.layout import (
 from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
 from megatron_ltd.checkpoint.storage import LazyPlanner, SafetensorsWriter
 from megatron_ltd.errors import CheckpointError
-from megatron_ltd.log import Console
+from megatron_ltd.log import Console, size_text
 
 
 class CheckpointWriter:
@@ -59,7 +60,8 @@ class CheckpointWriter:
         background: `save` returns as soon as the tensors are copied to host memory, and a thread does the rest.
         retain_interval: delete checkpoints of steps that are no multiples of it, except the newest ones.
         retained: how many of the newest.
-        console: of rank 0, for what went wrong without harm to any checkpoint.
+        console: of rank 0; says what was saved, and what went wrong without harm to any checkpoint. Without one only
+            the latter is said.
     """
 
     def __init__(self, save_dir: Path, group: dist.ProcessGroup | None, background: bool = False,
@@ -67,7 +69,7 @@ class CheckpointWriter:
         self.save_dir = save_dir
         self.group, self.leads = group, rank_in(group) == 0
         self.retain_interval, self.retained = retain_interval, retained
-        self.console = console or Console(self.leads)
+        self.console, self.progress = console or Console(self.leads), console or Console(False)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if background else None
         self._stager: DefaultStager | None = None
         self._pending: Future[Path] | None = None
@@ -138,7 +140,7 @@ class CheckpointWriter:
         return staged
 
     def _write(self, tensors: dict[str, torch.Tensor], planner: SavePlanner, manifest: Manifest) -> Path:
-        step = manifest.step
+        step, started = manifest.step, time.monotonic()
         partial = partial_path(self.save_dir, step)
         headline = f"the checkpoint of step {step} was not saved to {self.save_dir}; earlier ones are intact"
         try:
@@ -152,8 +154,10 @@ class CheckpointWriter:
         except CheckpointError:
             self._remove([partial])
             raise
+        path, size = checkpoint_path(self.save_dir, step), sum(file.size_bytes for file in storage.files.values())
+        self.progress.line(f"saved {path}: step {step}, {size_text(size)}, {time.monotonic() - started:.1f} s")
         self._remove(self._superseded(step))
-        return checkpoint_path(self.save_dir, step)
+        return path
 
     def _prepare(self, partial: Path) -> None:
         if not self.leads:

@@ -171,8 +171,12 @@ class Trainer:
 
     def _judge(self, step: int, found: HeldOut) -> None:
         """Record an evaluation of a finetuning run, and save the model if it is the best so far."""
-        self.state.best = self.state.best.after(step, found.loss)
-        if self.best is None or self.state.best.step != step:
+        before, self.state.best = self.state.best, self.state.best.after(step, found.loss)
+        if self.state.best.step != step:
+            return
+        than = "" if before.loss is None else f", after {before.loss:.6f} at step {before.step}"
+        self.metrics.console.line(f"best model so far: validation loss {found.loss:.6f} at step {step}{than}")
+        if self.best is None:
             return
         if self.writer is not None:
             self.writer.wait()  # the two share a process group

@@ -23,7 +23,7 @@ from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read
 from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.train.state import TrainState
 from tests.train.refusals import CONFIG, DATA, assert_clear, refused_in_this_process
-from tests.train.runs import TINY, Corpus, Run, run, saved_tensors
+from tests.train.runs import TINY, Corpus, Run, pretrain, read_lines, run, saved_tensors
 from tests.train.test_equivalence import (
     INTERLEAVED,
     RECOMPUTE,
@@ -197,20 +197,30 @@ def test_a_corpus_is_read_for_whole_epochs_with_the_perplexity_after_each(corpus
 
 
 def test_a_run_stops_when_validation_no_longer_improves_and_keeps_the_best_weights(
-    home: Path, tmp_path: Path,
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
 ) -> None:
     save = tmp_path / "checkpoints"
-    found = run(tmp_path, settings(home, train_epochs=40, early_stopping_patience=2, lr=3e-2, save=str(save),
-                                   weight_decay=0.0))
-    losses = {line["step"]: line["validation_loss"] for line in found.lines if "validation_loss" in line}
+    metrics = tmp_path / "metrics.jsonl"
+    command = settings(home, train_epochs=40, early_stopping_patience=2, lr=3e-2, save=str(save), weight_decay=0.0,
+                       metrics_file=str(metrics))
+    assert pretrain(0, 1, "", command).code == 0
+    losses = {line["step"]: line["validation_loss"] for line in read_lines(metrics) if "validation_loss" in line}
     best = min(losses, key=lambda step: losses[step])
     steps = list(losses)
     assert steps[-1] == steps[steps.index(best) + 2] and len(steps) < 40
     assert list(checkpoints(save / "best")) == [best]
     assert list(checkpoints(save)) == [steps[-1]]
-    again = run(tmp_path, {**settings(home, train_epochs=40, early_stopping_patience=2, lr=3e-2, save=str(save)),
-                           "load": str(save), "finetune": None})
-    assert [line["step"] for line in again.steps][-1] == steps[-1]  # it is over: nothing is added
+    said = capfd.readouterr().out.splitlines()
+    improved = [step for step in steps if losses[step] == min(losses[s] for s in steps[:steps.index(step) + 1])]
+    assert [int(line.split("at step ")[1].split(",")[0]) for line in said if line.startswith("best model so far")] \
+        == improved
+    saved = [line for line in said if line.startswith("saved ")]
+    assert [line.split(":")[0] for line in saved] == [
+        *(f"saved {save}/best/iter_{step:07d}" for step in improved), f"saved {save}/iter_{steps[-1]:07d}"]
+    assert said[-2].startswith("complete: step ") and said[-2].endswith(", where early stopping ended it")
+    assert pretrain(0, 1, "", {**command, "load": str(save), "finetune": None}).code == 0
+    assert read_lines(metrics)[-1]["step"] == steps[-1]  # it is over: nothing is added
+    assert capfd.readouterr().out.splitlines()[-1].startswith(f"already complete: {save} holds step {steps[-1]} of ")
     folder = tmp_path / "scored"
     folder.mkdir()
     scored = run(folder, settings(home, load=str(save / "best"), lr=1e-9, train_epochs=None, train_iters=1))

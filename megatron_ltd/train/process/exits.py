@@ -104,9 +104,11 @@ def end(config: RunConfig, code: int, place: Launch, *, first_step: int, step: i
 def ending(config: RunConfig, code: int, *, first_step: int, step: int, total_steps: int) -> str:
     """Why a run ended, where its last checkpoint is, and which command goes on."""
     training, settings, at = config.training, config.checkpoint, f"step {step} of {total_steps}"
+    if code == EXIT_COMPLETE and step < total_steps:
+        at += ", where early stopping ended it"
     if code == EXIT_COMPLETE and step == first_step:
-        return (f"already complete: {settings.load} holds {at}, so no step was trained; to train on, raise the length "
-                "of the run, or give another --save and --load for a new one")
+        return (f"already complete: {settings.load} holds {at}; no step was trained. For a longer run raise its "
+                "length, for a new one give another --save and --load")
     if code == EXIT_COMPLETE:
         lines = [f"complete: {at}"]
     elif code == EXIT_ON_SIGNAL:
