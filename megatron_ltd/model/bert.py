@@ -84,7 +84,7 @@ class BERT(Transformer):
             return self._score(x, hidden, labels, sentence_order)
         total = self._masked_token_loss(hidden, labels, loss_mask, loss_record)
         if sentence_order is None:
-            return total[None]
+            return torch.stack((total,))  # no view: FSDP2 attaches its hooks to what a module returns
         losses = F.cross_entropy(self._sentence_logits(x), sentence_order, reduction="sum")
         # With sequence parallelism only one process holds the first token; the results of the others are discarded, and
         # their gradients must be zero rather than missing.

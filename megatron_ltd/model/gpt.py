@@ -55,7 +55,7 @@ class GPT(Transformer):
             total, losses = head_loss(hidden, weight, targets, mask, self.vocab)
             if loss_record is not None:
                 loss_record.add(targets, losses, mask)
-            return total[None]
+            return torch.stack((total,))  # no view: FSDP2 attaches its hooks to what a module returns
         # The head is most of a small model, so it is applied only to the unmasked tokens.
         asked = mask.nonzero()[:, 0]
         both = torch.zeros(2, len(targets), device=hidden.device)
