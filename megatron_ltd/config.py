@@ -497,6 +497,9 @@ class LoggingConfig:
 
     log_interval: int = 100
     """Print a training line every this many steps."""
+    log_format: Literal["auto", "short", "megatron"] = "auto"
+    """Form of the training line: one of at most 120 columns, with a progress bar on a terminal; or Megatron-LM's, which
+    tools parse. `auto` is short on a terminal, and Megatron-LM's where the output is redirected."""
     eval_interval: int = 1000
     """Evaluate on the validation set every this many steps."""
     eval_iters: int = 100

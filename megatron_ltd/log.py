@@ -1,10 +1,12 @@
 """One line to the console from one rank, warnings that are said once, and how sizes are written."""
 
 import os
+import shutil
 import sys
 from typing import TextIO
 
 _said: set[str] = set()
+_CLEAR_LINE = "\r\x1b[K"
 
 
 class Console:
@@ -24,6 +26,16 @@ class Console:
         if self.speaks:
             _print(text, sys.stdout)
 
+    @property
+    def on_terminal(self) -> bool:
+        return self.speaks and sys.stdout.isatty()
+
+    def status(self, text: str) -> None:
+        """Show a line at the bottom of the terminal until the next one is printed."""
+        if self.on_terminal:
+            columns = shutil.get_terminal_size().columns
+            _print(_CLEAR_LINE + text[:columns - 1], sys.stdout, end="")
+
     def warn(self, text: str) -> None:
         if self.speaks:
             _print(f"WARNING: {text}", sys.stderr)
@@ -38,9 +50,10 @@ class Console:
             self.warn(text)
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
     try:
-        print(text, file=stream, flush=True)
+        over_status = end and stream.isatty()
+        print(_CLEAR_LINE + text if over_status else text, file=stream, end=end, flush=True)
     except OSError as error:
         # The text is still in the stream's buffer and would be tried again when the process ends.
         nowhere = os.open(os.devnull, os.O_WRONLY)

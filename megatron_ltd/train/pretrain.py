@@ -25,6 +25,7 @@ from megatron_ltd.train.process.exits import clear_exit_record, end, lost_peer
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.siblings import end_soon
 from megatron_ltd.train.process.stopping import StopWatcher
+from megatron_ltd.train.report.banner import banner
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.resume import restore
 from megatron_ltd.train.setup import build_model
@@ -121,6 +122,8 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
                  f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
                  f"{optimizer.description}, configuration {config.digest()[:12]}")
+    for line in banner(config, datasets, mesh.dp_size):
+        console.line(line)
     if mesh.pp_size > 1:
         line, warning = describe_pipeline(config, mesh.dp_size)
         console.line(line)

@@ -28,6 +28,7 @@ from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.stopping import StopWatcher
+from megatron_ltd.train.report.banner import measured_memory
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.metrics import StepReport, peak_tflops
 from megatron_ltd.train.report.profiling import StepProfiler
@@ -36,6 +37,9 @@ from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
 from megatron_ltd.train.validate import HeldOut, held_out_loss
+
+MEASURED_STEPS = 3
+"""Steps after which memory has been allocated."""
 
 
 @dataclass
@@ -125,6 +129,9 @@ class Trainer:
         state.updates += int(result.updated)
         state.loss_scale = scale.after_step(not result.updated, settings)
         step = state.consumed.steps
+        self.metrics.progress(step, self.total_steps, seconds)
+        if self.times.steps == MEASURED_STEPS:
+            self.metrics.console.line(measured_memory(self.runtime.device))
         diverged = not result.updated and (settings.precision != "fp16" or scale.exhausted(settings))
         if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
             self._report(result, rate, samples, plan, scale.scale)

@@ -37,7 +37,7 @@ class GPTDataset:
                 f"Corpus {corpus.prefix}: sequences [{sequences.start}, {sequences.stop}) of {len(corpus)} hold "
                 f"{part_tokens} tokens, and one sample takes {form.seq_length + LABEL_TOKENS} (--seq-length + 1). "
                 "Give this split more of the corpus, use a larger corpus or a smaller --seq-length.")
-        self.corpus, self.form = corpus, form
+        self.corpus, self.form, self.epoch_tokens = corpus, form, part_tokens
         key: dict[str, Any] = {
             "index": "gpt", "corpus": corpus.content_digest, "sequences": [sequences.start, sequences.stop],
             "num_samples": num_samples, "seq_length": form.seq_length, "seed": seed}

@@ -8,6 +8,7 @@ from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.report.metrics import StepReport, held_out_fields, held_out_line
+from megatron_ltd.train.report.short_line import ShortLog
 from megatron_ltd.train.validate import HeldOut
 
 
@@ -109,6 +110,8 @@ class Metrics:
 
     def __init__(self, config: LoggingConfig, run_settings: dict[str, Any], console: Console, resumed_step: int):
         self.console = console
+        short = config.log_format == "short" or (config.log_format == "auto" and console.on_terminal)
+        self._short = ShortLog(console) if short else None
         self._writers: list[Writer] = []
         if not console.speaks:
             return
@@ -127,8 +130,13 @@ class Metrics:
         if config.wandb_project is not None:
             self._writers.append(_WeightsAndBiases(config.wandb_project, run_settings))
 
+    def progress(self, step: int, total_steps: int, seconds: float) -> None:
+        """Count a step, whether it is reported or not."""
+        if self._short is not None:
+            self._short.count(step, total_steps, seconds)
+
     def step(self, report: StepReport) -> None:
-        self.console.line(report.line())
+        self.console.line(report.line() if self._short is None else self._short.line(report))
         self._write(report.fields())
 
     def held_out(self, name: str, step: int, found: HeldOut) -> None:

@@ -45,9 +45,11 @@ class StepTimes:
     fewest_tokens: int = 0
     most_tokens: int = 0
     most_skipped: int = 0
+    steps: int = 0
 
     def add(self, plan: StepPlan, *, samples: int, seconds: float, sample_flops: int) -> None:
         """Count a step."""
+        self.steps += 1
         if plan.read_tokens < self.full_tokens:
             return
         if plan.is_whole:
