@@ -60,7 +60,7 @@ def dropping(config: RunConfig, dp: int) -> str:
     if not found.active:
         return "none; every layer processes every token"
     first, last = found.planned(0), found.planned(max(0, total_steps(config, dp) - 1))
-    names = ", ".join(policy.asked_for for policy in found.active)
+    names = ", ".join(policy.asked_for(config.token_drop) for policy in found.active)
     if first.kept_tokens == first.read_tokens == last.kept_tokens == last.read_tokens:
         return f"{names}; every layer that is not skipped processes every token"
     fewer = sum(layer.tokens < first.read_tokens for layer in first.layers)
