@@ -32,7 +32,8 @@ OTHERS = (
               "num_layers_per_virtual_pipeline_stage pipeline_schedule pipeline_split "
               "seq_length_curriculum_start_length seq_length_curriculum_steps seq_length_curriculum_length_step "
               "token_drop_no_cross_layer token_drop_beta token_drop_initial_importance token_drop_always_keep_ids "
-              "token_drop_always_drop_ids"),
+              "token_drop_always_drop_ids use_rope_scaling rope_scaling_factor rotary_seq_len_interpolation_factor "
+              "rope_scaling no_rope_freq"),
     ({"pretraining"}, "train_epochs early_stopping_patience pretrained_checkpoint train_jsonl valid_jsonl test_jsonl "
                       "prompt_key response_key overlong_samples"),
     ({"finetuning"}, "mock_data"),
