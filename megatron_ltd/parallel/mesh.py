@@ -34,8 +34,9 @@ class Mesh:
 
     @property
     def data(self) -> DeviceMesh:
-        """The two data-parallel axes, in the form the sharding engine expects."""
-        return self.world["dp_replicate", "dp_shard"]
+        """The data-parallel axes, in the form the sharding engine expects. For one that replicates, even over a single
+        process, it would reduce every gradient a second time and keep both sums until the end of the step."""
+        return self.world["dp_shard"] if self.world.size(1) == 1 else self.world["dp_replicate", "dp_shard"]
 
     @property
     def pp_size(self) -> int:

@@ -7,6 +7,7 @@ it to each of its stages.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 
+from megatron_ltd.parallel import data_parallel
 from megatron_ltd.parallel.partition import stages_of_rank
 
 _SCHEDULES: dict[str, Any] = {
@@ -32,17 +34,37 @@ ZERO_BUBBLE = ("interleaved-zero-bubble", "zbv")
 """Schedules that split the backward pass into one for inputs and one for weights."""
 
 
+class _Plain(nn.Module):
+    """Hides the kind of a stage's module from the engine. Of an FSDP2 module it would keep whole gradients until the
+    end of the step, and gather whole stages in advance (`backward_maybe_with_nosync` and UNSHARD in torch 2.13)."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
 class _FullBackwardStage(PipelineStage):
     """Runs the whole backward pass when a zero-bubble schedule requests the input gradients, and nothing when it
-    requests the weight gradients.
+    requests the weight gradients. Gradients are reduced, and parameters freed, during the pass.
 
-    Splitting the pass loses gradients without an error when parameters are freed after the forward pass, recomputes
-    once per weight under activation recomputation, and cannot run a compiled layer's fused backward. The placement of
-    the stages is kept, and with it most of the schedule's gain.
+    Splitting the pass loses gradients without an error when parameters are freed after the forward pass, keeps whole
+    gradients until the end of the step, recomputes once per weight under activation recomputation, and cannot run a
+    compiled layer's fused backward. The placement of the stages is kept, and with it most of the schedule's gain.
     """
+
+    def __init__(self, module: nn.Module, *args: Any, sharding: str, **kwargs: Any):
+        super().__init__(_Plain(module), *args, **kwargs)
+        self._module, self._sharding, self._passes = module, sharding, 0
 
     def backward_one_chunk(self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True,
                            last_backward: bool = False) -> None:
+        # Counted here, since zero-bubble schedules call the pass for the weights the last one.
+        assert self.chunks is not None
+        self._passes = self._passes % self.chunks + 1
+        data_parallel.before_backward(self._module, self._sharding, last=self._passes == self.chunks)
         super().backward_one_chunk(bwd_chunk_id, loss=loss, full_backward=True, last_backward=last_backward)
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
@@ -62,11 +84,12 @@ class Pipeline:
         dtype: of the tensor that stages exchange.
         loss_terms: numbers that the last stage returns for a microbatch in training.
         full_backward: do not split the backward pass, whatever the schedule.
+        sharding: a value of --data-parallel-sharding-strategy; unless it is no_shard, the pass must not be split.
     """
 
     def __init__(self, modules: Sequence[nn.Module], *, schedule: str, group: dist.ProcessGroup, device: torch.device,
                  hidden_shape: tuple[int, ...], token_shape: tuple[int, ...], dtype: torch.dtype, full_backward: bool,
-                 loss_terms: int = 1, token_dtype: torch.dtype = torch.int64):
+                 loss_terms: int = 1, token_dtype: torch.dtype = torch.int64, sharding: str = "no_shard"):
         self.modules, self.schedule, self.group, self.device = list(modules), schedule, group, device
         self.hidden_shape, self.token_shape, self.dtype = hidden_shape, token_shape, dtype
         self.loss_terms, self.token_dtype = loss_terms, token_dtype
@@ -74,7 +97,7 @@ class Pipeline:
         self.stages = len(self.modules) * self.size
         self.local = stages_of_rank(schedule, self.rank, self.size, len(self.modules))
         split = schedule in ZERO_BUBBLE and not full_backward
-        self._stage_kind = PipelineStage if split else _FullBackwardStage
+        self._stage_kind = PipelineStage if split else partial(_FullBackwardStage, sharding=sharding)
         self._engine_stages: list[PipelineStage] = []
         self._shape = torch.Size()
         self._schedule: Any = None

@@ -149,11 +149,13 @@ def virtual_chunks(config: RunConfig) -> int:
     return len(split) // pp if split is not None else 1
 
 
-def whole_backward(config: RunConfig) -> bool:
+def whole_backward(config: RunConfig, dp: int) -> bool:
     """Whether zero-bubble schedules run the backward pass as a whole, since splitting it does not work with
-    recomputation, compiled layers, or parameters that are freed after the forward pass."""
+    recomputation, compiled layers, parameters that are freed after the forward pass, or gradients that are reduced
+    during the backward pass."""
     parallel = config.parallel
-    return parallel.recompute != "none" or config.training.compile or parallel.sharding == "optim_grads_params"
+    sharded = parallel.sharding == "optim_grads_params" or (parallel.sharding == "optim_grads" and dp > 1)
+    return parallel.recompute != "none" or config.training.compile or sharded
 
 
 def pipeline_stages(config: RunConfig) -> int:

@@ -108,7 +108,7 @@ def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
     """Evaluate the work and speed of a split."""
     pp, schedule = config.parallel.pipeline_model_parallel_size, config.parallel.pipeline_schedule
     microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
-    exposed = _exposed(config)
+    exposed = _exposed(config, dp)
     totals, seconds, samples_of_run = [0] * pp, 0.0, 0
     for plan, samples in plan_samples(config, dp).items():
         costs = rank_costs(split, layer_costs(config, plan), head_cost(config, plan), schedule, pp)
@@ -143,12 +143,12 @@ def _uniform(config: RunConfig) -> tuple[int, ...]:
                                config.parallel.pipeline_model_parallel_size * virtual_chunks(config)))
 
 
-def _exposed(config: RunConfig) -> float:
+def _exposed(config: RunConfig, dp: int) -> float:
     """Share of the first and last passes through the pipeline that is not overlapped."""
     schedule, chunks = config.parallel.pipeline_schedule, virtual_chunks(config)
     if schedule == "1f1b":
         return 1.0
-    if whole_backward(config) or schedule == "interleaved":
+    if whole_backward(config, dp) or schedule == "interleaved":
         return 1.0 / chunks
     return 0.0 if schedule == "zbv" else 1.0 / (3.0 * chunks)
 

@@ -77,9 +77,12 @@ class Model:
                 known_as = global_name(name, stage.config)
                 yield NamedParameter(name, known_as, parameter, known_as != name and name == "head.weight")
 
-    def train_mode(self) -> None:
+    def train_mode(self, plan: StepPlan) -> None:
+        """Prepare the stages for a step."""
         for stage in self.stages:
             stage.train()
+            for layer, block in stage.stack.blocks.items():
+                data_parallel.gather_in_backward(block, plan.layers[int(layer)].learns)
 
     def eval_mode(self) -> None:
         for stage in self.stages:
@@ -132,7 +135,7 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
         stages, schedule=schedule, group=mesh.pp_group, device=device,
         hidden_shape=(slice_length, samples, config.model.hidden_size), **_first_input(config.model, samples),
         dtype=data_parallel.compute_dtype(config.training.precision),
-        full_backward=whole_backward(config),
+        full_backward=whole_backward(config, mesh.dp_size), sharding=parallel.sharding,
         loss_terms=loss_terms(config.model))
     return Model(stages, pipeline, mesh, tp)
 
@@ -170,6 +173,8 @@ def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: M
         if training.compile:
             block.forward = torch.compile(block.forward)
         allocate_and_shard(block, f"{LAYERS}{layer}")
+    # The root has the embeddings, which the backward pass starts with: not worth freeing after the forward pass.
+    reshard_after_forward = False
     allocate_and_shard(stage, "")
     data_parallel.gather_once(block for layer, block in stage.stack.blocks.items() if dropping.may_skip(int(layer)))
     return stage

@@ -54,7 +54,7 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
         merged["kept"] = model.importance.kept_positions(tokens, merged.get("padding_mask"), plan.kept_tokens,
                                                          config.token_drop.random_ltd_strata)
     optimizer.zero_grad()
-    model.train_mode()
+    model.train_mode(plan)
     means = 1.0 / torch.tensor([predictions, samples][:model.pipeline.loss_terms])
     of_step: dict[str, Any] = {"plan": plan, "loss_record": model.loss_record}
     sums = model.pipeline.train_step(tokens, merged | of_step, microbatches=len(batch),

@@ -50,7 +50,7 @@ def loss_and_gradients(model: Model, config: RunConfig, device: torch.device,
     """Summed loss of the first batch and its gradients, on the CPU in fp32."""
     of_batch: dict[str, Any] = {name: tensor.to(device) for name, tensor in batch().items()}
     of_batch["plan"] = policies(config).keeping(kept_tokens)
-    model.train_mode()
+    model.train_mode(of_batch["plan"])
     loss = model.pipeline.train_step(of_batch.pop("tokens"), of_batch, microbatches=1,
                                      loss_weights=torch.ones(1, device=device))
     return float(loss), {p.global_name: local_gradient(p.parameter).float().cpu() for p in model.parameters}

@@ -47,6 +47,6 @@ def test_every_rank_has_its_place(pp: int, dp: int, tp: int, shard: bool) -> Non
         assert found == {
             "place": (p, d, t), "sizes": (pp, dp, tp), "tp": [rank_at(p, d, i) for i in range(tp)],
             "pp": [rank_at(i, d, t) for i in range(pp)], "dp": [rank_at(p, i, t) for i in range(dp)],
-            "data": (1, dp) if shard else (dp, 1), "embedding": ends,
+            "data": (dp,) if shard or dp == 1 else (dp, 1), "embedding": ends,
             "embedding sum": sum(ends) if ends else rank, "timeouts": {TIMEOUT},
         }

@@ -247,7 +247,7 @@ def test_everything_that_is_wrong_is_reported_at_once() -> None:
     message = str(error.value)
     assert message.startswith("8 problems in the settings:\n  - ")
     for flag in ("--num-attention-heads = 12", "--random-ltd-start-length = 500", "--min-lr = 1.0",
-                 "--train-iters and", "--fp16", "--split = x", "--ckpt-step = 2", "--max-position-embeddings = 10"):
+                 "--train-iters = 100 and --train-epochs = 3", "--fp16", "--split = x", "--ckpt-step = 2", "--max-position-embeddings = 10"):
         assert message.count(flag) == 1, flag
     assert error.value.exit_code == 20
 
@@ -357,4 +357,4 @@ def test_epochs_are_a_budget_whose_length_is_known_once_their_samples_are_counte
     (note,) = notes(with_settings(config, epoch_samples=100), 1)
     assert "the run of 7 steps is not longer than the warm-up of 40" in note
     (problem,) = violations(with_settings(config, train_iters=5), 1)
-    assert "--train-iters and --train-epochs are given" in problem and "epochs stand alone" in problem
+    assert "--train-iters = 5 and --train-epochs = 3 are given" in problem and "epochs stand alone" in problem

@@ -106,11 +106,11 @@ def _model(config: RunConfig) -> Iterator[str]:
 
 
 def _budget(config: RunConfig) -> list[str]:
-    found = [flag.field for flag in given(config, BUDGETS)]
-    if found and (len(found) == 1 or "train_epochs" not in found):
+    found = [flag.spoken(flag.of(config)) for flag in given(config, BUDGETS)]
+    if found and (len(found) == 1 or config.training.train_epochs is None):
         return []
-    return [f"{' and '.join(map(flag_name, found)) + ' are given' if found else 'no training budget is given'}: the "
-            f"length of the run needs one of {', '.join(map(flag_name, BUDGETS.split()))}; "
+    return [f"{' and '.join(found) + ' are given' if found else 'no training budget is given'}: the length of the run "
+            f"needs one of {', '.join(map(flag_name, BUDGETS.split()))}; "
             + ("epochs stand alone: keep one" if found else "add one")]
 
 
