@@ -247,7 +247,7 @@ def test_everything_that_is_wrong_is_reported_at_once() -> None:
     message = str(error.value)
     assert message.startswith("8 problems in the settings:\n  - ")
     for flag in ("--num-attention-heads = 12", "--random-ltd-start-length = 500", "--min-lr = 1.0",
-                 "--train-iters = 100 and --train-epochs = 3", "--fp16", "--split = x", "--ckpt-step = 2", "--max-position-embeddings = 10"):
+                 "--train-epochs = 3", "--fp16", "--split = x", "--ckpt-step = 2", "--max-position-embeddings = 10"):
         assert message.count(flag) == 1, flag
     assert error.value.exit_code == 20
 

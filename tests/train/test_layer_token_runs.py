@@ -72,7 +72,9 @@ def test_a_run_ends_with_what_it_consumed_and_saved(
                 "metrics_file": str(tmp_path / "metrics.jsonl")}
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert pretrain(0, 1, "", settings).code == 0
-    consumed, saved, _ = output.getvalue().splitlines()[-3:]  # then that the run is complete
+    lines = output.getvalue().splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith("consumed in"))
+    consumed, saved = lines[at:at + 2]
     last = [line for line in read_lines(tmp_path / "metrics.jsonl") if "lm_loss" in line][-1]
     assert f"consumed in 9 steps: {9 * 8 * 32} raw tokens, {last['consumed_layer_tokens']} layer tokens" in consumed
     assert f"theoretical saving {100 * last['cumulative_saving']:.1f}%" in consumed
