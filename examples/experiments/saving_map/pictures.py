@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from examples.experiments.saving_map.report import Point
 
 
+LOWEST = -60.0
+"""Savings below this, in percent, lie outside the picture; the table has them."""
+
+
 def _style(arm: str) -> tuple[str, str]:
     number = list(METHODS).index(arm)
     return (BASELINE_COLOUR if number == 0 else COLOURS[(number - 1) % len(COLOURS)]), MARKERS[number % len(MARKERS)]
@@ -65,7 +69,8 @@ def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Pa
             ticks = sorted({tokens for _, tokens, _ in savings})
             axes.set_xticks(ticks, [f"{tokens:g}" for tokens in ticks])
             axes.minorticks_off()
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        panels[0][0].set_ylim(bottom=max(LOWEST, panels[0][0].get_ylim()[0]))
         panels[0][0].set_ylabel("FLOPs saved at equal loss, %")
         figure.savefig(path, dpi=160)
         pyplot.close(figure)
