@@ -32,7 +32,7 @@ from megatron_ltd.config import DataConfig, ModelConfig, RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
-from megatron_ltd.model.shapes import parameter_count
+from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.settings.flag_reference import all_flags
 from megatron_ltd.train.state import TrainState
 from tools.command_line import exit_code_of, parser_of

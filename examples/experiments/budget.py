@@ -7,8 +7,8 @@ from math import prod
 from pathlib import Path
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.model.flops import head_flops
-from megatron_ltd.model.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.flops import head_flops
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import global_batch_size, layer_tokens, policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.settings.cli import parse_run_config

@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.tensor import Shard
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.arithmetic.shapes import SENTENCE_ORDERS
 from megatron_ltd.model.context import Microbatch
 from megatron_ltd.model.norm import build_norm
-from megatron_ltd.model.shapes import SENTENCE_ORDERS
 from megatron_ltd.model.transformer import StageSpan, Transformer
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.cross_entropy import head_loss, token_log_probabilities

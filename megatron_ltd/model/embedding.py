@@ -6,8 +6,8 @@ from torch import nn
 from torch.distributed.tensor import Replicate
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.arithmetic.shapes import TOKEN_TYPES
 from megatron_ltd.model.dropout import dropout
-from megatron_ltd.model.shapes import TOKEN_TYPES
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import VocabParallelEmbedding, local, sharded_parameter
 

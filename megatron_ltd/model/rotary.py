@@ -9,7 +9,7 @@ import math
 import torch
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.rope_scaling import RopeScaling, rope_scaling, rotated_channels
+from megatron_ltd.model.arithmetic.rope_scaling import RopeScaling, rope_scaling, rotated_channels
 
 
 def rotary_angles(positions: torch.Tensor, config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.model.arithmetic.shapes import layer_matrices
 from megatron_ltd.model.init import global_name
-from megatron_ltd.model.shapes import layer_matrices
 from megatron_ltd.optim.muon import Muon
 from megatron_ltd.optim.parametrization import adam_factors, muon_factor
 from megatron_ltd.parallel.data_parallel import compute_dtype

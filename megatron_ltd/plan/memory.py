@@ -3,7 +3,7 @@
 from math import prod
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.model.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import global_batch_size
 
 ACTIVATION_VALUES = {"none": 17, "selective": 17, "full": 1}

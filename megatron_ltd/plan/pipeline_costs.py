@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.model.flops import cut_to, head_flops, layer_flops
+from megatron_ltd.model.arithmetic.flops import cut_to, head_flops, layer_flops
 from megatron_ltd.parallel.balance import balanced_split, rank_costs
 from megatron_ltd.parallel.partition import uniform_split
 from megatron_ltd.plan.derived import (

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.flops import head_flops, layer_flops, plan_flops
+from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops, plan_flops
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import (
     GPT2_LIKE,

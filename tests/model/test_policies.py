@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_ltd.model.flops import plan_flops
+from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.model.init import global_name
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from torch.distributed.tensor import DTensor
 
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.model.init import global_name
-from megatron_ltd.model.shapes import parameter_shapes
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import LLAMA_LIKE, build_model, tiny_config
 

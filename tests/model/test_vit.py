@@ -12,9 +12,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from megatron_ltd.checkpoint.convert.huggingface.names import mapping
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.flops import plan_flops
+from megatron_ltd.model.arithmetic.flops import plan_flops
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.model.init import global_name, materialize
-from megatron_ltd.model.shapes import parameter_shapes
 from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.model.vit import ViT, resized_positions
 from megatron_ltd.parallel.collectives import TensorParallel

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from megatron_ltd.config import Family, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
-from megatron_ltd.model.shapes import layer_matrices, parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.muon import orthogonalized, update_scale
 from megatron_ltd.parallel.mesh import build_mesh

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.flops import layer_flops
+from megatron_ltd.model.arithmetic.flops import layer_flops
 from megatron_ltd.parallel import balance
 from megatron_ltd.parallel.balance import balanced_split, rank_costs, stage_sums
 from megatron_ltd.parallel.partition import uniform_split

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.model.flops import plan_flops
+from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.sampling import kept_positions

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.flops import head_flops, layer_flops
+from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops
 from tests.train.runs import TINY, VOCABULARY, Corpus, curve, pretrain, read_lines, run
 
 # A step is 8 samples of 32 tokens; 2 of 6 layers process all of them, the others 8, from step 6 on 16, from 10 on 32.

@@ -22,7 +22,7 @@ from examples.experiments.saving_map import pictures
 from examples.experiments.saving_map.arms import METHODS, SIZES, Size
 from examples.experiments.saving_map.line import LEAST_BUDGETS, Saving, saving
 from megatron_ltd.errors import DataError, UserError
-from megatron_ltd.model.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 
 RUNS = Path(__file__).resolve().parent / "runs"
 BASELINES = {"dense": "dense, AdamW", "muon": "dense, Muon"}

@@ -2,7 +2,7 @@
 
     consumed_flops        forward and backward FLOPs of the run so far, after dropping
     tokens_per_second     raw tokens read of the global batch / seconds of the step
-    model_flops           forward and backward FLOPs of the step, after dropping (`megatron_ltd.model.flops`)
+    model_flops           forward and backward FLOPs of the step, after dropping (`megatron_ltd.model.arithmetic.flops`)
     tflops_per_device     model_flops / seconds / devices / 1e12
     mfu                   tflops_per_device / peak TFLOP/s of a device, if known
     theoretical_saving    share of the step's FLOPs that dropping and skipped layers left out, against the same tokens

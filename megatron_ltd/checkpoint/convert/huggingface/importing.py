@@ -15,7 +15,7 @@ from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_in
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, check_unused, write_weights
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
-from megatron_ltd.model.rope_scaling import rope_scaling
+from megatron_ltd.model.arithmetic.rope_scaling import rope_scaling
 
 SOURCE = "hugging_face"
 """The counter under which an imported checkpoint keeps what an export gives back: config.json and dtype."""

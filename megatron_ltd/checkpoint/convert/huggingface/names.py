@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 
 Names = dict[str, str | tuple[str, ...]]
 """Our module, or one of our tensors -> theirs, or the several that ours holds together."""

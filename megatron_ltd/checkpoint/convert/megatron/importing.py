@@ -22,7 +22,7 @@ from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, write_weights
 from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.errors import CheckpointError
-from megatron_ltd.model.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 
 State = Mapping[str, Any]
 Tensors = dict[str, torch.Tensor]

@@ -1,0 +1,1 @@
+"""What follows from a model's settings by plain arithmetic, without torch."""
