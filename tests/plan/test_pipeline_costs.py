@@ -7,7 +7,7 @@ import pytest
 
 from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
 from megatron_ltd.model.flops import plan_flops
-from megatron_ltd.plan.derived import policies
+from megatron_ltd.plan.derived import policies, whole_backward
 from megatron_ltd.plan.pipeline_costs import (
     best_split,
     describe,
@@ -93,6 +93,12 @@ def test_the_bubble_of_equal_stages_is_the_textbooks(schedule: Any, settings: di
     config = replace(config, token_drop=TokenDropConfig(), training=replace(config.training, global_batch_size=64),
                      model=replace(config.model, family="gpt", vocab_size=1))
     assert predict(config, 1, pipeline_layers(config, 1)).bubble == pytest.approx(bubble, abs=1e-4)
+
+
+def test_shared_gradients_are_reduced_by_whole_backward_passes() -> None:
+    config = bert_large(4, "uniform", pipeline_schedule="zbv", use_distributed_optimizer=True)
+    assert [whole_backward(config, dp) for dp in (1, 2)] == [False, True]
+    assert not whole_backward(bert_large(4, "uniform", pipeline_schedule="zbv"), 2)
 
 
 def test_token_dropping_on_bert_large_gains_a_fifth_from_balance() -> None:
