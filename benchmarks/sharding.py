@@ -37,10 +37,11 @@ def run(kind: str) -> tuple[int, float]:
     """Peak MB of the larger process, and the median seconds of a step after the first."""
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder) / "metrics.jsonl"
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--no-python", sys.executable,
-                        "-c", _PROCESS, *SETTINGS.split(), "--data-parallel-sharding-strategy", KINDS[kind],
-                        "--metrics-file", str(metrics)], check=True, stdout=subprocess.DEVNULL)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+                    "--rdzv-endpoint", "localhost:0", "--no-python"]
+        subprocess.run([*launcher, sys.executable, "-c", _PROCESS, *SETTINGS.split(),
+                        "--data-parallel-sharding-strategy", KINDS[kind], "--metrics-file", str(metrics)],
+                       check=True, stdout=subprocess.DEVNULL)
         seconds = [json.loads(line).get("step_seconds") for line in metrics.read_text().splitlines()]
         peaks = [int(path.read_text()) for path in Path(folder).glob("peak-*")]
     return max(peaks), statistics.median([second for second in seconds if second is not None][1:])
