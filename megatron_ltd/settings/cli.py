@@ -114,6 +114,8 @@ class _Words:
         self.flags = {name: flag for flag in all_flags() for name in (flag.name, flag.off_name) if name is not None}
         (_, *stray), *occurrences = _split_words(argv)
         self.problems += [f"{word!r}: a value without a flag before it; flags begin with --" for word in stray]
+        # Megatron's --no-position-embedding leaves rotary positions alone, wherever they are asked for.
+        occurrences.sort(key=lambda occurrence: occurrence[0].replace("_", "-") != "--no-position-embedding")
         for name, *words in occurrences:
             for ours, *values in self._translated(name, [_unquoted(word) for word in words]):
                 if ours in FILE_FLAGS:

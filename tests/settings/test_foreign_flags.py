@@ -147,3 +147,37 @@ def test_a_flag_nobody_has_is_answered_with_the_nearest() -> None:
 def test_a_name_that_is_like_no_flag_has_no_nearest() -> None:
     with pytest.raises(ConfigError, match="--quantum-entangler: no such flag; leave it out, or see --help-all"):
         parse_run_config(["--quantum-entangler"])
+
+
+def test_whole_numbers_may_be_written_in_groups_as_python_reads_them() -> None:
+    config, _ = parse_run_config(["--train-samples", "73_242_187", "--rampup-batch-size", "32", "32", "2_000_000"])
+    assert (config.training.train_samples, config.training.rampup_batch_size) == (73242187, (32, 32, 2000000))
+    for wrong in ("_1", "1_", "1__0", "1_e3"):
+        with pytest.raises(ConfigError, match="not a whole number"):
+            parse_run_config(["--train-samples", wrong])
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--no-position-embedding"], "none"),
+    (["--no-position-embedding", "--use-rotary-position-embeddings"], "rope"),
+    (["--use-rotary-position-embeddings", "--no_position_embedding"], "rope"),
+])
+def test_no_position_embedding_takes_learned_positions_away_and_leaves_rotary_ones(
+        words: list[str], expected: str) -> None:
+    assert parse_run_config(words)[0].model.position_embedding_type == expected
+
+
+def test_settings_of_experts_stop_a_run_only_where_there_are_experts() -> None:
+    settings = ["--moe-loss-coeff", "0.01", "--moe-train-capacity-factor", "1.0", "--create-moe-param-group"]
+    config, notes = parse_run_config([*settings, "--num-experts", "1"])
+    assert config == RunConfig() and len(notes) == 4
+    with pytest.raises(ConfigError, match="^--num-experts 8: not supported: there are no mixture-of-experts layers"):
+        parse_run_config([*settings, "--num-experts", "8"])
+
+
+@pytest.mark.parametrize("words", ["--codecarbon-dir x", "--trigger-path x", "--kill-switch-path x", "--structured-logs",
+                                   "--valid-num-workers 2", "--world_size 8", "--my-fork-log-interval 5",
+                                   "--clearml-project x", "--use-lazy-mode false", "--cache-fp8-weight-fwd true"])
+def test_a_forks_flags_for_logging_data_and_launching_are_noted(words: str) -> None:
+    config, notes = parse_run_config(words.split())
+    assert config == RunConfig() and len(notes) == 1 and " has no effect here: " in notes[0]
