@@ -1,6 +1,7 @@
 """What a Megatron user's script is told about flags that this project does not have."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -175,9 +176,35 @@ def test_settings_of_experts_stop_a_run_only_where_there_are_experts() -> None:
         parse_run_config([*settings, "--num-experts", "8"])
 
 
-@pytest.mark.parametrize("words", ["--codecarbon-dir x", "--trigger-path x", "--kill-switch-path x", "--structured-logs",
-                                   "--valid-num-workers 2", "--world_size 8", "--my-fork-log-interval 5",
+@pytest.mark.parametrize("words", ["--codecarbon-dir x", "--trigger-path x", "--kill-switch-path x",
+                                   "--structured-logs", "--valid-num-workers 2", "--world_size 8",
+                                   "--my-fork-log-interval 5",
                                    "--clearml-project x", "--use-lazy-mode false", "--cache-fp8-weight-fwd true"])
 def test_a_forks_flags_for_logging_data_and_launching_are_noted(words: str) -> None:
     config, notes = parse_run_config(words.split())
     assert config == RunConfig() and len(notes) == 1 and " has no effect here: " in notes[0]
+
+
+WEIGHTED = [  # the words after the flag, and the corpora that they mean
+    (["TRAIN: 0.3 0:0.6 en, 1 0:0.6 fr"], ("0.3", "en@0:0.6", "1.0", "fr@0:0.6")),
+    (['"TRAIN:', "1", "0:0.6", 'en"'], ("1.0", "en@0:0.6")),
+    (["A: 1 0.6:0.8 en, 3 0.6:0.8 fr", "B: 5 0.6:0.8 de"],
+     ("0.25", "en@0.6:0.8", "0.75", "fr@0.6:0.8", "1.0", "de@0.6:0.8")),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), WEIGHTED)
+def test_weighted_splits_are_parts_of_corpora(words: list[str], expected: tuple[str, ...], tmp_path: Path) -> None:
+    config, notes = parse_run_config(["--valid-weighted-split-paths", *words])
+    assert config.data.valid_data_path == expected and "taken as --valid-data-path" in notes[0]
+    file = tmp_path / "splits"
+    file.write_text(" ".join(words) if '"' in words[0] else " ".join(f'"{word}"' for word in words) + "\n")
+    assert parse_run_config(["--valid_weighted_split_paths_path", str(file)])[0] == config
+
+
+@pytest.mark.parametrize("words", [["--train-weighted-split-paths", "TRAIN: 0.3 en"],
+                                   ["--train-weighted-split-paths", "TRAIN: en fr de"],
+                                   ["--train-weighted-split-paths-path", "/nowhere"]])
+def test_weighted_splits_of_another_form_are_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"^{words[0]} = .*; (write|give)"):
+        parse_run_config(words)
