@@ -397,8 +397,9 @@ class DataConfig:
     data_path: tuple[str, ...] | None = None
     """Prefix of a .bin/.idx corpus, or several, or WEIGHT PREFIX pairs."""
     train_data_path: tuple[str, ...] | None = None
-    """Like --data-path, for training only; --split is then ignored. For ViT: a folder with one subfolder of images per
-    class (needs Pillow), or an idx file of images and one of labels, plain or .gz."""
+    """Like --data-path, for training only; --split is then ignored. PREFIX@0:0.9 reads that part of a corpus.
+    For ViT: a folder with one subfolder of images per class (needs Pillow), or an idx file of images and one of labels,
+    plain or .gz."""
     valid_data_path: tuple[str, ...] | None = None
     """Like --data-path, for validation only."""
     test_data_path: tuple[str, ...] | None = None
@@ -435,7 +436,7 @@ class DataConfig:
                             "BertWordPieceLowerCase", "BertWordPieceCase", "NullTokenizer"] | None = None
     """Kind of tokenizer."""
     tokenizer_model: str | None = None
-    """SentencePiece .model file, or a Hugging Face tokenizer.json or its folder."""
+    """SentencePiece .model file, a Hugging Face tokenizer.json or its folder, or Llama 3's file of tokens and ranks."""
     vocab_file: str | None = None
     """vocab.json of GPT-2 BPE, or vocab.txt of BERT's WordPiece."""
     merge_file: str | None = None

@@ -6,6 +6,7 @@ equals. Nothing is random: each dataset is walked in its own (shuffled) order.
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,21 @@ def parse_blend(flag: str, values: Sequence[str]) -> BlendSource:
     if len(source.prefixes) > MOST_DATASETS:
         raise ConfigError(f"{flag}: {len(source.prefixes)} corpora; at most {MOST_DATASETS} can be blended.")
     return source
+
+
+def corpus_part(text: str) -> tuple[str, tuple[float, float] | None]:
+    """The prefix of a corpus, and for PREFIX@BEGIN:END the part of it, from 0 to 1, that is read.
+
+    Raises:
+        ConfigError: it is no part.
+    """
+    found = re.fullmatch(r"(.+)@([^@:/]+):([^@:/]+)", text)
+    if found is None:
+        return text, None
+    begin, end = _number(found[2]), _number(found[3])
+    if begin is None or end is None or not 0 <= begin < end <= 1:
+        raise ConfigError(f"{text}: the part after @ must be BEGIN:END with 0 <= BEGIN < END <= 1, such as 0:0.95.")
+    return found[1], (begin, end)
 
 
 def normalize(weights: Sequence[float]) -> list[float]:

@@ -17,6 +17,7 @@ from megatron_ltd.data.blend import (
     BlendedDataset,
     BlendIndex,
     BlendSource,
+    corpus_part,
     dataset_sizes,
     normalize,
     parse_blend,
@@ -220,6 +221,11 @@ class _Builder:
     def part(self, split: str, prefix: str, bounds: Bounds, num_samples: int | None) -> Dataset:
         """One split of one corpus: of its sequences for GPT, of its documents for BERT."""
         self.open([prefix])
+        prefix, of_corpus = corpus_part(prefix)
+        if of_corpus is not None and self.config.data.data_path is not None:
+            raise ConfigError(f"--data-path: {prefix}@{of_corpus[0]}:{of_corpus[1]} is a part, and --split divides it. "
+                              "Give parts in --train-data-path, --valid-data-path and --test-data-path.")
+        bounds = of_corpus or bounds
         corpus, form, data = self.corpora[prefix], self.form, self.config.data
         unit, count = ("sequences", len(corpus)) if isinstance(form, GPTSampleForm) else \
             ("documents", corpus.documents)
@@ -236,7 +242,8 @@ class _Builder:
 
     def open(self, prefixes: Sequence[str]) -> None:
         """Opens corpora, several at a time, for it is mostly disks that this waits for. The first error is raised."""
-        new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self.corpora]
+        named = dict.fromkeys(corpus_part(prefix)[0] for prefix in prefixes)
+        new = [prefix for prefix in named if prefix not in self.corpora]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="corpora") as pool:
             try:
                 self.corpora.update(zip(new, pool.map(self._opened, new), strict=True))

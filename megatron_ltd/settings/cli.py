@@ -18,6 +18,7 @@ from megatron_ltd.settings.flag_reference import Flag, all_flags, flags_by_field
 from megatron_ltd.settings.foreign_flags import RENAMED, TRANSLATED, VALUES, foreign_answer, is_known, nearest
 from megatron_ltd.settings.help import usual_help, whole_help
 from megatron_ltd.settings.toml_file import read_config_file
+from megatron_ltd.settings.weighted_splits import weighted_split
 
 FILE_FLAGS = {"--config": "FILE.toml", "--deepspeed-config": "FILE.json", "--deepspeed_config": "FILE.json"}
 """Flags that name a file; the last two are one flag."""
@@ -114,6 +115,8 @@ class _Words:
         self.flags = {name: flag for flag in all_flags() for name in (flag.name, flag.off_name) if name is not None}
         (_, *stray), *occurrences = _split_words(argv)
         self.problems += [f"{word!r}: a value without a flag before it; flags begin with --" for word in stray]
+        # Megatron's --no-position-embedding leaves rotary positions alone, wherever they are asked for.
+        occurrences.sort(key=lambda occurrence: occurrence[0].replace("_", "-") != "--no-position-embedding")
         for name, *words in occurrences:
             for ours, *values in self._translated(name, [_unquoted(word) for word in words]):
                 if ours in FILE_FLAGS:
@@ -125,6 +128,14 @@ class _Words:
 
     def _translated(self, name: str, words: list[str]) -> list[list[str]]:
         """The flags that a flag stands for, each with its values: none, itself, or others."""
+        try:
+            paths = weighted_split(name, words)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return []
+        if paths is not None:
+            self.notes.append(f"{name}: taken as {' '.join(paths)}")
+            return [paths]
         with_dashes = name.replace("_", "-")
         is_ours = name in FILE_FLAGS or name in self.flags
         if not is_ours and not is_known(name) and (with_dashes in self.flags or is_known(with_dashes)):

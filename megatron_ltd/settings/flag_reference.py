@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_ltd.config import RunConfig
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}(_[0-9]{1,40})*")
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 REQUIRED = {"num_layers": "the number of transformer layers", "hidden_size": "the width of the residual stream",
@@ -92,8 +92,8 @@ class Flag:
             ValueError: they stand for none; the message says what is wrong, and what is wanted.
         """
         given = " ".join(words)
-        if self.kind is int and self.count != 1 and len(words) == 1 and words[0][0] in "([":
-            words = words[0].strip("()[]").replace(",", " ").split()  # as Megatron-LM writes it: (127,0)
+        if self.kind is int and self.count != 1 and len(words) == 1 and (words[0][0] in "([" or "," in words[0]):
+            words = words[0].strip("()[]").replace(",", " ").split()  # as Megatron-LM writes it: (127,0) or 127,0
         if self.kind is bool and words:
             raise ValueError(f"{name} takes no value, but {given!r} follows it; leave that out")
         if self.kind is bool:

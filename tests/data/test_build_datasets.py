@@ -190,3 +190,23 @@ def test_every_process_builds_the_same_sets(folder: Path) -> None:
     assert labels(first.train) == labels(second.train)
     other = dataclasses.replace(run, training=TrainingConfig(seed=99))
     assert labels(build_datasets(other, TOKENIZER, 60, 6, 0).train) != labels(first.train)
+
+
+def test_parts_of_a_corpus_are_those_that_a_split_gives(folder: Path) -> None:
+    a, b = paths(folder, "a", "b")
+    split = build_datasets(config(data_path=("0.3", a, "0.7", b), split="60,40,0"), TOKENIZER, 90, 20, 0)
+    parts = build_datasets(config(train_data_path=("0.3", f"{a}@0:0.6", "0.7", f"{b}@0:0.6"),
+                                  valid_data_path=("0.3", f"{a}@0.6:1", "0.7", f"{b}@0.6:1")), TOKENIZER, 90, 20, 0)
+    assert parts.valid is not None and split.valid is not None
+    assert (parts.train.digest, parts.valid.digest) == (split.train.digest, split.valid.digest)
+
+
+@pytest.mark.parametrize("part", ["0.5:0.2", "0:1.5", "x:1"])
+def test_a_part_outside_a_corpus_is_refused(folder: Path, part: str) -> None:
+    with pytest.raises(ConfigError, match="0 <= BEGIN < END <= 1"):
+        build_datasets(config(train_data_path=(f"{paths(folder, 'a')[0]}@{part}",)), TOKENIZER, 9, 0, 0)
+
+
+def test_a_part_of_a_corpus_that_split_divides_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="--data-path: .* is a part, and --split divides it"):
+        build_datasets(config(data_path=(f"{paths(folder, 'a')[0]}@0:0.5",)), TOKENIZER, 9, 0, 0)

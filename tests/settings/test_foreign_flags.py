@@ -1,6 +1,7 @@
 """What a Megatron user's script is told about flags that this project does not have."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +148,63 @@ def test_a_flag_nobody_has_is_answered_with_the_nearest() -> None:
 def test_a_name_that_is_like_no_flag_has_no_nearest() -> None:
     with pytest.raises(ConfigError, match="--quantum-entangler: no such flag; leave it out, or see --help-all"):
         parse_run_config(["--quantum-entangler"])
+
+
+def test_whole_numbers_may_be_written_in_groups_as_python_reads_them() -> None:
+    config, _ = parse_run_config(["--train-samples", "73_242_187", "--rampup-batch-size", "32", "32", "2_000_000"])
+    assert (config.training.train_samples, config.training.rampup_batch_size) == (73242187, (32, 32, 2000000))
+    for wrong in ("_1", "1_", "1__0", "1_e3"):
+        with pytest.raises(ConfigError, match="not a whole number"):
+            parse_run_config(["--train-samples", wrong])
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--no-position-embedding"], "none"),
+    (["--no-position-embedding", "--use-rotary-position-embeddings"], "rope"),
+    (["--use-rotary-position-embeddings", "--no_position_embedding"], "rope"),
+])
+def test_no_position_embedding_takes_learned_positions_away_and_leaves_rotary_ones(
+        words: list[str], expected: str) -> None:
+    assert parse_run_config(words)[0].model.position_embedding_type == expected
+
+
+def test_settings_of_experts_stop_a_run_only_where_there_are_experts() -> None:
+    settings = ["--moe-loss-coeff", "0.01", "--moe-train-capacity-factor", "1.0", "--create-moe-param-group"]
+    config, notes = parse_run_config([*settings, "--num-experts", "1"])
+    assert config == RunConfig() and len(notes) == 4
+    with pytest.raises(ConfigError, match="^--num-experts 8: not supported: there are no mixture-of-experts layers"):
+        parse_run_config([*settings, "--num-experts", "8"])
+
+
+@pytest.mark.parametrize("words", ["--codecarbon-dir x", "--trigger-path x", "--kill-switch-path x",
+                                   "--structured-logs", "--valid-num-workers 2", "--world_size 8",
+                                   "--my-fork-log-interval 5",
+                                   "--clearml-project x", "--use-lazy-mode false", "--cache-fp8-weight-fwd true"])
+def test_a_forks_flags_for_logging_data_and_launching_are_noted(words: str) -> None:
+    config, notes = parse_run_config(words.split())
+    assert config == RunConfig() and len(notes) == 1 and " has no effect here: " in notes[0]
+
+
+WEIGHTED = [  # the words after the flag, and the corpora that they mean
+    (["TRAIN: 0.3 0:0.6 en, 1 0:0.6 fr"], ("0.3", "en@0:0.6", "1.0", "fr@0:0.6")),
+    (['"TRAIN:', "1", "0:0.6", 'en"'], ("1.0", "en@0:0.6")),
+    (["A: 1 0.6:0.8 en, 3 0.6:0.8 fr", "B: 5 0.6:0.8 de"],
+     ("0.25", "en@0.6:0.8", "0.75", "fr@0.6:0.8", "1.0", "de@0.6:0.8")),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), WEIGHTED)
+def test_weighted_splits_are_parts_of_corpora(words: list[str], expected: tuple[str, ...], tmp_path: Path) -> None:
+    config, notes = parse_run_config(["--valid-weighted-split-paths", *words])
+    assert config.data.valid_data_path == expected and "taken as --valid-data-path" in notes[0]
+    file = tmp_path / "splits"
+    file.write_text(" ".join(words) if '"' in words[0] else " ".join(f'"{word}"' for word in words) + "\n")
+    assert parse_run_config(["--valid_weighted_split_paths_path", str(file)])[0] == config
+
+
+@pytest.mark.parametrize("words", [["--train-weighted-split-paths", "TRAIN: 0.3 en"],
+                                   ["--train-weighted-split-paths", "TRAIN: en fr de"],
+                                   ["--train-weighted-split-paths-path", "/nowhere"]])
+def test_weighted_splits_of_another_form_are_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"^{words[0]} = .*; (write|give)"):
+        parse_run_config(words)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_ltd.config import DataConfig
+from megatron_ltd.data.text.tiktoken import read_ranks, tiktoken_engine
 from megatron_ltd.data.text.tokenizer_identity import library_digest
 from megatron_ltd.data.text.wordpiece import (
     CLS,
@@ -203,9 +204,11 @@ def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
 
 
 def hugging_face_tokenizer(path: str) -> HuggingFaceEngine:
-    """A tokenizer.json, or the folder of one."""
+    """A tokenizer.json, the folder of one, or Llama 3's file of tokens and ranks."""
     file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
     _readable(file, "--tokenizer-model")
+    if not file.endswith(".json") and (ranks := read_ranks(Path(file).read_bytes())):
+        return HuggingFaceEngine(tiktoken_engine(ranks), (file,), EOD_TOKENS)
     try:
         engine = tokenizers.Tokenizer.from_file(file)
     except Exception as error:  # the library raises nothing more precise

@@ -1,4 +1,6 @@
+import base64
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -286,3 +288,30 @@ def test_the_vocabulary_of_a_model_counts_the_end_of_document_that_the_null_toke
     assert build_tokenizer(settings, 100).vocab_size == 101
     found = tokenizer_of_model(settings, 101)
     assert (found.vocab_size, found.eod) == (101, 100)
+
+
+def merged_by_rank(word: bytes, ranks: dict[bytes, int]) -> list[int]:
+    """tiktoken's definition: of all neighbours that together are a token, those of the least rank merge first."""
+    parts = [word[i:i + 1] for i in range(len(word))]
+    while True:
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ranks]
+        if not pairs:
+            return [ranks[part] for part in parts]
+        _, i = min(pairs)
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+
+def test_llama_3s_file_of_tokens_and_ranks_merges_by_rank(tmp_path: Path) -> None:
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"he", b" t", b"the", b" the", b"er", b"ere", b"12"]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+    tokenizer = build_tokenizer(DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(file)), None)
+    words = ["the", " there", " other", "é", " 12", "1234", "!!"]
+    assert tokenizer.encode("there") == merged_by_rank(b"there", ranks)
+    assert tokenizer.encode("the there other") == [i for word in ("the", " there", " other")
+                                                   for i in merged_by_rank(word.encode(), ranks)]
+    assert tokenizer.encode("1234") == merged_by_rank(b"123", ranks) + merged_by_rank(b"4", ranks)
+    assert (tokenizer.vocab_size, tokenizer.eod) == (len(tokens) + 256, len(tokens) + 1)
+    assert tokenizer.encode("<|begin_of_text|>") == [len(tokens)]
+    assert tokenizer.decode(tokenizer.encode("".join(words))) == "".join(words)
