@@ -118,6 +118,8 @@ def test_what_a_user_can_repair_reaches_the_terminal_through_torchrun(corpus: Co
     log = tmp_path / "log"
     code = finish(start(torchrun(2, "-m", "megatron_ltd.pretrain_gpt", *words(settings)), log))
     assert code != 0
-    assert log.read_text().count("CheckpointError: ") == 1
+    said, _, cause = log.read_text().partition("Root Cause")
+    assert sum(line.startswith("CheckpointError: ") for line in said.splitlines()) == 1  # printed by one process
+    assert "traceback : CheckpointError: no checkpoint to load" in cause  # torch's report ends with the reason
     assert f"--load = {tmp_path / 'nothing'} is not a folder" in log.read_text()
     assert exit_record(checkpoints)["code"] == 22
