@@ -6,6 +6,7 @@ Flags are written out in full. Everything that is wrong is reported at once.
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from megatron_ltd.config import Family, ModelConfig, RunConfig
@@ -30,13 +31,15 @@ IN_SEVERAL_UNITS = (
 
 
 def parse_run_config(argv: list[str], family: Family = "gpt", *,
-                     finetuning: bool = False) -> tuple[RunConfig, list[str]]:
+                     finetuning: bool = False,
+                     also: Callable[[RunConfig], Iterable[str]] = lambda config: ()) -> tuple[RunConfig, list[str]]:
     """The settings of a run, and what the user should be told about them once.
 
     Args:
         argv: the words after the program's name.
         family: the model that the program trains.
         finetuning: the program sets the schedule of dropping where it is not given.
+        also: what is wrong with a configuration; told too where words or files are wrong.
 
     Raises:
         ConfigError: everything that is wrong with the words and the files, in one message.
@@ -63,6 +66,10 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
         settings = added | settings
         problems += wrong
         notes += said
+    if problems:
+        config = with_settings(RunConfig(model=ModelConfig(family=family)), settings)
+        if not config.checkpoint.use_checkpoint_args:
+            problems += [text for text in also(config) if not any(f"{name} " in f"{text} " for name in words.wrong)]
     refuse(problems)
     if (kind := _tokenizer_type(settings, family)) is not None:
         settings = {**settings, "tokenizer_type": kind}
@@ -112,6 +119,8 @@ class _Words:
         self.files: dict[str, str] = {}
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.wrong: list[str] = []
+        """Flags whose values say nothing, so what is said of them as not given is not true."""
         self.flags = {name: flag for flag in all_flags() for name in (flag.name, flag.off_name) if name is not None}
         (_, *stray), *occurrences = _split_words(argv)
         self.problems += [f"{word!r}: a value without a flag before it; flags begin with --" for word in stray]
@@ -173,6 +182,7 @@ class _Words:
         except ValueError as error:
             advice = VALUES.get(" ".join((name, *words)))
             self.problems.append(str(error) if advice is None else f"{name} = {words[0]}: {advice}")
+            self.wrong.append(flag.name)
             return
         if self.values.get(flag.field, value) != value:
             self.notes.append(f"{flag.name} is given more than once; the last counts: {flag.spoken(value)}")

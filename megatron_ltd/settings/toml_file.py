@@ -8,11 +8,12 @@
 
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from megatron_ltd.settings.flag_reference import flag_name, flags_by_field, section_classes
 from megatron_ltd.settings.foreign_flags import foreign_answer, nearest
+
+_LARGEST = 2**24
 
 
 def parsed_file(flag: str, path: str, kind: str, parse: Callable[[str], Any]) -> tuple[dict[str, Any], list[str]]:
@@ -24,7 +25,11 @@ def parsed_file(flag: str, path: str, kind: str, parse: Callable[[str], Any]) ->
         parse: the format's reader, which raises ValueError.
     """
     try:
-        content = parse(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            read = file.read(_LARGEST + 1)
+        if len(read) > _LARGEST:
+            return {}, [f"{flag} = {path}: longer than {_LARGEST} bytes; give the path of a {kind} file"]
+        content = parse(read.decode("utf-8"))
     except OSError as error:
         return {}, [f"{flag} = {path}: cannot be read ({error.strerror}); give the path of a {kind} file"]
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.cli import FILE_FLAGS, parse_run_config
 from megatron_ltd.settings.flag_reference import Flag, all_flags
 from megatron_ltd.settings.foreign_flags import TRANSLATED
@@ -242,3 +243,30 @@ def test_parsing_and_checking_import_neither_torch_nor_numpy() -> None:
                "print(sorted({'torch', 'numpy', 'argparse'} & set(sys.modules)))")
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_words_files_and_contradictions_are_told_together(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("min_lr = 'x'\nno_such = 1\n", encoding="utf-8")
+    words = ["--num-experts", "8", "--lr", "abc", "--num-layers", "2", "--num-attention-heads", "4",
+             "--hidden-size", "65", "--seq-length", "64", "--mock-data", "--vocab-size", "9", "--config", str(file)]
+    with pytest.raises(ConfigError) as error:
+        parse_run_config(words, also=lambda config: violations(config, 1))
+    said = [line.removeprefix("  - ") for line in str(error.value).splitlines()[1:]]
+    assert [line.split(":")[0].split(" = ")[0] for line in said] == [
+        "--num-experts 8", "--lr", str(file), str(file), "no training budget is given", "--hidden-size"]
+
+
+@pytest.mark.parametrize("words", [
+    "--eval-iters 1000000000", "--hidden-size 1000000000", "--global-batch-size 1000000000000000",
+    "--vocab-size 1099511627776", "--distributed-timeout-minutes 1e18", "--num-layers 10000000"])
+def test_a_number_that_would_fill_the_memory_or_last_for_ever_gets_a_sentence(words: str) -> None:
+    name, value = words.split()
+    found = [text for text in violations(parse_run_config([name, value])[0], 1) if text.startswith(f"{name} = ")]
+    assert len(found) == 1 and " and at most " in found[0]
+
+
+@pytest.mark.parametrize("flag", ["--config", "--deepspeed-config"])
+def test_a_file_without_an_end_is_refused(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag} = /dev/zero: longer than "):
+        parse_run_config([flag, "/dev/zero"])

@@ -132,7 +132,7 @@ REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"rampup_batch_size": (64, 8, 100)}, 1, ["START", "--global-batch-size = 48"]),
     ({"rampup_batch_size": (8, 6, 100)}, 1, ["6 samples do not divide", "40"]),
     ({"rampup_batch_size": (6, 6, 100)}, 2, ["START and INCREMENT", "4 or 8"]),
-    ({"rampup_batch_size": (2, 2, 100), "global_batch_size": 10**9}, 1, ["increments", "larger INCREMENT"]),
+    ({"rampup_batch_size": (2, 2, 100), "global_batch_size": 10**6}, 1, ["increments", "larger INCREMENT"]),
     ({"pipeline_model_parallel_size": 4, "global_batch_size": 6}, 4,
      ["3 microbatches", "1f1b", "8 samples (4 microbatches)"]),
     ({"pipeline_model_parallel_size": 4, **INTERLEAVED, "global_batch_size": 18}, 4, ["9 microbatches", "20 samples"]),

@@ -31,7 +31,15 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
     (Range(1, 99), "muon_num_ns_steps"),
     (Range(0, 2**32, high_open=True), "seed"),
 )
-RANGES: dict[str, Range] = {field: allowed for allowed, fields in _FIELDS for field in fields.split()} | {
+_MOST = {"num_layers": 10**4, "base_num_layers": 10**4, "num_attention_heads": 2**16, "num_query_groups": 2**16,
+         "hidden_size": 2**20, "ffn_hidden_size": 2**23, "kv_channels": 2**16, "seq_length": 2**24,
+         "max_position_embeddings": 2**24, "vocab_size": 2**24, "make_vocab_size_divisible_by": 2**20,
+         "micro_batch_size": 2**20, "global_batch_size": 2**20, "eval_iters": 10**6, "train_iters": 10**9,
+         "train_samples": 10**12, "train_tokens": 10**16, "train_epochs": 10**6, "num_workers": 2**10,
+         "distributed_timeout_minutes": 10**6, "exit_duration_in_mins": 10**9}
+"""Far above what anything trains with; beyond them are slips, for which memory would be reserved or time would pass."""
+RANGES: dict[str, Range] = {field: allowed._replace(high=_MOST.get(field, allowed.high))
+                            for allowed, fields in _FIELDS for field in fields.split()} | {
     field: allowed for policy in POLICIES for field, allowed in policy.ranges.items()}
 """Allowed values of each number by field; None is allowed wherever it is the default."""
 

@@ -50,7 +50,7 @@ class Recipe:
             if here.rank != 0 and asks_for_help(arguments):
                 return EXIT_COMPLETE  # one process prints it
             console = Console(here.rank == 0 and not only_check)
-            config = self.read_settings(arguments, console)
+            config = self.read_settings(arguments, console, here.world_size)
             save = config.checkpoint.save
             config, tokenizer = self.checked(config, here.world_size)
             for note in notes(config, here.world_size):
@@ -67,13 +67,14 @@ class Recipe:
 
                 launch.stop()
 
-    def read_settings(self, arguments: list[str], console: Console) -> RunConfig:
+    def read_settings(self, arguments: list[str], console: Console, world_size: int) -> RunConfig:
         """The unchecked settings of a run.
 
         Raises:
             UserError: flags or files that cannot be read, or a checkpoint of another family.
         """
-        config, said = parse_run_config(arguments, self.family, finetuning=self.finetuning)
+        config, said = parse_run_config(arguments, self.family, finetuning=self.finetuning,
+                                        also=lambda config: self._violations(config, world_size))
         for note in said:
             console.line(note)
         if self.finetuning:
@@ -93,14 +94,17 @@ class Recipe:
                                                    max_position_embeddings=positions))
         return with_start_length(config) if self.finetuning else config
 
+    def _violations(self, config: RunConfig, world_size: int) -> list[str]:
+        of_recipe = finetuning_violations if self.finetuning else pretraining_violations
+        return [*of_recipe(config), *violations(config, world_size)]
+
     def checked(self, config: RunConfig, world_size: int) -> tuple[RunConfig, Tokenizer | None]:
         """The settings with the size of the vocabulary, and the tokenizer; None for models that read no text.
 
         Raises:
             UserError: settings that cannot run on so many processes, or a tokenizer that cannot be read.
         """
-        of_recipe = finetuning_violations if self.finetuning else pretraining_violations
-        refuse([*of_recipe(config), *violations(config, world_size)])
+        refuse(self._violations(config, world_size))
         if self.family == "vit":
             return config, None
         tokenizer = read_tokenizer(config)
