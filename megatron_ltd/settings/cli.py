@@ -16,7 +16,15 @@ from megatron_ltd.settings.checks.token_drop import token_drop_violations
 from megatron_ltd.settings.checks.values import repaired, value_violations
 from megatron_ltd.settings.deepspeed_file import deepspeed_settings
 from megatron_ltd.settings.flag_reference import Flag, all_flags, flags_by_field, with_settings
-from megatron_ltd.settings.foreign_flags import RENAMED, TRANSLATED, VALUES, foreign_answer, is_known, nearest
+from megatron_ltd.settings.foreign_flags import (
+    RENAMED,
+    TRANSLATED,
+    VALUES,
+    foreign_answer,
+    has_own_answer,
+    is_known,
+    nearest,
+)
 from megatron_ltd.settings.help import usual_help, whole_help
 from megatron_ltd.settings.toml_file import read_config_file
 from megatron_ltd.settings.weighted_splits import weighted_split
@@ -189,7 +197,9 @@ class _Words:
         self.values[flag.field] = value
 
     def _answer(self, name: str, words: list[str]) -> None:
-        answer = foreign_answer(name, words)
+        # A pattern of flags answers names that nobody has seen, so one that is almost ours is a slip of the pen.
+        slip = not has_own_answer(name) and nearest(name, [*self.flags, *FILE_FLAGS], alike=0.9)
+        answer = None if slip else foreign_answer(name, words)
         if answer is None:
             close = nearest(name, [*self.flags, *FILE_FLAGS], alike=0.8)
             self.problems.append(f"{name}: no such flag" + (f"; nearest: {close}" if close else

@@ -62,7 +62,12 @@ def foreign_answer(name: str, words: Sequence[str]) -> Answer | None:
 
 def is_known(name: str) -> bool:
     """Whether a flag has an answer."""
-    return name in RENAMED or foreign_answer(name, ()) is not None \
+    return has_own_answer(name) or foreign_answer(name, ()) is not None
+
+
+def has_own_answer(name: str) -> bool:
+    """Whether a flag is known by its name, not only by a pattern."""
+    return name in RENAMED or name in NO_EFFECT or name in UNSUPPORTED or name in OTHER_FLAGS \
         or any(words.split()[0] == name for words in (*TRANSLATED, *SATISFIED, *VALUES))
 
 

@@ -145,6 +145,15 @@ def test_a_flag_nobody_has_is_answered_with_the_nearest() -> None:
         parse_run_config(["--sequence-paralel"])
 
 
+@pytest.mark.parametrize(("name", "meant"), [
+    ("--log-intervall", "--log-interval"), ("--log-intervals", "--log-interval"),
+    ("--tensorbord-dir", "--tensorboard-dir"), ("--tensorboard-dirs", "--tensorboard-dir"),
+    ("--wandb-projct", "--wandb-project")])
+def test_a_slip_of_the_pen_is_told_even_where_a_pattern_of_flags_has_an_answer(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: no such flag; nearest: {meant}"):
+        parse_run_config([name, "5"])
+
+
 def test_a_name_that_is_like_no_flag_has_no_nearest() -> None:
     with pytest.raises(ConfigError, match="--quantum-entangler: no such flag; leave it out, or see --help-all"):
         parse_run_config(["--quantum-entangler"])
