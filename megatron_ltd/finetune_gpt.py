@@ -1,7 +1,6 @@
 """Finetune GPT: `torchrun ... -m megatron_ltd.finetune_gpt --pretrained-checkpoint ... --train-jsonl ...`."""
 
-import sys
-
+from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("gpt", finetuning=True)
@@ -17,4 +16,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

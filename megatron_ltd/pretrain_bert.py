@@ -1,7 +1,6 @@
 """Pretrain BERT: `torchrun ... -m megatron_ltd.pretrain_bert --num-layers ... --data-path ..._sentence`."""
 
-import sys
-
+from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("bert")
@@ -17,4 +16,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

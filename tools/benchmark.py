@@ -35,6 +35,7 @@ from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.report.metrics import peak_tflops
 from tools.command_line import exit_code_of, parser_of
 
@@ -142,6 +143,7 @@ def _layout_rank(rank: int, path: str, values: dict[str, Any], tensor: int, pipe
     if rank == 0:
         out.put(seconds)
     launch.stop()
+    leave(0)
 
 
 def time_layout(args: argparse.Namespace, tensor: int, pipeline: int) -> dict[str, list[float]]:

@@ -36,6 +36,7 @@ from megatron_ltd.lm_eval.scorer import ModelScorer, build_scorer
 from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
+from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.state import TrainState
 from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
 from tools.command_line import parser_of
@@ -206,4 +207,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -19,6 +19,7 @@ from megatron_ltd.lm_eval.decode import Sampling
 from megatron_ltd.lm_eval.scorer import build_scorer
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.exits import leave
 from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
 from tools.command_line import parser_of
 
@@ -63,4 +64,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

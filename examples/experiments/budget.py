@@ -1,5 +1,6 @@
 """What an arm costs, and schedules of dropping that cost a given amount."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,13 +51,13 @@ class Budget:
 
     def steps_for(self, flags_of: Callable[[int], Flags], flops: int) -> int:
         """The number of steps whose FLOPs come closest, for flags that depend on it."""
-        low, high = 1, 2
-        while self.flops(flags_of(high), high) < flops:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.flops(flags_of(middle), middle) < flops else (low, middle)
-        return min(low, high, key=lambda steps: abs(self.flops(flags_of(steps), steps) - flops))
+        def cost(steps: int) -> int:
+            return self.flops(flags_of(steps), steps)
+
+        high = 2
+        while cost(high) < flops:
+            high *= 2
+        return closest(range(1, high + 1), cost, flops)
 
     @property
     def parameters(self) -> int:
@@ -68,6 +69,14 @@ class Budget:
         """Tokens of a step on one process."""
         config = self.config((), 1)
         return global_batch_size(config, 1) * config.model.seq_length
+
+
+def closest(numbers: range, rising: Callable[[int], float], target: float) -> int:
+    """The first of `numbers` at which a rising function comes closest to `target`."""
+    above = min(bisect_left(numbers, target, key=rising), len(numbers) - 1)
+    if above and target - rising(numbers[above - 1]) <= rising(numbers[above]) - target:
+        above = bisect_left(numbers, rising(numbers[above - 1]), key=rising)
+    return numbers[above]
 
 
 def run_flops(config: RunConfig, steps: int) -> int:
@@ -92,7 +101,7 @@ def steps_until_full(budget: Budget, start_tokens: int, steps: int) -> int:
     if saved(2 * steps) < SAVED_LAYER_TOKENS:
         raise SystemExit(f"{budget.settings}: no growth from {start_tokens} tokens saves a third "
                          "of the layer tokens; use more layers or a smaller start")
-    return min(range(1, 2 * steps), key=lambda growth_steps: abs(saved(growth_steps) - SAVED_LAYER_TOKENS))
+    return closest(range(1, 2 * steps), saved, SAVED_LAYER_TOKENS)
 
 
 def two_stages(budget: Budget, start_tokens: int, steps: int, flops: int) -> Flags:
@@ -102,7 +111,7 @@ def two_stages(budget: Budget, start_tokens: int, steps: int, flops: int) -> Fla
     def flags(switch: int) -> Flags:
         return ("--random-ltd", "--random-ltd-length-list", f"0:{start_tokens},{switch}:{sequence}", "--layer-token-lr")
 
-    return flags(min(range(1, steps), key=lambda switch: abs(budget.flops(flags(switch), steps) - flops)))
+    return flags(closest(range(1, steps), lambda switch: -budget.flops(flags(switch), steps), -flops))
 
 
 def layer_drop(budget: Budget, steps: int, flops: int) -> Flags:

@@ -7,12 +7,12 @@
 import importlib
 import importlib.util
 import logging
-import sys
 
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.exits import leave
 
 
 def main() -> int:
@@ -36,4 +36,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

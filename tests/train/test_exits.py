@@ -1,5 +1,7 @@
 """The words with which a run ends without an error."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -39,3 +41,16 @@ def test_a_stop_names_its_cause() -> None:
     timed = replace(TrainingConfig(exit_interval=4), exit_duration_in_mins=1.5)
     assert said(11, 7, training=timed).startswith("stopped as planned after step 7 of 12: --exit-duration-in-mins = 1")
     assert said(10, 7).startswith("stopped by a signal after step 7 of 12 (exit code 10)")
+
+
+def test_a_process_that_leaves_runs_its_exit_handlers_and_is_not_finalized() -> None:
+    script = ("import atexit, torch\n"
+              "from megatron_ltd.train.process.exits import leave\n"
+              "class Late:\n"
+              "    def __del__(self): print('finalized', flush=True)\n"
+              "late = Late()\n"
+              "atexit.register(print, 'handler')\n"
+              "print('work')\n"
+              "leave(11)\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (11, "work\nhandler\n")

@@ -4,9 +4,14 @@ torchrun reports 1 for every code but 0, so the code is also written to `exit.js
 `examples/launch.py`.
 """
 
+import atexit
+import contextlib
 import json
+import os
+import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.config import CheckpointConfig, RunConfig
@@ -24,6 +29,22 @@ from megatron_ltd.train.process.environment import Launch, tell_launcher
 RECORD_NAME = "exit.json"
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Socket Timeout",
               "gloo/transport", "Application timeout", "Broken pipe")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code: handlers of `atexit` run, Python's finalization does not.
+
+    A thread of gloo may hold a tensor of the last collective a little longer. If it releases the tensor while Python is
+    finalized, the process is aborted (SIGABRT), and a finished run counts as failed. Caches of DTensor keep the process
+    groups alive, so their threads cannot be joined instead.
+    """
+    if "torch" not in sys.modules:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+            stream.flush()
+    os._exit(code)
 
 
 def clear_exit_record(save_dir: str | None) -> None:
