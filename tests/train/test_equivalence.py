@@ -30,27 +30,27 @@ from tests.train.runs import (
     saved_tensors,
 )
 
-STEPS = 20
+STEPS = 12
+SHORT = {**TINY, "train_iters": STEPS, "random_ltd_steps": 9, "eval_interval": 6}
 
-GPT2 = dict(TINY)
-LLAMA = {**TINY, "position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True,
+GPT2 = dict(SHORT)
+LLAMA = {**SHORT, "position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True,
          "disable_bias_linear": True, "group_query_attention": True, "num_query_groups": 2,
          "untie_embeddings_and_output_weights": True,
-         # Embeddings of the default size stay so small for 20 steps that RMSNorm blows rounding up a thousandfold.
+         # Embeddings of the default size stay so small for some steps that RMSNorm blows rounding up a thousandfold.
          "init_method_std": 0.1}
 IMPORTANCE = {"random_ltd": False, "token_drop_policy": "importance", "random_ltd_layers": "1-4",
               # Kept sets that move with the losses: by default a step moves importance by half a percent.
               "token_drop_beta": 0.5}
-BERT = {**TINY, "family": "bert", "random_ltd_steps": None, "seq_length": 64, "random_ltd_start_length": 16,
-        "train_iters": 20}
+BERT = {**SHORT, "family": "bert", "random_ltd_steps": None, "seq_length": 64, "random_ltd_start_length": 16}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "gpt2-untied": {**GPT2, "untie_embeddings_and_output_weights": True},
     "gpt2-one-stratum": {**GPT2, "random_ltd_strata": 1},
     "gpt2-dropout": {**GPT2, "hidden_dropout": 0.1, "attention_dropout": 0.1},
-    "gpt2-importance": {**TINY, **IMPORTANCE},
-    "bert": {**BERT, "hidden_dropout": 0.1, "attention_dropout": 0.1, "random_ltd_steps": 16},
-    "bert-no-binary-head": {**BERT, "bert_no_binary_head": True, "random_ltd_steps": 16},
+    "gpt2-importance": {**SHORT, **IMPORTANCE},
+    "bert": {**BERT, "hidden_dropout": 0.1, "attention_dropout": 0.1, "random_ltd_steps": 9},
+    "bert-no-binary-head": {**BERT, "bert_no_binary_head": True, "random_ltd_steps": 9},
     "bert-importance": {**BERT, **IMPORTANCE, "random_ltd_layers": "2-4", "random_ltd_start_length": 32},
     "llama": LLAMA,
     "llama-muon": {**LLAMA, "optimizer": "muon", "lr": 1e-2},
@@ -180,7 +180,7 @@ def test_on_one_process_the_loss_falls_and_every_dropped_layer_keeps_what_the_sc
     settings = MODELS[model]
     losses, full = truth.column("lm_loss"), int(settings["seq_length"])
     # BERT learns from a sixth of the tokens.
-    assert len(losses) == STEPS and losses[-1] < losses[0] - (0.6 if settings.get("family") != "bert" else 0.4)
+    assert len(losses) == STEPS and losses[-1] < losses[0] - (0.3 if settings.get("family") != "bert" else 0.15)
     lengths = [int(length) for length in truth.column("kept_length")]
     start = int(settings["random_ltd_start_length"])
     assert lengths == sorted(lengths) and lengths[0] == start
