@@ -36,8 +36,8 @@ PRELOADED = ("numpy", "pytest", "torch", "torch.distributed.fsdp", "torch.distri
 GRACE_SECONDS = 0.3
 """After one rank fails, the others may still say what they saw before they are killed."""
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([name for name in PRELOADED if importlib.util.find_spec(name.split(".")[0])])
+fork_server = multiprocessing.get_context("forkserver")
+fork_server.set_forkserver_preload([name for name in PRELOADED if importlib.util.find_spec(name.split(".")[0])])
 
 
 class RankFailure(AssertionError):
@@ -126,8 +126,8 @@ class _Rank:
         self.outcome = Outcome(rank)
         self.output = os.path.join(job.scratch, f"output-{rank}")
         open(self.output, "w").close()
-        self.connection, child_end = _context.Pipe(duplex=False)
-        self.process = _context.Process(target=_rank_main, args=(job, rank, self.output, child_end))
+        self.connection, child_end = fork_server.Pipe(duplex=False)
+        self.process = fork_server.Process(target=_rank_main, args=(job, rank, self.output, child_end))
         self.process.start()
         child_end.close()
 

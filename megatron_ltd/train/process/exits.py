@@ -27,8 +27,8 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch, tell_launcher
 
 RECORD_NAME = "exit.json"
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Socket Timeout",
-              "gloo/transport", "Application timeout", "Broken pipe")
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Wait timeout",
+              "Socket Timeout", "gloo/transport", "Application timeout", "Broken pipe")
 
 
 def leave(code: int) -> NoReturn:

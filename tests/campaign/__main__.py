@@ -1,0 +1,171 @@
+"""Random faults against small real runs, and one law.
+
+The finished curve equals that of the uninterrupted run, to 1e-5 on whatever layouts; or the run stopped with a message
+that names the cause, an exit code of the table in docs/multi_node.md, and nothing lost.
+
+    python -m tests.campaign --minutes 30 --seed 1 --output campaign.json
+
+An episode is one run with one to three faults, on random layouts, of a random model. A failure prints the command that
+plays its episode again; moments differ from machine to machine, so play it several times.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from tests.campaign.faults import FAULTS, Broken, Play, demand
+from tests.data.corpora import described
+from tests.train.runs import TINY, VOCABULARY, read_lines, write_corpus, write_sentence_corpus
+
+STEPS = 12
+SHORT: dict[str, Any] = {**TINY, "train_iters": STEPS, "random_ltd_steps": 10, "eval_interval": 6, "save_interval": 2,
+                         "distributed_timeout_minutes": 0.25}
+NO_LTD = {name: None for name in TINY if name.startswith("random_ltd")}
+LLAMA = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "disable_bias_linear": True,
+         "init_method_std": 0.1}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2, random-LTD, dropout": ("pretrain_gpt", {**SHORT, "hidden_dropout": 0.1, "attention_dropout": 0.1}),
+    "llama, TREAD": ("pretrain_gpt", {**SHORT, **NO_LTD, **LLAMA, "token_drop_policy": "tread",
+                                      "random_ltd_start_length": 16, "random_ltd_strata": 2}),
+    "llama, Muon, layer dropout": ("pretrain_gpt", {**SHORT, **NO_LTD, **LLAMA, "optimizer": "muon", "lr": 1e-2,
+                                                    "layer_dropout_rate": 0.8, "layer_dropout_steps": 8}),
+    "gpt2, Token Dropping": ("pretrain_gpt", {**SHORT, "random_ltd": False, "token_drop_policy": "importance",
+                                              "random_ltd_layers": "1-4", "token_drop_beta": 0.5}),
+    "gpt2, superposition": ("pretrain_gpt", {**SHORT, **NO_LTD, "token_superposition": 2,
+                                             "token_superposition_steps": 6}),
+    "bert, random-LTD": ("pretrain_bert", {**SHORT, "seq_length": 64, "random_ltd_start_length": 16}),
+}
+TP2 = {"tensor_model_parallel_size": 2}
+PP2 = {"pipeline_model_parallel_size": 2}
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    (1, {}), (1, {"async_save": True}), (2, TP2), (2, {**TP2, "sequence_parallel": True, "async_save": True}),
+    (2, PP2), (2, {**PP2, "pipeline_schedule": "zbv", "async_save": True}), (2, {"use_distributed_optimizer": True}),
+    (2, {"data_parallel_sharding_strategy": "optim_grads_params", "async_save": True}), (4, {**TP2, **PP2}),
+    (4, {**TP2, "data_parallel_sharding_strategy": "optim_grads_params"}),
+]
+
+
+class Stage:
+    """The corpora, and the uninterrupted run of each model."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._truths: dict[str, list[dict[str, Any]]] = {}
+        self.corpora = folder / "corpora"
+        self.corpora.mkdir()
+        self._settings = {"pretrain_gpt": write_corpus(self.corpora).settings,
+                          "pretrain_bert": write_sentence_corpus(self.corpora).settings}
+        for settings in self._settings.values():
+            described(IndexedCorpus(settings["data_path"][0]), None, VOCABULARY)
+
+    def play(self, model: str, folder: Path, chance: random.Random) -> Play:
+        """A run of a model on its own copy of the corpora."""
+        recipe, settings = MODELS[model]
+        shutil.copytree(self.corpora, folder / "corpora")
+        prefix = folder / "corpora" / Path(self._settings[recipe]["data_path"][0]).name
+        settings = {**settings, **self._settings[recipe], "data_path": (str(prefix),),
+                    "data_cache_path": str(folder / "cache"), "save": str(folder / "checkpoints"),
+                    "load": str(folder / "checkpoints"), "metrics_file": str(folder / "metrics.jsonl")}
+        return Play(chance, folder, recipe, settings, prefix, LAYOUTS, STEPS)
+
+    def truth(self, model: str) -> list[dict[str, Any]]:
+        if model not in self._truths:
+            play = self.play(model, self.folder / f"truth-{len(self._truths)}", random.Random(0))
+            ended = play.attempt((1, {}))
+            demand({end.code for end in ended} == {0}, f"the uninterrupted run of {model} failed", ended)
+            self._truths[model] = read_lines(play.metrics)
+        return self._truths[model]
+
+
+def check_curve(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """The curves are one, within the tolerance of any two layouts."""
+    def steps(lines: list[dict[str, Any]]) -> list[tuple[int, bool]]:
+        return [(line["step"], "lm_loss" in line) for line in lines]
+
+    if steps(found) != steps(wanted):
+        raise Broken(f"the curve has the lines {steps(found)} in place of {steps(wanted)}")
+    for line, expected in zip(found, wanted, strict=True):
+        for name in ("lm_loss", "validation_loss"):
+            if name in expected and line[name] != pytest.approx(expected[name], rel=1e-5, abs=0.0):
+                raise Broken(f"{name} of step {line['step']} is {line[name]} in place of {expected[name]}")
+
+
+def episode(stage: Stage, seed: int, number: int) -> Counter[tuple[str, str]]:
+    """Play one run.
+
+    Returns:
+        how many faults of each kind ended in which way.
+
+    Raises:
+        Broken: the law does not hold.
+    """
+    chance = random.Random(f"{seed} {number}")
+    model = chance.choice(list(MODELS))
+    names = chance.choices(list(FAULTS), k=chance.choice([1, 2, 2, 3]))
+    folder = stage.folder / f"episode-{number}"
+    truth, play = stage.truth(model), stage.play(model, folder, chance)
+    counts: Counter[tuple[str, str]] = Counter()
+    for name in names:
+        try:
+            counts[name, FAULTS[name](play)] += 1
+        except Broken as broken:
+            raise Broken(f"{name}, in {names} of {model}: {broken}") from broken
+    ended = play.attempt()
+    demand({end.code for end in ended} == {0}, f"the run of {model} cannot be completed after {names}", ended)
+    try:
+        check_curve(read_lines(play.metrics), truth)
+    except Broken as broken:
+        raise Broken(f"after {names} of {model}: {broken}") from broken
+    shutil.rmtree(folder)
+    return counts
+
+
+def table(counts: Counter[tuple[str, str]]) -> str:
+    """Faults by kind and by how they ended, as Markdown."""
+    ends = ("survived", "stopped rightly", "failed")
+    lines = ["| fault | " + " | ".join(ends) + " |", "|---|--:|--:|--:|"]
+    for name in FAULTS:
+        lines.append(f"| {name} | " + " | ".join(str(counts[name, end]) for end in ends) + " |")
+    totals = [sum(count for (_, how), count in counts.items() if how == end) for end in ends]
+    return "\n".join([*lines, "| all | " + " | ".join(map(str, totals)) + " |"])
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0, help="start no episode after this time")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--episode", type=int, help="play this one only")
+    parser.add_argument("--output", type=Path, help="JSON file of the counts, written after every episode")
+    args = parser.parse_args(argv)
+    counts: Counter[tuple[str, str]] = Counter()
+    deadline = time.monotonic() + 60 * args.minutes
+    with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
+        stage = Stage(Path(scratch))
+        for number in itertools.count() if args.episode is None else [args.episode]:
+            if time.monotonic() > deadline:
+                break
+            try:
+                counts += episode(stage, args.seed, number)
+            except Broken as broken:
+                counts[str(broken).partition(",")[0].removeprefix("after ").strip("[]'"), "failed"] += 1
+                print(f"FAILED: python -m tests.campaign --seed {args.seed} --episode {number}\n{broken}\n", flush=True)
+            if args.output is not None:
+                args.output.write_text(json.dumps({" / ".join(key): count for key, count in counts.items()}, indent=1))
+            print(f"episode {number}: {sum(counts.values())} faults", file=sys.stderr, flush=True)
+    print(table(counts))
+    return int(any(how == "failed" for _, how in counts))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
