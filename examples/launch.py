@@ -17,55 +17,90 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.meeting import Place, meet
 from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, EXIT_PEER_LOST, ConfigError
 from megatron_ltd.log import Console
+from megatron_ltd.plan.derived import global_batch_size
 from megatron_ltd.settings.cli import asks_for_help
-from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.environment import MOST_PROCESSES, Launch
 
 RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
            "finetune_gpt": finetune_gpt.RECIPE, "finetune_vit": finetune_vit.RECIPE}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 CRASHED = 1
+RENDEZVOUS = "last_call_timeout=3,join_timeout=31536000,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
+"""Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3, and a year for more."""
+RESTARTS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Node:
-    """This node's part of the run."""
+    """This node's part of the run.
+
+    Args:
+        nodes: of the run, at most.
+        least: the fewest nodes with which an elastic run goes on; None for a run of a fixed number.
+        places: where the launchers meet, in the order in which hosts take over.
+    """
 
     nodes: int
+    least: int | None
     number: int
     processes: int
-    address: str | None
-    port: int
+    places: tuple[Place, ...]
 
     @classmethod
     def from_environment(cls) -> "Node":
         """Raises:
             ConfigError: a variable has a value that cannot be.
         """
-        nodes = _number("NNODES", 1, 1, None, "must be a positive number")
-        number = _number("NODE_RANK", 0, 0, nodes - 1, f"must be between 0 and NNODES - 1 = {nodes - 1}")
-        port = _number("MASTER_PORT", 29500, 1, 65535, "must be a port number, 1 to 65535")
-        address = os.environ.get("MASTER_ADDR")
-        if nodes > 1 and not address:
+        least, colon, most = (os.environ.get("NNODES") or "1").rpartition(":")
+        nodes = _number("NNODES", most, 1, None, "must be a positive number, or MIN:MAX")
+        fewest = _number("NNODES", least, 1, nodes, f"must be MIN:MAX with MIN from 1 to {nodes}") if colon else None
+        number = _number("NODE_RANK", os.environ.get("NODE_RANK") or "0", 0, nodes - 1,
+                         f"must be between 0 and NNODES - 1 = {nodes - 1}")
+        port = _number("MASTER_PORT", os.environ.get("MASTER_PORT") or "29500", 1, 65535,
+                       "must be a port number, 1 to 65535")
+        address, hosts = os.environ.get("MASTER_ADDR"), os.environ.get("RDZV_HOSTS")
+        if fewest is not None and not hosts and not address:
+            raise ConfigError(f"RDZV_HOSTS is not set; NNODES = {fewest}:{nodes} needs the hosts at which the nodes "
+                              "may meet, separated by commas, the same on every node")
+        if fewest is None and nodes > 1 and not address:
             raise ConfigError(f"MASTER_ADDR is not set; NNODES = {nodes} needs the host name of the node with "
                               "NODE_RANK 0, on every node")
-        processes = _number("GPUS_PER_NODE", gpus() or 1, 1, None, "must be a positive number")
-        return cls(nodes, number, processes, address, port)
+        places = tuple(Place.read(host, port) for host in (hosts if fewest and hosts else address or "").split(",")
+                       if nodes > 1 or fewest)
+        processes = _number("GPUS_PER_NODE", os.environ.get("GPUS_PER_NODE") or str(gpus() or 1), 1, None,
+                            "must be a positive number")
+        return cls(nodes, fewest, number, processes, places)
+
+    @property
+    def most_processes(self) -> int:
+        """Of the run."""
+        return self.nodes * self.processes
 
     def launcher_arguments(self) -> list[str]:
-        words = ["--nnodes", str(self.nodes), "--nproc-per-node", str(self.processes)]
+        """torchrun's; those of an elastic run wait until the launchers have met."""
+        words = ["--nproc-per-node", str(self.processes)]
+        if self.least is not None:
+            place, is_host = meet(self.places)
+            Console().line(f"{'hosting the meeting' if is_host else 'joining the others'} at {place}; the run goes on "
+                           f"with {self.least} to {self.nodes} nodes")
+            return [*words, "--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-id",
+                    "megatron_ltd", "--rdzv-endpoint", str(place),
+                    "--rdzv-conf", f"is_host={int(is_host)},{RENDEZVOUS}",
+                    "--max-restarts", str(RESTARTS), "--monitor-interval", "0.5"]
+        words += ["--nnodes", str(self.nodes)]
         if self.nodes == 1:
             return [*words, "--standalone"]
-        return [*words, "--node-rank", str(self.number), "--master-addr", str(self.address),
-                "--master-port", str(self.port)]
+        [place] = self.places
+        return [*words, "--node-rank", str(self.number), "--master-addr", place.host, "--master-port", str(place.port)]
 
 
-def _number(name: str, default: int, low: int, high: int | None, constraint: str) -> int:
-    text = os.environ.get(name) or str(default)
+def _number(name: str, text: str, low: int, high: int | None, constraint: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < low or (high is not None and int(text) > high):
-        raise ConfigError(f"{name} = {text} {constraint}")
+        raise ConfigError(f"{name} = {os.environ.get(name)} {constraint}")
     return int(text)
 
 
@@ -94,6 +129,17 @@ def arguments_of_run(given: list[str]) -> list[str]:
     return ["--config", config, *given] if config else given
 
 
+def with_global_batch(recipe: str, arguments: list[str], node: Node) -> list[str]:
+    """The arguments with the global batch, which would otherwise follow the number of processes and change with it."""
+    config = RECIPES[recipe].read_settings(arguments, Console(False), node.most_processes)
+    if config.training.global_batch_size is not None:
+        return arguments
+    batch = global_batch_size(config, node.most_processes // (config.parallel.tensor_model_parallel_size
+                                                              * config.parallel.pipeline_model_parallel_size))
+    Console().line(f"--global-batch-size {batch}, as {node.nodes} nodes would have it; it stays when nodes come and go")
+    return [*arguments, "--global-batch-size", str(batch)]
+
+
 @dataclass(frozen=True)
 class Ending:
     """How one process ended, as it told its launcher."""
@@ -114,28 +160,43 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
 
     # torch reports every stop as a crash, in its log and when it ends. What a crash needs is printed below.
     for name in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     heeded = [number.name for number in SIGNALS
               if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    crash = ""
-    with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
-        try:
-            torchrun.run(torchrun.parse_args([
-                *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
-                "-m", f"megatron_ltd.{recipe}", *arguments]))
-        except ChildFailedError as error:
-            crash = str(error)
-        except SignalException as error:
-            crash = f"stopped by {signal.Signals(error.sigval).name} before the run could save"
-        except (DistError, RendezvousError) as error:
-            crash = (f"the nodes did not meet at MASTER_ADDR = {node.address}, MASTER_PORT = {node.port}: "
-                     f"{str(error).splitlines()[0]}")
-        endings = [Ending.read(path) for path in sorted(Path(folder).rglob("error.json"))]
-    return conclude(endings, crash, node.processes)
+    while True:
+        crash, apart = "", False
+        with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
+            try:
+                torchrun.run(torchrun.parse_args([
+                    *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
+                    "-m", f"megatron_ltd.{recipe}", *arguments]))
+            except ChildFailedError as error:
+                crash = str(error)
+            except SignalException as error:
+                crash = f"stopped by {signal.Signals(error.sigval).name} before the run could save"
+            except RendezvousClosedError:
+                Console().line("the other nodes have ended the run")
+            except (DistError, RendezvousError) as error:
+                apart = True
+                crash = f"the nodes did not meet at {', '.join(map(str, node.places))}: {str(error).splitlines()[0]}"
+            endings = [Ending.read(path) for path in last_attempt(Path(folder))]
+        if node.least is None or not apart:
+            return conclude(endings, crash, node.processes)
+        Console().line("lost the node at which all met")
+
+
+def last_attempt(folder: Path) -> list[Path]:
+    """What the processes of the last attempt told their launcher."""
+    told = sorted(folder.rglob("error.json"), key=lambda path: (_attempt(path), path))
+    return [path for path in told if _attempt(path) == _attempt(told[-1])]
+
+
+def _attempt(path: Path) -> int:
+    return int(path.parent.parent.name.removeprefix("attempt_"))
 
 
 def conclude(endings: list[Ending], crash: str, processes: int) -> int:
@@ -171,10 +232,14 @@ def main() -> int:
     except ConfigError as error:
         Console().error(f"examples/{recipe}.sh: {error}.")
         return error.exit_code
-    code = RECIPES[recipe].main(arguments, Launch(world_size=node.nodes * node.processes), only_check=True)
+    code = RECIPES[recipe].main(arguments, Launch(world_size=node.most_processes), only_check=True)
     if code != EXIT_COMPLETE:
         return code
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if node.least is not None:
+        os.environ[MOST_PROCESSES] = str(node.most_processes)
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # with it a node that joins never learns where to meet
+        arguments = with_global_batch(recipe, arguments, node)
     Console().line(f"{node.nodes} node(s) x {node.processes} process(es), node {node.number}, "
                    f"{os.environ.get('CONFIG') or 'no configuration file'}")
     return run(recipe, arguments, node)

@@ -11,7 +11,8 @@
 #
 #   CONFIG          TOML file with the run's settings (optional if the arguments contain all of them)
 #   GPUS_PER_NODE   processes on this node (default: its GPUs; 1 without any)
-#   NNODES          nodes (default 1); on several, run this script on each of them with
+#   NNODES          nodes (default 1), or MIN:MAX for nodes that come and go (RDZV_HOSTS: hosts to meet at, separated by
+#                     commas; see docs/multi_node.md); on several, run this script on each of them with
 #   NODE_RANK         0 to NNODES - 1
 #   MASTER_ADDR       host name or address of the node with rank 0
 #   MASTER_PORT       a free port on that node (default 29500)

@@ -20,6 +20,7 @@ from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.train.best import best_writer
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.elastic import tell_spares
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import clear_exit_record, end, lost_peer
 from megatron_ltd.train.process.launch import Runtime
@@ -88,7 +89,9 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
     with StopWatcher(config.training) as watcher:
         runtime = launch.start(config, place)
         try:
-            return watched_train(config, tokenizer, runtime, prepare, watcher)
+            code = watched_train(config, tokenizer, runtime, prepare, watcher)
+            tell_spares(place, runtime.store, code)
+            return code
         except Exception as error:
             if lost_peer(error):
                 end_soon(runtime.siblings)

@@ -13,8 +13,11 @@ from unittest import mock
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
 from tests.gloo import fork_server
-from tests.train.launchers import whole_lines
+from tests.train.launchers import free_port, whole_lines
 from tests.train.runs import RECIPES
+
+LAUNCHER_PATIENCE_SECONDS = 30.0
+"""How long torchrun waits for the others once a process has failed."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,13 @@ class Ranks:
     """A run that is under way.
 
     Args:
-        scratch: a new folder for the rendezvous and the output.
+        scratch: a new folder for the output.
     """
 
     def __init__(self, recipe: str, command: list[str], world_size: int, scratch: Path,
                  handicaps: dict[int, Handicap] | None = None):
         scratch.mkdir(parents=True)
-        method = f"file://{scratch}/rendezvous" if world_size > 1 else None
+        method = f"tcp://localhost:{free_port()}" if world_size > 1 else None
         self._logs = [scratch / f"output-{rank}" for rank in range(world_size)]
         self._processes = [fork_server.Process(target=_rank, args=(
             Launch(rank, rank, world_size, method), recipe, command, str(log),
@@ -95,15 +98,20 @@ class Ranks:
             time.sleep(0.02)
 
     def finish(self, seconds: float) -> list[Ended]:
-        """Wait for all processes.
+        """Wait for all processes. Some time after one has failed, the others are killed, as a launcher does.
 
         Raises:
-            TimeoutError: some are still running; all are killed.
+            TimeoutError: some were still running.
         """
         deadline = time.monotonic() + seconds
-        for process in self._processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        hung = [rank for rank, process in enumerate(self._processes) if process.is_alive()]
+        failed_at = None
+        while any(process.is_alive() for process in self._processes) and time.monotonic() < deadline:
+            if failed_at is None and any(process.exitcode for process in self._processes):
+                failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() > failed_at + LAUNCHER_PATIENCE_SECONDS:
+                break
+            time.sleep(0.05)
+        hung = [rank for rank, process in enumerate(self._processes) if process.is_alive() and failed_at is None]
         for process in self._processes:
             process.kill()
             process.join()

@@ -141,7 +141,8 @@ class IndexedCorpus:
         bad = largest if largest >= vocab_size or self.dtype.kind == "u" else int(ids.min())
         if not 0 <= bad < vocab_size:
             raise DataError(f"Corpus {self.prefix} holds token id = {bad}, and the tokenizer has ids in "
-                            f"[0, {vocab_size}). Use the tokenizer with which the corpus was written.")
+                            f"[0, {vocab_size}). Use the tokenizer with which the corpus was written; if this is it, "
+                            f"{self.prefix}.bin is damaged.")
 
     def _read_tokens(self, first: int, count: int) -> TokenArray:
         """Tokens [first, first + count) of `.bin`."""

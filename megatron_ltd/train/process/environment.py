@@ -11,18 +11,27 @@ from pathlib import Path
 from megatron_ltd.errors import EXIT_PEER_LOST, ConfigError
 from megatron_ltd.log import Console
 
+MOST_PROCESSES = "MEGATRON_LTD_MOST_PROCESSES"
+"""Set by `examples/launch.py` for an elastic run."""
+
 
 @dataclass(frozen=True)
 class Launch:
     """This process's place among those that were started together.
 
-    `init_method` is their rendezvous address; None for a single process without a launcher.
+    Args:
+        world_size: the processes that train; ranks from there on are spares.
+        init_method: their rendezvous address; None for a single process without a launcher.
+        spares: processes that were started and do not train, since so many do not fit the settings.
+        most: the largest number of processes of an elastic run; None for one whose nodes do not come and go.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     init_method: str | None = None
+    spares: int = 0
+    most: int | None = None
 
     @classmethod
     def from_environment(cls) -> "Launch":
@@ -39,7 +48,8 @@ class Launch:
         except (KeyError, ValueError) as error:
             found = ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in names)
             raise ConfigError(f"{found}: a launcher must set all three to numbers; start with torchrun") from error
-        return cls(rank, local_rank, world_size, "env://")
+        most = os.environ.get(MOST_PROCESSES)
+        return cls(rank, local_rank, world_size, "env://", most=int(most) if most else None)
 
 
 def tell_launcher(code: int, reason: str, *, printed: bool) -> None:
@@ -67,10 +77,10 @@ def make_cublas_deterministic() -> None:
 
 
 def end_restarts(launch: Launch) -> None:
-    """Keep torchrun from starting the run again after an error that every attempt would meet. It restarts after any
-    exit code but 0, and only a signal to it ends that."""
+    """Keep the launcher from starting the run again after an end that no attempt can change. It restarts after any exit
+    code but 0, and only a signal to it ends that."""
     attempt, limit = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
-    if launch.local_rank == 0 and attempt < limit and _is_torchrun(os.getppid()):
+    if launch.local_rank == 0 and attempt < limit and (launch.most is not None or _is_torchrun(os.getppid())):
         os.kill(os.getppid(), signal.SIGTERM)
 
 

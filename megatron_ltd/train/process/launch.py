@@ -25,12 +25,14 @@ _M_MMAP_THRESHOLD = -3
 
 @dataclass(frozen=True)
 class Runtime:
-    """The running process: its ranks, device and mesh, and the other processes of the run on this host."""
+    """The running process: its ranks, device and mesh, the other processes of the run on this host, and the store by
+    which all have met."""
 
     launch: Launch
     device: torch.device
     mesh: Mesh
     siblings: list[siblings.Sibling]
+    store: dist.Store
 
 
 def choose_device(config: RunConfig, launch: Launch) -> torch.device:
@@ -69,15 +71,15 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
         _return_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if launch.init_method is None:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store: dist.Store = dist.HashStore()
     else:
-        store = attempt_store(launch.init_method, launch.rank, launch.world_size, timeout)
-        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+        store = attempt_store(launch.init_method, launch.rank, launch.world_size + launch.spares, timeout)
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
     agree_on_configuration(config)
     pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
     mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,
                       shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout)
-    return Runtime(launch, device, mesh, siblings.on_this_host(gather_json(siblings.identity())))
+    return Runtime(launch, device, mesh, siblings.on_this_host(gather_json(siblings.identity())), store)
 
 
 def _return_freed_memory() -> None:

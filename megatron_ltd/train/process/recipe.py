@@ -5,18 +5,20 @@ Settings and tokenizer are read and checked before torch is imported, so that a 
 
 import sys
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.saved_settings import with_checkpoint_model
 from megatron_ltd.config import Family, RunConfig
 from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
-from megatron_ltd.errors import EXIT_COMPLETE, CheckpointError, ConfigError, UserError
+from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.settings.checks.all import check, notes, refuse, violations
 from megatron_ltd.settings.checks.rules import finetuning_violations, pretraining_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
+from megatron_ltd.train.process.elastic import placed, wait_as_spare
 from megatron_ltd.train.process.environment import Launch, end_restarts
 from megatron_ltd.train.process.exits import lost_peer, report
 
@@ -50,12 +52,21 @@ class Recipe:
             if here.rank != 0 and asks_for_help(arguments):
                 return EXIT_COMPLETE  # one process prints it
             console = Console(here.rank == 0 and not only_check)
+            if here.most is not None:
+                here = self._placed(arguments, here)
             config = self.read_settings(arguments, console, here.world_size)
             save = config.checkpoint.save
             config, tokenizer = self.checked(config, here.world_size)
             for note in notes(config, here.world_size):
                 console.line(note)
-            return EXIT_COMPLETE if only_check else self._train(config, tokenizer, here)
+            if only_check:
+                return EXIT_COMPLETE
+            timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
+            spare = here.rank >= here.world_size
+            code = wait_as_spare(here, timeout) if spare else self._train(config, tokenizer, here)
+            if here.most is not None and code == EXIT_ON_INTERVAL:
+                end_restarts(here)
+            return code
         except Exception as error:
             code = report(error, here.rank, here.world_size, save)
             if isinstance(error, UserError) and error.everywhere and not lost_peer(error):
@@ -66,6 +77,14 @@ class Recipe:
                 from megatron_ltd.train.process import launch
 
                 launch.stop()
+
+    def _placed(self, arguments: list[str], here: Launch) -> Launch:
+        """This process's place in an elastic run; what is wrong for any number of processes is told later."""
+        assert here.most is not None
+        config = self.read_settings(arguments, Console(False), here.most)
+        if self._violations(config, here.most):
+            return here
+        return placed(here, lambda processes: not self._violations(config, processes))
 
     def read_settings(self, arguments: list[str], console: Console, world_size: int) -> RunConfig:
         """The unchecked settings of a run.
