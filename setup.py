@@ -85,6 +85,7 @@ setup(
             "pyarrow>=15",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
+            "pyyaml>=6",
             "ruff>=0.6",
             "tensorboard>=2.16",
             "transformers>=4.45",  # reference for logits and tokenizers

@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.cluster import place_of_node
 from examples.meeting import Place, meet
 from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, EXIT_PEER_LOST, ConfigError
@@ -55,14 +56,15 @@ class Node:
         """Raises:
             ConfigError: a variable has a value that cannot be.
         """
-        least, colon, most = (os.environ.get("NNODES") or "1").rpartition(":")
-        nodes = _number("NNODES", most, 1, None, "must be a positive number, or MIN:MAX")
-        fewest = _number("NNODES", least, 1, nodes, f"must be MIN:MAX with MIN from 1 to {nodes}") if colon else None
-        number = _number("NODE_RANK", os.environ.get("NODE_RANK") or "0", 0, nodes - 1,
-                         f"must be between 0 and NNODES - 1 = {nodes - 1}")
-        port = _number("MASTER_PORT", os.environ.get("MASTER_PORT") or "29500", 1, 65535,
-                       "must be a port number, 1 to 65535")
-        address, hosts = os.environ.get("MASTER_ADDR"), os.environ.get("RDZV_HOSTS")
+        told = place_of_node(os.environ)
+        least, colon, most = told.get("NNODES", "1").rpartition(":")
+        nodes = _number(told, "NNODES", most, 1, None, "must be a positive number, or MIN:MAX")
+        fewest = None
+        if colon:
+            fewest = _number(told, "NNODES", least, 1, nodes, f"must be MIN:MAX with MIN from 1 to {nodes}")
+        number = _number(told, "NODE_RANK", "0", 0, nodes - 1, f"must be between 0 and NNODES - 1 = {nodes - 1}")
+        port = _number(told, "MASTER_PORT", "29500", 1, 65535, "must be a port number, 1 to 65535")
+        address, hosts = told.get("MASTER_ADDR"), told.get("RDZV_HOSTS")
         if fewest is not None and not hosts and not address:
             raise ConfigError(f"RDZV_HOSTS is not set; NNODES = {fewest}:{nodes} needs the hosts at which the nodes "
                               "may meet, separated by commas, the same on every node")
@@ -71,8 +73,7 @@ class Node:
                               "NODE_RANK 0, on every node")
         places = tuple(Place.read(host, port) for host in (hosts if fewest and hosts else address or "").split(",")
                        if nodes > 1 or fewest)
-        processes = _number("GPUS_PER_NODE", os.environ.get("GPUS_PER_NODE") or str(gpus() or 1), 1, None,
-                            "must be a positive number")
+        processes = _number(told, "GPUS_PER_NODE", str(gpus() or 1), 1, None, "must be a positive number")
         return cls(nodes, fewest, number, processes, places)
 
     @property
@@ -98,9 +99,10 @@ class Node:
         return [*words, "--node-rank", str(self.number), "--master-addr", place.host, "--master-port", str(place.port)]
 
 
-def _number(name: str, text: str, low: int, high: int | None, constraint: str) -> int:
+def _number(told: dict[str, str], name: str, otherwise: str, low: int, high: int | None, constraint: str) -> int:
+    text = otherwise if name == "NNODES" else told.get(name, otherwise)
     if not text.isascii() or not text.isdigit() or int(text) < low or (high is not None and int(text) > high):
-        raise ConfigError(f"{name} = {os.environ.get(name)} {constraint}")
+        raise ConfigError(f"{name} = {told.get(name)} {constraint}")
     return int(text)
 
 

@@ -19,13 +19,7 @@
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?this script is for sbatch; without Slurm use examples/pretrain_gpt.sh}"
-nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export MASTER_ADDR=${nodes%%$'\n'*}
-export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-export NNODES=$SLURM_NNODES
-export GPUS_PER_NODE=${SLURM_GPUS_ON_NODE:-1}
-
-srun --kill-on-bad-exit=0 bash -c 'NODE_RANK=$SLURM_NODEID exec bash examples/pretrain_gpt.sh "$@"' pretrain "$@" &
+srun --kill-on-bad-exit=0 bash examples/pretrain_gpt.sh "$@" &
 step=$!
 signalled=0
 trap 'signalled=1; scancel --signal=TERM "$SLURM_JOB_ID".0' TERM

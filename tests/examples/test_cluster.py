@@ -1,0 +1,92 @@
+"""A node finds its place in the environments of clusters; Slurm's script under stand-ins for its commands."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from examples.cluster import place_of_node
+from megatron_ltd.errors import ConfigError
+from tests.train.launchers import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBEFLOW = {"PET_NNODES": "4", "PET_NODE_RANK": "2", "PET_NPROC_PER_NODE": "8", "PET_MASTER_ADDR": "job-node-0-0.job",
+            "PET_MASTER_PORT": "29400"}
+SKYPILOT = {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_GPUS_PER_NODE": "4"}
+
+
+def test_kubeflow_and_skypilot_tell_a_node_its_place() -> None:
+    assert place_of_node(KUBEFLOW) == {"NNODES": "4", "NODE_RANK": "2", "GPUS_PER_NODE": "8",
+                                       "MASTER_ADDR": "job-node-0-0.job", "MASTER_PORT": "29400"}
+    assert "GPUS_PER_NODE" not in place_of_node({**KUBEFLOW, "PET_NPROC_PER_NODE": "auto"})
+    assert place_of_node(SKYPILOT) == {"NNODES": "2", "NODE_RANK": "1", "GPUS_PER_NODE": "4", "MASTER_ADDR": "10.0.0.1"}
+
+
+def test_what_the_user_sets_comes_first() -> None:
+    assert place_of_node({**SKYPILOT, "NNODES": "1"}) == {"NNODES": "1"}
+    assert place_of_node({**SKYPILOT, "GPUS_PER_NODE": "2", "MASTER_PORT": "1234"})["GPUS_PER_NODE"] == "2"
+    assert place_of_node({"PATH": "/bin"}) == {}
+
+
+def test_slurm_must_start_one_task_per_node() -> None:
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node[0-1]", "SLURM_STEP_NUM_NODES": "2",
+            "SLURM_STEP_NUM_TASKS": "16"}
+    with pytest.raises(ConfigError, match="16 tasks on 2 nodes.*--ntasks-per-node=1"):
+        place_of_node(step)
+
+
+STAND_INS = {
+    # The hosts of a list, or a note that the job is queued again.
+    "scontrol": 'if [[ $1 == show ]]; then echo localhost; echo localhost; else echo "$@" >> "$NOTES"; fi',
+    "srun": """
+shift  # --kill-on-bad-exit=0
+for node in 0 1; do
+    SLURM_STEP_ID=0 SLURM_STEP_NODELIST='localhost[0-1]' SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=2 \\
+        SLURM_NODEID=$node "$@" & tasks[node]=$!
+done
+code=0
+for node in 0 1; do wait "${tasks[node]}" || code=$?; done
+exit "$code"
+""",
+}
+
+
+def test_the_slurm_script_runs_a_task_on_each_node_and_queues_a_stopped_job_again(tmp_path: Path) -> None:
+    for name, body in STAND_INS.items():
+        script = tmp_path / name
+        script.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    port = 20000 + os.getpid() % 10000
+    variables = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable,
+                 "NOTES": str(tmp_path / "notes"), "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": str(port - 20000),
+                 "SLURM_NNODES": "2"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / "slurm_pretrain_gpt.sh"), "--mock-data", "--vocab-size", "128",
+         "--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "2", "--seq-length", "16",
+         "--micro-batch-size", "1", "--lr", "1e-3", "--train-iters", "4", "--exit-interval", "2",
+         "--save", str(tmp_path / "checkpoints")],
+        env=variables, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 11, done.stdout + done.stderr
+    assert "2 node(s) x 1 process(es), node 1" in done.stdout and "dp 2," in done.stdout
+    assert (tmp_path / "notes").read_text() == f"requeue {port - 20000}\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
+def test_manifests_start_the_same_script_with_sound_flags(path: Path) -> None:
+    manifest: Any = yaml.safe_load(path.read_text())
+    text = path.read_text()
+    assert "examples/pretrain_gpt.sh" in text and "--save /shared/gpt --load /shared/gpt" in text.replace(",", "")
+    config = ROOT / "examples" / "configs" / "gpt_1.3b.toml"
+    assert config.is_file() and "examples/configs/gpt_1.3b.toml" in text
+    assert manifest
+
+
+def test_what_needs_a_person_is_not_tried_again_by_the_job_set() -> None:
+    [job] = yaml.safe_load((ROOT / "examples" / "kubernetes" / "jobset.yaml").read_text())["spec"]["replicatedJobs"]
+    [rule] = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [20, 21, 22, 30]
