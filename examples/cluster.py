@@ -49,8 +49,8 @@ def _of_cluster(environment: Mapping[str, str]) -> dict[str, str]:
 def _slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
     tasks, nodes = environment.get("SLURM_STEP_NUM_TASKS", ""), environment.get("SLURM_STEP_NUM_NODES", "")
     if tasks != nodes:
-        raise ConfigError(f"Slurm has started {tasks} tasks on {nodes} nodes; the launch scripts start the processes of "
-                          "a node themselves: srun --ntasks-per-node=1")
+        raise ConfigError(f"Slurm has started {tasks} tasks on {nodes} nodes; the launch scripts start the processes "
+                          "of a node themselves: srun --ntasks-per-node=1")
     listed = environment["SLURM_STEP_NODELIST"]
     try:
         hosts = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
