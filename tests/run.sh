@@ -66,4 +66,8 @@ ruff check .
 echo "== mypy"
 mypy
 echo "== pytest (test data: ${MEGATRON_LTD_DATA:-none; set MEGATRON_LTD_DATA to run the tests that need it})"
+if (($# == 0)); then  # whole files side by side, as many as there are cores
+    cores=$(getconf _NPROCESSORS_ONLN)
+    set -- --numprocesses "$((cores < 8 ? cores : 8))" --dist loadfile
+fi
 python -m pytest "$@"
