@@ -12,7 +12,8 @@ regions under sequence parallelism; d_q the channels of all query heads, d_k tho
 (https://arxiv.org/abs/2205.05198, section 4.1, with a fused attention kernel and without dropout.)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.plan.layout import Layout
@@ -34,6 +35,7 @@ class Activations:
     layout: Layout
     value_bytes: int
     fused_norm: bool = True
+    _sums: dict[int, tuple[StepPlan, list[int]]] = field(default_factory=dict, repr=False, compare=False)
 
     def stream(self, tokens: int) -> int:
         """The residual stream of so many tokens of each sample."""
@@ -68,9 +70,12 @@ class Activations:
         return self.saved(layer, read_tokens)
 
     def stage(self, plan: StepPlan, first: int, stop: int) -> int:
-        """What the layers of a stage keep; the input of a stage that is not the first counts as received."""
-        kept = sum(self.layer(layer, plan.read_tokens) for layer in plan.layers[first:stop])
-        return kept + (self.stream(plan.read_tokens) if stop < len(plan.layers) else 0)
+        """What the layers of a stage keep, and its output."""
+        if id(plan) not in self._sums:  # a plan of many layers takes long to hash
+            of_kind = {layer: self.layer(layer, plan.read_tokens) for layer in set(plan.layers)}
+            self._sums[id(plan)] = plan, [0, *accumulate(of_kind[layer] for layer in plan.layers)]
+        sums = self._sums[id(plan)][1]
+        return sums[stop] - sums[first] + (self.stream(plan.read_tokens) if stop < len(plan.layers) else 0)
 
     def output_gradients(self, plan: StepPlan, first: int, stop: int) -> int:
         """The gradients from which a split backward pass computes those of a stage's weights later."""
@@ -78,8 +83,8 @@ class Activations:
         sharded = (model.num_attention_heads + 2 * model.query_groups) * model.head_dim + \
             model.ffn * (2 if model.swiglu else 1)
         a_token = (sharded // tp + 2 * model.hidden_size) * self.value_bytes
-        return sum(layer.tokens * self.layout.micro_samples * a_token for layer in plan.layers[first:stop]
-                   if layer.learns)
+        tokens = sum(layer.tokens for layer in plan.layers[first:stop] if layer.learns)
+        return tokens * self.layout.micro_samples * a_token
 
     def _attention(self, tokens: int, keys: int) -> int:
         model, tp, size = self.model, self.layout.tp, self.value_bytes

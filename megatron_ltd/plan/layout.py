@@ -1,6 +1,7 @@
 """How a run is laid out over its processes, as the numbers from which memory and time follow."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
@@ -41,7 +42,7 @@ class Layout:
         tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         dp = world_size // (tp * pp)
         zero_bubble = pp > 1 and parallel.pipeline_schedule in ("interleaved-zero-bubble", "zbv")
-        split = pipeline_layers(config, dp) if pp > 1 else (config.model.num_layers,) * 1
+        split = pipeline_layers(config, dp) if pp > 1 else (config.model.num_layers,)
         assert len(split) == pp * virtual_chunks(config)
         return cls(tp, pp, dp, parallel.pipeline_schedule if pp > 1 else "1f1b", split, parallel.sharding,
                    parallel.sequence_parallel and tp > 1, parallel.recompute, micro,
@@ -61,7 +62,10 @@ class Layout:
     def order(self) -> Schedule:
         return Schedule(self.schedule, self.pp, self.chunks, self.microbatches, self.splits_backward)
 
+    @cached_property
+    def _spans(self) -> list[tuple[int, int]]:
+        return stage_spans(list(self.split))
+
     def stages(self, rank: int) -> list[tuple[int, int]]:
         """First layer and end of each stage of a process of the pipeline, in order of depth."""
-        spans = stage_spans(list(self.split))
-        return [spans[stage] for stage in stages_of_rank(self.schedule, rank, self.pp, self.chunks)]
+        return [self._spans[stage] for stage in stages_of_rank(self.schedule, rank, self.pp, self.chunks)]

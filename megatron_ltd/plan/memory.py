@@ -13,6 +13,8 @@ Buffers of libraries and fragments of the allocator are not counted.
 
 from dataclasses import dataclass, fields
 from math import prod
+from operator import mul
+from typing import NamedTuple
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
@@ -51,14 +53,8 @@ class Memory:
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
 
-    @property
-    def state(self) -> int:
-        """Weights, gradients and optimizer state."""
-        return self.weights + self.gradients + self.optimizer
 
-
-@dataclass(frozen=True)
-class _Moment:
+class _Moment(NamedTuple):
     """Bytes at a moment of a step, besides weights and moments, and whether there are gradients of all weights."""
 
     activations: int = 0
@@ -67,19 +63,25 @@ class _Moment:
     reduced: int = 0
     gradients: bool = False
 
+    @property
+    def needs(self) -> int:
+        return self.activations + self.head + self.working + self.reduced
+
 
 class MemoryModel:
     """The memory of a run's processes.
 
     Args:
         device: `cpu` or `cuda`, on which the size of chunks and the overlap of communication depend.
+        activations: those of another layout that differs in pipeline and data parallelism only.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout, device: str = "cuda"):
+    def __init__(self, config: RunConfig, layout: Layout, device: str = "cuda",
+                 activations: Activations | None = None):
         self.config, self.layout, self.device = config, layout, device
         self.model, self.values = config.model, DTYPE_BYTES[config.training.precision]
         self.shards = Shards.of(config.model, layout.tp)
-        self.activations = Activations(config.model, layout, self.values, fused_norm=device != "cpu")
+        self.activations = activations or Activations(config.model, layout, self.values, fused_norm=device != "cpu")
         self.shares = layout.dp if layout.sharding != "no_shard" else 1
         self.has_engine = layout.dp > 1 or self.values < 4
 
@@ -94,34 +96,38 @@ class MemoryModel:
         saved = [self.activations.stage(plan, first, stop) for first, stop in stages]
         heads = [self._head_saved(plan) if stop == layers else 0 for _, stop in stages]
         group = self.shards.layer * self._groups if self.has_engine else 0
-        moments = [_Moment(gradients=True)]
-        accumulated = self.layout.microbatches > 1
+        moments, accumulated = [_Moment(gradients=True)], self.layout.microbatches > 1
+        late = (1 + (rank if self.layout.schedule != "zbv" else 0)) if self.layout.splits_backward else 0
+        of_layers = self._backward(plan)
+        working = [max(of_layers[first:stop]) for first, stop in stages]
+        waiting = [late * self.activations.output_gradients(plan, first, stop) if late else 0 for first, stop in stages]
+        of_last = [self.activations.layer(plan.layers[stop - 1], plan.read_tokens) for _, stop in stages]
         for chunk, counts in held_activations(self.layout.order, rank):
-            (first, stop), held = stages[chunk], sum(a * n for a, n in zip(saved, counts, strict=True))
-            head = sum(a * n for a, n in zip(heads, counts, strict=True))
+            (first, stop), held = stages[chunk], sum(map(mul, saved, counts))
+            head = sum(map(mul, heads, counts))
             if stop == layers:
                 moments += [_Moment(held, head + self._logits(plan), gradients=accumulated),
                             _Moment(held, head + self._head_backward(plan), gradients=accumulated)]
                 head += self.shards.word * self.values * (self.shards.tied and first == 0) - heads[chunk]
-            late = (1 + (rank if self.layout.schedule != "zbv" else 0)) if self.layout.splits_backward else 0
-            waiting = late * self.activations.output_gradients(plan, first, stop)
-            moments.append(_Moment(held, head, waiting + self._backward(plan, first, stop),
-                                   self.values * group or self._matrix, accumulated))
-            last = self.activations.layer(plan.layers[stop - 1], plan.read_tokens)
-            moments.append(_Moment(held - last, head, waiting, (self.values + 4) * group, accumulated))
+            moments += [_Moment(held, head, waiting[chunk] + working[chunk], self.values * group or self._matrix,
+                                accumulated),
+                        _Moment(held - of_last[chunk], head, waiting[chunk], (self.values + 4) * group, accumulated)]
             if first == 0:
                 moments.append(_Moment(held - saved[chunk], head, self._end(plan), gradients=True))
-        return max((self._memory(rank, plan, moment) for moment in moments), key=lambda memory: memory.total)
-
-    def _memory(self, rank: int, plan: StepPlan, moment: "_Moment") -> Memory:
-        stages, layers = self.layout.stages(rank), len(plan.layers)
         mine = self.shards.of_stages(stages, layers)
+        gradients = 4 * mine // self.shares
+        most = max(moments, key=lambda moment: moment.needs + moment.gradients * gradients)
         passes = self.layout.microbatches * self.activations.stream(plan.read_tokens)
         pipeline = sum(passes * ((first > 0) + (stop < layers)) for first, stop in stages)
-        return Memory(4 * mine // self.shares + self._gathered(stages, layers),
-                      4 * mine // self.shares if moment.gradients else 0,
-                      MOMENTS_BYTES[self.config.optimizer.optimizer] * mine // self.shares, moment.activations,
-                      moment.head, pipeline + moment.reduced, moment.working)
+        return Memory(4 * mine // self.shares + self._gathered(stages, layers), gradients * most.gradients,
+                      MOMENTS_BYTES[self.config.optimizer.optimizer] * mine // self.shares, most.activations,
+                      most.head, pipeline + most.reduced, most.working)
+
+    def state(self, rank: int) -> int:
+        """Weights, gradients and optimizer state of a process."""
+        stages, layers = self.layout.stages(rank), self.model.num_layers
+        each = 8 + MOMENTS_BYTES[self.config.optimizer.optimizer]
+        return each * self.shards.of_stages(stages, layers) // self.shares + self._gathered(stages, layers)
 
     @property
     def _matrix(self) -> int:
@@ -174,12 +180,15 @@ class MemoryModel:
         narrow = 0 if self.values == 4 else self.values
         return self._hidden(plan) + (4 + narrow) * self._rows() * self.model.hidden_size
 
-    def _backward(self, plan: StepPlan, first: int, stop: int) -> int:
-        """While the most expensive layer of a stage runs its backward pass."""
+    def _backward(self, plan: StepPlan) -> list[int]:
+        """What the backward pass of each layer needs while it runs."""
         recomputes = self.layout.recompute == "full"
-        return max((self.activations.transient(layer) + (
-            self.activations.saved(layer, plan.read_tokens) - self.activations.stream(layer.tokens) if recomputes
-            else 0) for layer in plan.layers[first:stop] if layer.learns), default=0)
+        of_kind: dict[int, int] = {}  # by identity: thousands of layers are compared in a search
+        for layer in plan.layers:
+            if id(layer) not in of_kind:
+                again = self.activations.saved(layer, plan.read_tokens) - self.activations.stream(layer.tokens)
+                of_kind[id(layer)] = (self.activations.transient(layer) + again * recomputes) * layer.learns
+        return [of_kind[id(layer)] for layer in plan.layers]
 
     def _end(self, plan: StepPlan) -> int:
         """The gradient of the embedding and of its output."""

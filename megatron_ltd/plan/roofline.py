@@ -79,15 +79,17 @@ class Roofline:
 
     Args:
         layers: sums over layers that other layouts of the same run left, and this one adds to.
+        activations: those of another layout that differs in pipeline and data parallelism only.
     """
 
     def __init__(self, config: RunConfig, layout: Layout, cluster: Cluster, policies: Policies,
-                 layers: dict[Any, tuple[list[float], list[float]]] | None = None):
+                 layers: dict[Any, tuple[StepPlan, tuple[list[float], list[float]]]] | None = None,
+                 activations: Activations | None = None):
         self.layers = {} if layers is None else layers
         self.config, self.layout, self.cluster, self.policies = config, layout, cluster, policies
         self.values = DTYPE_BYTES[config.training.precision]
         self.shards = Shards.of(config.model, layout.tp)
-        self.activations = Activations(config.model, layout, self.values)
+        self.activations = activations or Activations(config.model, layout, self.values)
         self.products = cluster.peak_tflops * 1e12 * cluster.product_efficiency
         self.scores = cluster.peak_tflops * 1e12 * cluster.attention_efficiency
         self.memory = cluster.memory_gb_per_second * 1e9 * cluster.memory_efficiency
@@ -131,7 +133,7 @@ class Roofline:
 
     def _sums(self, plan: StepPlan) -> tuple[list[float], list[float]]:
         """Seconds of the layers before each, forward and backward."""
-        key = (self.layout.tp, self.layout.micro_samples, self.layout.sequence_parallel, self.layout.recompute, plan)
+        key = (self.layout.tp, self.layout.micro_samples, self.layout.sequence_parallel, self.layout.recompute, id(plan))
         if key not in self.layers:
             costs: dict[tuple[LayerPlan, bool], tuple[float, float]] = {}
             sums: tuple[list[float], list[float]] = ([0.0], [0.0])
@@ -142,8 +144,8 @@ class Roofline:
                         part.total for part in self._layer(layer, plan.read_tokens, kind[1]))  # type: ignore[assignment]
                 for total, cost in zip(sums, costs[kind], strict=True):
                     total.append(total[-1] + cost * self.policies.share(number))
-            self.layers[key] = sums
-        return self.layers[key]
+            self.layers[key] = plan, sums
+        return self.layers[key][1]
 
     def _ends(self, plan: StepPlan, first: int, stop: int) -> tuple[Parts, Parts]:
         """What a stage does besides its layers, forward and backward: the head, and receiving from other stages."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.parallel.partition import uniform_split
+from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.layout import Layout
@@ -52,7 +53,8 @@ class Search:
     def __init__(self, config: RunConfig, cluster: Cluster, samples: int, plan: StepPlan):
         self.config, self.cluster, self.samples, self.plan = config, cluster, samples, plan
         self.policies = policies(config)
-        self._sums: dict[Any, tuple[list[float], list[float]]] = {}
+        self._sums: dict[Any, Any] = {}
+        self._kept: dict[Any, Activations] = {}
 
     def layouts(self) -> Iterator[Layout]:
         """All that the engine can run, those that need less computation first."""
@@ -107,19 +109,42 @@ class Search:
             key = replace(layout, recompute="none", splits_backward=False)
             if key in fits:
                 continue
-            memory = self.memory(layout)
-            if memory.total <= self.cluster.usable_bytes:
+            memory = self._memory_if_it_fits(layout)
+            if memory is not None:
                 fits.add(key)
                 found.append(Candidate(layout, memory, self.time(layout)))
         return sorted(found, key=lambda candidate: candidate.seconds)
 
+    def _memory_if_it_fits(self, layout: Layout) -> Memory | None:
+        """Of the first or the last process of a pipeline, whichever needs more; the cheapest checks come first."""
+        model, room = self._model(layout), self.cluster.usable_bytes
+        ends = (layout.pp - 1, 0) if layout.pp > 1 else (0,)
+        if any(model.state(rank) > room for rank in ends):
+            return None
+        found: list[Memory] = []
+        for rank in ends:
+            found.append(model.peak(rank, self.plan))
+            if found[-1].total > room:
+                return None
+        return max(found, key=lambda memory: memory.total)
+
     def memory(self, layout: Layout, ranks: set[int] | None = None) -> Memory:
         """Of the process that needs most: the first or the last, or one of these ranks of the pipeline."""
-        model = MemoryModel(self.config, layout)
+        model = self._model(layout)
         return max((model.peak(rank, self.plan) for rank in ranks or {0, layout.pp - 1}), key=lambda found: found.total)
 
+    def _model(self, layout: Layout) -> MemoryModel:
+        return MemoryModel(self.config, layout, activations=self._activations(layout))
+
     def time(self, layout: Layout) -> StepTime:
-        return Roofline(self.config, layout, self.cluster, self.policies, self._sums).step(self.plan)
+        return Roofline(self.config, layout, self.cluster, self.policies, self._sums,
+                        self._activations(layout)).step(self.plan)
+
+    def _activations(self, layout: Layout) -> Activations:
+        key = layout.tp, layout.micro_samples, layout.sequence_parallel, layout.recompute
+        if key not in self._kept:
+            self._kept[key] = Activations(self.config.model, layout, DTYPE_BYTES[self.config.training.precision])
+        return self._kept[key]
 
     def least(self) -> Candidate | None:
         """The layout that needs the least memory, whether or not it fits; None if no layout can run."""

@@ -1,6 +1,8 @@
 """How many numbers of the model's parameters a process holds before data-parallel sharding."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -28,12 +30,11 @@ class Shards(NamedTuple):
     tied: bool
 
     @classmethod
+    @lru_cache(maxsize=64)  # noqa: B019  no instance is kept
     def of(cls, model: ModelConfig, tp: int) -> "Shards":
         counts = {"layer": 0, "embedding": 0, "head": 0}
         word = 0
-        for name, shape in parameter_shapes(model).items():
-            if name.startswith("layers.") and not name.startswith("layers.0."):
-                continue
+        for name, shape in parameter_shapes(replace(model, num_layers=1)).items():
             mine = prod(shape) // (tp if _is_sharded(name, model) else 1)
             word = mine if name == "embedding.word.weight" else word
             group = "layer" if name.startswith("layers.") else "embedding" if name.startswith("embedding.") else "head"
