@@ -6,18 +6,14 @@ Memory is the peak of live tensor bytes over two steps on the busiest process, a
 memory grew by.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
-import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.settings.cli import parse_run_config

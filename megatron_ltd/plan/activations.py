@@ -4,8 +4,8 @@ For n tokens of a microbatch, in values of the compute dtype; t tensor-parallel 
 regions under sequence parallelism; d_q the channels of all query heads, d_k those of all key heads; f the MLP's width:
 
     norms       2 n' h inputs, 2 n h outputs, and fp32 statistics
-    attention   n (d_q + 2 d_k) / t      query, key and value; 3 n d_q / t with grouped queries, whose keys are repeated,
-                                         and rotary positions without them add n (d_q + d_k) / t
+    attention   n (d_q + 2 d_k) / t      query, key and value; rotary positions add n (d_q + d_k) / t;
+                                         3 n d_q / t with grouped queries, whose keys are repeated
                 n d_q / t                result, and fp32 statistics without selective recomputation
     MLP         2 n f / t                or 4 with SwiGLU
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from megatron_ltd.errors import ConfigError
 
-
 MOST_GPUS = 1 << 20
 SHARES = ("product_efficiency", "attention_efficiency", "memory_efficiency", "link_efficiency", "usable_memory",
           "fused", "overlap")

@@ -133,7 +133,8 @@ class Roofline:
 
     def _sums(self, plan: StepPlan) -> tuple[list[float], list[float]]:
         """Seconds of the layers before each, forward and backward."""
-        key = (self.layout.tp, self.layout.micro_samples, self.layout.sequence_parallel, self.layout.recompute, id(plan))
+        layout = self.layout
+        key = layout.tp, layout.micro_samples, layout.sequence_parallel, layout.recompute, id(plan)
         if key not in self.layers:
             costs: dict[tuple[LayerPlan, bool], tuple[float, float]] = {}
             sums: tuple[list[float], list[float]] = ([0.0], [0.0])

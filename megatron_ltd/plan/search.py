@@ -1,6 +1,6 @@
 """Which layouts of a run fit a cluster, and which of them is fastest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,18 +24,15 @@ class Candidate:
     """A layout with what it needs.
 
     Args:
-        memory: of the process that needs most.
-        time: None where it does not fit.
+        memory: of the process that needs most, in the step that needs most.
+        time: of that step; None where it does not fit.
+        seconds: of a step, on average over the run.
     """
 
     layout: Layout
     memory: Memory
     time: StepTime | None
-
-    @property
-    def seconds(self) -> float:
-        assert self.time is not None
-        return self.time.seconds
+    seconds: float = 0.0
 
 
 class Search:
@@ -47,11 +44,12 @@ class Search:
     Args:
         config: the run; its layout, microbatch and recomputation are not looked at.
         samples: of a global batch.
-        plan: what is predicted: the step that takes the most memory.
+        shares: plans of the run's steps, with the share of the steps that each stands for.
     """
 
-    def __init__(self, config: RunConfig, cluster: Cluster, samples: int, plan: StepPlan):
-        self.config, self.cluster, self.samples, self.plan = config, cluster, samples, plan
+    def __init__(self, config: RunConfig, cluster: Cluster, samples: int, shares: Mapping[StepPlan, float]):
+        self.config, self.cluster, self.samples, self.shares = config, cluster, samples, shares
+        self.plan = max(shares, key=lambda plan: plan.layer_token_sum)
         self.policies = policies(config)
         self._sums: dict[Any, Any] = {}
         self._kept: dict[Any, Activations] = {}
@@ -67,7 +65,13 @@ class Search:
                     for schedule, chunks in self._schedules(pp, count):
                         yield from self._variants(Layout(
                             tp, pp, dp, schedule, tuple(uniform_split(layers, pp * chunks)), "no_shard",
-                            tp > 1 and self.plan.read_tokens % tp == 0, "none", micro, count))
+                            tp > 1 and self._slices(tp), "none", micro, count))
+
+    def _slices(self, tp: int) -> bool:
+        """Whether the sequence can be sharded; kept tokens are chosen in strata, which then must be a multiple."""
+        drop = self.config.token_drop
+        strata = drop.random_ltd_strata if any(plan.kept_tokens < plan.read_tokens for plan in self.shares) else tp
+        return self.plan.read_tokens % tp == 0 and strata % tp == 0
 
     def _tensor_sizes(self) -> list[int]:
         model = self.config.model
@@ -112,13 +116,13 @@ class Search:
             memory = self._memory_if_it_fits(layout)
             if memory is not None:
                 fits.add(key)
-                found.append(Candidate(layout, memory, self.time(layout)))
+                found.append(self.timed(layout, memory))
         return sorted(found, key=lambda candidate: candidate.seconds)
 
     def _memory_if_it_fits(self, layout: Layout) -> Memory | None:
-        """Of the first or the last process of a pipeline, whichever needs more; the cheapest checks come first."""
+        """Of the last, first or second process of a pipeline, whichever needs most; the cheapest checks come first."""
         model, room = self._model(layout), self.cluster.usable_bytes
-        ends = (layout.pp - 1, 0) if layout.pp > 1 else (0,)
+        ends = (layout.pp - 1, 0, 1)[:layout.pp]
         if any(model.state(rank) > room for rank in ends):
             return None
         found: list[Memory] = []
@@ -128,17 +132,19 @@ class Search:
                 return None
         return max(found, key=lambda memory: memory.total)
 
-    def memory(self, layout: Layout, ranks: set[int] | None = None) -> Memory:
-        """Of the process that needs most: the first or the last, or one of these ranks of the pipeline."""
+    def memory(self, layout: Layout) -> Memory:
+        """Of the process that needs most."""
         model = self._model(layout)
-        return max((model.peak(rank, self.plan) for rank in ranks or {0, layout.pp - 1}), key=lambda found: found.total)
+        return max((model.peak(rank, self.plan) for rank in range(layout.pp)), key=lambda found: found.total)
 
     def _model(self, layout: Layout) -> MemoryModel:
         return MemoryModel(self.config, layout, activations=self._activations(layout))
 
-    def time(self, layout: Layout) -> StepTime:
-        return Roofline(self.config, layout, self.cluster, self.policies, self._sums,
-                        self._activations(layout)).step(self.plan)
+    def timed(self, layout: Layout, memory: Memory) -> Candidate:
+        roofline = Roofline(self.config, layout, self.cluster, self.policies, self._sums, self._activations(layout))
+        times = {id(plan): roofline.step(plan) for plan in self.shares}
+        mean = sum(share * times[id(plan)].seconds for plan, share in self.shares.items())
+        return Candidate(layout, memory, times[id(self.plan)], mean / sum(self.shares.values()))
 
     def _activations(self, layout: Layout) -> Activations:
         key = layout.tp, layout.micro_samples, layout.sequence_parallel, layout.recompute
@@ -148,8 +154,10 @@ class Search:
 
     def least(self) -> Candidate | None:
         """The layout that needs the least memory, whether or not it fits; None if no layout can run."""
-        return min((Candidate(layout, self.memory(layout), None) for layout in self.layouts()),
-                   key=lambda candidate: candidate.memory.total, default=None)
+        found = ((max(self._model(layout).peak(rank, self.plan).total for rank in {0, layout.pp - 1}), number, layout)
+                 for number, layout in enumerate(self.layouts()) if layout.recompute == "full")
+        best = min(found, default=None)
+        return None if best is None else Candidate(best[2], self.memory(best[2]), None)
 
 
 def settings_of(layout: Layout) -> dict[str, Any]:
@@ -178,7 +186,7 @@ def least_cluster(search: Search) -> tuple[Cluster, Candidate] | None:
     its layout that needs least; None if none can."""
     for power in range(1, MOST_DOUBLINGS + 1):
         larger = replace(search.cluster, gpus=search.cluster.gpus << power)
-        least = Search(search.config, larger, search.samples, search.plan).least()
+        least = Search(search.config, larger, search.samples, search.shares).least()
         if least is None:
             return None
         if least.memory.total <= larger.usable_bytes:
