@@ -62,9 +62,11 @@ class Cluster:
             group: number of processes.
             stride: distance between the numbers of neighbours.
         """
-        inside = group * stride <= self.gpus_per_node
-        rate = self.node_gb_per_second if inside else self.network_gb_per_second
-        return rate * 1e9 * self.link_efficiency
+        if group * stride <= self.gpus_per_node:
+            return self.node_gb_per_second * 1e9 * self.link_efficiency
+        # Rings over several nodes use the adapters of all members on a node.
+        members = max(1, self.gpus_per_node // stride)
+        return min(self.node_gb_per_second, self.network_gb_per_second * members) * 1e9 * self.link_efficiency
 
 
 GPUS: dict[str, dict[str, Any]] = {
@@ -75,16 +77,20 @@ GPUS: dict[str, dict[str, Any]] = {
     "a100": {"memory_gb": 80, "peak_tflops": 312, "memory_gb_per_second": 2039, "gpus_per_node": 8,
              "node_gb_per_second": 300, "network_gb_per_second": 25},
     "h100": {"memory_gb": 80, "peak_tflops": 989, "memory_gb_per_second": 3350, "gpus_per_node": 8,
-             "node_gb_per_second": 450, "network_gb_per_second": 50, "product_efficiency": 0.65},
+             "node_gb_per_second": 450, "network_gb_per_second": 50,
+             "product_efficiency": 0.65, "attention_efficiency": 0.35},
     "h200": {"memory_gb": 141, "peak_tflops": 989, "memory_gb_per_second": 4800, "gpus_per_node": 8,
-             "node_gb_per_second": 450, "network_gb_per_second": 50, "product_efficiency": 0.65},
+             "node_gb_per_second": 450, "network_gb_per_second": 50,
+             "product_efficiency": 0.65, "attention_efficiency": 0.35},
     "b200": {"memory_gb": 180, "peak_tflops": 2250, "memory_gb_per_second": 8000, "gpus_per_node": 8,
-             "node_gb_per_second": 900, "network_gb_per_second": 50, "product_efficiency": 0.65},
+             "node_gb_per_second": 900, "network_gb_per_second": 50,
+             "product_efficiency": 0.65, "attention_efficiency": 0.35},
     "mi300x": {"memory_gb": 192, "peak_tflops": 1307, "memory_gb_per_second": 5300, "gpus_per_node": 8,
                "node_gb_per_second": 448, "network_gb_per_second": 50, "product_efficiency": 0.55},
 }
 """Data sheets of the makers, for machines of eight with one network adapter for each accelerator (V100: 100 Gb/s, A100:
-200 Gb/s, later ones 400 Gb/s). Efficiencies are ours: what large products reach of the peak under the power limit."""
+200 Gb/s, later ones 400 Gb/s). Efficiencies are ours: what large products reach of the peak under the power limit;
+attention on NVIDIA's newer ones is that of FlashAttention-2 on H100 (https://arxiv.org/abs/2407.08608)."""
 
 
 def known_cluster(gpus: int, gpu: str) -> Cluster:

@@ -101,6 +101,8 @@ class Search:
         for sharding in SHARDING if layout.dp > 1 else SHARDING[:1]:
             for recompute in RECOMPUTE:
                 whole = recompute != "none" or sharding != "no_shard" or self.config.training.compile
+                if whole and layout.schedule == "interleaved-zero-bubble":
+                    continue  # the same as interleaved
                 yield replace(layout, sharding=sharding, recompute=recompute,
                               splits_backward=zero_bubble and not whole)
 
@@ -117,7 +119,7 @@ class Search:
             if memory is not None:
                 fits.add(key)
                 found.append(self.timed(layout, memory))
-        return sorted(found, key=lambda candidate: candidate.seconds)
+        return sorted(found, key=lambda candidate: (candidate.seconds, candidate.memory.total))
 
     def _memory_if_it_fits(self, layout: Layout) -> Memory | None:
         """Of the last, first or second process of a pipeline, whichever needs most; the cheapest checks come first."""

@@ -69,7 +69,8 @@ def of_search(planned: Planned) -> Answer:
     flops = sum(share * step_flops(config, plan) for plan, share in search.shares.items()) / sum(search.shares.values())
     tokens = sum(share * plan.text_tokens for plan, share in search.shares.items()) / sum(search.shares.values())
     table = ranking(best, cluster, search.samples * flops, int(search.samples * tokens))
-    lines = [f"{len(found):,} layouts fit. The first one's command, with the corpus and checkpoints to be added:", "",
+    lines = [f"{len(found):,} layouts fit. The first one's command, to which corpus, checkpoints and what "
+             "else was not given (length, --lr) are to be added:", "",
              command(planned, best[0].layout)]
     if planned.has_budget:
         cost = run_cost(with_layout(config, best[0].layout), best[0].layout, cluster)
@@ -105,6 +106,8 @@ def command(planned: Planned, layout: Layout) -> str:
     config = with_layout(planned.config, layout)
     if not planned.has_budget:
         config = replace(config, training=replace(config.training, train_iters=None))
+    if not planned.has_rate:
+        config = replace(config, optimizer=replace(config.optimizer, lr=None))
     nodes, each = max(1, cluster.gpus // cluster.gpus_per_node), min(cluster.gpus, cluster.gpus_per_node)
     launcher = f"torchrun --nnodes {nodes} --nproc-per-node {each}"
     if nodes > 1:

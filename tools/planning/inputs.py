@@ -21,6 +21,7 @@ class Planned:
     """Args:
         config: complete enough to calculate with.
         has_budget: the length of the run is given.
+        has_rate: the learning rate is given.
         searches: the layout is to be found.
     """
 
@@ -28,6 +29,7 @@ class Planned:
     cluster: Cluster
     family: str
     has_budget: bool
+    has_rate: bool
     searches: bool
 
 
@@ -43,6 +45,7 @@ def read_plan(flags: list[str], *, family: str, gpus: int | None, gpu: str, clus
     config, notes = parse_run_config([*words, *flags], family)  # type: ignore[arg-type]
     for note in notes:
         console.line(note)
+    has_rate = config.optimizer.lr is not None
     config = with_learning_rate(without_files(config))
     has_budget = bool(given(config, BUDGETS))
     if not has_budget:
@@ -59,7 +62,7 @@ def read_plan(flags: list[str], *, family: str, gpus: int | None, gpu: str, clus
         if gpus is None and cluster_file is None:
             cluster = replace(cluster, gpus=replica)
         check(config, cluster.gpus)
-    return Planned(config, cluster, family, has_budget, searches)
+    return Planned(config, cluster, family, has_budget, has_rate, searches)
 
 
 def described_by(path: Path, given_names: set[str]) -> list[str]:
