@@ -13,7 +13,6 @@ ships with a model is never run, and only one tensor is in memory at a time. Che
 
 import argparse
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,14 +27,14 @@ from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig
+from megatron_ltd.config import DataConfig, RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.model.arithmetic.shapes import parameter_count
-from megatron_ltd.settings.flag_reference import all_flags
 from megatron_ltd.train.state import TrainState
 from tools.command_line import exit_code_of, parser_of
+from tools.run_flags import flags_of
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 TOKENIZER_SETTINGS = ("tokenizer_model", "vocab_file", "merge_file")
@@ -75,15 +74,7 @@ def describe_model(folder: Path, console: Console) -> None:
     model = model_config(described, path)
     tell_unread(described, path, console)
     console.line(f"{path}: model_type {described['model_type']}, {parameter_count(model):,} parameters")
-    console.line(" ".join(flags_of(model)))
-
-
-def flags_of(model: ModelConfig) -> list[str]:
-    """The flags of the settings that differ from their defaults, quoted for a shell."""
-    settings = [(flag, flag.of(RunConfig(model=model))) for flag in all_flags() if flag.section == "model"]
-    return [flag.name if value is True else
-            " ".join([flag.name, *map(shlex.quote, map(str, value if isinstance(value, tuple) else [value]))])
-            for flag, value in settings if value != flag.default]
+    console.line(" ".join(flags_of(RunConfig(model=model), ("model",))))
 
 
 def tell_unread(described: Mapping[str, Any], path: Path, console: Console) -> None:

@@ -12,12 +12,10 @@ one replica needs. Without --lr the learning rate is left out.
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.config import CheckpointConfig, DataConfig, RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, policies
@@ -27,9 +25,8 @@ from megatron_ltd.settings.cli import parse_run_config
 from tools.command_line import exit_code_of, parser_of
 from tools.drop_course.course import MEAN_STEPS, Course, Row
 from tools.drop_course.picture import asked_for, draw
+from tools.run_flags import with_learning_rate, without_files
 
-VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
-"""Vocabulary sizes of common tokenizers; only the head's FLOPs depend on them."""
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -92,33 +89,15 @@ def _cells(course: Course, row: Row, columns: list[str]) -> list[str]:
     return [cells[column] for column in columns]
 
 
-def runnable(config: RunConfig) -> RunConfig:
-    """The settings without the corpus and checkpoints, which are not opened.
-
-    Raises:
-        ConfigError: the vocabulary size or the length of the run is unknown.
-    """
-    if config.training.train_epochs is not None:
-        raise ConfigError(f"--train-epochs = {config.training.train_epochs}: how many steps that is follows from the "
-                          "data, which are not read here; give --train-iters in its place")
-    vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
-    if vocabulary is None:
-        raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "
-                          "head's FLOPs depend on it; give --vocab-size")
-    return replace(config, model=replace(config.model, vocab_size=vocabulary), checkpoint=CheckpointConfig(),
-                   data=DataConfig(mock_data=True, mask_prob=config.data.mask_prob))
-
-
 def run(args: argparse.Namespace, flags: list[str]) -> None:
     console = Console()
     config, notes = parse_run_config(flags, "bert" if args.bert else "gpt")
     for note in notes:
         console.line(note)
-    config = runnable(config)
+    config = without_files(config)
     replica = config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size
     world_size = args.world_size if args.world_size is not None else replica
-    rate = config.optimizer.lr
-    check(replace(config, optimizer=replace(config.optimizer, lr=1.0 if rate is None else rate)), world_size)
+    check(with_learning_rate(config), world_size)
     dp = data_parallel_size(config, world_size)
     path = None if args.plot is None else Path(args.plot)
     if path is not None and (path.suffix not in SUFFIXES or not path.parent.is_dir()):

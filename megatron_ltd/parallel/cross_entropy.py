@@ -21,12 +21,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from megatron_ltd.parallel.collectives import TensorParallel, all_reduce
-
-_CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits per chunk: on a CPU few enough to stay close to the cache, on a GPU enough to keep the matrix units busy."""
-
-_LEAST_CHUNK_TOKENS = 256
-"""With fewer tokens per chunk, the pass over the whole weight gradient costs as much as the matrix products."""
+from megatron_ltd.parallel.logit_chunks import chunk_tokens
 
 _TILE_ROWS = 4096
 """Rows of the weight gradient that are accumulated at once in half precision on CPU, so that the update stays in
@@ -59,7 +54,7 @@ class VocabShard:
 
     def chunk_tokens(self, device: torch.device) -> int:
         """Tokens of one chunk: the same on every rank, since the ranks reduce chunk by chunk."""
-        return max(_LEAST_CHUNK_TOKENS, _CHUNK_LOGITS.get(device.type, 1 << 24) // self.rows)
+        return chunk_tokens(device.type, self.rows)
 
     def local_row(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Local row of each id (0 if another rank holds it), and whether this rank holds it."""

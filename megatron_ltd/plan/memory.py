@@ -1,41 +1,201 @@
-"""How much memory a process will need, by arithmetic: an estimate to see before the first step."""
+"""How much memory a process needs, by arithmetic: at the moment of a step when it needs most, by kind.
 
+Weights, gradients and moments are there throughout; the moments at which the rest may be largest are
+
+    head        forward pass of the head: all activations, a chunk of logits, the head's gradients
+    backward    beginning of a backward pass: all activations, the gradients of one layer
+    reduction   after its first layer: the gradients of this layer's weights twice, without its activations
+    end         end of a backward pass: the gradients of the embedding
+    update      all gradients, no activations
+
+Buffers of libraries and fragments of the allocator are not counted.
+"""
+
+from dataclasses import dataclass, fields
 from math import prod
+from operator import mul
+from typing import NamedTuple
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
-from megatron_ltd.plan.derived import global_batch_size
+from megatron_ltd.parallel.logit_chunks import chunk_tokens
+from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
+from megatron_ltd.plan.derived import predictions_per_sample
+from megatron_ltd.plan.in_flight import held_activations
+from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.shards import Shards
+from megatron_ltd.token_drop.plan import StepPlan
 
-ACTIVATION_VALUES = {"none": 17, "selective": 17, "full": 1}
-"""Values of the hidden size that a layer keeps of each token for its backward pass, with a fused attention kernel: 34
-bytes in half precision without recomputation (https://arxiv.org/abs/2205.05198, section 4.1, without dropout), the
-input alone with full recomputation."""
+MOMENTS_BYTES = {"adam": 8, "sgd": 4, "muon": 4}
+"""Of a parameter's optimizer state."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a process at its peak, by kind.
+
+    Args:
+        weights: fp32 shards, and what is gathered of them in the compute dtype.
+        head: logits of a chunk and the gradients of the head.
+        communication: buffers of the pipeline, and those of gathering and reducing parameters.
+        working: gradients of activations, and a recomputed layer.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    communication: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+class _Moment(NamedTuple):
+    """Bytes at a moment of a step, besides weights and moments, and whether there are gradients of all weights."""
+
+    activations: int = 0
+    head: int = 0
+    working: int = 0
+    reduced: int = 0
+    gradients: bool = False
+
+    @property
+    def needs(self) -> int:
+        return self.activations + self.head + self.working + self.reduced
+
+
+class MemoryModel:
+    """The memory of a run's processes.
+
+    Args:
+        device: `cpu` or `cuda`, on which the size of chunks and the overlap of communication depend.
+        activations: those of another layout that differs in pipeline and data parallelism only.
+    """
+
+    def __init__(self, config: RunConfig, layout: Layout, device: str = "cuda",
+                 activations: Activations | None = None):
+        self.config, self.layout, self.device = config, layout, device
+        self.model, self.values = config.model, DTYPE_BYTES[config.training.precision]
+        self.shards = Shards.of(config.model, layout.tp)
+        self.activations = activations or Activations(config.model, layout, self.values, fused_norm=device != "cpu")
+        self.shares = layout.dp if layout.sharding != "no_shard" else 1
+        self.has_engine = layout.dp > 1 or self.values < 4
+
+    def peak(self, rank: int, plan: StepPlan) -> Memory:
+        """At the moment when a process of the pipeline needs most.
+
+        Args:
+            rank: of the process in its pipeline.
+            plan: what the step computes.
+        """
+        layers, stages = len(plan.layers), self.layout.stages(rank)
+        saved = [self.activations.stage(plan, first, stop) for first, stop in stages]
+        heads = [self._head_saved(plan) if stop == layers else 0 for _, stop in stages]
+        group = self.shards.layer * self._groups if self.has_engine else 0
+        moments, accumulated = [_Moment(gradients=True)], self.layout.microbatches > 1
+        late = (1 + (rank if self.layout.schedule != "zbv" else 0)) if self.layout.splits_backward else 0
+        of_layers = self._backward(plan)
+        working = [max(of_layers[first:stop]) for first, stop in stages]
+        waiting = [late * self.activations.output_gradients(plan, first, stop) if late else 0 for first, stop in stages]
+        of_last = [self.activations.layer(plan.layers[stop - 1], plan.read_tokens) for _, stop in stages]
+        for chunk, counts in held_activations(self.layout.order, rank):
+            (first, stop), held = stages[chunk], sum(map(mul, saved, counts))
+            head = sum(map(mul, heads, counts))
+            if stop == layers:
+                moments += [_Moment(held, head + self._logits(plan), gradients=accumulated),
+                            _Moment(held, head + self._head_backward(plan), gradients=accumulated)]
+                head += self.shards.word * self.values * (self.shards.tied and first == 0) - heads[chunk]
+            moments += [_Moment(held, head, waiting[chunk] + working[chunk], self.values * group or self._matrix,
+                                accumulated),
+                        _Moment(held - of_last[chunk], head, waiting[chunk], (self.values + 4) * group, accumulated)]
+            if first == 0:
+                moments.append(_Moment(held - saved[chunk], head, self._end(plan), gradients=True))
+        mine = self.shards.of_stages(stages, layers)
+        gradients = 4 * mine // self.shares
+        most = max(moments, key=lambda moment: moment.needs + moment.gradients * gradients)
+        passes = self.layout.microbatches * self.activations.stream(plan.read_tokens)
+        pipeline = sum(passes * ((first > 0) + (stop < layers)) for first, stop in stages)
+        return Memory(4 * mine // self.shares + self._gathered(stages, layers), gradients * most.gradients,
+                      MOMENTS_BYTES[self.config.optimizer.optimizer] * mine // self.shares, most.activations,
+                      most.head, pipeline + most.reduced, most.working)
+
+    def state(self, rank: int) -> int:
+        """Weights, gradients and optimizer state of a process."""
+        stages, layers = self.layout.stages(rank), self.model.num_layers
+        each = 8 + MOMENTS_BYTES[self.config.optimizer.optimizer]
+        return each * self.shards.of_stages(stages, layers) // self.shares + self._gathered(stages, layers)
+
+    @property
+    def _matrix(self) -> int:
+        """Without an engine, a matrix's gradient before it is added to those of earlier microbatches."""
+        return 4 * self.model.ffn // self.layout.tp * self.model.hidden_size
+
+    def _gathered(self, stages: list[tuple[int, int]], layers: int) -> int:
+        """Parameters in the compute dtype between their passes: all, or under ZeRO-3 one layer's, two where gathering
+        overlaps, and those outside the layers."""
+        if not self.has_engine:
+            return 0
+        if self.layout.sharding != "optim_grads_params" or self.layout.dp == 1:
+            return self.values * self.shards.of_stages(stages, layers)
+        outside = sum(self.shards.outside_layers(first == 0, stop == layers) for first, stop in stages)
+        return self.values * (outside + self._groups * self.shards.layer)
+
+    @property
+    def _groups(self) -> int:
+        """Layers that are gathered or reduced at a time."""
+        return 1 if self.device == "cpu" else 2
+
+    def _tokens(self, plan: StepPlan) -> int:
+        """Tokens of a microbatch that the head processes."""
+        samples, predictions = self.layout.micro_samples, predictions_per_sample(self.config)
+        if self.model.family == "vit":
+            return samples
+        return samples * (plan.read_tokens if predictions is None else predictions)
+
+    def _rows(self) -> int:
+        return 0 if self.model.family == "vit" else self.model.padded_vocab_size // self.layout.tp
+
+    def _hidden(self, plan: StepPlan) -> int:
+        return self._tokens(plan) * self.model.hidden_size * self.values
+
+    def _head_saved(self, plan: StepPlan) -> int:
+        """Input of the final norm, and the gradients that the head computes in its forward pass."""
+        return self.activations.stream(plan.read_tokens) + self._hidden(plan) \
+            + 4 * self._rows() * self.model.hidden_size
+
+    def _logits(self, plan: StepPlan) -> int:
+        """While the head runs: its input, and a chunk of logits, in half precision twice."""
+        rows = self._rows()
+        chunk = min(chunk_tokens(self.device, max(1, rows)), self._tokens(plan)) * rows
+        narrow = 0 if self.values == 4 else self.values
+        product = narrow * rows * self.model.hidden_size if self.device != "cpu" else 0
+        return self._hidden(plan) + chunk * (4 + narrow) + product
+
+    def _head_backward(self, plan: StepPlan) -> int:
+        """The head's gradients times the loss's: another copy, and one in the compute dtype."""
+        narrow = 0 if self.values == 4 else self.values
+        return self._hidden(plan) + (4 + narrow) * self._rows() * self.model.hidden_size
+
+    def _backward(self, plan: StepPlan) -> list[int]:
+        """What the backward pass of each layer needs while it runs."""
+        recomputes = self.layout.recompute == "full"
+        of_kind: dict[int, int] = {}  # by identity: thousands of layers are compared in a search
+        for layer in plan.layers:
+            if id(layer) not in of_kind:
+                again = self.activations.saved(layer, plan.read_tokens) - self.activations.stream(layer.tokens)
+                of_kind[id(layer)] = (self.activations.transient(layer) + again * recomputes) * layer.learns
+        return [of_kind[id(layer)] for layer in plan.layers]
+
+    def _end(self, plan: StepPlan) -> int:
+        """The gradient of the embedding and of its output."""
+        word = self.shards.word * (self.values + (4 if self.has_engine else 0))
+        return word + 2 * self.activations.stream(plan.read_tokens)
 
 
 def parameter_count(config: RunConfig) -> int:
     """Parameters of the model, those of a tied head counted once."""
     return sum(map(prod, parameter_shapes(config.model).values()))
-
-
-def predicted_bytes(config: RunConfig, dp: int) -> tuple[int, int]:
-    """Bytes of a process for weights, gradients and optimizer state, and for activations.
-
-    The layers are taken to be spread evenly; buffers of libraries and of the allocator are not counted.
-
-    Args:
-        dp: data-parallel size.
-    """
-    parallel, half = config.parallel, config.training.precision != "fp32"
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    mine = parameter_count(config) / (tp * pp)
-    moments = {"adam": 8, "sgd": 4, "muon": 4}[config.optimizer.optimizer]
-    shards = 1 if parallel.sharding == "no_shard" else dp
-    gathered = 0 if not half and shards == 1 else 2 if half else 4
-    if parallel.sharding == "optim_grads_params":
-        gathered = 0  # one layer at a time
-    state = mine * ((4 + 4 + moments) / shards + gathered)
-    micro, model = config.training.micro_batch_size, config.model
-    in_flight = min(pp, max(1, global_batch_size(config, dp) // (micro * dp)))
-    values = ACTIVATION_VALUES[parallel.recompute] * model.hidden_size / (tp if parallel.sequence_parallel else 1)
-    activations = values * (2 if half else 4) * micro * model.seq_length * model.num_layers / pp * in_flight
-    return int(state), int(activations)

@@ -144,11 +144,21 @@ def _uniform(config: RunConfig) -> tuple[int, ...]:
 
 
 def _exposed(config: RunConfig, dp: int) -> float:
-    """Share of the first and last passes through the pipeline that is not overlapped."""
-    schedule, chunks = config.parallel.pipeline_schedule, virtual_chunks(config)
+    schedule = config.parallel.pipeline_schedule
+    splits = schedule in ("interleaved-zero-bubble", "zbv") and not whole_backward(config, dp)
+    return exposed_share(schedule, virtual_chunks(config), splits)
+
+
+def exposed_share(schedule: str, chunks: int, splits: bool) -> float:
+    """Share of the first and last passes through the pipeline that is not overlapped.
+
+    Args:
+        chunks: model chunks of a process.
+        splits: the backward pass is split in two.
+    """
     if schedule == "1f1b":
         return 1.0
-    if whole_backward(config, dp) or schedule == "interleaved":
+    if not splits:
         return 1.0 / chunks
     return 0.0 if schedule == "zbv" else 1.0 / (3.0 * chunks)
 

@@ -126,7 +126,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
                  f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
                  f"{optimizer.description}, configuration {config.digest()[:12]}")
-    for line in banner(config, datasets, mesh.dp_size):
+    for line in banner(config, datasets, mesh.dp_size, runtime.device.type):
         console.line(line)
     if mesh.pp_size > 1:
         line, warning = describe_pipeline(config, mesh.dp_size)

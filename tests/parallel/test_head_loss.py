@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_ltd.parallel import cross_entropy
+from megatron_ltd.parallel import logit_chunks
 from megatron_ltd.parallel.cross_entropy import VocabShard, head_loss
 from tests.gloo import run_ranks
 from tests.parallel.sharded import noise, tensor_parallel
@@ -51,8 +51,8 @@ def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]
     """Loss, gradients of the hidden states, the weight and the bias at an incoming 2.5, and the loss of each token, for
     each case."""
     tp = tensor_parallel(ranks)
-    cross_entropy._CHUNK_LOGITS["cpu"] = chunk
-    cross_entropy._LEAST_CHUNK_TOKENS = 16
+    logit_chunks._CHUNK_LOGITS["cpu"] = chunk
+    logit_chunks._LEAST_CHUNK_TOKENS = 16
     results: list[tuple[torch.Tensor, ...]] = []
     for case in CASES:
         t, shard = case.tensors(), VocabShard.of(case.rows, case.vocab_size, tp)
@@ -112,8 +112,8 @@ class LargestTensor(TorchDispatchMode):
 def largest_tensor(rank: int, ranks: int) -> tuple[int, int]:
     """Forward and backward, on 400 tokens with 640 rows, in chunks of at least 16 tokens."""
     tp = tensor_parallel(ranks)
-    cross_entropy._CHUNK_LOGITS["cpu"] = 1
-    cross_entropy._LEAST_CHUNK_TOKENS = 16
+    logit_chunks._CHUNK_LOGITS["cpu"] = 1
+    logit_chunks._LEAST_CHUNK_TOKENS = 16
     shard = VocabShard.of(640, 601, tp)
     x = noise(400, 4, dtype=torch.float32).requires_grad_()
     table = noise(shard.rows, 4, dtype=torch.float32).requires_grad_()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_ltd.parallel import cross_entropy
+from megatron_ltd.parallel import logit_chunks
 from megatron_ltd.parallel.cross_entropy import VocabShard, token_log_probabilities
 from tests.gloo import run_ranks
 from tests.parallel.sharded import noise, tensor_parallel
@@ -30,8 +30,8 @@ def inputs(vocab_size: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torc
 
 def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     tp = tensor_parallel(ranks)
-    cross_entropy._CHUNK_LOGITS["cpu"] = chunk
-    cross_entropy._LEAST_CHUNK_TOKENS = 16
+    logit_chunks._CHUNK_LOGITS["cpu"] = chunk
+    logit_chunks._LEAST_CHUNK_TOKENS = 16
     results = []
     for vocab_size, rows in SIZES:
         hidden, table, labels = inputs(vocab_size, rows)

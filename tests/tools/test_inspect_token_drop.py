@@ -15,7 +15,7 @@ from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.sampling import kept_positions
 from tests.plans import plan_of
 from tests.runnable_settings import RUNNABLE, with_settings
-from tools import inspect_token_drop
+from tools import inspect_token_drop, run_flags
 from tools.drop_course.course import Course
 from tools.drop_course.picture import shares
 
@@ -121,9 +121,9 @@ def test_the_stages_of_a_pipeline_are_shown() -> None:
 
 def test_the_corpus_is_not_needed_and_a_usual_vocabulary_is_known() -> None:
     config, _ = parse_run_config(["--tokenizer-type", "GPT2BPETokenizer", "--load", "nowhere"])
-    config = inspect_token_drop.runnable(config)
+    config = run_flags.without_files(config)
     assert config.model.vocab_size == 50257 and config.data.mock_data and config.checkpoint.load is None
-    assert inspect_token_drop.runnable(RUNNABLE).model.vocab_size == 1000
+    assert run_flags.without_files(RUNNABLE).model.vocab_size == 1000
 
 
 FLAGS = ["--num-layers", "6", "--hidden-size", "24", "--num-attention-heads", "4", "--seq-length", "64", "--vocab-size",

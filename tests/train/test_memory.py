@@ -9,22 +9,18 @@ A group is what is gathered and reduced at once: a layer, or all that is outside
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.train.live_bytes import LiveBytes
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
 from tests.gloo import run_ranks
@@ -34,29 +30,6 @@ DP, LAYERS, LENGTH, WIDTH = 2, 8, 4, 128
 SMALLEST = 16 << 10
 """Bytes of the smallest storage that counts: larger than any activation of this model, smaller than a matrix's shard
 or a buffer."""
-
-
-class LiveBytes(TorchDispatchMode):
-    """Adds up, after every operation, the storages seen so far that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[int, StorageWeakRef] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
-                           kwargs: Mapping[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves((args, kwargs, result)):
-            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                storage = tensor.untyped_storage()
-                self.storages[storage._cdata] = StorageWeakRef(storage)
-        self.storages = {key: reference for key, reference in self.storages.items() if not reference.expired()}
-        alive = map(torch.UntypedStorage._new_with_weak_ptr, self.storages)
-        sizes = (storage.nbytes() for storage in alive if storage is not None)  # another thread may have freed it
-        self.peak = max(self.peak, sum(size for size in sizes if size >= SMALLEST))
-        return result
 
 
 def microbatch(number: int) -> dict[str, torch.Tensor]:
@@ -70,7 +43,7 @@ def measured(rank: int, ranks: int, config: RunConfig, microbatches: int, plan: 
     mesh = build_mesh("cpu", pp=config.parallel.pipeline_model_parallel_size, dp=DP, tp=1, shard_parameters=True,
                       timeout=timedelta(seconds=60))
     device = torch.device("cpu")
-    with LiveBytes() as live:
+    with LiveBytes(SMALLEST) as live:
         model = build_model(config, mesh, device)
         optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
         for _ in range(2):

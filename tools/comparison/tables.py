@@ -1,22 +1,14 @@
 """A comparison as tables for people and as values for programs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from tools.comparison.curves import COSTS
 from tools.comparison.seed_statistics import ArmSummary, Comparison, Difference, Estimate
+from tools.report_page import Table, markdown_table
 
 NOTHING = "-"
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as texts; the first column names the arm."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -38,7 +30,7 @@ def markdown(comparison: Comparison, title: str) -> str:
     """All tables and notes; columns are aligned, so that it is read as it is too."""
     parts = [f"# {title}"]
     for table in tables(comparison):
-        parts += [f"## {table.title}", _grid(table)]
+        parts += [f"## {table.title}", markdown_table(table)]
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in comparison.notes)]) + "\n"
 
 
@@ -63,17 +55,6 @@ def cost_text(name: str, value: float) -> str:
     size, unit = next(((size, unit) for size, unit in UNITS if value >= size), (1.0, ""))
     digits = f"{value / size:#.3g}".rstrip(".") if value / size < 999.5 else f"{value / size:.0f}"
     return digits + unit
-
-
-def _grid(table: Table) -> str:
-    """A Markdown table: the first column to the left, numbers to the right."""
-    escaped = [tuple(cell.replace("|", "\\|") for cell in row) for row in (table.headers, *table.rows)]
-    widths = [max(3, *(len(row[at]) for row in escaped)) for at in range(len(table.headers))]
-    lines = ["| " + " | ".join(cell.rjust(width) if at else cell.ljust(width)
-                               for at, (cell, width) in enumerate(zip(row, widths, strict=True))) + " |"
-             for row in escaped]
-    rule = "|" + "|".join("-" * (width + 1) + ":" if at else "-" * (width + 2) for at, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _loss_row(row: ArmSummary) -> tuple[str, ...]:

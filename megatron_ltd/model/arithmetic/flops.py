@@ -31,15 +31,27 @@ def layer_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool =
         windowed: the layer has the model's sliding window.
         attends_to_all: keys and values are those of the whole sample.
     """
+    return product_flops(config, kept_tokens, attends_to_all=attends_to_all) + attention_flops(
+        config, kept_tokens, attends_to_all=attends_to_all, windowed=windowed)
+
+
+def product_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool = False) -> int:
+    """Those of the products with weights."""
     k, h, d = kept_tokens, config.hidden_size, config.head_dim
     heads, groups = config.num_attention_heads, config.query_groups
     keys = config.seq_length if attends_to_all else k
     projections = 2 * k * h * d * heads + 4 * keys * h * d * groups + 2 * k * heads * d * h
+    return projections + 2 * k * h * config.ffn * (3 if config.swiglu else 2)
+
+
+def attention_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool = False,
+                    windowed: bool = False) -> int:
+    """Those of scores and weighted values."""
+    k, keys = kept_tokens, config.seq_length if attends_to_all else kept_tokens
     pairs_twice = k * (keys + 1) if config.family == "gpt" else 2 * k * keys
     if windowed:
         pairs_twice = _pairs_in_window_twice(config, k, attends_to_all)
-    mlp = 2 * k * h * config.ffn * (3 if config.swiglu else 2)
-    return projections + 2 * heads * d * pairs_twice + mlp
+    return 2 * config.num_attention_heads * config.head_dim * pairs_twice
 
 
 def _pairs_in_window_twice(config: ModelConfig, kept_tokens: int, attends_to_all: bool) -> int:

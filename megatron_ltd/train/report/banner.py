@@ -12,24 +12,38 @@ from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.log import size_text
 from megatron_ltd.plan.derived import policies, total_samples, total_steps
-from megatron_ltd.plan.memory import parameter_count, predicted_bytes
+from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.memory import MemoryModel, parameter_count
 from megatron_ltd.train.report.short_line import count_text
 
 
-def banner(config: RunConfig, datasets: Datasets, dp: int) -> list[str]:
+def banner(config: RunConfig, datasets: Datasets, dp: int, device: str = "cpu") -> list[str]:
     """Model, data, dropping and memory, a line each.
 
     Args:
         dp: data-parallel size.
+        device: type of the processes' devices.
     """
     model = config.model
-    state, activations = predicted_bytes(config, dp)
+    state, rest = _memory(config, dp, device)
     return [f"model: {parameter_count(config):,} parameters, {model.num_layers} layers x {model.hidden_size}, "
             f"{model.seq_length} tokens a sample",
             f"data: {'; '.join(_sets(config, datasets, dp))}",
             f"dropping: {dropping(config, dp)}",
             f"memory: about {size_text(state)} a process for weights, gradients and optimizer, "
-            f"{size_text(activations)} for activations (predicted)"]
+            f"{size_text(rest)} for activations (predicted)"]
+
+
+def _memory(config: RunConfig, dp: int, device: str) -> tuple[int, int]:
+    """Predicted bytes of the process that needs most: its weights, gradients and optimizer, and what else it holds at
+    the peak of the step that needs most."""
+    parallel = config.parallel
+    layout = Layout.of(config, dp * parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size)
+    memory = MemoryModel(config, layout, device)
+    plan = max(policies(config).stretches, key=lambda plan: plan.layer_token_sum)
+    rank = max(range(layout.pp), key=lambda rank: memory.peak(rank, plan).total)
+    state, peak = memory.state(rank), memory.peak(rank, plan)
+    return state, max(0, peak.total - state) or peak.activations
 
 
 def _sets(config: RunConfig, datasets: Datasets, dp: int) -> Iterator[str]:

@@ -1,0 +1,119 @@
+"""What a microbatch leaves in memory for its backward pass, as the layers here save it.
+
+For n tokens of a microbatch, in values of the compute dtype; t tensor-parallel processes; n' = n, or n/t between the
+regions under sequence parallelism; d_q the channels of all query heads, d_k those of all key heads; f the MLP's width:
+
+    norms       2 n' h inputs, 2 n h outputs, and fp32 statistics
+    attention   n (d_q + 2 d_k) / t      query, key and value; rotary positions add n (d_q + d_k) / t;
+                                         3 n d_q / t with grouped queries, whose keys are repeated
+                n d_q / t                result, and fp32 statistics without selective recomputation
+    MLP         2 n f / t                or 4 with SwiGLU
+
+(https://arxiv.org/abs/2205.05198, section 4.1, with a fused attention kernel and without dropout.)
+"""
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from megatron_ltd.config import ModelConfig
+from megatron_ltd.plan.layout import Layout
+from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
+
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one microbatch on one tensor-parallel process.
+
+    Args:
+        value_bytes: of a number of the compute dtype.
+        fused_norm: RMSNorm is one kernel, as on GPUs, and saves its input alone.
+    """
+
+    model: ModelConfig
+    layout: Layout
+    value_bytes: int
+    fused_norm: bool = True
+    _sums: dict[int, tuple[StepPlan, list[int]]] = field(default_factory=dict, repr=False, compare=False)
+
+    def stream(self, tokens: int) -> int:
+        """The residual stream of so many tokens of each sample."""
+        between = tokens * self.layout.micro_samples // (self.layout.tp if self.layout.sequence_parallel else 1)
+        return between * self.model.hidden_size * self.value_bytes
+
+    def saved(self, layer: LayerPlan, read_tokens: int, *, windowed: bool = False) -> int:
+        """What a layer saves without full recomputation, its input included."""
+        model, layout, size = self.model, self.layout, self.value_bytes
+        tokens = layer.tokens * layout.micro_samples
+        keys = (read_tokens if layer.attends_to_all else layer.tokens) * layout.micro_samples
+        between = tokens // (layout.tp if layout.sequence_parallel else 1)
+        whole = tokens * model.hidden_size * size
+        norms = 2 * self.stream(layer.tokens) + 2 * whole + self._norm_extras(between)
+        width = model.ffn // layout.tp * size
+        mlp = (4 if model.swiglu else 2) * tokens * width
+        return norms + mlp + self._attention(tokens, keys) + self._dropout(tokens, keys, between) \
+            + (16 * between if layer.token_set is not None else 0)
+
+    def transient(self, layer: LayerPlan) -> int:
+        """Gradients that exist at once while a layer's backward pass runs."""
+        tokens = layer.tokens * self.layout.micro_samples
+        width = self.model.ffn // self.layout.tp * self.value_bytes
+        return (3 if self.model.swiglu else 2) * tokens * width + 2 * self.stream(layer.tokens)
+
+    def layer(self, layer: LayerPlan, read_tokens: int) -> int:
+        """What a layer keeps until its backward pass."""
+        if layer.skipped or not layer.backward:
+            return 0
+        if self.layout.recompute == "full":
+            return self.stream(layer.tokens) + (16 * layer.tokens if layer.token_set is not None else 0)
+        return self.saved(layer, read_tokens)
+
+    def stage(self, plan: StepPlan, first: int, stop: int) -> int:
+        """What the layers of a stage keep, and its output."""
+        if id(plan) not in self._sums:  # a plan of many layers takes long to hash
+            of_kind = {layer: self.layer(layer, plan.read_tokens) for layer in set(plan.layers)}
+            self._sums[id(plan)] = plan, [0, *accumulate(of_kind[layer] for layer in plan.layers)]
+        sums = self._sums[id(plan)][1]
+        return sums[stop] - sums[first] + (self.stream(plan.read_tokens) if stop < len(plan.layers) else 0)
+
+    def output_gradients(self, plan: StepPlan, first: int, stop: int) -> int:
+        """The gradients from which a split backward pass computes those of a stage's weights later."""
+        model, tp = self.model, self.layout.tp
+        sharded = (model.num_attention_heads + 2 * model.query_groups) * model.head_dim + \
+            model.ffn * (2 if model.swiglu else 1)
+        a_token = (sharded // tp + 2 * model.hidden_size) * self.value_bytes
+        tokens = sum(layer.tokens for layer in plan.layers[first:stop] if layer.learns)
+        return tokens * self.layout.micro_samples * a_token
+
+    def _attention(self, tokens: int, keys: int) -> int:
+        model, tp, size = self.model, self.layout.tp, self.value_bytes
+        queries = model.num_attention_heads * model.head_dim // tp * size
+        groups = model.query_groups * model.head_dim // tp * size
+        rotary = model.position_embedding_type == "rope"
+        if model.query_groups != model.num_attention_heads:
+            inputs = tokens * queries + 2 * keys * queries
+        else:
+            inputs = tokens * queries + 2 * keys * groups + (tokens * queries + keys * groups if rotary else 0)
+        if model.qk_layernorm:
+            inputs += tokens * queries + keys * groups
+        statistics = 4 * tokens * model.num_attention_heads // tp
+        selective = self.layout.recompute == "selective"
+        return inputs + tokens * queries + (0 if selective else statistics)
+
+    def _norm_extras(self, between: int) -> int:
+        """Statistics of two norms; an RMSNorm of several kernels also saves what it computes on the way."""
+        if self.model.normalization == "LayerNorm":
+            return 2 * 8 * between
+        extra = 0 if self.fused_norm else between * self.model.hidden_size * self.value_bytes
+        return 2 * (4 * between + extra)
+
+    def _dropout(self, tokens: int, keys: int, between: int) -> int:
+        """Masks, and the probabilities of attention that is not fused."""
+        model, found = self.model, 0
+        if model.hidden_dropout:
+            found += 2 * between * model.hidden_size
+        if model.attention_dropout and self.layout.recompute != "selective":
+            pairs = tokens * keys // self.layout.micro_samples * model.num_attention_heads // self.layout.tp
+            found += pairs * (4 + 1 + 1 + self.value_bytes)
+        return found

@@ -1,0 +1,84 @@
+"""Plan a run before it is started: memory, time and cost on a cluster, and the layout that suits it best.
+
+    python tools/plan_run.py --gpus 128 --gpu h100 --config examples/configs/gpt_13b.toml
+    python tools/plan_run.py --gpus 1024 --gpu h100 --search --global-batch-size 1536 --num-layers 96 ...
+    python tools/plan_run.py --gpus 256 --gpu h100 --search --hf-config model/config.json --global-batch-size 512 --bf16
+    python tools/plan_run.py --gpus 512 --dry-run --config examples/configs/gpt_13b.toml --global-batch-size 1024
+
+Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`), which may be the
+arguments of a Megatron-LM script. Neither corpus nor checkpoints are opened, nothing is trained, no GPU is needed. What
+the numbers are made of, and how far they can be trusted: docs/planning.md.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.log import Console
+from tools.command_line import exit_code_of, parser_of
+from tools.planning.answers import Answer, of_layout, of_search
+from tools.planning.inputs import read_plan
+from tools.planning.page import page
+from tools.report_page import markdown_table
+
+
+def run(args: argparse.Namespace, flags: list[str]) -> None:
+    console = Console()
+    for flag, path in (("--json", args.json), ("--page", args.page)):
+        if path is not None and not Path(path).parent.is_dir():
+            raise ConfigError(f"{flag} = {path}: its folder does not exist; choose another")
+    planned = read_plan(flags, family="bert" if args.bert else "gpt", gpus=args.gpus, gpu=args.gpu,
+                        cluster_file=args.cluster, hf_config=args.hf_config, searches=args.search, console=console)
+    if args.dry_run:
+        from tools.planning.dry_run import of_dry_run  # imports torch
+
+        answer = of_dry_run(planned, args.rank)
+    else:
+        answer = of_search(planned) if args.search else of_layout(planned)
+    for table in answer.tables:
+        console.line(f"{table.title}\n\n{markdown_table(table)}\n")
+    for line in answer.lines:
+        console.line(line)
+    _write(args, answer)
+    if answer.problem is not None:
+        raise ConfigError(answer.problem)
+
+
+def _write(args: argparse.Namespace, answer: Answer) -> None:
+    contents: dict[str, Any] = {}
+    if args.json is not None:
+        contents[args.json] = json.dumps(answer.values, indent=1) + "\n"
+    if args.page is not None:
+        contents[args.page] = page(answer)
+    for path, text in contents.items():
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error}; choose a writable folder") from error
+
+
+def main(argv: list[str]) -> int:
+    parser = parser_of(__doc__, usage="%(prog)s [--gpus N] [--gpu KIND | --cluster FILE.toml] [--search | --dry-run] "
+                                      "[--json FILE] [--page FILE] FLAGS OF THE RUN")
+    parser.add_argument("--gpus", type=int, metavar="N", help="accelerators in all (default: those of one replica)")
+    parser.add_argument("--gpu", default="h100", metavar="KIND", help="kind of accelerator (default: h100)")
+    parser.add_argument("--cluster", metavar="FILE.toml", help="the cluster, in place of --gpu")
+    parser.add_argument("--hf-config", metavar="FILE", help="a Hugging Face config.json, in place of the model's flags")
+    parser.add_argument("--search", action="store_true", help="find the fastest layouts that fit")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="build the run without memory and go through one step of its schedule")
+    parser.add_argument("--rank", type=int, metavar="R", help="with --dry-run: of this process (default: one a stage)")
+    parser.add_argument("--bert", action="store_true", help="the flags are those of a BERT run")
+    parser.add_argument("--json", metavar="FILE", help="write everything, unrounded")
+    parser.add_argument("--page", metavar="FILE.html", help="write a page with tables and pictures")
+    args, flags = parser.parse_known_args(argv)
+    return exit_code_of(lambda: run(args, flags))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

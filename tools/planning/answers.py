@@ -1,0 +1,153 @@
+"""The planner's answers: about a given layout, and about all layouts."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.log import size_text
+from megatron_ltd.plan.flops import step_flops
+from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.run_cost import run_cost, step_shares
+from megatron_ltd.plan.search import Candidate, Search, least_cluster, nearest, settings_of
+from tools.planning.inputs import Planned
+from tools.planning.report import (
+    candidate_values,
+    gigabytes,
+    layout_text,
+    ranking,
+    report_of,
+    tables,
+    values,
+)
+from tools.report_page import Table
+from tools.run_flags import flags_of
+
+BEST = 10
+SECTIONS = ("model", "token_drop", "parallel", "training", "optimizer")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Args:
+        lines: sentences and commands, after the tables.
+        values: everything, unrounded.
+        bars: a chart: title, unit, and a value by name.
+        problem: why the run cannot be, and what can.
+    """
+
+    title: str
+    tables: list[Table]
+    lines: list[str]
+    values: dict[str, Any]
+    bars: tuple[str, str, dict[str, float]] | None = None
+    problem: str | None = None
+    stacks: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def of_layout(planned: Planned) -> Answer:
+    """Memory, time and cost of the layout that the settings give."""
+    report = report_of(planned)
+    problem = None if report.fits else _too_large(planned, report.layout, report.peak)
+    stacks = {f"stage {rank}": {kind: getattr(memory, kind) / 1e9 for kind in memory.__dataclass_fields__}
+              for rank, memory in enumerate(report.memory)}
+    return Answer(f"Plan: {layout_text(report.layout)} on {planned.cluster.gpus:,} x {planned.cluster.gpu}",
+                  tables(report), [], values(report), problem=problem, stacks=stacks)
+
+
+def of_search(planned: Planned) -> Answer:
+    """The fastest layouts.
+
+    Raises:
+        ConfigError: no layout fits.
+    """
+    search = search_of(planned)
+    found = search.fitting()
+    if not found:
+        raise ConfigError(_nothing_fits(search))
+    best, config, cluster = found[:BEST], planned.config, planned.cluster
+    flops = sum(share * step_flops(config, plan) for plan, share in search.shares.items()) / sum(search.shares.values())
+    tokens = sum(share * plan.text_tokens for plan, share in search.shares.items()) / sum(search.shares.values())
+    table = ranking(best, cluster, search.samples * flops, int(search.samples * tokens))
+    lines = [f"{len(found):,} layouts fit. The first one's command, to which corpus, checkpoints and what "
+             "else was not given (length, --lr) are to be added:", "",
+             command(planned, best[0].layout)]
+    if planned.has_budget:
+        cost = run_cost(with_layout(config, best[0].layout), best[0].layout, cluster)
+        lines.insert(0, f"The first one takes {cost.days:.3g} days, {cost.gpu_hours:,.0f} GPU-hours.")
+    return Answer(f"Search: {cluster.gpus:,} x {cluster.gpu}", [table], lines,
+                  {"layouts_that_fit": len(found), "best": [candidate_values(candidate) for candidate in best],
+                   "command": command(planned, best[0].layout)},
+                  ("Seconds of a step", "s", {f"{place}. {layout_text(candidate.layout)}": candidate.seconds
+                                              for place, candidate in enumerate(best, start=1)}))
+
+
+def search_of(planned: Planned) -> Search:
+    config, cluster = planned.config, planned.cluster
+    samples = config.training.global_batch_size
+    if samples is None:
+        samples = config.training.micro_batch_size * Layout.of(config, cluster.gpus).dp
+    dp = max(1, cluster.gpus // (config.parallel.tensor_model_parallel_size
+                                 * config.parallel.pipeline_model_parallel_size))
+    return Search(config, cluster, samples, step_shares(config, dp))
+
+
+def with_layout(config: RunConfig, layout: Layout) -> RunConfig:
+    """The settings with a layout that a search found."""
+    chosen = settings_of(layout)
+    micro = chosen.pop("micro_batch_size")
+    return replace(config, parallel=replace(type(config.parallel)(), **chosen),
+                   training=replace(config.training, micro_batch_size=micro))
+
+
+def command(planned: Planned, layout: Layout) -> str:
+    """The run with this layout, to paste."""
+    cluster = planned.cluster
+    config = with_layout(planned.config, layout)
+    if not planned.has_budget:
+        config = replace(config, training=replace(config.training, train_iters=None))
+    if not planned.has_rate:
+        config = replace(config, optimizer=replace(config.optimizer, lr=None))
+    nodes, each = max(1, cluster.gpus // cluster.gpus_per_node), min(cluster.gpus, cluster.gpus_per_node)
+    launcher = f"torchrun --nnodes {nodes} --nproc-per-node {each}"
+    if nodes > 1:
+        launcher += " --rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:29500"
+    return " \\\n    ".join([f"{launcher} -m megatron_ltd.pretrain_{planned.family}", *flags_of(config, SECTIONS)])
+
+
+def _too_large(planned: Planned, layout: Layout, peak: int) -> str:
+    """Why a layout does not fit, and the nearest that does."""
+    room = planned.cluster.usable_bytes
+    says = (f"{layout_text(layout)}: a process needs {size_text(peak)}, and of {planned.cluster.memory_gb:g} GB "
+            f"tensors may take {size_text(room)}")
+    search = search_of(planned)
+    close = nearest(layout, search.fitting())
+    if close is None:
+        return f"{says}. {_nothing_fits(search)}"
+    return f"{says}; the nearest settings that fit: {changes(layout, close)} ({gigabytes(close.memory.total)} GB)"
+
+
+def changes(layout: Layout, candidate: Candidate) -> str:
+    """The flags by which a candidate differs."""
+    mine = settings_of(layout)
+    different = {name: value for name, value in settings_of(candidate.layout).items() if mine[name] != value}
+    return " ".join("--" + name.replace("_", "-") + ("" if value is True else f" {value}") if value is not False
+                    and value is not None else f"without --{name.replace('_', '-')}"
+                    for name, value in different.items())
+
+
+def _nothing_fits(search: Search) -> str:
+    cluster, least = search.cluster, search.least()
+    if least is None:
+        return (f"No layout can run {search.samples} samples a step on {cluster.gpus} accelerators; choose a "
+                "--global-batch-size that more of their divisors divide")
+    needs = (f"No layout fits {cluster.gpus:,} x {cluster.gpu}: the least that a process needs is "
+             f"{size_text(least.memory.total)} ({layout_text(least.layout)}), and tensors may take "
+             f"{size_text(cluster.usable_bytes)}")
+    larger = least_cluster(search)
+    if larger is None:
+        return f"{needs}; use accelerators with at least that much memory, or a larger --global-batch-size"
+    return (f"{needs}; the least of this kind that can hold it: {larger[0].gpus:,} ({layout_text(larger[1].layout)}, "
+            f"{gigabytes(larger[1].memory.total)} GB)")
+
+

@@ -1,0 +1,197 @@
+"""Builds a process of a run on tensors without memory, and goes through one step of its schedule.
+
+The process group is torch's fake one, in which every collective returns at once: shapes are those of the real run, and
+values do not exist. What would fail for its shapes, placements or schedule fails here.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.pipelining import PipelineStage
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._pytree import tree_leaves
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.log import size_text
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.parallel.mesh import AXES, Mesh, build_mesh
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.memory import MemoryModel
+from megatron_ltd.settings.checks.layout import needed_microbatches
+from megatron_ltd.train.live_bytes import LiveBytes
+from megatron_ltd.train.setup import build_model
+from tools.planning.answers import Answer
+from tools.planning.inputs import Planned
+from tools.planning.report import layout_text
+from tools.report_page import Table
+
+MOST_ROUNDS = 2
+"""Rounds of the pipeline that are gone through; a longer step repeats them."""
+
+
+class Recorder(LiveBytes):
+    """Counts live bytes, and collectives with their bytes by operation and axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.axes: dict[str, str] = {}
+        self.collectives: Counter[tuple[str, str]] = Counter()
+        self.bytes: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            key = func.__name__.split(".")[0].strip("_"), self._axis(args)
+            self.collectives[key] += 1
+            sizes = [leaf.numel() * leaf.element_size() for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.bytes[key] += max(sizes, default=0) if "base" in func.__name__ else sum(sizes)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _axis(self, args: tuple[Any, ...]) -> str:
+        for leaf in tree_leaves(args):
+            if isinstance(leaf, torch.ScriptObject):
+                try:
+                    group = dist.ProcessGroup.unbox(leaf)
+                except RuntimeError:  # another kind of object
+                    continue
+                return self.axes.get(group.group_name, f"{group.size()} processes")
+        return "all"
+
+
+@dataclass
+class Dry:
+    """What one process did.
+
+    Args:
+        microbatches: that were gone through.
+        shapes: of its parameters, the distinct ones of a layer with their names, and those outside the layers.
+        problem: what failed; None if nothing did.
+    """
+
+    rank: int
+    stage: int
+    microbatches: int = 0
+    parameters: int = 0
+    peak: int = 0
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    stream: tuple[int, ...] = ()
+    collectives: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    problem: str | None = None
+
+
+def of_dry_run(planned: Planned, rank: int | None) -> Answer:
+    """Raises:
+        ConfigError: there is no such rank.
+    """
+    layout = Layout.of(planned.config, planned.cluster.gpus)
+    if rank is not None and not 0 <= rank < layout.world_size:
+        raise ConfigError(f"--rank = {rank}: the run has {layout.world_size} processes; choose 0 to "
+                          f"{layout.world_size - 1}")
+    ranks = [stage * layout.dp * layout.tp for stage in range(layout.pp)] if rank is None else [rank]
+    runs = [dry_run(planned.config, layout, each) for each in ranks]
+    predicted = MemoryModel(planned.config, replace(layout, microbatches=runs[0].microbatches), "cpu")
+    plan = policies(planned.config).plan(0)
+    summary = Table("Dry run", ("process", "stage", "parameters", "live bytes", "by arithmetic", "result"), tuple(
+        (str(run.rank), str(run.stage), f"{run.parameters:,}", size_text(run.peak),
+         size_text(predicted.peak(run.stage, plan).total), run.problem or "ran") for run in runs))
+    rows = [(f"{run.rank}", f"{name}, {axis}", f"{run.collectives[name, axis]:,}", size_text(run.bytes[name, axis]))
+            for run in runs for name, axis in sorted(run.collectives)]
+    moved = Table("Collectives of the steps that were gone through", ("process", "operation, axis", "calls", "bytes"),
+                  tuple(rows))
+    shapes = Table("Shapes on the first of these processes", ("tensor", "local shape"), (
+        ("residual stream between stages", "x".join(map(str, runs[0].stream))),
+        *((name, "x".join(map(str, shape))) for name, shape in runs[0].shapes.items())))
+    failed = [run for run in runs if run.problem is not None]
+    lines = [f"{runs[0].microbatches} of {layout.microbatches} microbatches were gone through, on tensors without "
+             "memory; live bytes are those of a process on a CPU."]
+    return Answer(f"Dry run: {layout_text(layout)}", [summary, moved, shapes], lines,
+                  {"processes": [_values(run) for run in runs]},
+                  problem=None if not failed else f"process {failed[0].rank} would have failed: {failed[0].problem}")
+
+
+def _values(run: Dry) -> dict[str, Any]:
+    moved = [{"operation": name, "axis": axis, "calls": count, "bytes": run.bytes[name, axis]}
+             for (name, axis), count in run.collectives.items()]
+    return {"rank": run.rank, "stage": run.stage, "microbatches": run.microbatches, "parameters": run.parameters,
+            "peak_live_bytes": run.peak, "shapes": run.shapes, "collectives": moved, "problem": run.problem}
+
+
+def dry_run(config: RunConfig, layout: Layout, rank: int) -> Dry:
+    """One step of one process; whatever fails is what the result says."""
+    run = Dry(rank, rank // (layout.dp * layout.tp))
+    run.microbatches = min(layout.microbatches, needed_microbatches(
+        layout.schedule, layout.pp, MOST_ROUNDS * layout.pp))
+    recorder = Recorder()
+    try:
+        with _without_memory(layout.world_size, rank), recorder:
+            _go_through(config, layout, run, recorder)
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, KeyError, AttributeError) as error:
+        run.problem = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    run.peak, run.collectives, run.bytes = recorder.peak, recorder.collectives, recorder.bytes
+    return run
+
+
+@contextmanager
+def _without_memory(world_size: int, rank: int) -> Iterator[None]:
+    """A process of a fake run. What torch decides by values is decided outside of the mode that has none."""
+    concatenate = DeviceMesh._concatenate
+
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily():
+            return concatenate(*args, **kwargs)
+
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # a fake group has no time limit
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size,
+                                timeout=timedelta(minutes=1))
+        stack.callback(dist.destroy_process_group)
+        stack.enter_context(patch.object(DeviceMesh, "_concatenate", staticmethod(outside)))
+        # The stages of a pipeline vote for shapes that are given; a vote has a value.
+        stack.enter_context(patch.object(PipelineStage, "_warmup_backward_result",
+                                         lambda stage, received_result=None: SimpleNamespace(item=lambda: 1)))
+        yield
+
+
+def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder) -> None:
+    parallel, device = config.parallel, torch.device("cpu")
+    mesh = build_mesh("cpu", pp=layout.pp, dp=layout.dp, tp=layout.tp,
+                      shard_parameters=parallel.sharding != "no_shard", timeout=timedelta(minutes=1))
+    recorder.axes = _axes(mesh)
+    plan, samples = policies(config).plan(0), run.microbatches * layout.micro_samples
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build_model(config, mesh, device, draw=False)
+        optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+        run.parameters = sum(p.parameter.to_local().numel() if hasattr(p.parameter, "to_local")
+                             else p.parameter.numel() for p in model.parameters)
+        run.shapes = {p.name: tuple(p.parameter.to_local().shape) for p in model.parameters
+                      if p.layer in (None, min(q.layer for q in model.parameters if q.layer is not None))}
+        run.stream = model.pipeline.hidden_shape
+        tokens = torch.zeros(samples, plan.read_tokens, dtype=torch.int64)
+        batch = {"labels": tokens.clone(), "loss_mask": torch.ones(samples, plan.read_tokens),
+                 "sample_ids": torch.arange(samples), "plan": plan, "loss_record": None}
+        model.train_mode(plan)
+        model.pipeline.train_step(tokens, batch, microbatches=run.microbatches,
+                                  loss_weights=torch.ones(model.pipeline.loss_terms))
+        model.finish_gradients(plan)
+        optimizer.step(1e-3)
+
+
+def _axes(mesh: Mesh) -> dict[str, str]:
+    """What the processes of each group share, by the group's name."""
+    names = {"pp": "pipeline", "dp_replicate": "data", "dp_shard": "data", "tp": "tensor"}
+    found = {mesh.world[axis].get_group().group_name: names[axis] for axis in AXES}
+    return found if mesh.embedding is None else found | {mesh.embedding.group_name: "tied embedding"}

@@ -1,0 +1,42 @@
+"""Settings of a run for tools that calculate: neither corpus nor checkpoints are opened."""
+
+import shlex
+from collections.abc import Collection
+from dataclasses import replace
+
+from megatron_ltd.config import CheckpointConfig, DataConfig, RunConfig
+from megatron_ltd.errors import ConfigError
+from megatron_ltd.settings.flag_reference import all_flags
+
+VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
+"""Vocabulary sizes of common tokenizers; only the size of the embedding and the head's FLOPs depend on them."""
+
+
+def without_files(config: RunConfig) -> RunConfig:
+    """The settings without the corpus and checkpoints, which are not opened.
+
+    Raises:
+        ConfigError: the vocabulary size or the length of the run is unknown.
+    """
+    if config.training.train_epochs is not None:
+        raise ConfigError(f"--train-epochs = {config.training.train_epochs}: how many steps that is follows from the "
+                          "data, which are not read here; give --train-iters in its place")
+    vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
+    if vocabulary is None:
+        raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "
+                          "head's FLOPs depend on it; give --vocab-size")
+    return replace(config, model=replace(config.model, vocab_size=vocabulary), checkpoint=CheckpointConfig(),
+                   data=DataConfig(mock_data=True, mask_prob=config.data.mask_prob))
+
+
+def with_learning_rate(config: RunConfig) -> RunConfig:
+    """The settings with some learning rate, on which nothing that is calculated depends."""
+    return config if config.optimizer.lr is not None else replace(config, optimizer=replace(config.optimizer, lr=1.0))
+
+
+def flags_of(config: RunConfig, sections: Collection[str]) -> list[str]:
+    """The flags of the settings that differ from their defaults, quoted for a shell."""
+    settings = [(flag, flag.of(config)) for flag in all_flags() if flag.section in sections]
+    return [flag.spoken(value) if flag.kind is bool else
+            " ".join([flag.name, *map(shlex.quote, map(str, value if isinstance(value, tuple) else [value]))])
+            for flag, value in settings if value != flag.default]
