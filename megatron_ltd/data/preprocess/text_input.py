@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Any
 
-import zstandard
-
 from megatron_ltd.data.preprocess.behind import Behind
 from megatron_ltd.errors import DataError
 
 _PACKED_BYTES = 1 << 16
-_PLAIN_BYTES = 1 << 20
+_PLAIN_BYTES = 1 << 18
 BLOCK_BYTES = 1 << 19
 _SIGNAL_SECONDS = 0.5
 LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with an end-of-document token it still fits the format's int32 lengths
@@ -180,7 +178,7 @@ class TextInput:
                         raw = decoder.unused_data
                         if decoder.eof:
                             decoder = None
-        except (OSError, zlib.error, zstandard.ZstdError) as error:
+        except (OSError, zlib.error, *self._errors()) as error:
             raise DataError(f"{self.path}, near byte {self.read_bytes}: {error}.") from error
         if decoder is not None:
             raise DataError(f"{self.path}: the compressed file ends at byte {self.size_bytes}, before its end marker. "
@@ -189,7 +187,19 @@ class TextInput:
     def _decoder(self) -> Any:
         if self._kind == ".gz":
             return zlib.decompressobj(wbits=31)
-        return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        return _zstandard(self.path).ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+    def _errors(self) -> tuple[type[Exception], ...]:
+        return (_zstandard(self.path).ZstdError,) if self._kind == ".zst" else ()
+
+
+def _zstandard(path: str) -> Any:
+    """The library, which only .zst files need."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError(f"{path} needs the package zstandard. Install it: pip install zstandard.") from error
+    return zstandard
 
 
 def _without(chunks: Iterator[bytes], first: int) -> Iterator[bytes]:

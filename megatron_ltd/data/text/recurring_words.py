@@ -19,6 +19,7 @@ FlatIds = tuple[NDArray[np.integer[Any]], NDArray[np.int64]]
 
 _CUT = re.compile(r" (?<=[!-~] )(?=[!-~])")
 _MOST_WORDS = 1 << 20
+_ROOM = 1 << 16  # at first; doubled when it is used up
 
 
 class RecurringWords:
@@ -33,8 +34,8 @@ class RecurringWords:
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
         self._used = 0
-        self._ids = np.empty(1 << 16, dtype=np.int32)  # of all words, back to back, and room for more
-        self._begins, self._lengths = np.empty((2, 1 << 14), dtype=np.int64)
+        self._ids = np.empty(_ROOM, dtype=np.int32)  # of all words, back to back, and room for more
+        self._begins, self._lengths = np.empty((2, _ROOM), dtype=np.int64)
 
     def encode_flat(self, texts: Sequence[str]) -> FlatIds:
         """All ids back to back, and how many each text has."""
