@@ -178,7 +178,7 @@ class TextInput:
                         raw = decoder.unused_data
                         if decoder.eof:
                             decoder = None
-        except (OSError, zlib.error, *self._errors()) as error:
+        except self._unreadable() as error:
             raise DataError(f"{self.path}, near byte {self.read_bytes}: {error}.") from error
         if decoder is not None:
             raise DataError(f"{self.path}: the compressed file ends at byte {self.size_bytes}, before its end marker. "
@@ -189,8 +189,8 @@ class TextInput:
             return zlib.decompressobj(wbits=31)
         return _zstandard(self.path).ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
-    def _errors(self) -> tuple[type[Exception], ...]:
-        return (_zstandard(self.path).ZstdError,) if self._kind == ".zst" else ()
+    def _unreadable(self) -> tuple[type[Exception], ...]:
+        return (OSError, zlib.error, *((_zstandard(self.path).ZstdError,) if self._kind == ".zst" else ()))
 
 
 def _zstandard(path: str) -> Any:
