@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 
 from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block, encode_in_worker
-from megatron_ltd.data.preprocess.text_input import Block
+from megatron_ltd.data.preprocess.text_input import Block, Place
 from megatron_ltd.data.preprocess.worker_processes import worker_processes
 from megatron_ltd.data.text.fast_bpe import Engine, FastBpe
 from megatron_ltd.data.text.tokenizer import Tokenizer
@@ -22,8 +22,8 @@ _AHEAD_BLOCKS = 8
 
 
 def encode_in_order(plan: EncodingPlan, tokenizer: Tokenizer, blocks: Iterator[tuple[int, Block]], workers: int,
-                    seconds_left: Callable[[], float]) -> Iterator[tuple[int, Block, EncodedBlock]]:
-    """Each block with the number of its file, tokenized.
+                    seconds_left: Callable[[], float]) -> Iterator[tuple[int, Place, EncodedBlock]]:
+    """Each block, tokenized, with the number of its file and the place where it ends there.
 
     Args:
         tokenizer: that of the plan.
@@ -32,7 +32,7 @@ def encode_in_order(plan: EncodingPlan, tokenizer: Tokenizer, blocks: Iterator[t
     """
     engine: Engine = "gigatoken" if isinstance(tokenizer, FastBpe) else "tokenizers"
     function = functools.partial(encode_in_worker, dataclasses.replace(plan, engine=engine))
-    waiting: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
+    waiting: deque[tuple[int, Place, Future[EncodedBlock]]] = deque()
     starting: list[Future[EncodedBlock]] | None = None
     with ExitStack() as stack:
         for number, block in blocks:
@@ -44,7 +44,7 @@ def encode_in_order(plan: EncodingPlan, tokenizer: Tokenizer, blocks: Iterator[t
                 future = submit(block)
             else:
                 future = _done(functools.partial(encode_block, plan, block, tokenizer))
-            waiting.append((number, block, future))
+            waiting.append((number, block.end, future))
             del block  # a long document is not to be held while the next is read
             while waiting and (waiting[0][2].done() or len(waiting) > _AHEAD_BLOCKS * workers):
                 yield _first(waiting)
@@ -52,9 +52,9 @@ def encode_in_order(plan: EncodingPlan, tokenizer: Tokenizer, blocks: Iterator[t
             yield _first(waiting)
 
 
-def _first(waiting: deque[tuple[int, Block, Future[EncodedBlock]]]) -> tuple[int, Block, EncodedBlock]:
-    number, block, future = waiting.popleft()
-    return number, block, future.result()
+def _first(waiting: deque[tuple[int, Place, Future[EncodedBlock]]]) -> tuple[int, Place, EncodedBlock]:
+    number, place, future = waiting.popleft()
+    return number, place, future.result()
 
 
 def _done(work: Callable[[], EncodedBlock]) -> Future[EncodedBlock]:

@@ -115,13 +115,13 @@ class _Run:
             behind = stack.enter_context(Behind())
             self.first_read_bytes = sum(file.read_bytes for file in self.files)
             last = self.began = time.monotonic()
-            for number, block, encoded in encode_in_order(self.plan, self.tokenizer, self._blocks(), workers,
+            for number, place, encoded in encode_in_order(self.plan, self.tokenizer, self._blocks(), workers,
                                                           self._seconds_left):
-                self.file, self.place, before = number, block.end, self.count
+                self.file, self.place, before = number, place, self.count
                 behind.call(self._add, encoded)
                 self.count += len(encoded.documents[0].sequences)
                 self.text_bytes += encoded.size_bytes
-                del block, encoded
+                del encoded
                 if self.count // log_interval > before // log_interval:
                     report(self._progress())
                 if time.monotonic() - last >= checkpoint_seconds:
