@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
+FAST = ["gigatoken>=0.10", "orjson>=3.10,<4"]
 PLOT = ["matplotlib>=3.8"]
 VISION = ["pillow>=10"]
 LOG = ["tensorboard>=2.16", "wandb>=0.17"]
@@ -59,8 +60,8 @@ setup(
     extras_require={
         # Zero-shot tasks of the language model evaluation harness.
         "eval": ["lm-eval>=0.4.9"],
-        # A faster tokenizer for byte-level BPE, same token ids.
-        "fast": ["gigatoken>=0.10"],
+        # Faster preprocessing to the same bytes: a tokenizer for byte-level BPE, and a parser of JSON.
+        "fast": FAST,
         # Parquet files as input of tools/preprocess_data.py.
         "parquet": ["pyarrow>=15"],
         # Hugging Face datasets as input of the same tool; before 4.0 a dataset could run code of its own.
@@ -74,10 +75,10 @@ setup(
         "plot": PLOT,
         "log": LOG,
         "dev": [
+            *FAST,
             *PLOT,
             *VISION,
             "datasets>=4,<6",
-            "gigatoken>=0.10",
             "hypothesis>=6.100",
             "megatron-core==0.16.1",  # reference for sample order, file formats and layers
             "mypy>=1.11",

@@ -16,13 +16,15 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.model.context import ContextMaker
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.parallel.layers import local
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.process.launch import Runtime
-from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.setup import Model, build_model
 from megatron_ltd.train.step import train_step
 
 _BATCHES = 4
+_FP16_SCALE = 1024.0
 
 
 def random_batches(config: RunConfig, microbatches: int = 1) -> list[list[dict[str, torch.Tensor]]]:
@@ -44,13 +46,21 @@ def random_batches(config: RunConfig, microbatches: int = 1) -> list[list[dict[s
 
 
 class OurModel:
-    """One model and its optimizer, which take dense, dropped and oracle steps in turn."""
+    """One model and its optimizer, which take dense, dropped and oracle steps in turn.
 
-    def __init__(self, config: RunConfig, runtime: Runtime, microbatches: int = 1):
+    Args:
+        batches: the microbatches of some steps, which are taken in turn; default: random text.
+        on_device: make the weights on the device, in seconds where drawing those of a run takes minutes.
+    """
+
+    def __init__(self, config: RunConfig, runtime: Runtime, microbatches: int = 1,
+                 batches: list[list[dict[str, torch.Tensor]]] | None = None, on_device: bool = False):
         self.config, self.runtime = config, runtime
-        self.model = build_model(config, runtime.mesh, runtime.device)
+        self.model = build_model(config, runtime.mesh, runtime.device, draw=not on_device)
+        if on_device:
+            _fill(self.model)
         self.optimizer = ShardedOptimizer([(p.name, p.parameter) for p in self.model.parameters], config)
-        self._batches = random_batches(config, microbatches)
+        self._batches = random_batches(config, microbatches) if batches is None else batches
         self._steps = 0
 
     def step(self, kept_tokens: int) -> float:
@@ -59,10 +69,11 @@ class OurModel:
 
     def step_of(self, plan: StepPlan) -> float:
         """One training step of this plan; its loss."""
-        batch = self._batches[self._steps % _BATCHES]
+        batch = self._batches[self._steps % len(self._batches)]
         self._steps += 1
-        result = train_step(self.model, self.optimizer, batch, self.config, plan, learning_rate=1e-4, loss_scale=1.0,
-                            stop_level=0, device=self.runtime.device)
+        result = train_step(self.model, self.optimizer, batch, self.config, plan, learning_rate=1e-4,
+                            loss_scale=_FP16_SCALE if self.config.training.fp16 else 1.0, stop_level=0,
+                            device=self.runtime.device)
         return result.loss
 
     def oracle_step(self, kept_tokens: int) -> float:
@@ -85,6 +96,20 @@ class OurModel:
                 marks.mark("end")
                 found.append(marks.parts())
         return {part: statistics.median(seconds[part] for seconds in found) for part in PARTS}
+
+
+@torch.no_grad()
+def _fill(model: Model) -> None:
+    """Weights of the usual sizes, whatever their values."""
+    torch.manual_seed(0)
+    for named in model.parameters:
+        weight = local(named.parameter)
+        if named.name.endswith("norm.weight"):
+            weight.fill_(1.0)
+        elif named.name.endswith("bias"):
+            weight.zero_()
+        else:
+            weight.normal_(0.0, 0.02)
 
 
 @contextmanager

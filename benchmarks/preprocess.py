@@ -1,9 +1,10 @@
 """How fast text becomes a corpus, against the tokenizer library alone and against a loop like Megatron-LM's.
 
-    python -m benchmarks.preprocess --data DATA --rounds 5
+    python -m benchmarks.preprocess --data DATA --rounds 5 --before ../earlier
 
 DATA is a folder of .jsonl.zst files and of tokenizers/gpt2. Rows take turns within a round, medians are printed. Every
-row reads plain .jsonl and is a process of its own; `ours` is timed from its start to its end, imports included. The
+row reads plain .jsonl and is a process of its own; `ours` is timed from its start to its end, imports included, and so
+is `before`, the same command of an earlier checkout (--before). The
 library alone is timed from texts to ids in memory: nothing is read, parsed or written; or from the file, with the
 library's own reader, to ids in memory. The loop stands in for
 Megatron-LM's tools/preprocess_data.py with GPT2BPETokenizer: a pool of workers that parse and encode one line at a
@@ -32,9 +33,9 @@ from megatron_ltd.data.text.fast_bpe import FastBpe
 from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, gpt2_bpe_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = ("ours", "ours, tokenizers", "gigatoken alone", "gigatoken alone, with its own reader",
-        "tokenizers alone", "Megatron-style loop")
-SLOW = ("ours, tokenizers", "tokenizers alone", "Megatron-style loop")
+ROWS = ("before", "ours", "before, tokenizers", "ours, tokenizers", "gigatoken alone",
+        "gigatoken alone, with its own reader", "tokenizers alone", "Megatron-style loop")
+SLOW = ("before, tokenizers", "ours, tokenizers", "tokenizers alone", "Megatron-style loop")
 
 
 def gpt2(folder: str) -> HuggingFaceEngine:
@@ -106,14 +107,16 @@ def library_alone(source: str, folder: str, workers: int, fast: bool, reader: bo
     print(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def timed(row: str, source: Path, folder: Path, workers: int) -> tuple[float, float]:
+def timed(row: str, source: Path, folder: Path, workers: int, before: Path | None) -> tuple[float, float]:
     """Seconds of the clock, and of all processors."""
-    environment = {**os.environ, "RAYON_NUM_THREADS": str(workers), "PYTHONPATH": str(ROOT),
+    root = before.resolve() if before is not None and row.startswith("before") else ROOT
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(workers), "PYTHONPATH": paths,
                    "TOKENIZERS_PARALLELISM": "true" if row == "tokenizers alone" else "false"}
     with tempfile.TemporaryDirectory() as output:
-        if row.startswith("ours"):
+        if row.startswith(("ours", "before")):
             engine = "tokenizers" if "tokenizers" in row else "gigatoken"
-            command = [str(ROOT / "tools" / "preprocess_data.py"), "--input", str(source), "--output-prefix",
+            command = [str(root / "tools" / "preprocess_data.py"), "--input", str(source), "--output-prefix",
                        f"{output}/c", "--append-eod", "--workers", str(workers), "--tokenizer-engine", engine,
                        "--tokenizer-type", "GPT2BPETokenizer", "--vocab-file", str(folder / "vocab.json"),
                        "--merge-file", str(folder / "merges.txt"), "--log-interval", "100000"]
@@ -121,7 +124,7 @@ def timed(row: str, source: Path, folder: Path, workers: int) -> tuple[float, fl
             command = ["-m", "benchmarks.preprocess", "--row", row, "--source", str(source), "--data", str(folder),
                        "--workers", str(workers), "--output", f"{output}/c"]
         before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
+        done = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True,
                               check=False)
         wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
@@ -144,19 +147,21 @@ def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> None:
         sources[name] = path, sum(len(text.encode()) for text in texts) / 1e6, len(ids)
     print(f"{describe('cpu')}\n{sources['all'][1]:.0f} MB of text, {sources['all'][2]:,} tokens; slow rows "
           f"{sources['part'][1]:.0f} MB; {options.rounds} rounds\n")
+    rows = [row for row in options.rows.split(";") if row in ROWS
+            and (options.before is not None or not row.startswith("before"))]
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for _ in range(options.rounds):
-        for workers in (1, 2):
-            for row in ROWS:
+        for workers in options.workers:
+            for row in rows:
                 source, size, _ = sources["part" if row in SLOW else "all"]
-                wall, cpu = timed(row, source, folder, workers)
+                wall, cpu = timed(row, source, folder, workers, options.before)
                 found.setdefault((row, workers), []).append((size / wall, size / cpu))
     print("| row | workers | MB/s | tokens/s | MB per CPU second | / loop, by clock | / loop, by CPU |\n"
           "|---|--:|--:|--:|--:|--:|--:|")
     for (row, workers), rates in found.items():
         tokens = sources["part" if row in SLOW else "all"][2] / sources["part" if row in SLOW else "all"][1]
         wall, cpu = (statistics.median(rate) for rate in zip(*rates, strict=True))
-        loop = found["Megatron-style loop", workers]
+        loop = found.get(("Megatron-style loop", workers), rates)
         ratios = [statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
                   for ours, theirs in zip(zip(*rates, strict=True), zip(*loop, strict=True), strict=True)]
         print(f"| {row} | {workers} | {wall:.1f} | {wall * tokens / 1e6:.2f} M | {cpu:.1f} | {ratios[0]:.1f} | "
@@ -169,17 +174,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=1e9, help="of text; default: all there is")
     parser.add_argument("--slow-megabytes", type=float, default=20.0)
+    parser.add_argument("--before", type=Path, metavar="DIR", help="a checkout of an earlier version, to time it too")
+    parser.add_argument("--rows", default=";".join(ROWS), metavar="NAME;...", help="only these rows")
     for internal in ("--row", "--source", "--output"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     if options.row is None:
         with tempfile.TemporaryDirectory() as scratch:
             measure(options, options.data / "tokenizers" / "gpt2", Path(scratch))
     elif options.row == "Megatron-style loop":
-        megatron_style(options.source, str(options.data), options.workers, options.output)
+        megatron_style(options.source, str(options.data), options.workers[0], options.output)
     else:
-        library_alone(options.source, str(options.data), options.workers, options.row.startswith("gigatoken"),
+        library_alone(options.source, str(options.data), options.workers[0], options.row.startswith("gigatoken"),
                       "reader" in options.row)
 
 

@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output-prefix", required=True, metavar="PATH", help="path of the output without suffix")
     parser.add_argument("--on-bad-line", choices=["fail", "skip", "quarantine"], default="fail",
                         help="what to do with lines without a valid document")
-    parser.add_argument("--workers", type=int, default=1, help="number of tokenizing processes")
+    parser.add_argument("--workers", type=int, default=1, help="number of tokenizing processes (a short run needs one)")
     parser.add_argument("--tokenizer-engine", choices=ENGINES, default="auto",
                         help="library for byte-level BPE; the ids are the same (auto: gigatoken where it can)")
     parser.add_argument("--resume", action="store_true", help="continue a run that was killed or failed")

@@ -1,4 +1,4 @@
-"""A block of documents to token ids: what a worker process of `pipeline.py` does."""
+"""A block of documents to token ids."""
 
 import functools
 import itertools
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.preprocess.documents import BadLine, sorted_documents
 from megatron_ltd.data.preprocess.text_input import Block
-from megatron_ltd.data.text.fast_bpe import Engine, FastBpe, FlatIds, with_engine
+from megatron_ltd.data.text.fast_bpe import Engine, FastBpe, with_engine
+from megatron_ltd.data.text.recurring_words import FlatIds, RecurringWords
 from megatron_ltd.data.text.sentences import SentencePlan, SentenceSplitter
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import DataError
@@ -72,11 +73,8 @@ class EncodedBlock:
     bad: list[BadLine]
 
 
-def encode_block(plan: EncodingPlan, block: Block, tokenizer: Tokenizer | None = None) -> EncodedBlock:
-    """Tokenizes the documents of a block.
-
-    Args:
-        tokenizer: that of the plan, where it is built already.
+def encode_block(plan: EncodingPlan, block: Block, tokenizer: Tokenizer) -> EncodedBlock:
+    """Tokenizes the documents of a block with the tokenizer of the plan.
 
     Raises:
         DataError: the block has a bad line, and these are not to be left out.
@@ -86,8 +84,15 @@ def encode_block(plan: EncodingPlan, block: Block, tokenizer: Tokenizer | None =
     if fail and bad:
         raise DataError(f"{bad[0]} Correct or remove this line (file:line:byte) and run again, or leave such lines out "
                         "with --on-bad-line skip or quarantine; nothing was written.")
-    tokenizer = _tokenizer(plan) if tokenizer is None else tokenizer
     return EncodedBlock(block.size_bytes, [_encode(plan, tokenizer, column) for column in texts], bad)
+
+
+def encode_in_worker(plan: EncodingPlan, block: Block | None) -> EncodedBlock:
+    """Tokenizes a block in a process that builds its tokenizer once; without a block, does no more than that."""
+    if block is None:
+        _tokenizer(plan)
+        return EncodedBlock(0, [], [])
+    return encode_block(plan, block, _tokenizer(plan))
 
 
 def _encode(plan: EncodingPlan, tokenizer: Tokenizer, texts: list[str]) -> EncodedDocuments:
@@ -98,7 +103,7 @@ def _encode(plan: EncodingPlan, tokenizer: Tokenizer, texts: list[str]) -> Encod
         cut = [plan.sentences.cut(text, splitter) for text in texts]
         parts = list(itertools.chain.from_iterable(cut))
         counts = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
-    tokens, lengths = tokenizer.encode_flat(parts) if isinstance(tokenizer, FastBpe) else \
+    tokens, lengths = tokenizer.encode_flat(parts) if isinstance(tokenizer, FastBpe | RecurringWords) else \
         _flat(tokenizer.encode_batch(parts))
     documents = np.repeat(np.arange(len(texts)), counts)[lengths > 0]
     sequences = np.bincount(documents, minlength=len(texts)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Text files to corpora: read in blocks, tokenize them in worker processes, write in the order of the input.
+"""Text files to corpora: read in blocks, tokenize them, write behind that in the order of the input.
 
 The order and the bytes of the output do not depend on the number of workers. A line that holds no document stops
 the run, which names its place and leaves nothing under the names of the output; or such lines are left out
@@ -7,12 +7,10 @@ so that a run that was killed, or failed, can be resumed.
 """
 
 import dataclasses
-import functools
+import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +19,13 @@ from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import SourceFacts
 from megatron_ltd.data.corpus.partial_files import publish_corpus
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
-from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block
+from megatron_ltd.data.preprocess.behind import Behind
+from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan
+from megatron_ltd.data.preprocess.in_order import encode_in_order
 from megatron_ltd.data.preprocess.rejected import RejectedLines
 from megatron_ltd.data.preprocess.run_state import RunState, load_state, remove_state, save_state
 from megatron_ltd.data.preprocess.table_input import HfSource, open_input
-from megatron_ltd.data.preprocess.text_input import START, Block, Place
-from megatron_ltd.data.preprocess.worker_processes import worker_processes
-from megatron_ltd.data.text.fast_bpe import Engine, FastBpe
+from megatron_ltd.data.preprocess.text_input import START, Block
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.log import Console
@@ -60,7 +58,7 @@ def preprocess(plan: EncodingPlan, inputs: Sequence[str | HfSource], output_pref
 
     Args:
         inputs: files and datasets in order.
-        workers: processes that tokenize; 1 tokenizes in this one.
+        workers: processes that tokenize, this one among them.
         report: called about every `log_interval` documents and at the end.
         resume: continue an interrupted run with the same settings and files; start anew if there is none.
         checkpoint_seconds: time between two records of the progress.
@@ -114,15 +112,23 @@ class _Run:
             if not self.resumed:
                 remove_state(self.output_prefix)
             self.rejected.keep = self.resumed
-            last = time.monotonic()
-            for block in self._encode_in_order(workers):
-                before = self.count
-                self._add(block)
+            behind = stack.enter_context(Behind())
+            self.first_read_bytes = sum(file.read_bytes for file in self.files)
+            last = self.began = time.monotonic()
+            for number, place, encoded in encode_in_order(self.plan, self.tokenizer, self._blocks(), workers,
+                                                          self._seconds_left):
+                self.file, self.place, before = number, place, self.count
+                behind.call(self._add, encoded)
+                self.count += len(encoded.documents[0].sequences)
+                self.text_bytes += encoded.size_bytes
+                del encoded
                 if self.count // log_interval > before // log_interval:
                     report(self._progress())
                 if time.monotonic() - last >= checkpoint_seconds:
+                    behind.wait()
                     self._save()
                     last = time.monotonic()
+            behind.wait()
             if self.count == 0:
                 raise DataError(f"No document in {', '.join(map(str, self.inputs))}: nothing to write.")
             report(self._progress())
@@ -134,8 +140,6 @@ class _Run:
             writer.add_documents(batch.tokens, batch.lengths, batch.sequences)
         for bad in block.bad:
             self.rejected.add(bad)
-        self.count += len(block.documents[0].sequences)
-        self.text_bytes += block.size_bytes
 
     def _progress(self) -> Progress:
         share = sum(file.read_bytes for file in self.files) / self.size_bytes if self.size_bytes else None
@@ -161,30 +165,12 @@ class _Run:
             for block in self.files[number].blocks(start):
                 yield number, block
 
-    def _encode_in_order(self, workers: int) -> Iterator[EncodedBlock]:
-        """The blocks, tokenized, in order; `file` and `place` are then where each ends."""
-        if workers == 1:
-            for number, block in self._blocks():
-                self.file, self.place = number, block.end
-                yield encode_block(self.plan, block, self.tokenizer)
-            return
-        waiting: deque[tuple[int, Place, Future[EncodedBlock]]] = deque()
-
-        def first() -> EncodedBlock:
-            number, place, future = waiting.popleft()
-            encoded = future.result()
-            self.file, self.place = number, place
-            return encoded
-
-        engine: Engine = "gigatoken" if isinstance(self.tokenizer, FastBpe) else "tokenizers"
-        plan = dataclasses.replace(self.plan, engine=engine)
-        with worker_processes(functools.partial(encode_block, plan), workers) as submit:
-            for number, block in self._blocks():
-                waiting.append((number, block.end, submit(block)))
-                if len(waiting) > 2 * workers:
-                    yield first()
-            while waiting:
-                yield first()
+    def _seconds_left(self) -> float:
+        """What the rest of the input takes at the speed so far."""
+        now = sum(file.read_bytes for file in self.files)
+        if not self.size_bytes or now == self.first_read_bytes:
+            return math.inf
+        return (time.monotonic() - self.began) * (self.size_bytes - now) / (now - self.first_read_bytes)
 
     def _describe(self) -> None:
         """Completes the corpora and writes their manifests."""

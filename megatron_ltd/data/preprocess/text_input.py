@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Any
 
-import zstandard
-
+from megatron_ltd.data.preprocess.behind import Behind
 from megatron_ltd.errors import DataError
 
-_CHUNK_BYTES = 1 << 16
+_PACKED_BYTES = 1 << 16
+_PLAIN_BYTES = 1 << 18
 BLOCK_BYTES = 1 << 19
 _SIGNAL_SECONDS = 0.5
 LARGEST_DOCUMENT_BYTES = 2**31 - 2  # with an end-of-document token it still fits the format's int32 lengths
@@ -159,12 +159,13 @@ class TextInput:
     def _chunks(self) -> Iterator[bytes]:
         """The decompressed bytes."""
         decoder: Any = None
+        packed = self._kind in (".gz", ".zst")
         try:
-            with open(self.path, "rb", buffering=0) as stream:
-                while raw := _read_when_ready(stream):
+            with open(self.path, "rb", buffering=0) as stream, Behind() as behind:
+                while raw := _read_when_ready(stream, _PACKED_BYTES if packed else _PLAIN_BYTES):
                     self.read_bytes += len(raw)
-                    self._hash.update(raw)
-                    if self._kind not in (".gz", ".zst"):
+                    behind.call(self._hash.update, raw)
+                    if not packed:
                         yield raw
                         continue
                     while raw:
@@ -177,7 +178,7 @@ class TextInput:
                         raw = decoder.unused_data
                         if decoder.eof:
                             decoder = None
-        except (OSError, zlib.error, zstandard.ZstdError) as error:
+        except self._unreadable() as error:
             raise DataError(f"{self.path}, near byte {self.read_bytes}: {error}.") from error
         if decoder is not None:
             raise DataError(f"{self.path}: the compressed file ends at byte {self.size_bytes}, before its end marker. "
@@ -186,7 +187,19 @@ class TextInput:
     def _decoder(self) -> Any:
         if self._kind == ".gz":
             return zlib.decompressobj(wbits=31)
-        return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        return _zstandard(self.path).ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+    def _unreadable(self) -> tuple[type[Exception], ...]:
+        return (OSError, zlib.error, *((_zstandard(self.path).ZstdError,) if self._kind == ".zst" else ()))
+
+
+def _zstandard(path: str) -> Any:
+    """The library, which only .zst files need."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError(f"{path} needs the package zstandard. Install it: pip install zstandard.") from error
+    return zstandard
 
 
 def _without(chunks: Iterator[bytes], first: int) -> Iterator[bytes]:
@@ -197,7 +210,7 @@ def _without(chunks: Iterator[bytes], first: int) -> Iterator[bytes]:
         first = max(first - len(chunk), 0)
 
 
-def _read_when_ready(stream: FileIO) -> bytes:
+def _read_when_ready(stream: FileIO, most_bytes: int) -> bytes:
     """The next bytes; empty at the end.
 
     From a pipe that is silent for long, too: a signal that comes between two system calls (or inside a buffered read,
@@ -205,4 +218,4 @@ def _read_when_ready(stream: FileIO) -> bytes:
     """
     while not select.select([stream], [], [], _SIGNAL_SECONDS)[0]:
         continue
-    return stream.read(_CHUNK_BYTES) or b""
+    return stream.read(most_bytes) or b""

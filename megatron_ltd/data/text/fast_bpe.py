@@ -7,7 +7,6 @@ split are compared whenever a tokenizer is built.
 """
 
 import importlib.util
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -15,16 +14,16 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_ltd.data.text.recurring_words import FlatIds, RecurringWords, cut_at_spaces
 from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, Tokenizer
 from megatron_ltd.errors import ConfigError
 
 Engine = Literal["auto", "tokenizers", "gigatoken"]
 ENGINES: tuple[Engine, ...] = ("auto", "tokenizers", "gigatoken")
-FlatIds = tuple[NDArray[np.integer[Any]], NDArray[np.int64]]
 
 _ASCII = bytes(range(128))
+_SHORT_BYTES = 1000
 _HARD_TEXTS = (
     "", "a", " ", "  \n\n\t x", "<|endoftext|>", "a<|endoftext|>b <|endoftext|> <|endoftext|>", "<|endoftext",
     "I'll we've 'S 's don'T 't 'RE", "１２３ ٣٤ x² ⅷ ½", "\u00a0\u2028\u3000a\u200bb", "é e\u0301 ́́́", "日本語テキスト",
@@ -59,7 +58,7 @@ class FastBpe:
             reason = str(error).partition("\n")[0].rstrip(". ")
             raise ConfigError(f"{refused}{reason}. Use --tokenizer-engine tokenizers.") from error
         for text in _HARD_TEXTS:
-            if self._fast.encode_batch_list([text.encode()], parallel=False)[0] != exact.encode(text):
+            if self._fast.encode(text.encode()).tolist() != exact.encode(text):
                 raise ConfigError(f"{refused}it gives other ids for {text[:40]!r}. Use --tokenizer-engine tokenizers.")
 
     def encode(self, text: str) -> list[int]:
@@ -76,9 +75,7 @@ class FastBpe:
         """All ids back to back, and how many each text has."""
         data = [text.encode() for text in texts]
         unknown = [number for number, text in enumerate(data) if _has_unknown_character(text)]
-        rows = self._fast.encode_batch(data, parallel=False).layout
-        offsets = np.asarray(rows.offsets.data, dtype=np.int64)
-        ids, lengths = np.asarray(rows.content.data)[offsets[0]:offsets[-1]], np.diff(offsets)
+        ids, lengths = self._of_short(data) if sum(map(len, data)) < _SHORT_BYTES * len(data) else self._of_long(data)
         if not unknown:
             return ids, lengths
         parts = np.split(ids, np.cumsum(lengths)[:-1])
@@ -86,6 +83,17 @@ class FastBpe:
             parts[number] = np.array(self._exact.encode(texts[number]), dtype=ids.dtype)
             lengths[number] = len(parts[number])
         return np.concatenate(parts), lengths
+
+    def _of_long(self, data: list[bytes]) -> FlatIds:
+        rows = [self._fast.encode(text) for text in data]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        return np.concatenate(rows) if rows else np.empty(0, dtype=np.uint32), lengths
+
+    def _of_short(self, data: list[bytes]) -> FlatIds:
+        """One call for all, which pays off for short texts; its first one imports a large library, awkward."""
+        rows = self._fast.encode_batch(data, parallel=False).layout
+        offsets = np.asarray(rows.offsets.data, dtype=np.int64)
+        return np.asarray(rows.content.data)[offsets[0]:offsets[-1]], np.diff(offsets)
 
 
 def with_engine(tokenizer: Tokenizer, engine: Engine) -> tuple[Tokenizer, str | None]:
@@ -104,18 +112,20 @@ def with_engine(tokenizer: Tokenizer, engine: Engine) -> tuple[Tokenizer, str | 
             raise ConfigError("--tokenizer-engine gigatoken runs byte-level BPE, such as GPT2BPETokenizer. Leave the "
                               "flag out.")
         return FastBpe(tokenizer), None
-    if engine == "tokenizers" or not isinstance(tokenizer, HuggingFaceEngine) \
-            or not _is_gpt2s(json.loads(tokenizer.definition)):
+    if not isinstance(tokenizer, HuggingFaceEngine):
         return tokenizer, None
+    remembering = RecurringWords(tokenizer) if cut_at_spaces(tokenizer.settings) else tokenizer
+    if engine == "tokenizers" or not is_gpt2s(tokenizer.settings):
+        return remembering, None
     if importlib.util.find_spec("gigatoken") is None:
-        return tokenizer, "pip install gigatoken tokenizes many times faster, to the same ids."
+        return remembering, "pip install gigatoken tokenizes many times faster, to the same ids."
     try:
         return FastBpe(tokenizer), None
     except ConfigError as error:
-        return tokenizer, str(error)
+        return remembering, str(error)
 
 
-def _is_gpt2s(definition: dict[str, Any]) -> bool:
+def is_gpt2s(definition: dict[str, Any]) -> bool:
     """Whether text is cut as for GPT-2, for which the two libraries were compared around every character."""
     before, model = definition["pre_tokenizer"], definition["model"]
     plain = all(not token[flag] for token in definition["added_tokens"] for flag in ("single_word", "lstrip", "rstrip"))

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -145,6 +145,9 @@ class HuggingFaceEngine:
     Args:
         engine: the library's tokenizer; truncation and padding in it are turned off.
         eod_tokens: names of the end-of-document token, the first that exists is taken.
+
+    Attributes:
+        settings: `definition` as JSON, without its tables of tokens.
     """
 
     def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...], eod_tokens: tuple[str, ...]):
@@ -160,7 +163,10 @@ class HuggingFaceEngine:
                             "tokenizer_config.json beside tokenizer.json.")
         self.eod = eod
         self.pad = _first_id(engine, PAD_TOKENS)
-        self.digest = library_digest(self.definition)
+        self.settings: dict[str, Any] = json.loads(self.definition)
+        self.digest = library_digest(self.settings)
+        for table in ("vocab", "merges"):
+            self.settings["model"].pop(table, None)
 
     @functools.cached_property
     def definition(self) -> str:

@@ -8,16 +8,15 @@ _TABLES = ("vocab", "merges")
 _OFFSETS = "trim_offsets"  # offsets of tokens in the text, which are not used
 
 
-def library_digest(definition: str) -> str:
+def library_digest(described: dict[str, Any]) -> str:
     """SHA-256 of the parts of a tokenizer of the `tokenizers` library that decide its ids.
 
     GPT-2's vocab.json with merges.txt and the tokenizer.json made of them have the same one. Padding, truncation, the
     decoder, tokens that would be put around a text, and settings that are off do not count.
 
     Args:
-        definition: what the library's `to_str` gives.
+        described: what the library's `to_str` gives, read as JSON.
     """
-    described = json.loads(definition)
     normalizer = described.get("normalizer")
     flags = ("id", "content", "single_word", "lstrip", "rstrip", *(("normalized",) if normalizer else ()))
     added = sorted([token.get(flag) for flag in flags] for token in described.get("added_tokens") or ())

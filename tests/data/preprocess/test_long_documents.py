@@ -15,7 +15,7 @@ from megatron_ltd.data.preprocess.pipeline import preprocess
 from megatron_ltd.data.preprocess.text_input import LARGEST_DOCUMENT_BYTES, Block, TextInput
 from megatron_ltd.errors import DataError
 
-LIMIT = 200_000
+LIMIT = 600_000
 PLAN = EncodingPlan(DataConfig(tokenizer_type="NullTokenizer"), 1000)
 
 

@@ -19,6 +19,7 @@ import zstandard
 
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from megatron_ltd.data.preprocess import documents, in_order
 from megatron_ltd.data.preprocess.encoding import EncodingPlan
 from megatron_ltd.data.preprocess.pipeline import Progress, preprocess
 from megatron_ltd.data.text.sentences import RuleSplitter, SentencePlan
@@ -228,6 +229,54 @@ def test_a_bad_line_is_named_with_file_line_and_byte_and_nothing_is_written(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+BEFORE = {"c_rejected.jsonl": "c17af6e6c734bfde", "c_text_document.bin": "13c5ffc156985aee",
+          "c_text_document.idx": "08a3e8c000f9ae83"}
+"""SHA-256 of what version 0.1.0 wrote line by line, with the standard library's parser."""
+
+
+@pytest.mark.parametrize("parser", ["orjson", "json"])
+def test_bytes_are_those_of_earlier_versions(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parser: str) -> None:
+    if parser == "json":
+        monkeypatch.setattr(documents, "_fast_parser", lambda: None)
+    else:
+        pytest.importorskip("orjson")
+    lines = [line.encode() for line in number_lines(5, 9000)]
+    for number, (_, bad, _) in enumerate(BAD_LINES):
+        lines.insert(100 + 500 * number, bad)
+    lines.insert(7000, b'{"text": "1 2", "n": NaN}')
+    lines.insert(7100, b'{"text": "3", "text": "\\u0034 5"} \r')
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    plan = dataclasses.replace(NUMBERS, on_bad_line="quarantine")
+    preprocess(plan, [str(tmp_path / "in.jsonl")], str(tmp_path / "out" / "c"), 1, lambda progress: None)
+    assert {name: digest[:16] for name, digest in corpus_hashes(tmp_path / "out").items() if name in BEFORE} == BEFORE
+
+
+ODD_LINES = [line for _, line, _ in BAD_LINES] + [
+    b'{"text": "a", "n": %s}' % number for number in (
+        b"NaN", b"-Infinity", b"1e999", b"1" * 300, b"1" * 4301, b"-0", b"01", b".5", b"1.", b"0." + b"1" * 5000)] + [
+    b'{"text": %s}' % text for text in (
+        b'"\\ud83d\\ude00"', b'"\\udc00\\ud83d"', b'"\\u0000\\/"', b'"a\x01"', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"',
+        b"'a'", b'"a", "text": "b"', b'"a",', b'"a"} {"text": "b"', b'{"text": "a"}', b"true")] + [
+    b' \t{"text": "\xc3\xa9"} \r', b'\x0c{"text": "a"}', b'{"text": "a"}\x00', b'"text"', b"null", b'{text: "a"}']
+
+
+def test_the_fast_parser_takes_and_finds_what_the_standard_one_does() -> None:
+    orjson = pytest.importorskip("orjson")
+    taken = 0
+    for line in ODD_LINES:
+        fast = documents._texts_of_plain(line, ["text"], orjson.loads)
+        assert fast is None or fast == documents._texts(line, ["text"]), line
+        taken += fast is not None
+    assert 5 < taken < len(ODD_LINES) // 2
+
+
+def test_a_short_run_starts_no_worker_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_order, "_HELP_SECONDS", 60.0)
+    monkeypatch.setattr(in_order, "worker_processes", lambda *arguments: pytest.fail("started"))
+    preprocess_quietly(NUMBERS, [write(tmp_path / "in.jsonl", number_lines(1, 9000))], tmp_path / "c", workers=3)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("policy", ["skip", "quarantine"])
 def test_bad_lines_can_be_left_out_or_kept_beside_the_corpus(
@@ -386,6 +435,9 @@ def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
         # Workers, and the helper of multiprocessing that looks after its semaphores, which is not killed.
         workers = [pid for pid in children(run.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(workers[0], signal.SIGKILL)
+        while Path(f"/proc/{workers[0]}/stat").read_text().split()[2] != "Z":
+            time.sleep(0.01)
+        time.sleep(0.2)  # for the end of its pipe to be seen
         stream.close()  # the end of the input
         message = run.stderr.read() if run.stderr is not None else ""
     assert run.wait(timeout=60) == 21, message

@@ -1,0 +1,138 @@
+"""Runs the steps of one call of `benchmarks/gpu_quarter_hour.sh`; see there.
+
+A step that fails or takes too long is recorded, and the next one runs. Where the process cannot go on (an error of the
+GPU, a step that hangs), it ends with exit code 3, and the same command continues with the step after it.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from benchmarks import gpu_micro, gpu_steps
+from benchmarks.gpu_steps import Bench
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.process.exits import leave
+
+CANNOT_GO_ON = 3
+_HANGS_SECONDS = 15.0
+
+PLAN: dict[str, dict[str, tuple[Callable[[Bench], None], int]]] = {
+    "first": {
+        "machine": (gpu_steps.machine_facts, 15),
+        "350m": (gpu_steps.gpt_350m, 30),
+        "1.3b": (gpu_steps.gpt_1b, 45),
+        "vocabularies": (gpu_steps.vocabularies, 25),
+        "parity": (gpu_steps.parity, 60),
+        "350m compiled": (gpu_steps.compiled_350m, 75),
+    },
+    "second": {
+        "traces": (gpu_steps.traces, 45),
+        "micro": (gpu_micro.micro, 45),
+        "1.3b compiled": (gpu_steps.compiled_1b, 90),
+        "growing length": (gpu_steps.growing_length, 100),
+        "bert-large": (gpu_steps.bert_large, 50),
+        "against plain": (gpu_steps.against_plain, 110),
+        "fp16": (gpu_steps.half_precision, 30),
+        "llama": (gpu_steps.llama, 40),
+        "vit-b": (gpu_steps.vit_base, 30),
+    },
+}
+"""Steps of each call in the order of their worth, with the seconds after which they are ended."""
+
+
+class TooLongError(Exception):
+    """A step reached its limit."""
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise TooLongError
+
+
+def run_step(bench: Bench, name: str, work: Callable[[Bench], None], limit: float) -> bool:
+    """Runs one step; whether the next one can run in this process."""
+    bench.step = name
+    bench.write("begins", limit_s=limit)
+    started = time.monotonic()
+    hangs = threading.Timer(limit + _HANGS_SECONDS, os._exit, (CANNOT_GO_ON,))  # a signal waits while C++ runs
+    hangs.daemon = True
+    hangs.start()
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    problem = None
+    try:
+        work(bench)
+    except TooLongError:
+        problem = f"ended after {limit} s"
+    except Exception as error:
+        problem = "".join(traceback.format_exception(error))[-3000:]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        bench.free()
+        bench.wait()
+        usable = True
+    except RuntimeError as error:  # of the GPU; it stays
+        problem, usable = f"{problem or ''}{error}", False
+    hangs.cancel()
+    bench.write("ends", seconds=time.monotonic() - started, problem=problem)
+    return usable
+
+
+def begun(out: Path) -> set[str]:
+    """Steps that were begun in this folder."""
+    path = out / "results.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {found["step"] for found in map(json.loads, lines) if found["row"] == "begins"}
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("call", choices=sorted(PLAN))
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.jsonl, traces, tables of kernels")
+    parser.add_argument("--seconds", type=float, default=560.0, help="no step begins that could end after so long")
+    parser.add_argument("--tiny", action="store_true", help="rehearse with small models")
+    parser.add_argument("--eager", action="store_true", help="with --tiny: compile nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    args = parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not torch.cuda.is_available() and not args.tiny:
+        print("No GPU: only --tiny can run here.", file=sys.stderr)
+        return 2
+    if args.eager:
+        torch.compiler.set_stance("force_eager")
+    started = time.monotonic()
+    runtime = launch.start(gpu_steps.run_config(
+        gpu_steps.TINY, precision="bf16", device="cuda" if torch.cuda.is_available() else "cpu"), Launch())
+    bench = Bench(runtime, args.out, args.tiny)
+    done = begun(args.out)
+    try:
+        for name, (work, limit) in PLAN[args.call].items():
+            if name in done:
+                continue
+            if time.monotonic() - started > args.seconds - (0 if args.tiny else limit):
+                bench.step = name
+                bench.write("left out", reason="no time left")
+            elif not run_step(bench, name, work, limit):
+                return CANNOT_GO_ON
+    finally:
+        launch.stop()
+        torch.compiler.set_stance("default")
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))
