@@ -137,9 +137,9 @@ class ModelConfig:
     base_num_layers: int | None = None
     """Layers of the base model of --parametrization completep."""
     mixture_of_depths_capacity: float | None = None
-    """Mixture-of-Depths (https://arxiv.org/abs/2404.02258), for GPT: share of a sample's tokens that every
-    --mixture-of-depths-every-th layer processes; a learned router chooses them. The routers are weights of the
-    model, so this cannot change during a run."""
+    """Mixture-of-Depths (https://arxiv.org/abs/2404.02258), for GPT: share of a sample's tokens that a layer with a
+    router processes in training; the router learns which. Routers are weights of the model, which Hugging Face's models
+    do not have."""
     mixture_of_depths_every: int = 2
     """With --mixture-of-depths-capacity: every N-th layer has a router; the others process all tokens."""
     mixture_of_depths_strata: int = 1
