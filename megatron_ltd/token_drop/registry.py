@@ -105,7 +105,8 @@ class Policies:
         return share
 
     def may_skip(self, layer: int) -> bool:
-        return self.share(layer) < 1.0
+        """Whether a step may skip the layer, by a draw or by its schedule."""
+        return self.share(layer) < 1.0 or any(plan.layers[layer].skipped for plan in self.stretches)
 
     def named(self, name: str) -> Policy | None:
         """The active policy with this name."""
