@@ -72,11 +72,12 @@ def test_without_compile_torchs_limits_are_left_alone() -> None:
     assert torch._dynamo.config.recompile_limit == 8 and not torch._dynamo.config.fail_on_recompile_limit_hit
 
 
-BAGS = with_settings(num_layers=3, hidden_size=16, num_attention_heads=2, seq_length=32, vocab_size=40,
+BAGS = with_settings(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=32, vocab_size=40,
                      make_vocab_size_divisible_by=8, random_ltd=False, random_ltd_start_length=None,
                      random_ltd_steps=None, token_superposition=2, token_superposition_steps=2, micro_batch_size=2)
-BESIDES = {"alone": {}, "routed": {"mixture_of_depths_capacity": 0.25},
-           "more-text-ltd": {"token_superposition_text": "more", "random_ltd": True, "random_ltd_start_length": 8}}
+BESIDES = {"routed": {"mixture_of_depths_capacity": 0.25},
+           "more-text-ltd": {"token_superposition_text": "more", "random_ltd": True, "random_ltd_start_length": 8,
+                             "random_ltd_layers": "1"}}
 
 
 def losses(config: RunConfig) -> list[float]:
