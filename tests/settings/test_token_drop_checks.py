@@ -1,5 +1,6 @@
 """The policies: what is refused, what is accepted, and lengths in closed form by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from megatron_ltd.plan.learning_rate import LearningRate, learning_rate_spans
 from megatron_ltd.plan.pipeline_costs import head_cost, layer_costs, plan_samples
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.checks.idle import idle_settings
+from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.token_drop.policy import Policy, Shape
+from megatron_ltd.token_drop.registry import Policies
 from tests.plans import plan_of
 from tests.runnable_settings import with_settings
 
@@ -134,6 +138,24 @@ def test_layers_that_may_be_skipped_are_all_or_the_listed_ones() -> None:
     assert skippable() == skippable(layer_drop_layers="3") == []
     assert skippable(layer_drop_rate=0.1) == list(range(24))
     assert skippable(layer_drop_rate=0.1, layer_drop_layers="5,0-1") == [0, 1, 5]
+
+
+class WithoutTheLast(Policy):
+    """Ten steps without the last of three layers."""
+
+    def plan(self, step: int, plan: StepPlan) -> StepPlan:
+        return plan if step >= 10 else plan.with_layers([(2, replace(plan.layers[2], skipped=True))])
+
+    def changes(self) -> tuple[int, ...]:
+        return (10,)
+
+
+def test_layers_that_a_schedule_skips_may_be_skipped_and_cost_nothing_meanwhile() -> None:
+    found = Policies(Shape("gpt", 3, 256), (WithoutTheLast(),))
+    assert [found.may_skip(layer) for layer in range(3)] == [False, False, True]
+    config = with_settings(num_layers=3, random_ltd=False)
+    *before, last = layer_costs(config, found.plan(0))
+    assert last == 0 and before == layer_costs(config, found.plan(10))[:2] and before[0] > 0
 
 
 def test_the_length_grows_linearly_in_whole_multiples() -> None:
