@@ -136,6 +136,15 @@ class ModelConfig:
     """Width of the base model of --parametrization completep."""
     base_num_layers: int | None = None
     """Layers of the base model of --parametrization completep."""
+    mixture_of_depths_capacity: float | None = None
+    """Mixture-of-Depths (https://arxiv.org/abs/2404.02258), for GPT: share of a sample's tokens that a layer with a
+    router processes in training; the router learns which. Routers are weights of the model, which Hugging Face's models
+    do not have."""
+    mixture_of_depths_every: int = 2
+    """With --mixture-of-depths-capacity: every N-th layer has a router; the others process all tokens."""
+    mixture_of_depths_strata: int = 1
+    """With --mixture-of-depths-capacity: number of equal spans of the sequence, each of which keeps the same number of
+    tokens in training. With --sequence-parallel it must be a multiple of --tensor-model-parallel-size."""
 
     @property
     def width_multiplier(self) -> float:
@@ -184,6 +193,10 @@ class ModelConfig:
     def is_rotated(self, layer: int) -> bool:
         """Whether the layer has rotary positions, if the model has them."""
         return self.no_rope_freq is None or not _is_marked(self.no_rope_freq, layer, 1)
+
+    def is_routed(self, layer: int) -> bool:
+        """Whether the layer has a router of Mixture-of-Depths."""
+        return self.mixture_of_depths_capacity is not None and (layer + 1) % self.mixture_of_depths_every == 0
 
     @property
     def max_positions(self) -> int:

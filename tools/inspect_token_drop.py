@@ -49,6 +49,8 @@ def report(course: Course) -> str:
         lines += [
             f"{dropped} of {layers} layers drop tokens; one of them processes a token {course.visits():.3f} times a "
             f"pass on average, all of them {course.visits() * dropped:.2f} times",
+            "routers choose the tokens, so how many of them skip all these layers is not known before the run"
+            if course.config.model.mixture_of_depths_capacity is not None else
             f"{course.mean(course.passing):.2%} of the tokens skip all {dropped} dropped layers ({first:.1%} -> "
             f"{last:.1%} over the run)"]
     elif not policies(course.config).active:

@@ -80,6 +80,17 @@ class TokenContext:
             context = replace(context, mask=self.window_mask)
         return context if config.is_rotated(layer) else replace(context, angles=None, key_angles=None)
 
+    def seeing_only(self, chosen: torch.Tensor) -> "TokenContext":
+        """The same, but besides itself a token sees only the chosen ones. The tokens are the last of those they see.
+
+        Shapes:
+            chosen [b, c] bool
+        """
+        keys = torch.arange(chosen.shape[1], device=chosen.device)
+        queries = (keys if self.mask is None else keys[-self.mask.shape[2]:])[:, None]  # [k, 1]
+        mask = keys <= queries if self.mask is None else self.mask
+        return replace(self, mask=mask & (chosen[:, None, None] | (keys == queries)))
+
 
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(d)) v for every head, projected back to the residual stream.

@@ -29,6 +29,13 @@ class DecodeState:
     def __init__(self, layers: Sequence[int], padding: torch.Tensor, capacity: int):
         self.padding, self.length = padding, 0
         self.caches = {layer: KeyValueCache(capacity) for layer in layers}
+        self._chosen: dict[int, torch.Tensor] = {}
+
+    def chosen_so_far(self, layer: int, chosen: torch.Tensor) -> torch.Tensor:
+        """Which tokens a layer's router has chosen, with those read now. Shapes: [b, s] -> [b, all]"""
+        earlier = self._chosen.get(layer, chosen[:, :0])
+        self._chosen[layer] = torch.cat((earlier, chosen), dim=1)
+        return self._chosen[layer]
 
 
 class DecodingGPT(GPT):
@@ -50,8 +57,14 @@ class DecodingGPT(GPT):
             x = self.embedding(x, positions, None)
         tokens = self._tokens(places, positions, state.padding)
         for name, block in self.stack.blocks.items():
-            of_layer = tokens.for_layer(self.config, int(name))
-            x = x + block(x, replace(of_layer, cache=state.caches[int(name)]))
+            layer = int(name)
+            of_layer = replace(tokens.for_layer(self.config, layer), cache=state.caches[layer])
+            router = self.stack.router(layer)
+            if router is None:
+                x = x + block(x, of_layer)
+            else:
+                scores, chosen = router.predict(x)
+                x = x + scores[..., None] * block(x, of_layer.seeing_only(state.chosen_so_far(layer, chosen)))
         if self.final_norm is None:
             return x
         hidden = self.tp.enter(self.final_hidden(x[-1:]))[0]  # [b, h]

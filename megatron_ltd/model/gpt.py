@@ -33,16 +33,17 @@ class GPT(Transformer):
     def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 position_ids: torch.Tensor | None = None, document_ids: torch.Tensor | None = None,
                 kept: torch.Tensor | None = None, plan: StepPlan | None = None,
-                loss_record: LossRecord | None = None) -> torch.Tensor:
+                loss_record: LossRecord | None = None, router_weight: float = 0.0) -> torch.Tensor:
         """Args:
             plan: what the step computes; None: every token in every layer.
             loss_record: records the loss of every predicted token.
+            router_weight: of a token in the loss of the routers' predictors (Mixture-of-Depths).
         """
         batch = Microbatch(labels.shape[1], sample_ids, position_ids, document_ids)
         contexts = self.contexts(batch)
         if self.embedding is not None:
             x = self.embedding(x, batch.positions(), contexts.embedding_keys())
-        x = self.stack(x, contexts, plan, given_sets(kept))
+        x = self.stack(x, contexts, plan, given_sets(kept), router_weight)
         if self.final_norm is None:
             return x
         return self._head(self.final_hidden(x), labels, loss_mask, loss_record)

@@ -14,6 +14,7 @@ layers above are those of the base model.
 
 import hashlib
 import math
+import re
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ def global_name(name: str, config: ModelConfig) -> str:
     has the embedding's name."""
     if name == "head.weight" and config.tied:
         return "embedding.word.weight"
-    return name.replace("stack.blocks.", "layers.", 1)
+    return re.sub(r"^stack\.routers\.(\d+)", r"layers.\1.router", name.replace("stack.blocks.", "layers.", 1))
 
 
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:

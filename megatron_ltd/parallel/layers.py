@@ -87,13 +87,13 @@ class RowParallelLinear(nn.Module):
 class ReplicatedLinear(nn.Module):
     """y = x W^T + b, whole on every rank, outside the tensor-parallel regions. Shapes: x [..., i] -> [..., o]"""
 
-    def __init__(self, in_features: int, out_features: int, tp: TensorParallel):
+    def __init__(self, in_features: int, out_features: int, tp: TensorParallel, *, bias: bool = True):
         super().__init__()
         self.weight = sharded_parameter((out_features, in_features), Replicate(), tp)
-        self.bias = sharded_parameter((out_features,), Replicate(), tp)
+        self.bias = sharded_parameter((out_features,), Replicate(), tp) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, local(self.weight), local(self.bias))
+        return F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
 
 
 class VocabParallelEmbedding(nn.Module):

@@ -10,6 +10,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.layer_tokens import LayerTokens
+from megatron_ltd.token_drop.policies.mixture_of_depths import MixtureOfDepths
 from megatron_ltd.token_drop.policy import Shape
 from megatron_ltd.token_drop.registry import Policies
 
@@ -75,7 +76,11 @@ def policies(config: RunConfig) -> Policies:
     Raises:
         ConfigError: their settings cannot be parsed.
     """
-    return Policies.of(config.token_drop, policy_shape(config))
+    model = config.model
+    routed = tuple(layer for layer in range(model.num_layers) if model.is_routed(layer))
+    of_model = () if model.mixture_of_depths_capacity is None else (
+        MixtureOfDepths(routed, model.mixture_of_depths_capacity, model.mixture_of_depths_strata),)
+    return Policies.of(config.token_drop, policy_shape(config), of_model)
 
 
 def policy_shape(config: RunConfig) -> Shape:

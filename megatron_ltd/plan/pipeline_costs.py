@@ -92,8 +92,8 @@ def layer_costs(config: RunConfig, plan: StepPlan) -> list[int]:
     passes = 4 if config.parallel.recompute == "full" else 3
     costs = []
     for number, layer in enumerate(plan.layers):
-        cost = passes * layer_flops(model, layer.tokens, attends_to_all=layer.attends_to_all,
-                                    windowed=model.is_windowed(number))
+        cost = 0 if layer.skipped else passes * layer_flops(model, layer.tokens, attends_to_all=layer.attends_to_all,
+                                                            windowed=model.is_windowed(number))
         share = expected.share(number)
         costs.append(cost if share == 1.0 else round(cost * share))
     return costs

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_ltd.token_drop.sampling import positions_of_largest
+
 _FIXED_POINT = 1 << 20
 """Losses are summed as integers of this resolution, so that the sums do not depend on how the batch was split."""
 
@@ -99,9 +101,4 @@ class ImportanceTable:
         priority = self.values[tokens]
         if padding_mask is not None:
             priority = priority.masked_fill(~padding_mask, float("-inf"))
-        span = tokens.shape[1] // strata
-        # A stable sort: which of two equal tokens comes first must not depend on the machine's sorting kernel.
-        order = priority.unflatten(1, (strata, span)).argsort(dim=2, descending=True, stable=True)
-        chosen = order[:, :, :kept_tokens // strata].sort(dim=2).values  # [b, strata, k / strata]
-        starts = torch.arange(strata, device=tokens.device)[:, None] * span
-        return (chosen + starts).flatten(1)
+        return positions_of_largest(priority, kept_tokens, strata)

@@ -50,13 +50,16 @@ class Policies:
     active: tuple[Policy, ...]
 
     @classmethod
-    def of(cls, settings: Any, shape: Shape) -> "Policies":
+    def of(cls, settings: Any, shape: Shape, of_model: tuple[Policy, ...] = ()) -> "Policies":
         """The policies that the settings enable.
+
+        Args:
+            of_model: those that belong to the model; they come last.
 
         Raises:
             ConfigError: settings that cannot be parsed.
         """
-        return cls(shape, tuple(kind.of(settings, shape) for kind in POLICIES if kind.is_on(settings)))
+        return cls(shape, (*(kind.of(settings, shape) for kind in POLICIES if kind.is_on(settings)), *of_model))
 
     def plan(self, step: int) -> StepPlan:
         """What a step computes, counted from 0."""
@@ -102,7 +105,8 @@ class Policies:
         return share
 
     def may_skip(self, layer: int) -> bool:
-        return self.share(layer) < 1.0
+        """Whether a step may skip the layer, by a draw or by its schedule."""
+        return self.share(layer) < 1.0 or any(plan.layers[layer].skipped for plan in self.stretches)
 
     def named(self, name: str) -> Policy | None:
         """The active policy with this name."""

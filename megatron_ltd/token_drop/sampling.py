@@ -69,6 +69,21 @@ def kept_positions(seed: int, sample_ids: torch.Tensor, layers: torch.Tensor, *,
     return (smallest & ((1 << position_bits) - 1)).sort(dim=3).values.flatten(2)  # [l, b, k]
 
 
+def positions_of_largest(priority: torch.Tensor, kept_tokens: int, strata: int = 1) -> torch.Tensor:
+    """Positions of the k / strata tokens of largest priority in each of `strata` equal spans, ascending; ties go to the
+    earlier token.
+
+    Shapes:
+        priority [b, s] -> [b, k] int64
+    """
+    span = priority.shape[1] // strata
+    # A stable sort: which of two equal tokens comes first must not depend on the machine's sorting kernel.
+    order = priority.unflatten(1, (strata, span)).argsort(dim=2, descending=True, stable=True)
+    chosen = order[:, :, :kept_tokens // strata].sort(dim=2).values  # [b, strata, k / strata]
+    starts = torch.arange(strata, device=priority.device)[:, None] * span
+    return (chosen + starts).flatten(1)
+
+
 def stream_rows(kept: torch.Tensor) -> torch.Tensor:
     """Rows of the flattened residual stream [s * b, h] that hold the kept tokens, in [k, b] order.
 

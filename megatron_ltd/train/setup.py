@@ -47,7 +47,7 @@ class NamedParameter:
     @property
     def layer(self) -> int | None:
         """Global id of the layer it belongs to; None if it belongs to no layer."""
-        return int(self.name.removeprefix(LAYERS).split(".")[0]) if self.name.startswith(LAYERS) else None
+        return int(self.global_name.split(".")[1]) if self.global_name.startswith("layers.") else None
 
 
 class Model:

@@ -57,6 +57,8 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     model.train_mode(plan)
     means = 1.0 / torch.tensor([predictions, samples][:model.pipeline.loss_terms])
     of_step: dict[str, Any] = {"plan": plan, "loss_record": model.loss_record}
+    if config.model.mixture_of_depths_capacity is not None:  # a mean over the tokens of the global batch
+        of_step["router_weight"] = loss_scale / (samples * plan.read_tokens)
     sums = model.pipeline.train_step(tokens, merged | of_step, microbatches=len(batch),
                                      loss_weights=(means * loss_scale).to(device))
     model.finish_gradients(plan)

@@ -15,7 +15,7 @@ from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 from megatron_ltd.token_drop.policy import Shape
 from megatron_ltd.token_drop.registry import Policies
-from megatron_ltd.train.step import in_bags
+from megatron_ltd.train.step import cut, in_bags
 from tests.model import dense_reference
 from tests.model.test_flops import in_place_addmm
 from tests.model.tiny import (
@@ -38,6 +38,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "tread": {"token_drop_policy": "tread", "random_ltd_start_length": 8, "random_ltd_strata": 2},
     "tread, a new set every two layers": {"token_drop_policy": "tread", "random_ltd_start_length": 6,
                                           "tread_set_layers": 2, "random_ltd_layers": "0-4"},
+    "layer drop over tread": {"layer_drop_rate": 0.4, "layer_drop_layers": "0-3", "token_drop_policy": "tread",
+                              "random_ltd_start_length": 8},
     "layer dropout": {"layer_dropout_rate": 0.8, "layer_dropout_steps": 40},
     "layer dropout over tread": {"layer_dropout_rate": 0.6, "layer_dropout_steps": 40, "token_drop_policy": "tread",
                                  "random_ltd_start_length": 8},
@@ -82,6 +84,8 @@ def explicit_factors(name: str, step: int) -> dict[int, float]:
         running = 1 if step < 20 else 2 if step < 39 else 3
         largest = sorted((1, 2, 3), key=lambda layer: explicit_draw(step, layer, 4))[-running:]
         return {0: 1.0, 4: 1.0, **dict.fromkeys((1, 2, 3), 0.0), **dict.fromkeys(largest, (3 / running)**0.5)}
+    if name.startswith("layer drop over"):
+        return {layer: 0.0 if layer < 4 and explicit_draw(step, layer, 0) < 0.4 else 1.0 for layer in range(LAYERS)}
     peak, theta = POLICIES[name].get("layer_dropout_rate", 0.0), POLICIES[name].get("pld_theta", 1.0)
     factors = {}
     for layer in range(LAYERS):
@@ -123,7 +127,7 @@ def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, sett
                      if p.grad is not None}
         wanted = {n: w.grad for n, w in weights.items() if w.grad is not None and bool(w.grad.any())}
         assert_gradients_close({n: g for n, g in gradients.items() if n in wanted}, wanted)
-    assert bool(skipped) == any(skipping in name for skipping in ("dropout", "dropping", "raptr"))
+    assert bool(skipped) == any(skipping in name for skipping in ("layer drop", "raptr"))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -138,6 +142,26 @@ def test_flops_are_those_that_torch_counts(tp: TensorParallel, name: str) -> Non
     not_causal = sum((3 if layer.backward else 1) * per_pair * (k * k - k * (k + 1) // 2) for layer in plan.layers
                      if (k := layer.processed_tokens))
     assert counter.get_total_flops() == 2 * (plan_flops(config, plan) + not_causal)
+
+
+def test_short_samples_have_the_loss_and_the_gradients_of_explicit_loops_over_their_first_tokens(
+    tp: TensorParallel,
+) -> None:
+    config = tiny_config(**LLAMA_LIKE)
+    settings = with_settings(**NO_TOKENS_DROPPED, seq_length_curriculum_start_length=8, seq_length_curriculum_steps=30,
+                             seq_length_curriculum_length_step=8).token_drop
+    plan = Policies.of(settings, Shape("gpt", LAYERS, TOKENS, SEED)).plan(20)
+    assert plan.read_tokens == 16  # 8 + 16 x 20 / 30, in whole eights
+    batch, model = tiny_batch(config), build_gpt(config, tp)
+    first = {name: tensor[:, :16] if tensor.dim() == 2 else tensor for name, tensor in batch.items()}
+    weights = dense_reference.leaves(whole_parameters(model))
+    expected = dense_reference.loss(weights, replace(config, seq_length=16), first)
+    expected.backward()
+    loss = run(model, {**cut(batch, 16, TOKENS), "plan": plan})
+    loss.backward()
+    torch.testing.assert_close(loss.detach().double(), expected.detach(), rtol=1e-6, atol=0.0)
+    assert_gradients_close({global_name(n, config): p.grad.full_tensor() for n, p in model.named_parameters()},  # type: ignore
+                           {n: w.grad for n, w in weights.items() if w.grad is not None})
 
 
 def test_evaluation_uses_every_layer_on_every_token(tp: TensorParallel) -> None:

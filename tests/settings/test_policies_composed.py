@@ -17,15 +17,12 @@ from tests.runnable_settings import with_settings
 PLAIN = with_settings(random_ltd=False, random_ltd_start_length=None, random_ltd_steps=None, num_layers=6,
                       seq_length=32)
 KINDS = {policy.name: policy for policy in POLICIES}
-REFUSED = {frozenset(("alternate", "sequence-curriculum")), frozenset(("importance", "superposition"))}
-"""Pairs that contradict each other although they decide different things."""
 
 
 def contradict(first: str, second: str) -> bool:
-    """Whether both choose tokens, or both skip layers, or the pair is refused for a reason of its own."""
+    """Whether both choose tokens, or both skip layers."""
     kinds = KINDS[first], KINDS[second]
-    return frozenset((first, second)) in REFUSED or all(kind.chooses_tokens for kind in kinds) or all(
-        kind.skips_layers for kind in kinds)
+    return all(kind.chooses_tokens for kind in kinds) or all(kind.skips_layers for kind in kinds)
 
 
 def test_every_policy_has_settings_that_enable_it_alone() -> None:
@@ -44,7 +41,7 @@ def test_the_documentation_has_a_command_for_every_policy_that_can_run() -> None
         config, notes = parse_run_config([*shared.replace("\\\n", " ").split(), *flags.split()])
         assert notes == [] and violations(config, 1) == []
         shown += [policy.name for policy in policies(config).active]
-    assert sorted(shown) == sorted(KINDS)
+    assert sorted(shown) == sorted([*KINDS, "mixture-of-depths"])
 
 
 def test_no_two_policies_draw_the_same_numbers() -> None:
@@ -57,12 +54,11 @@ def test_two_policies_compose_or_are_refused_by_name(pair: tuple[str, str]) -> N
     first, second = pair
     config = with_settings(PLAIN, **{**ENABLED[second], **ENABLED[first]})
     found = violations(config, 1)
-    if contradict(first, second):
+    if contradict(first, second) or found:  # or for a reason of its own
         flags = [KINDS[name].asked_for(config.token_drop).split()[0] for name in pair]
         one_flag = KINDS[first].switch in ENABLED[first].keys() & ENABLED[second].keys()
         assert one_flag or any(all(flag in text for flag in flags) for text in found), found
         return
-    assert found == []
     alone = [policies(with_settings(PLAIN, **ENABLED[name])) for name in pair]
     for step in range(0, 40, 3):
         plan, parts = policies(config).plan(step), [each.plan(step) for each in alone]
@@ -75,3 +71,23 @@ def test_two_policies_compose_or_are_refused_by_name(pair: tuple[str, str]) -> N
             assert layer.token_set is None or layer.attends_to_all == any(each.attends_to_all for each in of_layers)
             scales = of_layers[0].scale * of_layers[1].scale
             assert layer.skipped or layer.scale == pytest.approx(scales)
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_mixture_of_depths_composes_with_a_policy_or_is_refused_by_name(name: str) -> None:
+    config = with_settings(PLAIN, **ENABLED[name], mixture_of_depths_capacity=0.25)
+    found = violations(config, 1)
+    if KINDS[name].chooses_tokens:
+        flag = KINDS[name].asked_for(config.token_drop)
+        assert found == [f"{flag} is given with --mixture-of-depths-capacity = 0.25: a layer's tokens are chosen by "
+                         "one policy; keep one of them"]
+        return
+    assert found == []
+    alone = policies(with_settings(PLAIN, **ENABLED[name]))
+    for step in range(0, 40, 3):
+        plan, other = policies(config).plan(step), alone.plan(step)
+        assert plan.read_tokens == other.read_tokens and plan.skipped_layers == other.skipped_layers
+        assert [layer.tokens * 4 for layer in plan.layers[1::2]] == [plan.read_tokens] * 3
+        assert plan.layers[::2] == other.layers[::2]
+        assert [(layer.scale, layer.backward) for layer in plan.layers] == [
+            (layer.scale, layer.backward) for layer in other.layers]

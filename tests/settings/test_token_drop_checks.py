@@ -1,5 +1,6 @@
 """The policies: what is refused, what is accepted, and lengths in closed form by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,14 @@ from megatron_ltd.plan.learning_rate import LearningRate, learning_rate_spans
 from megatron_ltd.plan.pipeline_costs import head_cost, layer_costs, plan_samples
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.checks.idle import idle_settings
+from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.token_drop.policy import Policy, Shape
+from megatron_ltd.token_drop.registry import Policies
 from tests.plans import plan_of
 from tests.runnable_settings import with_settings
 
 CURRICULUM: dict[str, Any] = {"seq_length_curriculum_start_length": 64, "seq_length_curriculum_steps": 30}
+ROUTED: dict[str, Any] = {"mixture_of_depths_capacity": 0.25, "random_ltd": False}
 TOKENS: dict[str, Any] = {"train_iters": None, "lr_warmup_iters": 0}
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
@@ -55,6 +60,14 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"token_superposition": 2, "token_superposition_steps": 2, "family": "bert"}, ["BERT predicts masked tokens"]),
     ({"token_superposition": 2, "token_superposition_steps": 2, "random_ltd": False, "token_drop_policy": "importance"},
      ["--token-superposition = 2 is given with --token-drop-policy = importance"]),
+    ({"mixture_of_depths_capacity": 0.0}, ["--mixture-of-depths-capacity = 0.0: must be above 0 and at most 1"]),
+    ({**ROUTED, "family": "bert"}, ["--mixture-of-depths-capacity = 0.25 is given for a model that is not a GPT"]),
+    ({**ROUTED, "mixture_of_depths_every": 25}, ["--mixture-of-depths-every = 25", "choose at most 24"]),
+    ({**ROUTED, "sequence_parallel": True, "tensor_model_parallel_size": 2},
+     ["--mixture-of-depths-strata = 1: with --sequence-parallel", "use --mixture-of-depths-strata 2"]),
+    ({**ROUTED, "mixture_of_depths_strata": 3}, ["--mixture-of-depths-strata = 3: does not divide the 256 tokens"]),
+    ({**ROUTED, **CURRICULUM, "seq_length_curriculum_length_step": 6, "mixture_of_depths_strata": 4},
+     ["--mixture-of-depths-strata = 4: does not divide the 66 tokens"]),
     ({"token_drop_policy": "tread"}, ["--random-ltd is given with --token-drop-policy = tread"]),
     ({"random_ltd": False, "token_drop_policy": "tread", "tread_set_layers": 0}, ["--tread-set-layers = 0"]),
     ({"seq_length_curriculum_start_length": 64}, ["given without --seq-length-curriculum-steps"]),
@@ -94,6 +107,7 @@ def test_lengths_in_tokens_do_not_stumble_over_a_list_that_is_none() -> None:
     {"layer_drop_rate": 0.5}, {"layer_drop_rate": 0.2, "layer_drop_layers": "0,3-5", "random_ltd": False},
     {"layer_drop_rate": 0.2, **TOKENS, "train_tokens": 10**6}, {"pld_theta": 0.5, "drop_backward_rate": 0.5},
     {"raptr_stages": "0:2,9:24", "drop_backward_rate": 0.5}, CURRICULUM, {**CURRICULUM, "random_ltd": False},
+    {**ROUTED, **CURRICULUM, "mixture_of_depths_strata": 4, "drop_backward_rate": 0.1},
     {**CURRICULUM, "layer_drop_rate": 0.2}, {**CURRICULUM, "seq_length_curriculum_start_length": 256},
     {**CURRICULUM, **TOKENS, "train_tokens": 10**6, "lr_warmup_tokens": 1000},
     {**CURRICULUM, **TOKENS, "train_tokens": 10**6, "token_budget": "layer", "layer_token_lr": True},
@@ -104,6 +118,8 @@ def test_what_can_run_is_accepted(changes: dict[str, Any]) -> None:
 
 
 def test_settings_without_effect_are_named() -> None:
+    assert idle_settings(with_settings(mixture_of_depths_every=3)) == [
+        "--mixture-of-depths-every has no effect without --mixture-of-depths-capacity"]
     assert idle_settings(with_settings(layer_drop_layers="1")) == [
         "--layer-drop-layers has no effect without --layer-drop-rate"]
     assert idle_settings(with_settings(pld_gamma=0.1, seq_length_curriculum_steps=64)) == [
@@ -122,6 +138,24 @@ def test_layers_that_may_be_skipped_are_all_or_the_listed_ones() -> None:
     assert skippable() == skippable(layer_drop_layers="3") == []
     assert skippable(layer_drop_rate=0.1) == list(range(24))
     assert skippable(layer_drop_rate=0.1, layer_drop_layers="5,0-1") == [0, 1, 5]
+
+
+class WithoutTheLast(Policy):
+    """Ten steps without the last of three layers."""
+
+    def plan(self, step: int, plan: StepPlan) -> StepPlan:
+        return plan if step >= 10 else plan.with_layers([(2, replace(plan.layers[2], skipped=True))])
+
+    def changes(self) -> tuple[int, ...]:
+        return (10,)
+
+
+def test_layers_that_a_schedule_skips_may_be_skipped_and_cost_nothing_meanwhile() -> None:
+    found = Policies(Shape("gpt", 3, 256), (WithoutTheLast(),))
+    assert [found.may_skip(layer) for layer in range(3)] == [False, False, True]
+    config = with_settings(num_layers=3, random_ltd=False)
+    *before, last = layer_costs(config, found.plan(0))
+    assert last == 0 and before == layer_costs(config, found.plan(10))[:2] and before[0] > 0
 
 
 def test_the_length_grows_linearly_in_whole_multiples() -> None:

@@ -17,7 +17,7 @@ from tests.plans import plan_of
 from tests.runnable_settings import RUNNABLE, with_settings
 from tools import inspect_token_drop, run_flags
 from tools.drop_course.course import Course
-from tools.drop_course.picture import shares
+from tools.drop_course.picture import asked_for, shares
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +69,17 @@ def test_the_importance_policy_shows_all_layers_the_same_tokens() -> None:
     found = Course.of(with_settings(CONFIG, random_ltd=False, token_drop_policy="importance",
                                     random_ltd_length_list="0:8", random_ltd_layers="2-4"), 1)
     assert found.mean(found.passing) == pytest.approx(0.75)
+
+
+def test_the_course_of_mixture_of_depths_is_that_of_its_capacity() -> None:
+    """Layers 1, 3 and 5 process 8 of 32 tokens; which ones no arithmetic knows."""
+    config = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, mixture_of_depths_capacity=0.25)
+    found = Course.of(config, 1)
+    assert found.before[-1].layer_token_sum == 2 * 6 * (3 * 32 + 3 * 8) and found.visits() == 0.25
+    assert shares(found, [0, 3, 6])[0].T.tolist() == [[1.0, 0.25] * 3] * 2
+    said = inspect_token_drop.report(found)
+    assert "routers choose the tokens" in said and "of the tokens skip all" not in said
+    assert asked_for(found) == "--mixture-of-depths-capacity = 0.25"
 
 
 def test_without_dropping_nothing_is_saved_and_that_is_said() -> None:

@@ -26,6 +26,8 @@ from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
 from megatron_ltd.data.text.sentences import RuleSplitter
 from megatron_ltd.data.text.wordpiece import SPECIAL_TOKENS, wordpiece_engine
+from megatron_ltd.model.context import ContextMaker
+from megatron_ltd.model.stack import Stack
 from megatron_ltd.token_drop.plan import StepPlan, TokenSet
 from megatron_ltd.token_drop.registry import Policies
 from megatron_ltd.train.process.environment import Launch
@@ -150,8 +152,8 @@ class Ending:
 
 @contextlib.contextmanager
 def recorded_draws() -> Iterator[dict[tuple[int, int], list[int]]]:
-    """The kept positions of each (layer, sample) that this process uses meanwhile. Drawing a set a second time, for
-    another stage or in a backward pass, must give the same one."""
+    """Meanwhile, the kept positions of each (layer, sample) that this process draws or a router chooses. A second time,
+    for another stage or in a backward pass, they must be the same."""
     original = Policies.token_sets
     drawn: dict[tuple[int, int], list[int]] = {}
 
@@ -165,7 +167,16 @@ def recorded_draws() -> Iterator[dict[tuple[int, int], list[int]]]:
                     assert drawn.setdefault((layer, sample), positions) == positions
         return sets
 
-    with mock.patch.object(Policies, "token_sets", token_sets):
+    of_tokens = Stack._on_some_tokens
+
+    def on_some_tokens(self: Stack, stream: torch.Tensor, owned: bool, layers: list[int], plan: StepPlan,
+                       kept: torch.Tensor, contexts: ContextMaker, *scores: torch.Tensor) -> torch.Tensor:
+        for sample, positions in zip(contexts.batch.sample_ids.tolist(), kept.tolist() if scores else (), strict=False):
+            assert drawn.setdefault((layers[0], sample), positions) == positions
+        return of_tokens(self, stream, owned, layers, plan, kept, contexts, *scores)
+
+    with mock.patch.object(Policies, "token_sets", token_sets), \
+            mock.patch.object(Stack, "_on_some_tokens", on_some_tokens):
         yield drawn
 
 

@@ -1,13 +1,22 @@
 """Compiled layers never run uncompiled without a word, however many lengths a run has."""
 
 from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._dynamo.utils import counters
 
+from megatron_ltd.config import RunConfig
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.train.compilation import prepare_compilation
+from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.step import train_step
 from tests.runnable_settings import with_settings
 
 MANY = with_settings(compile=True, random_ltd_start_length=16, random_ltd_length_step=16)
@@ -61,3 +70,42 @@ def test_beyond_the_limit_torch_says_so() -> None:
 def test_without_compile_torchs_limits_are_left_alone() -> None:
     prepare_compilation(with_settings())
     assert torch._dynamo.config.recompile_limit == 8 and not torch._dynamo.config.fail_on_recompile_limit_hit
+
+
+BAGS = with_settings(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=32, vocab_size=40,
+                     make_vocab_size_divisible_by=8, random_ltd=False, random_ltd_start_length=None,
+                     random_ltd_steps=None, token_superposition=2, token_superposition_steps=2, micro_batch_size=2)
+BESIDES = {"routed": {"mixture_of_depths_capacity": 0.25},
+           "more-text-ltd": {"token_superposition_text": "more", "random_ltd": True, "random_ltd_start_length": 8,
+                             "random_ltd_layers": "1"}}
+
+
+def losses(config: RunConfig) -> list[float]:
+    """Four steps, of which the first two read bags, on one process."""
+    device, found = torch.device("cpu"), []
+    mesh = build_mesh("cpu", pp=1, dp=1, tp=1, shard_parameters=False, timeout=timedelta(seconds=60))
+    model = build_model(config, mesh, device)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+    for step in range(4):
+        plan = policies(config).plan(step)
+        text = torch.randint(0, 40, (2, plan.text_tokens + 1), generator=torch.Generator().manual_seed(step))
+        batch = {"tokens": text[:, :-1], "labels": text[:, 1:], "loss_mask": torch.ones(2, plan.text_tokens),
+                 "sample_ids": torch.arange(2) + 2 * step}
+        found.append(train_step(model, optimizer, [batch], config, plan, learning_rate=1e-2, loss_scale=1.0,
+                                stop_level=0, device=device).loss)
+    return found
+
+
+@pytest.mark.parametrize("name", BESIDES)
+def test_compiled_layers_read_bags_and_then_tokens_as_plain_ones_do(name: str) -> None:
+    """Captured as a whole, without the code generation, which takes long and knows nothing of bags."""
+    config = with_settings(BAGS, **BESIDES[name])
+    captured = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        plain = losses(config)
+        with mock.patch.object(torch, "compile", captured):
+            assert losses(with_settings(config, compile=True)) == pytest.approx(plain, rel=1e-6)
+        assert counters["stats"]["unique_graphs"] >= 2
+    finally:
+        dist.destroy_process_group()

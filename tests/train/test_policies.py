@@ -66,12 +66,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "superposition-more": {**SHORT, **WITHOUT_LTD, "token_superposition": 4, "token_superposition_steps": 3,
                            "token_superposition_text": "more", "random_ltd": True, "random_ltd_strata": 2,
                            "random_ltd_length_list": "0:8,3:16", "hidden_dropout": 0.1, "eod_mask_loss": True},
-    "alternate": {**SHORT, **WITHOUT_LTD, "alternate_tokens": 4, "alternate_tokens_steps": 6},
-    "pld": {**SHORT, **WITHOUT_LTD, "pld_theta": 0.2, "pld_gamma": 0.5},
+    "alternate-pld": {**SHORT, **WITHOUT_LTD, "alternate_tokens": 4, "alternate_tokens_steps": 6, "pld_theta": 0.2,
+                      "pld_gamma": 0.5},
     "pld-bert": {**SHORT, "family": "bert", "seq_length": 64, "random_ltd_start_length": 16, "pld_theta": 0.2,
                  "pld_gamma": 0.5, "hidden_dropout": 0.1},
-    "raptr": {**SHORT, **WITHOUT_LTD, "raptr_stages": "0:2,3:4,7:6"},
-    "raptr-tread": {**SHORT, **WITHOUT_LTD, **TREAD, "raptr_stages": "0:3,4:5", "drop_backward_rate": 0.3},
+    "raptr-tread": {**SHORT, **WITHOUT_LTD, **TREAD, "raptr_stages": "0:2,3:4,7:6", "drop_backward_rate": 0.3},
 }
 
 CASES: list[tuple[str, int, dict[str, Any]]] = [
@@ -105,17 +104,16 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("superposition", 2, {**ZBV, **RECOMPUTE}),
     ("superposition-more", 4, {**SP2, **ZERO_3}),
     ("superposition-more", 4, {**ZERO_BUBBLE, **ZERO_2}),
-    ("alternate", 2, {**ZBV, **RECOMPUTE}),
-    ("alternate", 4, {**SP2, **PP2}),
-    ("alternate", 2, {**ZERO_3, "micro_batch_size": 1}),
-    ("pld", 4, {**TP2, **ZBV}),
-    ("pld", 2, {**ZERO_3, "micro_batch_size": 1, **RECOMPUTE}),
+    ("alternate-pld", 2, {**ZBV, **RECOMPUTE}),
+    ("alternate-pld", 4, {**SP2, **PP2}),
+    ("alternate-pld", 2, {**ZERO_3, "micro_batch_size": 1, **RECOMPUTE}),
     ("pld-bert", 4, {**SP2, **PP2}),
-    ("raptr", 4, {**ZERO_BUBBLE, **ZERO_2}),
-    ("raptr", 2, {**PP2, "pipeline_split": "1,5", "micro_batch_size": 1}),
+    ("raptr-tread", 4, {**ZERO_BUBBLE, **ZERO_2}),
+    ("raptr-tread", 2, {**PP2, "pipeline_split": "1,5", "micro_batch_size": 1}),
     ("raptr-tread", 4, {**SP2, **ZERO_3}),
 ]
-LEGS: list[tuple[int, dict[str, Any]]] = [(2, PP2), (4, {**SP2, **ZERO_3}), (2, ZBV), (1, {})]
+RESUMED = ["both", "layer-dropout-tread", "raptr-tread", "superposition-more", "alternate-pld", "layer-drop-importance"]
+LEGS: list[tuple[int, dict[str, Any]]] = [(2, PP2), (4, {**SP2, **ZERO_3}), (2, ZBV)]
 
 
 def name_of(case: tuple[str, int, dict[str, Any]]) -> str:
@@ -162,6 +160,11 @@ def test_every_layout_gives_the_curve_the_draws_and_the_weights_of_one_process(
     assert_same_tensors(saved_tensors(tmp_path / "checkpoints", STEPS), weights)
 
 
+def test_every_registered_policy_is_resumed_in_the_middle_of_a_run() -> None:
+    resumed = {policy.name for arm in RESUMED for policy in policies(config_of(ARMS[arm])).active}
+    assert resumed == {policy.name for policy in POLICIES}
+
+
 def test_every_registered_policy_is_run_on_every_kind_of_layout() -> None:
     """Random-LTD and Token Dropping alone are run on more layouts in `test_equivalence`."""
     cases = [(policy.name, layout) for arm, _, layout in CASES for policy in policies(config_of(ARMS[arm])).active]
@@ -179,12 +182,12 @@ def config_of(settings: dict[str, Any]) -> RunConfig:
     return config
 
 
-@pytest.mark.parametrize("arm", ["both", "layer-dropout-tread", "raptr", "superposition-more"])
+@pytest.mark.parametrize("arm", RESUMED)
 def test_a_run_that_changes_its_layout_in_the_middle_keeps_its_curve(
     truths: Truths, tmp_path: Path, arm: str,
 ) -> None:
     truth, weights = truths.of(arm)
-    settings = {**truths.settings(arm, tmp_path), "load": str(tmp_path / "checkpoints"), "exit_interval": 2}
+    settings = {**truths.settings(arm, tmp_path), "load": str(tmp_path / "checkpoints"), "exit_interval": 3}
     for number, (world_size, layout) in enumerate(LEGS, start=1):
         leg = run(tmp_path, {**settings, **layout}, world_size, code=0 if number == len(LEGS) else 11)
     assert_same_curve(leg.steps, truth.steps)

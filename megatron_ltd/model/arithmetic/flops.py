@@ -5,6 +5,7 @@ For a layer that processes k tokens of a sample (a multiply-add counts two):
     projections    2 k h d n + 4 c h d g + 2 k n d h      query, key and value, output; c keys: k, or all s
     attention      4 n d x pairs                          scores and weighted values
     mlp            2 k h f (2, or 3 with SwiGLU)
+    router         2 s h, and as much for its predictor   Mixture-of-Depths: scores of all tokens
 
     pairs          causal k (k + 1) / 2, with keys of all tokens k (s + 1) / 2; bidirectional k c;
                    with a sliding window those within it, on average over the sets of k tokens
@@ -13,9 +14,9 @@ For a layer that processes k tokens of a sample (a multiply-add counts two):
     patches of ViT 2 (s - 1) h c q^2                      of q x q pixels of c channels
     head of BERT   2 p (h h + h v) + 2 h h + 4 h          p predicted tokens; the sentence-order head
 
-The backward pass takes twice the forward pass, except for patches, where it takes as much as forward since pixels need
-no gradient, and for layers without a backward pass. Recomputation is not counted, since it is not work of the model.
-Norms, embedding tables and dropout are omitted, as in Megatron-LM's and PaLM's counts.
+The backward pass takes twice the forward pass, except for patches and predictors, where it takes as much as forward
+since their input needs no gradient, and for layers without a backward pass. Recomputation is not counted, since it is
+not work of the model. Norms, embedding tables and dropout are omitted, as in Megatron-LM's and PaLM's counts.
 """
 
 from dataclasses import replace
@@ -97,7 +98,10 @@ def plan_flops(config: ModelConfig, plan: StepPlan, predictions: int | None = No
     layers = sum((3 if layer.backward else 1) * layer_flops(read, layer.tokens, attends_to_all=layer.attends_to_all,
                                                             windowed=config.is_windowed(number))
                  for number, layer in enumerate(plan.layers) if not layer.skipped)
-    return layers + 3 * head_flops(read, predictions) + 2 * patch_flops(config)
+    scores = 2 * read.seq_length * config.hidden_size
+    routers = sum((3 + 2 if layer.backward else 2) * scores for number, layer in enumerate(plan.layers)
+                  if config.is_routed(number) and not layer.skipped)
+    return layers + routers + 3 * head_flops(read, predictions) + 2 * patch_flops(config)
 
 
 def cut_to(config: ModelConfig, read_tokens: int) -> ModelConfig:

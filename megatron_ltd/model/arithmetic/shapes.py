@@ -24,6 +24,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes["embedding.token_type.weight"] = (TOKEN_TYPES, h)
     for layer in range(config.num_layers):
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config)}
+        if config.is_routed(layer):
+            shapes |= dict(_linear(f"layers.{layer}.router.score", 1, h, False))
+            shapes |= dict(_linear(f"layers.{layer}.router.predictor", 1, h, True))
     shapes |= _norm(config, "final_norm")
     if not config.tied:
         shapes["head.weight"] = (vocabulary, h)

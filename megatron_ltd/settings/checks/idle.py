@@ -44,6 +44,8 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (not model.use_rope_scaling, "rope_scaling_factor", "without --use-rope-scaling"),
         (model.window_size is None, "window_attn_skip_freq", "without --window-size"),
         (not model.qk_layernorm, "qk_layernorm_all_heads", "without --qk-layernorm"),
+        (model.mixture_of_depths_capacity is None, "mixture_of_depths_every mixture_of_depths_strata",
+         "without --mixture-of-depths-capacity"),
         (not model.disable_bias_linear, "add_qkv_bias add_proj_bias add_mlp_bias",
          "without --disable-bias-linear: the projection has biases already"),
         (bert and data.mask_geometric, "mask_longer_ngrams", "with --mask-geometric, which draws the lengths"),

@@ -44,6 +44,8 @@ def excluded_settings(config: RunConfig) -> Iterator[str]:
         (model.parametrization == "standard", "base_hidden_size base_num_layers",
          "without --parametrization completep: no other depends on a base model; add that, or leave it out"),
         (model.family != "gpt", "parametrization", "for a model that is not a GPT; leave it out"),
+        (model.family != "gpt", "mixture_of_depths_capacity",
+         "for a model that is not a GPT, whose next tokens its routers are made for; leave it out"),
         (model.swiglu, "openai_gelu", "with --swiglu: the MLP has one activation; leave one of them out"),
         (config.training.bf16, "fp16", "with --bf16: a run computes in one precision; leave one of them out"),
         (config.checkpoint.load is None, "finetune use_checkpoint_args ckpt_step",

@@ -11,7 +11,7 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
     (ONE_OR_MORE, """
         num_layers hidden_size num_attention_heads seq_length ffn_hidden_size kv_channels num_query_groups
         max_position_embeddings vocab_size make_vocab_size_divisible_by img_h img_w patch_dim num_channels num_classes
-        base_hidden_size base_num_layers
+        base_hidden_size base_num_layers mixture_of_depths_every mixture_of_depths_strata
         tensor_model_parallel_size pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage
         micro_batch_size global_batch_size train_iters train_samples train_tokens train_epochs early_stopping_patience
         exit_interval loss_scale_window hysteresis lr_decay_iters lr_decay_samples lr_decay_tokens lr_wsd_decay_iters
@@ -24,7 +24,7 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
         norm_epsilon init_method_std distributed_timeout_minutes exit_duration_in_mins loss_scale initial_loss_scale
         min_loss_scale lr adam_eps muon_extra_scale_factor peak_tflops rope_scaling_factor"""),
     (BELOW_ONE, "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2 muon_momentum"),
-    (Range(0, 1, low_open=True), "rotary_percent"),
+    (Range(0, 1, low_open=True), "rotary_percent mixture_of_depths_capacity"),
     (Range(0, 1, low_open=True, high_open=True), "mask_prob"),
     (Range(0, 1), "short_seq_prob"),
     (Range(1, low_open=True), "rotary_base"),

@@ -257,6 +257,7 @@ ROPE = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu":
     (ROPE | {"norm_placement": "after"}, "--norm-placement after needs --qk-layernorm"),
     (ROPE | {"qk_layernorm": True, "add_mlp_bias": True}, "--add-mlp-bias must be off for qwen3"),
     (ROPE | {"qk_layernorm": True, "no_rope_freq": (2,)}, "--no-rope-freq must be left out for qwen3"),
+    ({"mixture_of_depths_capacity": 0.5}, "--mixture-of-depths-capacity = 0.5: no model there has routers"),
     ({"family": "bert", "bert_no_binary_head": True}, "--bert-no-binary-head must be off"),
 ])
 def test_a_model_that_has_no_counterpart_is_not_exported_as_another(changes: dict[str, Any], words: str) -> None:
