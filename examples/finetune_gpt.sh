@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Finetune a GPT or Llama on one or more nodes, on GPUs or, without GPUs, on CPU processes.
 #
-#     python tools/convert_checkpoint.py --from-hf gpt2 --save checkpoints/gpt2      # or one of ours
+#     python tools/convert_checkpoint.py --from-hf gpt2 --output checkpoints/gpt2      # or one of ours
 #     bash examples/finetune_gpt.sh --pretrained-checkpoint checkpoints/gpt2 --use-checkpoint-args \
 #         --tokenizer-type HuggingFaceTokenizer --tokenizer-model gpt2 --seq-length 1024 \
 #         --train-jsonl train.jsonl --valid-jsonl valid.jsonl --train-epochs 3 --early-stopping-patience 2 \

@@ -512,7 +512,7 @@ class LoggingConfig:
     wandb_project: str | None = None
     """Log to this Weights & Biases project (needs the wandb package)."""
     profile: bool = False
-    """Write a torch profiler trace of steps 10 to 12 beside the metrics file."""
+    """Write a torch profiler trace of steps 10 to 12 beside the metrics file, else into the current folder."""
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device, for MFU. Default: looked up by name for known GPUs; otherwise MFU is not printed."""
 

@@ -21,11 +21,13 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
     parser.add_argument("--bos-token-id", type=int, metavar="ID", help="token with which every text begins, for models "
                         "that were trained so (Llama, Mistral); default: none")
-    parser.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP")
-    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP")
+    parser.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP",
+                        help="processes that share each layer (default: 1)")
+    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP",
+                        help="processes that share the stack of layers (default: 1)")
     moved = parser.add_argument_group("tokenizer", "in place of what the manifest says, for files that have moved")
     for name in TOKENIZER_SETTINGS:
-        moved.add_argument(f"--{name.replace('_', '-')}")
+        moved.add_argument(f"--{name.replace('_', '-')}", help="in place of the recorded one")
 
 
 def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:

@@ -92,7 +92,9 @@ class Trainer:
                     self.config.data.num_workers) as loader:
             over = self.state.consumed.steps >= self.total_steps or self._gives_up()
             code = EXIT_COMPLETE if over else None
-            profiler = StepProfiler(self.config.logging, self.runtime.launch.rank)
+            if self.state.consumed.steps == 0 and is_finetuning(self.config) and code is None:
+                self._evaluate(self.datasets.valid, "validation")  # what the finetuning starts from
+            profiler = StepProfiler(self.config.logging, self.runtime.launch.rank, self.metrics.console)
             while code is None:
                 code = self._one_step(loader, watcher)
                 profiler.step()
@@ -198,7 +200,8 @@ class Trainer:
             step_seconds=self.unreported_seconds / max(1, self.unreported_steps),
             devices=self.runtime.launch.world_size, step_flops=samples * step_flops(self.config, plan),
             full_step_flops=samples * whole_step_flops(self.config, plan), peak_tflops=self.peak,
-            sentence_order_loss=result.sentence_order_loss, of_policies=self.policies.log_fields(plan)))
+            sentence_order_loss=result.sentence_order_loss, of_policies=self.policies.log_fields(plan),
+            loss_name="loss" if self.config.model.family == "vit" else "lm loss"))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
     def _evaluate(self, dataset: Dataset | None, name: str) -> HeldOut | None:

@@ -135,7 +135,7 @@ def test_a_log_that_cannot_be_opened_is_the_users_to_repair(tmp_path: Path, sett
 
 
 def test_tensorboard_gets_megatrons_tags(tmp_path: Path) -> None:
-    metrics = Metrics(LoggingConfig(tensorboard_dir=str(tmp_path)), {}, Console(), 0)
+    metrics = Metrics(LoggingConfig(tensorboard_dir=str(tmp_path)), {"model": {"num_layers": 2}}, Console(), 0)
     metrics.step(REPORT)
     metrics.held_out("validation", 100, HeldOut(2.0))
     metrics.close()
@@ -148,6 +148,8 @@ def test_tensorboard_gets_megatrons_tags(tmp_path: Path) -> None:
     for tag, value in expected.items():
         assert found[tag] == [(100, pytest.approx(value, rel=1e-6))]
     assert "step" not in found
+    (settings,) = events.Tensors("settings/text_summary")
+    assert settings.step == 0 and b"| model | num_layers | 2 |" in settings.tensor_proto.string_val[0]
 
 
 def test_weights_and_biases_gets_the_settings_and_every_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,5 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
          "muon_extra_scale_factor muon_split_qkv muon_precision", "without --optimizer muon"),
         (optimizer.optimizer == "sgd", "adam_beta1 adam_beta2 adam_eps", "with --optimizer = sgd"),
         (checkpoint.save is None, "save_interval async_save no_save_optim", "without --save: nothing is saved"),
-        (config.logging.metrics_file is None, "profile", "without --metrics-file, beside which the trace is written"),
         (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
     )

@@ -69,13 +69,17 @@ class _TensorBoard:
              "test_loss": "lm loss test", "test_ppl": "lm loss test ppl", "test_sentence_order_loss": "sop loss test",
              "loss_scale": "loss-scale"}
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, settings: dict[str, Any], resumed_step: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(f"--tensorboard-dir = {folder} needs the tensorboard package: pip install "
                               "megatron_ltd[log]") from error
         self._writer = SummaryWriter(folder)
+        rows = ["| section | setting | value |", "|---|---|---|"]
+        rows += [f"| {section} | {name} | {value} |" for section, values in settings.items()
+                 for name, value in values.items()]
+        self._writer.add_text("settings", "\n".join(rows), resumed_step)
 
     def write(self, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
@@ -123,7 +127,7 @@ class Metrics:
                                   "choose a file in a folder that can be written") from error
         if config.tensorboard_dir is not None:
             try:
-                self._writers.append(_TensorBoard(config.tensorboard_dir))
+                self._writers.append(_TensorBoard(config.tensorboard_dir, run_settings, resumed_step))
             except OSError as error:
                 raise ConfigError(f"--tensorboard-dir = {config.tensorboard_dir}: it cannot be written "
                                   f"({error.strerror}); choose a folder that can be written") from error
