@@ -1,7 +1,8 @@
 """The loss on held-out samples, with every token of every layer kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,15 @@ class HeldOut:
     sentence_order_loss: float | None = None
     top1: float | None = None
     top5: float | None = None
+
+
+def mean_of(found: Sequence[HeldOut]) -> HeldOut:
+    """The mean over sets of each metric that all of them have."""
+    means: dict[str, Any] = {}
+    for entry in fields(HeldOut):
+        values = [getattr(each, entry.name) for each in found]
+        means[entry.name] = None if None in values else sum(values) / len(values)
+    return HeldOut(**means)
 
 
 def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> HeldOut:

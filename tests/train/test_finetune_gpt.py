@@ -117,7 +117,8 @@ def plain_validation(model: PreTrainedModel, responses: Responses) -> float:
 
 
 def test_prompts_and_responses_give_the_losses_of_a_plain_loop_over_transformers(home: Path, tmp_path: Path) -> None:
-    found = run(tmp_path, settings(home))
+    others = write_lines(tmp_path / "others.jsonl", 9, 3)
+    found = run(tmp_path, settings(home, valid_jsonl=(f"first={home}/valid.jsonl", f"others={others}")))
     model = GPT2LMHeadModel.from_pretrained(home / "hf")
     train = examples(home / "train.jsonl", VOCABULARY, LENGTH)
     packs = len(PackedDataset(train, LENGTH, 0))
@@ -128,11 +129,13 @@ def test_prompts_and_responses_give_the_losses_of_a_plain_loop_over_transformers
     assert losses[-1] < 0.8 * losses[0]
     valid = [line for line in found.lines if "validation_loss" in line]
     assert [line["step"] for line in valid] == [0, math.ceil(packs / BATCH), steps]
-    before = plain_validation(GPT2LMHeadModel.from_pretrained(home / "hf"),
-                              examples(home / "valid.jsonl", VOCABULARY, LENGTH))
-    assert valid[0]["validation_loss"] == pytest.approx(before, rel=1e-5)
-    expected = plain_validation(model, examples(home / "valid.jsonl", VOCABULARY, LENGTH))
-    assert valid[-1]["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    before = GPT2LMHeadModel.from_pretrained(home / "hf")
+    for place, scored in ((0, before), (-1, model)):
+        losses = [plain_validation(scored, examples(path, VOCABULARY, LENGTH))
+                  for path in (home / "valid.jsonl", Path(others))]
+        assert valid[place]["validation_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+        for name, loss in zip(("first", "others"), losses, strict=True):
+            assert found.column(f"validation-{name}_loss")[place] == pytest.approx(loss, rel=1e-5)
 
 
 def test_the_stories_model_gives_the_losses_of_a_plain_loop_over_transformers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from megatron_ltd.settings.checks.layout import layout_violations
 from megatron_ltd.settings.checks.learning_rate import learning_rate_notes, learning_rate_violations
 from megatron_ltd.settings.checks.rules import exceeded_limits, excluded_settings, given
 from megatron_ltd.settings.checks.token_drop import token_drop_violations
+from megatron_ltd.settings.checks.validation import validation_violations
 from megatron_ltd.settings.checks.values import repaired, value_violations
 from megatron_ltd.settings.checks.vision import image_sources, vision_violations
 from megatron_ltd.settings.flag_reference import flag_name
@@ -146,6 +147,7 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "no corpus is given; add --data-path PREFIX, or --mock-data for a throughput run"
     elif separate and config.data.train_data_path is None:
         yield f"{separate[0]} is given without --train-data-path: there is nothing to train on; add it"
+    yield from validation_violations(config)
     yield from _split(config.data.split)
     yield from _tokenizer(config)
 

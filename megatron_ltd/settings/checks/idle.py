@@ -63,5 +63,10 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
          "muon_extra_scale_factor muon_split_qkv muon_precision", "without --optimizer muon"),
         (optimizer.optimizer == "sgd", "adam_beta1 adam_beta2 adam_eps", "with --optimizer = sgd"),
         (checkpoint.save is None, "save_interval async_save no_save_optim", "without --save: nothing is saved"),
+        (not data.multiple_validation_sets, "validation_set_names", "without --multiple-validation-sets"),
+        (not data.validation_paths, "multiple_validation_sets", "without --valid-data-path, which names the sets"),
+        (data.mock_data, "full_validation", "with --mock-data, which has no end"),
+        (config.logging.full_validation and not data.mock_data, "eval_iters",
+         "on validation with --full-validation, which reads all of it"),
         (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
     )

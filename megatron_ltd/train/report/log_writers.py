@@ -1,6 +1,7 @@
 """Log outputs of a run: the console, the metrics file, TensorBoard, Weights & Biases."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,10 @@ def _belongs(line: str, resumed_step: int) -> bool:
         return False
 
 
+_OF_A_SET = re.compile(r"validation-(.+?)_(loss|ppl|sentence_order_loss)")
+"""Numbers of a validation set with a name, which Megatron-LM writes as `lm loss validation-NAME`."""
+
+
 class _TensorBoard:
     """The same tags as Megatron-LM's."""
 
@@ -84,7 +89,13 @@ class _TensorBoard:
     def write(self, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
             if name != "step" and value is not None:
-                self._writer.add_scalar(self._TAGS.get(name, name), value, fields["step"])
+                self._writer.add_scalar(self._tag(name), value, fields["step"])
+
+    def _tag(self, name: str) -> str:
+        found = _OF_A_SET.fullmatch(name)
+        if found is None:
+            return self._TAGS.get(name, name)
+        return self._TAGS[f"validation_{found[2]}"].replace("validation", f"validation-{found[1]}")
 
     def close(self) -> None:
         self._writer.close()

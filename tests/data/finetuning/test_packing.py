@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ltd.data.finetuning.epochs import EpochDataset, FilledDataset
+from megatron_ltd.data.finetuning.epochs import EpochDataset
 from megatron_ltd.data.finetuning.packing import PackedDataset, best_fit
 from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read_responses
+from megatron_ltd.data.held_out import FilledDataset
 from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.errors import DataError
 
