@@ -52,6 +52,7 @@ setup(
         "numpy>=1.26,<3",
         "sentencepiece>=0.2",
         "tokenizers>=0.20",
+        "jinja2>=3.1.6,<4",  # chat templates; before 3.1.6 they could leave the sandbox
         "safetensors>=0.4.5",
         "zstandard>=0.22",
         "tqdm>=4.66",

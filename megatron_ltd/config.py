@@ -424,8 +424,8 @@ class DataConfig:
     mock_data: bool = False
     """Random tokens in place of a corpus, for throughput runs."""
     train_jsonl: tuple[str, ...] | None = None
-    """Finetuning on prompts and responses: files or globs with one JSON object per line (.jsonl, .jsonl.gz,
-    .jsonl.zst), instead of a corpus. The loss covers the responses only."""
+    """Finetuning on prompts and responses, or conversations: files or globs with one JSON object per line (.jsonl,
+    .jsonl.gz, .jsonl.zst), instead of a corpus. The loss covers the responses only."""
     valid_jsonl: tuple[str, ...] | None = None
     """Like --train-jsonl, for validation. NAME=FILE ...: several sets with a loss each."""
     test_jsonl: tuple[str, ...] | None = None
@@ -437,6 +437,12 @@ class DataConfig:
     """Key of the prompt in a line of --train-jsonl."""
     response_key: str = "response"
     """Key of the response in a line of --train-jsonl."""
+    messages_key: str = "messages"
+    """Key of the messages in a line of --train-jsonl that is a conversation: a list of role (system, user or assistant)
+    and content. The loss covers what the assistant says in each of its turns."""
+    chat_template: str | None = None
+    """Jinja template that makes a text of a conversation. Default: the tokenizer's, from the chat_template.jinja or
+    tokenizer_config.json beside its files; otherwise a plain one (docs/finetuning.md)."""
     overlong_samples: Literal["refuse", "skip"] = "refuse"
     """What to do if a prompt and its response are longer than --seq-length: `refuse` stops with an error before
     training, `skip` leaves the example out and counts it. Examples are never truncated."""
@@ -512,7 +518,8 @@ class CheckpointConfig:
     no_save_optim: bool = False
     """Do not save optimizer state."""
     use_checkpoint_args: bool = False
-    """Take the model's settings from the checkpoint rather than from flags."""
+    """Take the model's settings from the checkpoint rather than from flags; the tokenizer, too, where no flag
+    names one."""
     ckpt_step: int | None = None
     """Load this step rather than the newest."""
     load_fallback: bool = False

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 
+from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError
@@ -11,8 +12,6 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 from tools.command_line import exit_code_of
-
-TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:

@@ -82,10 +82,10 @@ def response_losses(model: PreTrainedModel, responses: Responses, chosen: list[i
     """Of each example by itself, unpacked: the losses of its response and of the end after it."""
     losses = []
     for index in chosen:
-        text, prompt = responses.example(index)
+        text, learned = responses.example(index)
         ids = torch.from_numpy(text)[None]
         logits = model(ids[:, :-1]).logits[0]
-        losses.append(F.cross_entropy(logits[prompt - 1:], ids[0, prompt:], reduction="none"))
+        losses.append(F.cross_entropy(logits, ids[0, 1:], reduction="none")[torch.from_numpy(learned)[1:]])
     return losses
 
 

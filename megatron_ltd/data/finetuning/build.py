@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets, one_epoch_datasets
+from megatron_ltd.data.finetuning.conversations import chat_of
 from megatron_ltd.data.finetuning.epochs import EpochDataset
 from megatron_ltd.data.finetuning.packing import PackedDataset
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
@@ -51,9 +52,10 @@ def describe(epoch: Epoch) -> list[str]:
     sets = [(f"{kind} {name}".rstrip(), part) for kind, dataset in kinds for name, part in named_sets(dataset).items()]
     for name, dataset in sets:
         if isinstance(dataset, PackedDataset):
-            skipped = dataset.responses.skipped
-            lines.append(f"{name}: {len(dataset.responses)} responses in {len(dataset)} samples, "
-                         f"{100 * dataset.fullness:.1f}% full"
+            skipped, talks = dataset.responses.skipped, dataset.responses.conversations
+            lines.append(f"{name}: {len(dataset.responses)} {'examples' if talks else 'responses'} in {len(dataset)} "
+                         f"samples, {100 * dataset.fullness:.1f}% full"
+                         + (f"; {talks} are conversations, written by {dataset.responses.chat}" if talks else "")
                          + (f"; {skipped} were too long and are left out" if skipped else ""))
         else:
             lines.append(f"{name}: {len(dataset)} samples an epoch")
@@ -62,5 +64,6 @@ def describe(epoch: Epoch) -> list[str]:
 
 def _packed(flag: str, patterns: Sequence[str], config: RunConfig, tokenizer: Tokenizer) -> Dataset:
     data, length = config.data, config.model.seq_length
-    form = ResponseForm(data.prompt_key, data.response_key, length, data.overlong_samples == "skip")
+    form = ResponseForm(data.prompt_key, data.response_key, length, data.overlong_samples == "skip", data.messages_key,
+                        chat_of(data, tokenizer))
     return PackedDataset(read_responses(flag, patterns, tokenizer, form), length, tokenizer.eod)
