@@ -204,6 +204,13 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], processes: int, fra
     assert len(matching) == 1, found
 
 
+def test_a_value_of_any_length_leaves_room_for_what_is_wrong_with_it() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        check(with_settings(pipeline_split="1," * 10_000 + "1", split="x"), 1)
+    assert len(str(refusal.value)) < 4000
+    assert "--pipeline-split = 1,1" in str(refusal.value) and "give 1 numbers" in str(refusal.value)
+
+
 ACCEPTED: list[tuple[dict[str, Any], int]] = [
     ({}, 1), ({}, 4), ({}, 24),
     ({"tensor_model_parallel_size": 4}, 8),

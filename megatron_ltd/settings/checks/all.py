@@ -29,6 +29,9 @@ TOKENIZER_FILES = {"GPT2BPETokenizer": "vocab_file merge_file", "SentencePieceTo
 """Kind of tokenizer -> settings that it needs."""
 
 
+LONGEST = 2000
+"""Characters of a message, in which a value of any length is repeated."""
+
 BUDGETS = "train_iters train_samples train_tokens train_epochs"
 """Settings that say how long a run is."""
 
@@ -49,7 +52,7 @@ def refuse(problems: Iterable[str]) -> None:
     """Raises:
         ConfigError: with every problem, if there is one.
     """
-    found = list(problems)
+    found = [text if len(text) <= LONGEST else f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}" for text in problems]
     if len(found) == 1:
         raise ConfigError(found[0])
     if found:

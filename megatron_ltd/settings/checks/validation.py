@@ -22,7 +22,7 @@ def validation_violations(config: RunConfig) -> Iterator[str]:
     if data.multiple_validation_sets and weighted(values):
         yield (f"--multiple-validation-sets with {flag.spoken(values)}: weights mix corpora into one set; leave the "
                "weights out")
-    elif names is not None and data.multiple_validation_sets and (
+    elif names is not None and values and data.multiple_validation_sets and (
             len(names) != len(values) or len(set(names)) < len(names) or len(unnamed) < len(values)):
         yield (f"--validation-set-names = {' '.join(names)}: must be one name, each its own, for each of the "
                f"{len(values)} paths of {flag.name}, which then have none (NAME=PATH)")
