@@ -18,7 +18,7 @@ def parser_of(doc: str | None, **settings: Any) -> argparse.ArgumentParser:
         doc: the module's docstring.
         settings: further arguments of `ArgumentParser`.
     """
-    summary, _, rest = (doc or "").partition("\n")
+    summary, _, rest = (doc or "").partition("\n\n")
     return argparse.ArgumentParser(description=summary, epilog=rest, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 

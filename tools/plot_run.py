@@ -150,7 +150,8 @@ def draw(curves: list[Curves], title: str | None, output: Path, x: str) -> None:
         lower.set_ylim(bottom=0, top=1.08 * max(float(curve.kept_tokens.max()) for curve in curves))
         lower.set_xlim(left=0)
         lower.set_xlabel(AXES[x][1])
-        lower.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if x != "hours":
+            lower.xaxis.set_major_formatter(EngFormatter(sep=""))
         figure.align_ylabels()
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color="#1f2328")

@@ -35,7 +35,7 @@ def parser_of(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> argparse.Arg
 def test_a_tool_has_flags_for_what_it_reads_and_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = importlib.import_module(f"tools.{name}")
     parser = parser_of(tool, monkeypatch)
-    assert tool.__doc__ is not None and parser.description == tool.__doc__.split("\n")[0]
+    assert tool.__doc__ is not None and parser.description == tool.__doc__.split("\n\n")[0]
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     assert all(action.option_strings and action.option_strings[0].startswith("-") for action in shown)
     assert not [action.option_strings for action in shown if not action.help], "a flag without a word of help"
