@@ -101,7 +101,10 @@ class HarnessModel(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, up to where the model goes on."""
-        return self.chat.text(chat_history, add_generation_prompt)
+        try:
+            return self.chat.text(chat_history, add_generation_prompt)
+        except DataError as error:
+            raise DataError(f"{error}. Leave out --system_instruction, or --fewshot_as_multiturn.") from error
 
     @cached_property
     def chat(self) -> Chat:
