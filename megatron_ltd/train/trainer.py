@@ -222,13 +222,15 @@ class Trainer:
         """The loss on the first --eval-iters global batches of a held-out set, or on all of it. The batches are the
         same every time, so that changes in the curve come from the model."""
         settings = self.config.logging
-        if dataset is None or not settings.evaluates:
+        if dataset is None:
             return None
         mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
         batches: list[Batch] = []
         count = len(dataset) // full
         if not (settings.full_validation and name.startswith("validation")):
             count = min(count, settings.eval_iters)
+        if count == 0:
+            return None
         for number in range(count):
             batches += microbatches(dataset, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
         found = held_out_loss(self.model, batches, self.runtime.device)

@@ -52,7 +52,8 @@ def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) 
         if scored is not None and model.mesh.tp_rank == 0:
             mask = facts["loss_mask"].double()
             losses = -scored[0].double()
-            tokens, order = losses[:, :mask.shape[1]], losses[:, mask.shape[1]:]
+            tokens = losses[:, :mask.shape[1]]
+            order = losses[(mask > 0).any(dim=1), mask.shape[1]:]  # without the samples that fill the last batch
             right = (scored[1:].double() * mask).sum(dim=(1, 2)) if classifies else mask.new_zeros(2)  # first, five
             sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_tensor(order.numel()),
                                  *right))
