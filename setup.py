@@ -44,7 +44,7 @@ setup(
                                    cxx_std=17, optional=True,
                                    # Multiplication and subtraction stay two roundings, as in numpy.
                                    extra_compile_args=["-O3", "-ffp-contract=off"])],
-    package_data={"megatron_ltd.data": ["*.pyi", "*.cpp"], "megatron_ltd.settings": ["*.toml"]},
+    package_data={"megatron_ltd.data": ["*.pyi", "*.cpp"], "megatron_ltd.settings": ["*.toml", "*.txt"]},
     packages=find_packages(include=["megatron_ltd", "megatron_ltd.*"]),
     entry_points={"lm_eval.models": ["megatron-ltd = megatron_ltd.lm_eval.harness.plugin:MegatronLtd"]},
     python_requires=">=3.11",
@@ -53,6 +53,7 @@ setup(
         "numpy>=1.26,<3",
         "sentencepiece>=0.2",
         "tokenizers>=0.20",
+        "jinja2>=3.1.6,<4",  # chat templates; before 3.1.6 they could leave the sandbox
         "safetensors>=0.4.5",
         "zstandard>=0.22",
         "tqdm>=4.66",

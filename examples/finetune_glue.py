@@ -20,7 +20,7 @@ from transformers import BertTokenizerFast, MegatronBertConfig, MegatronBertForS
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="what tools/convert_checkpoint.py --to-hf wrote")
+    parser.add_argument("--model", type=Path, required=True, help="what tools/convert_checkpoint.py wrote")
     parser.add_argument("--from-scratch", action="store_true", help="random weights in the shape of --model")
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--valid", type=Path, required=True)

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Finetune a GPT or Llama on one or more nodes, on GPUs or, without GPUs, on CPU processes.
 #
-#     python tools/convert_checkpoint.py --from-hf gpt2 --save checkpoints/gpt2      # or one of ours
+#     python tools/convert_checkpoint.py --from-hf gpt2 --output checkpoints/gpt2      # or one of ours
 #     bash examples/finetune_gpt.sh --pretrained-checkpoint checkpoints/gpt2 --use-checkpoint-args \
-#         --tokenizer-type HuggingFaceTokenizer --tokenizer-model gpt2 --seq-length 1024 \
-#         --train-jsonl train.jsonl --valid-jsonl valid.jsonl --train-epochs 3 --early-stopping-patience 2 \
+#         --seq-length 1024 --train-jsonl train.jsonl --valid-jsonl valid.jsonl \
+#         --train-epochs 3 --early-stopping-patience 2 \
 #         --micro-batch-size 4 --global-batch-size 32 --lr 1e-5 --lr-warmup-fraction 0.03 --random-ltd \
 #         --save checkpoints/tuned --load checkpoints/tuned
 #
 # Rerun the same command to resume; checkpoints/tuned/best holds the weights with the lowest validation loss.
-# A line of the files is {"prompt": "...", "response": "..."}; a corpus of plain text (--data-path) works too.
+# A line of the files is {"prompt": "...", "response": "..."} or {"messages": [...]}; a corpus of plain text (--data-path) works
+# too.
 #
 # All arguments go to megatron_ltd.finetune_gpt, where they override CONFIG. The environment and the exit codes are
 # those of examples/pretrain_gpt.sh.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Finetune a ViT, or train one from scratch, on one or more nodes, on GPUs or, without GPUs, on CPU processes.
 #
-#     python tools/convert_checkpoint.py --from-hf vit-base-patch16-224 --save checkpoints/vit     # or one of ours
+#     python tools/convert_checkpoint.py --from-hf vit-base-patch16-224 --output checkpoints/vit     # or one of ours
 #     bash examples/finetune_vit.sh --pretrained-checkpoint checkpoints/vit --use-checkpoint-args \
 #         --train-data-path imagenet/train --valid-data-path imagenet/val --num-classes 1000 \
 #         --image-augmentation crop-flip --train-epochs 14 --eval-iters 10000 \

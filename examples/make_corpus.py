@@ -5,7 +5,7 @@ library, PyTorch, NumPy, SymPy and NetworkX (PyTorch installs the last two). A d
 module; code, tables, signatures and repeated paragraphs are left out. The same packages give the same files, byte
 for byte.
 
-    python examples/make_corpus.py --output-dir corpus          # corpus/train.jsonl, corpus/heldout.jsonl
+    python examples/make_corpus.py --output corpus          # corpus/train.jsonl, corpus/heldout.jsonl
 """
 
 import argparse
@@ -110,8 +110,9 @@ def documents() -> Iterator[Document]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True, help="folder for train.jsonl and heldout.jsonl")
-    folder = parser.parse_args().output_dir
+    parser.add_argument("--output", "--output-dir", type=Path, required=True,
+                        help="folder for train.jsonl and heldout.jsonl")
+    folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = {"train": [], "heldout": []}
     words = dict.fromkeys(lines, 0)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pretrain a BERT on one or more nodes, on GPUs or, without GPUs, on CPU processes.
 #
-#     python tools/preprocess_data.py --input corpus.jsonl --output-prefix data/corpus --split-sentences \
+#     python tools/preprocess_data.py --input corpus.jsonl --output data/corpus --split-sentences \
 #         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt --workers 8
 #     CONFIG=examples/configs/bert_large.toml bash examples/pretrain_bert.sh \
 #         --data-path data/corpus_text_sentence --vocab-file vocab.txt \

@@ -19,7 +19,7 @@ LAUNCHER = re.compile(r"torch/distributed/elastic/.*(closing signal|failed \(exi
 EXPLAINED = {"10", "11", "20", "21", "22", "30"}
 """Exit codes of requested stops, and of errors that come with a message."""
 
-SHOWN = {"lm loss": "loss", "kept length": "kept", "grad norm": "norm"}
+SHOWN = {"lm loss": "loss", "loss": "loss", "kept length": "kept", "grad norm": "norm"}
 
 
 def without_crash_report(lines: Iterable[str]) -> Iterator[str]:

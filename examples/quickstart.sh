@@ -111,7 +111,7 @@ title "2/8 Corpus: the prose in the documentation of Python, PyTorch, NumPy, Sym
 if [[ -f $run/train.jsonl ]]; then
     skip "$run/train.jsonl"
 else
-    "$python" -W ignore examples/make_corpus.py --output-dir "$run/corpus.partial"
+    "$python" -W ignore examples/make_corpus.py --output "$run/corpus.partial"
     mv "$run"/corpus.partial/heldout.jsonl "$run"/corpus.partial/train.jsonl "$run"
     rmdir "$run/corpus.partial"
 fi

@@ -14,12 +14,17 @@ Precedence: the defaults here < `--config file.toml` < flags. `megatron_ltd.sett
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_ltd.token_drop.registry import POLICIES
 
 Family = Literal["gpt", "bert", "vit"]
+
+
+NAMED_PATH = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+"""NAME=PATH: a validation set with a loss of its own."""
 
 
 def _is_marked(numbers: tuple[int, ...], layer: int, mark: int) -> bool:
@@ -414,7 +419,12 @@ class DataConfig:
     For ViT: a folder with one subfolder of images per class (needs Pillow), or an idx file of images and one of labels,
     plain or .gz."""
     valid_data_path: tuple[str, ...] | None = None
-    """Like --data-path, for validation only."""
+    """Like --data-path, for validation only. NAME=PREFIX ...: several sets with a loss each; `validation_loss` is then
+    their mean."""
+    multiple_validation_sets: bool = False
+    """The corpora of --valid-data-path, given without weights, are sets with a loss each, named 0, 1, ... in order."""
+    validation_set_names: tuple[str, ...] | None = None
+    """Names of the sets of --multiple-validation-sets."""
     test_data_path: tuple[str, ...] | None = None
     """Like --data-path, for a test set that is evaluated once, after the last step."""
     split: str = "969,30,1"
@@ -427,10 +437,10 @@ class DataConfig:
     mock_data: bool = False
     """Random tokens in place of a corpus, for throughput runs."""
     train_jsonl: tuple[str, ...] | None = None
-    """Finetuning on prompts and responses: files or globs with one JSON object per line (.jsonl, .jsonl.gz,
-    .jsonl.zst), instead of a corpus. The loss covers the responses only."""
+    """Finetuning on prompts and responses, or conversations: files or globs with one JSON object per line (.jsonl,
+    .jsonl.gz, .jsonl.zst), instead of a corpus. The loss covers the responses only."""
     valid_jsonl: tuple[str, ...] | None = None
-    """Like --train-jsonl, for validation."""
+    """Like --train-jsonl, for validation. NAME=FILE ...: several sets with a loss each."""
     test_jsonl: tuple[str, ...] | None = None
     """Like --train-jsonl, for a test set that is evaluated once, after the last step."""
     image_augmentation: Literal["none", "crop", "crop-flip"] = "none"
@@ -440,6 +450,12 @@ class DataConfig:
     """Key of the prompt in a line of --train-jsonl."""
     response_key: str = "response"
     """Key of the response in a line of --train-jsonl."""
+    messages_key: str = "messages"
+    """Key of the messages in a line of --train-jsonl that is a conversation: a list of role (system, user or assistant)
+    and content. The loss covers what the assistant says in each of its turns."""
+    chat_template: str | None = None
+    """Jinja template that makes a text of a conversation. Default: the tokenizer's, from the chat_template.jinja or
+    tokenizer_config.json beside its files; otherwise a plain one (docs/finetuning.md)."""
     overlong_samples: Literal["refuse", "skip"] = "refuse"
     """What to do if a prompt and its response are longer than --seq-length: `refuse` stops with an error before
     training, `skip` leaves the example out and counts it. Examples are never truncated."""
@@ -473,6 +489,23 @@ class DataConfig:
     short_seq_prob: float = 0.1
     """Share of BERT's samples that are deliberately shorter than --seq-length."""
 
+    @property
+    def validation_paths(self) -> tuple[str, ...]:
+        """What names the validation sets, apart from --data-path with --split."""
+        return (self.valid_data_path if self.train_jsonl is None else self.valid_jsonl) or ()
+
+    @property
+    def validation_sets(self) -> dict[str, tuple[str, ...]]:
+        """The paths of each validation set that has a loss of its own, by name; empty if there is one loss."""
+        values = self.validation_paths
+        named = [NAMED_PATH.fullmatch(value) for value in values]
+        if any(named):
+            return {found[1]: (found[2],) for found in named if found is not None}
+        if not self.multiple_validation_sets:
+            return {}
+        names = self.validation_set_names or tuple(map(str, range(len(values))))
+        return {name: (value,) for name, value in zip(names, values, strict=False)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
@@ -498,7 +531,8 @@ class CheckpointConfig:
     no_save_optim: bool = False
     """Do not save optimizer state."""
     use_checkpoint_args: bool = False
-    """Take the model's settings from the checkpoint rather than from flags."""
+    """Take the model's settings from the checkpoint rather than from flags; the tokenizer, too, where no flag
+    names one."""
     ckpt_step: int | None = None
     """Load this step rather than the newest."""
     load_fallback: bool = False
@@ -517,7 +551,9 @@ class LoggingConfig:
     eval_interval: int = 1000
     """Evaluate on the validation set every this many steps."""
     eval_iters: int = 100
-    """Global batches per evaluation; 0 turns evaluation off."""
+    """Global batches per evaluation, of each validation set; 0 turns evaluation off."""
+    full_validation: bool = False
+    """Evaluate on the whole validation set, or sets, rather than on --eval-iters batches."""
     metrics_file: str | None = None
     """Append one JSON object per logged step and per evaluation to this file."""
     tensorboard_dir: str | None = None
@@ -525,9 +561,13 @@ class LoggingConfig:
     wandb_project: str | None = None
     """Log to this Weights & Biases project (needs the wandb package)."""
     profile: bool = False
-    """Write a torch profiler trace of steps 10 to 12 beside the metrics file."""
+    """Write a torch profiler trace of steps 10 to 12 beside the metrics file, else into the current folder."""
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device, for MFU. Default: looked up by name for known GPUs; otherwise MFU is not printed."""
+
+    @property
+    def evaluates(self) -> bool:
+        return self.eval_iters > 0 or self.full_validation
 
 
 @dataclass(frozen=True, kw_only=True)

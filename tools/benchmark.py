@@ -37,27 +37,28 @@ from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.report.metrics import peak_tflops
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 
 Rows = dict[str, Callable[[], Any]]
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="8x256")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="8x256",
+                        help="layers x width of the model (default: 8x256)")
     parser.add_argument("--samples", type=int, help="samples per step, instead of the shape's")
     parser.add_argument("--sequence", type=int, help="tokens per sample, instead of the shape's")
     parser.add_argument("--rows", default="all", metavar="NAME,...", help="only these rows, such as `dense,kept 1/4`")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--compile", action="store_true", help="compile ours and nanoGPT")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each row (default: 7)")
     parser.add_argument("--threads", type=int, help="threads per process; default: torch's")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="clock for single-process rows")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, to time it too")
     parser.add_argument("--layouts", action="store_true", help="also time two processes, tensor and pipeline parallel")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, each row in a fresh process")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write all numbers as JSON")
+    add_output(parser, type=Path, metavar="FILE", help="write all numbers as JSON")
     args = parser.parse_args(argv)
     if args.clock == "cpu" and (args.threads != 1 or args.device != "cpu"):
         parser.error("--clock cpu adds up the time of all threads; it needs --threads 1 and --device cpu")

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 
+from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError
@@ -12,8 +13,6 @@ from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 from tools.command_line import exit_code_of
 
-TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
-
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for the checkpoint, its parallel layout and its tokenizer."""
@@ -21,11 +20,13 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
     parser.add_argument("--bos-token-id", type=int, metavar="ID", help="token with which every text begins, for models "
                         "that were trained so (Llama, Mistral); default: none")
-    parser.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP")
-    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP")
+    parser.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP",
+                        help="processes that share each layer (default: 1)")
+    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP",
+                        help="processes that share the stack of layers (default: 1)")
     moved = parser.add_argument_group("tokenizer", "in place of what the manifest says, for files that have moved")
     for name in TOKENIZER_SETTINGS:
-        moved.add_argument(f"--{name.replace('_', '-')}")
+        moved.add_argument(f"--{name.replace('_', '-')}", help="in place of the recorded one")
 
 
 def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:

@@ -1,4 +1,7 @@
-"""Shared by the tools: a parser whose help is the tool's docstring, and exit codes instead of tracebacks."""
+"""Shared by the tools: a parser whose help is the tool's docstring, and exit codes instead of tracebacks.
+
+Inputs are flags, and what a tool writes is named by --output. Names that a tool had before still work.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -15,9 +18,19 @@ def parser_of(doc: str | None, **settings: Any) -> argparse.ArgumentParser:
         doc: the module's docstring.
         settings: further arguments of `ArgumentParser`.
     """
-    summary, _, rest = (doc or "").partition("\n")
+    summary, _, rest = (doc or "").partition("\n\n")
     return argparse.ArgumentParser(description=summary, epilog=rest, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+
+def add_output(parser: argparse.ArgumentParser, *older: str, **settings: Any) -> None:
+    """Add --output.
+
+    Args:
+        older: other names of the flag.
+        settings: further arguments of `add_argument`.
+    """
+    parser.add_argument("--output", *older, dest="output", **settings)
 
 
 def exit_code_of(run: Callable[[], None], console: Console | None = None) -> int:

@@ -1,6 +1,6 @@
 """Compare training runs: tables and plots of validation loss against tokens, layer tokens, FLOPs and hours.
 
-    python tools/compare_runs.py --output-dir comparison --baseline dense \\
+    python tools/compare_runs.py --output comparison --baseline dense --metrics \\
         dense=dense_seed1.jsonl dense=dense_seed2.jsonl random-LTD='ltd_seed*.jsonl'
 
 A run is its --metrics-file, or a folder that holds it as metrics.jsonl. Runs with the same name are the seeds of one
@@ -8,7 +8,7 @@ arm. Differences from the baseline are computed seed by seed if both arms have t
 NAME@SEED=FILE; otherwise it comes from a run.json or manifest.json next to the file, and without those runs are paired
 in the order given. If two arms have different seeds, the error is Welch's.
 
-Written into --output-dir: table.md, table.json (unrounded), loss_raw_tokens.png, loss_layer_tokens.png, loss_flops.png,
+Written into --output: table.md, table.json (unrounded), loss_raw_tokens.png, loss_layer_tokens.png, loss_flops.png,
 loss_hours.png, final_loss_flops.png, and comparison.html, one file with all of it. Plots need the extra [plot].
 """
 
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 from tools.comparison import figures
 from tools.comparison.arms import Arm, read_arms
 from tools.comparison.page import page
@@ -30,8 +30,10 @@ from tools.comparison.tables import markdown, values
 
 
 def run(args: argparse.Namespace) -> None:
-    console, folder = Console(), Path(args.output_dir)
-    arms = read_arms(args.runs, args.allow_different_lengths)
+    console, folder = Console(), Path(args.output)
+    if not (args.metrics or args.runs):
+        raise ConfigError("--metrics is not given; name the runs to compare, as NAME=FILE.")
+    arms = read_arms([*args.metrics, *args.runs], args.allow_different_lengths)
     baseline = _baseline(arms, args.baseline)
     comparison = compare(arms, baseline)
     title = args.title or f"{len(arms)} arm{'s' if len(arms) > 1 else ''}, baseline {baseline.name}"
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
             without = figures.MISSING
         (folder / "comparison.html").write_text(page(comparison, title, pictures, without), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--output-dir = {folder} cannot be written: {error}. Choose a writable folder.") from error
+        raise ConfigError(f"--output = {folder} cannot be written: {error}. Choose a writable folder.") from error
     console.line(text)
     console.line(f"{folder / 'comparison.html'}: {sum(len(arm.runs) for arm in arms)} runs, {len(pictures)} pictures")
     if without is not None:
@@ -66,9 +68,10 @@ def _baseline(arms: list[Arm], name: str | None) -> Arm:
 
 def main(argv: list[str]) -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="NAME[@SEED]=FILE",
+    parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME[@SEED]=FILE",
                         help="arm and --metrics-file of a run; * is a wildcard")
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for tables and plots")
+    parser.add_argument("runs", nargs="*", default=[], help=argparse.SUPPRESS)
+    add_output(parser, "--output-dir", required=True, metavar="DIR", help="folder for tables and plots")
     parser.add_argument("--baseline", metavar="NAME", help="arm to compare the others with (default: the first)")
     parser.add_argument("--title", help="title of the tables and plots")
     parser.add_argument("--allow-different-lengths", action="store_true",

@@ -2,8 +2,8 @@
 SmolLM3, MegatronBert, ViT.
 
     python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --dry-run
-    python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --save checkpoints/llama
-    python tools/convert_checkpoint.py --load checkpoints/350m --to-hf exported/350m --dtype bf16
+    python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --output checkpoints/llama
+    python tools/convert_checkpoint.py --load checkpoints/350m --output exported/350m --dtype bf16
 
 --dry-run reads config.json alone and prints the model's settings, its size, or what is unsupported. An imported
 checkpoint holds weights only; train it further with `--load DIR --finetune --use-checkpoint-args`, or score
@@ -33,7 +33,7 @@ from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.train.state import TrainState
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 from tools.run_flags import flags_of
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -42,29 +42,33 @@ TOKENIZER_SETTINGS = ("tokenizer_model", "vocab_file", "merge_file")
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.add_argument("--from-hf", metavar="DIR", help="folder of a Hugging Face model, with --save")
-    parser.add_argument("--save", metavar="DIR", help="new folder for the checkpoint")
+    parser.add_argument("--from-hf", metavar="DIR", help="folder of a Hugging Face model to read")
     parser.add_argument("--dry-run", action="store_true",
                         help="with --from-hf: read config.json alone, and print settings and size")
     parser.add_argument("--seq-length", type=int, metavar="TOKENS",
                         help="with --from-hf: sequence length for training; default: all of the model's positions")
-    parser.add_argument("--load", metavar="DIR", help="folder of checkpoints, with --to-hf")
+    parser.add_argument("--load", metavar="DIR", help="folder of checkpoints to export")
     parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
-    parser.add_argument("--to-hf", metavar="DIR", help="new folder for the Hugging Face model")
-    parser.add_argument("--dtype", choices=DTYPES, help="with --to-hf: precision of the weights; default: fp32, "
+    add_output(parser, metavar="DIR", help="new folder: with --from-hf for the checkpoint, with --load for the Hugging "
+               "Face model")
+    parser.add_argument("--save", metavar="DIR", help="another name of --output, with --from-hf")
+    parser.add_argument("--to-hf", metavar="DIR", help="another name of --output, with --load")
+    parser.add_argument("--dtype", choices=DTYPES, help="with --load: precision of the weights; default: fp32, "
                         "or the one an imported model came in")
     parser.add_argument("--max-shard-bytes", type=int, default=SHARD_BYTES, metavar="BYTES",
-                        help="with --to-hf: largest file (default 5 GiB)")
+                        help="with --load: largest file (default 5 GiB)")
     for name in TOKENIZER_SETTINGS:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="FILE",
-                            help="with --to-hf: use this instead of the recorded file, if it has moved")
-    parser.add_argument("--no-tokenizer", action="store_true", help="with --to-hf: write the model alone")
+                            help="with --load: use this instead of the recorded file, if it has moved")
+    parser.add_argument("--no-tokenizer", action="store_true", help="with --load: write the model alone")
     args = parser.parse_args(argv)
+    if args.output is not None:
+        setattr(args, "save" if args.load is None else "to_hf", args.output)
     reads, writes = (args.from_hf, args.save or args.dry_run), (args.load, args.to_hf)
     if all(reads) and not any(writes) or all(writes) and not any(reads):
         return args
-    raise ConfigError("Give --from-hf DIR --save DIR to read a Hugging Face model, --from-hf DIR --dry-run to see "
-                      "whether it can be read, or --load DIR --to-hf DIR to write one.")
+    raise ConfigError("Give --from-hf DIR --output DIR to read a Hugging Face model, --from-hf DIR --dry-run to see "
+                      "whether it can be read, or --load DIR --output DIR to write one.")
 
 
 def describe_model(folder: Path, console: Console) -> None:

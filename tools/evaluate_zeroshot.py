@@ -39,7 +39,7 @@ from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.state import TrainState
 from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
-from tools.command_line import parser_of
+from tools.command_line import add_output, parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -51,8 +51,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--task-data", metavar="DIR",
                         help="folder of task files, such as DIR/lambada/lambada_test.jsonl.gz")
-    parser.add_argument("--output", nargs="+", metavar="FILE",
-                        help="write results after each task: .json, .md (the table) or .csv, or several of them")
+    add_output(parser, nargs="+", metavar="FILE",
+               help="write results after each task: .json, .md (the table) or .csv, or several of them")
     parser.add_argument("--num-fewshot", type=int, metavar="K", help="solved examples before each question, from the "
                         "task's training file beside its own, or else from the other questions (default 0; with "
                         "--harness the task's own)")

@@ -5,7 +5,6 @@
     python tools/generate_flag_docs.py --check    exits with 1 if the page is not up to date
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from megatron_ltd.settings.flag_reference import Flag, all_flags, section_classes  # noqa: E402
 from megatron_ltd.settings.foreign_flags import ANSWERS, RENAMED, SATISFIED, TRANSLATED, UNSUPPORTED  # noqa: E402
+from tools.command_line import parser_of  # noqa: E402
 
 PAGE = ROOT / "docs" / "flags.md"
 
@@ -93,11 +93,11 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
     page = flags_page()
-    if parser.parse_args().check:
+    if parser.parse_args(argv).check:
         current = PAGE.read_text(encoding="utf-8") if PAGE.exists() else None
         if current != page:
             print(f"{PAGE.relative_to(ROOT)} is out of date; run python tools/generate_flag_docs.py", file=sys.stderr)
@@ -109,4 +109,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

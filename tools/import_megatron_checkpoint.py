@@ -1,6 +1,6 @@
 """Imports the weights of a classic Megatron-LM checkpoint, mp_rank_XX[_YYY]/model_optim_rng.pt.
 
-    python tools/import_megatron_checkpoint.py --from-megatron old/iter_0001000 --save imported --vocab-size 50257
+    python tools/import_megatron_checkpoint.py --from-megatron old/iter_0001000 --output imported --vocab-size 50257
 
 TRUST: these files are Python pickles. They are opened with torch's restricted unpickler (weights_only), which builds
 tensors, plain containers and the settings' argparse.Namespace, and rejects everything else: no code in the file is run,
@@ -26,13 +26,13 @@ from megatron_ltd.checkpoint.convert.megatron.importing import import_model
 from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.state import TrainState
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--from-megatron", required=True, metavar="DIR", help="folder of one iteration")
-    parser.add_argument("--save", required=True, metavar="DIR", help="new folder for the checkpoint")
+    add_output(parser, "--save", required=True, metavar="DIR", help="new folder for the checkpoint")
     parser.add_argument("--vocab-size", type=int, metavar="N",
                         help="size of the tokenizer, if the files hold only the padded size")
     args = parser.parse_args(argv)
@@ -61,11 +61,11 @@ def read(path: Path) -> Any:
 
 
 def run(args: argparse.Namespace) -> None:
-    path, config = import_model(Path(args.from_megatron), read, Path(args.save), TrainState().counters(),
+    path, config = import_model(Path(args.from_megatron), read, Path(args.output), TrainState().counters(),
                                 vocab_size=args.vocab_size)
     model = config.model
     Console().line(f"wrote {path}: {model.family}, {model.num_layers} layers x {model.hidden_size}, vocabulary "
-                   f"{model.vocab_size}; train on it with --load {args.save} --finetune --use-checkpoint-args")
+                   f"{model.vocab_size}; train on it with --load {args.output} --finetune --use-checkpoint-args")
 
 
 def main(argv: list[str]) -> int:

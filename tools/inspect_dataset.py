@@ -1,6 +1,6 @@
 """Shows what a .bin/.idx corpus holds: counts, lengths, token ids, and the text of single documents.
 
-    python tools/inspect_dataset.py --data-path data/books_text_document --verify --histogram lengths.png
+    python tools/inspect_dataset.py --data-path data/books_text_document --verify --output lengths.png
     python tools/inspect_dataset.py --data-path data/books_text_sentence --documents 0 17 \\
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
@@ -24,7 +24,7 @@ from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import Manifest, check_manifest, verify_manifest
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 
 SPANS = 64  # parts of the corpus in which token ids are checked without --verify
 BAR = 40
@@ -107,7 +107,7 @@ def draw(corpora: list[IndexedCorpus], output: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise DataError("--histogram needs the package matplotlib. Install it: pip install matplotlib.") from error
+        raise DataError("--output needs the package matplotlib. Install it: pip install matplotlib.") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -123,7 +123,7 @@ def draw(corpora: list[IndexedCorpus], output: Path) -> None:
     try:
         figure.savefig(output, dpi=160)
     except OSError as error:
-        raise DataError(f"--histogram = {output} cannot be written: {error}.") from error
+        raise DataError(f"--output = {output} cannot be written: {error}.") from error
     finally:
         pyplot.close(figure)
 
@@ -153,15 +153,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-path", nargs="+", required=True, metavar="PREFIX", help="corpora, without .bin or .idx")
     parser.add_argument("--documents", nargs="+", type=int, default=[], metavar="N", help="show these, counted from 0")
     parser.add_argument("--verify", action="store_true", help="read every token")
-    parser.add_argument("--histogram", type=Path, metavar="FILE", help="plot document lengths: .png, .svg or .pdf")
+    add_output(parser, "--histogram", type=Path, metavar="FILE", help="plot document lengths: .png, .svg or .pdf")
     parser.add_argument("--tokenizer-type", help="tokenizer that wrote the corpora")
     parser.add_argument("--tokenizer-model", metavar="FILE", help="SentencePiece .model, tokenizer.json or its folder")
     parser.add_argument("--vocab-file", metavar="FILE", help="vocab.json of GPT-2 BPE, or vocab.txt of BERT")
     parser.add_argument("--merge-file", metavar="FILE", help="merges.txt of GPT-2 BPE")
     parser.add_argument("--vocab-size", type=int, help="token ids of NullTokenizer")
     options = parser.parse_args(arguments)
-    if options.histogram is not None and options.histogram.suffix not in SUFFIXES:
-        raise ConfigError(f"--histogram = {options.histogram}: choose a name that ends in {', '.join(SUFFIXES)}.")
+    if options.output is not None and options.output.suffix not in SUFFIXES:
+        raise ConfigError(f"--output = {options.output}: choose a name that ends in {', '.join(SUFFIXES)}.")
     return options
 
 
@@ -186,9 +186,9 @@ def run(options: argparse.Namespace) -> None:
         for number in options.documents:
             lines += show(corpus, number, tokenizer)
         print("\n".join(lines))
-    if options.histogram is not None:
-        draw(corpora, options.histogram)
-        print(f"Drew {options.histogram}.")
+    if options.output is not None:
+        draw(corpora, options.output)
+        print(f"Drew {options.output}.")
 
 
 def main(arguments: list[str]) -> int:

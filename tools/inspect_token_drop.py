@@ -1,6 +1,6 @@
 """Show what a policy will do over a run before it is started: a table, and a picture.
 
-    python tools/inspect_token_drop.py --world-size 8 --plot drop.png --config examples/configs/gpt_350m.toml \\
+    python tools/inspect_token_drop.py --world-size 8 --output drop.png --config examples/configs/gpt_350m.toml \\
         --random-ltd-steps 200000
 
 Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`); corpus and
@@ -22,7 +22,7 @@ from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, polici
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 from tools.drop_course.course import MEAN_STEPS, Course, Row
 from tools.drop_course.picture import asked_for, draw
 from tools.run_flags import with_learning_rate, without_files
@@ -101,9 +101,9 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     world_size = args.world_size if args.world_size is not None else replica
     check(with_learning_rate(config), world_size)
     dp = data_parallel_size(config, world_size)
-    path = None if args.plot is None else Path(args.plot)
+    path = None if args.output is None else Path(args.output)
     if path is not None and (path.suffix not in SUFFIXES or not path.parent.is_dir()):
-        raise ConfigError(f"--plot = {path} must be a {', '.join(SUFFIXES)} file in an existing folder; choose one.")
+        raise ConfigError(f"--output = {path} must be a {', '.join(SUFFIXES)} file in an existing folder; choose one.")
     course = Course.of(config, dp)
     console.line(f"{asked_for(course)}\n")
     console.line(report(course))
@@ -111,15 +111,15 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
         try:
             draw(course, path)
         except OSError as error:
-            raise ConfigError(f"--plot = {path} cannot be written: {error}. Choose a writable folder.") from error
+            raise ConfigError(f"--output = {path} cannot be written: {error}. Choose a writable folder.") from error
         console.line(f"{path}: written")
 
 
 def main(argv: list[str]) -> int:
-    parser = parser_of(__doc__, usage="%(prog)s [--bert] [--world-size N] [--plot FILE] FLAGS OF THE RUN")
+    parser = parser_of(__doc__, usage="%(prog)s [--bert] [--world-size N] [--output FILE] FLAGS OF THE RUN")
     parser.add_argument("--bert", action="store_true", help="the flags are those of a BERT run")
     parser.add_argument("--world-size", type=int, metavar="N", help="processes of the launch")
-    parser.add_argument("--plot", metavar="FILE", help=".png, .svg or .pdf")
+    add_output(parser, "--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
     args, flags = parser.parse_known_args(argv)
     return exit_code_of(lambda: run(args, flags))
 

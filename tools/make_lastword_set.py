@@ -22,14 +22,14 @@ from megatron_ltd.lm_eval.report import check_writable
 from megatron_ltd.lm_eval.tasks.build_lastword import LastWordOptions, build_lastword_set
 from megatron_ltd.lm_eval.tasks.task_files import read_json_lines
 from megatron_ltd.log import Console
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     defaults = LastWordOptions()
     parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="documents that no model trains on")
-    parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl or .jsonl.gz file")
+    add_output(parser, required=True, metavar="FILE", help="a .jsonl or .jsonl.gz file")
     parser.add_argument("--count", type=int, help="maximum number of passages (default: all)")
     parser.add_argument("--min-words", type=int, default=defaults.min_words, help="in the context (%(default)s)")
     parser.add_argument("--max-words", type=int, default=defaults.max_words, help="in the passage (%(default)s)")

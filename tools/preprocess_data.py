@@ -1,17 +1,17 @@
-"""Tokenizes text into a training corpus: `{output-prefix}_{key}_document.bin` and `.idx`, as Megatron-LM's tool does.
+"""Tokenizes text into a training corpus: `{output}_{key}_document.bin` and `.idx`, as Megatron-LM's tool does.
 
-    python tools/preprocess_data.py --input books.jsonl.zst --output-prefix data/books --append-eod --workers 4 \\
+    python tools/preprocess_data.py --input books.jsonl.zst --output data/books --append-eod --workers 4 \\
         --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt
 
-For BERT, --split-sentences makes every sentence a sequence, in `{output-prefix}_{key}_sentence`:
+For BERT, --split-sentences makes every sentence a sequence, in `{output}_{key}_sentence`:
 
-    python tools/preprocess_data.py --input books.jsonl.zst --output-prefix data/books --split-sentences --workers 4 \\
+    python tools/preprocess_data.py --input books.jsonl.zst --output data/books --split-sentences --workers 4 \\
         --tokenizer-type BertWordPieceLowerCase --vocab-file vocab.txt
 
 Input is JSON lines in plain, .gz or .zst files, .parquet files (one document per row), .txt files (one document each),
 or a Hugging Face dataset (--hf-dataset). Each of --json-keys becomes a separate corpus. The output does not depend on
 --workers. A line without a valid document ends the run with exit code 21 and its position; with --on-bad-line such
-lines are skipped (skip), or skipped and also written next to the output (quarantine: {output-prefix}_rejected.jsonl,
+lines are skipped (skip), or skipped and also written next to the output (quarantine: {output}_rejected.jsonl,
 and .txt with the reasons).
 
 A corpus gets its name when it is complete. After a kill or a failure the same command with --resume continues.
@@ -35,7 +35,7 @@ from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.fast_bpe import ENGINES
 from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
 from megatron_ltd.errors import ConfigError, UserError
-from tools.command_line import parser_of
+from tools.command_line import add_output, parser_of
 
 NOT_HERE = {
     "--partitions": "use --workers; the input is never copied into partitions",
@@ -63,7 +63,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="the built-in rules, nltk's punkt, or punkt if nltk has its data (auto)")
     parser.add_argument("--lang", default="english", metavar="LANGUAGE",
                         help="nltk's name for the language of the text; the rules know English abbreviations")
-    parser.add_argument("--output-prefix", required=True, metavar="PATH", help="path of the output without suffix")
+    add_output(parser, "--output-prefix", required=True, metavar="PREFIX", help="path of the output without suffix")
     parser.add_argument("--on-bad-line", choices=["fail", "skip", "quarantine"], default="fail",
                         help="what to do with lines without a valid document")
     parser.add_argument("--workers", type=int, default=1, help="number of tokenizing processes (a short run needs one)")
@@ -75,7 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--log-interval", type=int, default=1000, help="documents between progress lines")
     parser.add_argument("--tokenizer-type", required=True, choices=[
         "GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "BertWordPieceLowerCase",
-        "BertWordPieceCase", "NullTokenizer"])
+        "BertWordPieceCase", "NullTokenizer"], help="kind of tokenizer")
     parser.add_argument("--tokenizer-model", metavar="FILE", help="SentencePiece .model, tokenizer.json or its folder")
     parser.add_argument("--vocab-file", metavar="FILE", help="vocab.json of GPT-2 BPE, or vocab.txt of BERT")
     parser.add_argument("--merge-file", metavar="FILE", help="merges.txt of GPT-2 BPE")
@@ -133,10 +133,10 @@ def run(options: argparse.Namespace) -> None:
 
     inputs: list[str | HfSource] = list(expand_inputs(options.input)) if options.hf_dataset is None else \
         [HfSource(options.hf_dataset, options.hf_config, options.hf_split or "train", options.hf_streaming)]
-    written = preprocess(plan, inputs, options.output_prefix, options.workers, report,
+    written = preprocess(plan, inputs, options.output, options.workers, report,
                          options.log_interval, options.resume, options.checkpoint_seconds)
     if rejected:
-        kept = f"; they are in {options.output_prefix}_rejected.jsonl, the reasons in .txt" \
+        kept = f"; they are in {options.output}_rejected.jsonl, the reasons in .txt" \
             if options.on_bad_line == "quarantine" else ""
         print(f"Skipped {rejected} lines without a valid document{kept}.")
     for corpus in written:
@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> int:
         code = 128 + signal.SIGINT
     else:
         return 0
-    if options is not None and os.path.exists(state_path(options.output_prefix)):
+    if options is not None and os.path.exists(state_path(options.output)):
         print("The work so far is kept: the same command with --resume continues from there.", file=sys.stderr)
     return code
 

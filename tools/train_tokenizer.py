@@ -28,7 +28,7 @@ from megatron_ltd.data.preprocess.table_input import open_input
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 
 EOD = "<|endoftext|>"
 BYTES = 256
@@ -146,7 +146,7 @@ def write(folder: str, files: dict[str, bytes]) -> None:
 def run(arguments: list[str]) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, .jsonl or .txt")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tokenizer")
+    add_output(parser, required=True, metavar="DIR", help="folder for the tokenizer")
     parser.add_argument("--type", choices=list(TRAINERS), default="bpe", help="kind of tokenizer")
     parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens, including special ones")
     parser.add_argument("--json-key", default="text", metavar="KEY", help="key that holds text")

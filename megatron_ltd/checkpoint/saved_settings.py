@@ -11,6 +11,8 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
 
+TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
+
 
 def saved_config(manifest: Manifest, path: Path) -> RunConfig:
     """The settings of the run that wrote a checkpoint. Those that this version does not know are left out if they were
@@ -38,7 +40,7 @@ def saved_config(manifest: Manifest, path: Path) -> RunConfig:
 
 def with_checkpoint_model(config: RunConfig) -> RunConfig:
     """With --use-checkpoint-args, take the model's settings from the checkpoint, except dropout, which may differ
-    between runs of one model.
+    between runs of one model, and the tokenizer's where they are not given.
 
     Raises:
         CheckpointError: there is no readable checkpoint.
@@ -54,9 +56,11 @@ def with_checkpoint_model(config: RunConfig) -> RunConfig:
         complete = next((older for older in older_than(path) if defect(older) is None), None)
         path = fallback(config, error, complete)
         manifest = read_manifest(path)
-    saved = saved_config(manifest, path).model
-    return dataclasses.replace(config, model=dataclasses.replace(saved, hidden_dropout=config.model.hidden_dropout,
-                                         attention_dropout=config.model.attention_dropout))
+    saved = saved_config(manifest, path)
+    tokenizer = {name: getattr(saved.data, name) for name in TOKENIZER_SETTINGS if getattr(config.data, name) is None}
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, **tokenizer), model=dataclasses.replace(
+            saved.model, hidden_dropout=config.model.hidden_dropout, attention_dropout=config.model.attention_dropout))
 
 
 def fallback(config: RunConfig, error: CheckpointError, sound: Path | None) -> Path:

@@ -28,6 +28,7 @@ from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.gpt.index import SPLITS, split_bounds, split_range
 from megatron_ltd.data.gpt.parts import LongSamples, PartedDataset
+from megatron_ltd.data.held_out import together
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
@@ -39,20 +40,21 @@ _THREADS = 8
 
 
 class Datasets(NamedTuple):
-    """The sets of a run; None where none was asked for or no data is set aside."""
+    """The sets of a run; None where none was asked for or no data is set aside. `valid` may be `NamedSets`."""
 
     train: Dataset
     valid: Dataset | None
     test: Dataset | None
 
 
-def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, valid_samples: int,
+def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, valid_samples: int | None,
                    test_samples: int, predictions_per_sample: int | None = None,
                    long_samples: tuple[int, int] | None = None) -> Datasets:
     """Builds what the settings ask for.
 
     Args:
-        train_samples, valid_samples, test_samples: samples that the run will read of each; 0: not needed.
+        train_samples, valid_samples, test_samples: samples that the run will read of each, and of each validation set
+            with a name; 0: not needed; None: all.
         predictions_per_sample: places for predicted tokens in a BERT sample; GPT takes none.
         long_samples: how many of the first training samples are longer than the others, and how many times; None: all
             are of one length.
@@ -65,7 +67,8 @@ def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, 
         raise ConfigError(f"A run of {train_samples} training samples reads nothing; set --train-iters, "
                           "--train-samples or --train-tokens.")
     form = _form(config, tokenizer, predictions_per_sample)
-    forms, samples = [form, form, form], [train_samples, valid_samples, test_samples]
+    forms: list[Form] = [form, form, form]
+    samples = [train_samples, valid_samples, test_samples]
     first = None if long_samples is None else LongSamples(*long_samples)
     if first is not None:
         assert isinstance(form, GPTSampleForm)
@@ -76,9 +79,9 @@ def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, 
                     for split, count in enumerate(samples)]
     else:
         corpora: dict[str, IndexedCorpus] = {}
-        datasets = [_Builder(config, of_split, tokenizer.digest, corpora).blend(name, *source, count)
-                    if count and source is not None else None
-                    for name, of_split, source, count in zip(SPLITS, forms, _sources(config), samples, strict=True)]
+        datasets = [together({name: _Builder(config, of_split, tokenizer.digest, corpora).blend(split, *source, count)
+                              for name, source in (sources if count != 0 else {}).items()})
+                    for split, of_split, sources, count in zip(SPLITS, forms, _sources(config), samples, strict=True)]
     train, valid, test = datasets
     if train is None:
         raise ConfigError("No training data: give --train-data-path, or --data-path and a --split whose first share is "
@@ -93,9 +96,10 @@ def one_epoch_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset 
         ConfigError, DataError: as `build_datasets`.
     """
     builder = _Builder(config, _form(config, tokenizer, None), tokenizer.digest, {})
-    skipped = {"valid", "test"} if config.logging.eval_iters == 0 else set()
-    return [builder.epoch(name, source[0].prefixes, source[1]) if source is not None and name not in skipped else None
-            for name, source in zip(SPLITS, _sources(config), strict=True)]
+    skipped = set() if config.logging.evaluates else {"valid", "test"}
+    return [together({name: builder.epoch(split, source.prefixes, bounds) for name, (source, bounds) in sources.items()
+                      if split not in skipped})
+            for split, sources in zip(SPLITS, _sources(config), strict=True)]
 
 
 def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
@@ -145,8 +149,8 @@ def _mock_dataset(split: int, samples: int, seed: int, form: Form) -> Dataset:
     return MockDataset(split, samples, seed, form)
 
 
-def _sources(config: RunConfig) -> list[tuple[BlendSource, Bounds] | None]:
-    """Corpora and the share of each of them, for training, validation and test."""
+def _sources(config: RunConfig) -> list[dict[str, tuple[BlendSource, Bounds]]]:
+    """Corpora and the share of each of them, for training, validation and test, by the name of the set: "" without."""
     data = config.data
     flags = {f"--{name}-data-path": getattr(data, f"{name}_data_path") for name in SPLITS}
     given = [flag for flag, values in flags.items() if values is not None]
@@ -155,19 +159,21 @@ def _sources(config: RunConfig) -> list[tuple[BlendSource, Bounds] | None]:
                           "each of training, validation and test.")
     if data.data_path is not None:
         source = parse_blend("--data-path", data.data_path)
-        return [(source, bounds) if bounds is not None else None for bounds in split_bounds(data.split)]
+        return [{"": (source, bounds)} if bounds is not None else {} for bounds in split_bounds(data.split)]
     if not given:
         raise ConfigError("No data: give --data-path, --train-data-path, or --mock-data.")
-    sources: list[tuple[BlendSource, Bounds] | None] = []
+    sources = []
     for flag, values in flags.items():
-        if values is None:
-            sources.append(None)
-            continue
-        source = parse_blend(flag, values)
-        if len(source.prefixes) == 1:
-            source = BlendSource(source.prefixes, None)  # a weight means nothing for one corpus
-        sources.append((source, (0.0, 1.0)))
+        named = data.validation_sets if flag == "--valid-data-path" else {}
+        sets = named or ({"": values} if values is not None else {})
+        sources.append({name: (_without_one_weight(parse_blend(flag, prefixes)), (0.0, 1.0))
+                        for name, prefixes in sets.items()})
     return sources
+
+
+def _without_one_weight(source: BlendSource) -> BlendSource:
+    """A weight means nothing for one corpus."""
+    return BlendSource(source.prefixes, None) if len(source.prefixes) == 1 else source
 
 
 class _Builder:
@@ -183,13 +189,14 @@ class _Builder:
         if not corpora and config.data.verify_corpus and config.data.data_cache_path is not None:
             remove_seals(config.data.data_cache_path)
 
-    def blend(self, split: str, source: BlendSource, bounds: Bounds, num_samples: int) -> Dataset:
-        """One dataset from all corpora of a split."""
+    def blend(self, split: str, source: BlendSource, bounds: Bounds, num_samples: int | None) -> Dataset:
+        """One dataset from all corpora of a split; one epoch of them if the number of samples is None."""
         prefixes, cache = source.prefixes, self.config.data.data_cache_path
         if source.weights is None and len(prefixes) == 1:
             return self.part(split, prefixes[0], bounds, num_samples)
         if source.weights is None:
             return self.epoch(split, prefixes, bounds, num_samples)
+        assert num_samples is not None, "the settings were checked: with weights there is no epoch"
         self.open(prefixes)
         weights = normalize(source.weights)
         index = BlendIndex(weights, sum(dataset_sizes(num_samples, weights)), cache)

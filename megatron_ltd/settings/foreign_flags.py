@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from megatron_ltd.settings.flag_reference import all_flags
+
 ANSWERS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 """The tables of the file: answer -> flags that get it."""
 
@@ -28,8 +30,12 @@ SATISFIED: list[str] = ANSWERS["satisfied"]
 """Unsupported flags with a value that asks for the behaviour of this project."""
 VALUES = _table("values")
 """A flag of this project with a value that it has elsewhere -> what to do instead."""
-OTHER_FLAGS = frozenset("--" + name for name in ANSWERS["other"].split())
-"""Flags without an answer of their own."""
+MEGATRON_LIST = Path(__file__).with_name("megatron_flags.txt")
+"""The names of Megatron-LM's flags, by `tools/generate_megatron_flags.py`."""
+OTHER_FLAGS = frozenset("--" + name for name in (
+    *ANSWERS["other"].split(), *MEGATRON_LIST.read_text(encoding="utf-8").split("\n", 1)[1].split())
+    ) - {name for flag in all_flags() for name in (flag.name, flag.off_name)}
+"""Flags of others; most have an answer of their own."""
 
 
 @dataclass(frozen=True)

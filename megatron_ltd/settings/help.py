@@ -21,8 +21,8 @@ USUAL = {
 """Fields by purpose; each recipe shows its own."""
 
 OTHERS = (
-    ({"bert", "vit"}, "train_jsonl valid_jsonl test_jsonl prompt_key response_key overlong_samples reset_position_ids "
-                      "reset_attention_mask eod_mask_loss"),
+    ({"bert", "vit"}, "train_jsonl valid_jsonl test_jsonl prompt_key response_key messages_key chat_template "
+                      "overlong_samples reset_position_ids reset_attention_mask eod_mask_loss"),
     ({"gpt", "vit"}, "bert_no_binary_head mask_prob mask_max_ngram mask_whole_word mask_longer_ngrams mask_geometric "
                      "short_seq_prob"),
     ({"gpt", "bert"}, "img_h img_w patch_dim num_channels num_classes image_augmentation"),
@@ -35,7 +35,7 @@ OTHERS = (
               "token_drop_always_drop_ids use_rope_scaling rope_scaling_factor rotary_seq_len_interpolation_factor "
               "rope_scaling no_rope_freq"),
     ({"pretraining"}, "train_epochs early_stopping_patience pretrained_checkpoint train_jsonl valid_jsonl test_jsonl "
-                      "prompt_key response_key overlong_samples"),
+                      "prompt_key response_key messages_key chat_template overlong_samples"),
     ({"finetuning"}, "mock_data"),
 )
 """Families or kinds of runs, and the fields that are of no use to them."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.finetuning.build import Epoch, describe, of_epochs, text_epoch
+from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.data.vision.images import augmented, image_epoch
 from megatron_ltd.log import Console
@@ -35,8 +36,10 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
     for line in describe(epoch):
         console.line(line)
     scored = config.logging.eval_iters * batch
-    if epoch[1] is not None and len(epoch[1]) > scored > 0:
-        console.line(f"validation scores the first {scored} of {len(epoch[1])} samples; raise --eval-iters for all")
+    for name, part in named_sets(epoch[1]).items() if not config.logging.full_validation else ():
+        if len(part) > scored > 0:
+            console.line(f"validation{name and ' on ' + name} scores the first {scored} of {len(part)} samples; raise "
+                         "--eval-iters, or give --full-validation, for all")
     drop = config.token_drop
     growth = f", tokens are dropped in the first {drop.random_ltd_steps}" if drop.random_ltd_steps is not None else ""
     console.line(f"{total_steps(config, dp)} steps of {batch} samples{growth}")

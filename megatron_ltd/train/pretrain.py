@@ -10,6 +10,7 @@ from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
+from megatron_ltd.data.held_out import in_whole_batches
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import CheckpointError, ConfigError, DataError, UserError
 from megatron_ltd.log import Console
@@ -45,12 +46,15 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
     """
     assert tokenizer is not None
     dp = runtime.mesh.dp_size
-    valid_samples = config.logging.eval_iters * global_batch_size(config, dp)
-    test_samples = valid_samples if config.data.test_data_path is not None else 0
-    return config, read_together(
-        lambda: build_datasets(config, tokenizer, total_samples(config, dp), valid_samples, test_samples,
+    batch = global_batch_size(config, dp)
+    scored = config.logging.eval_iters * batch
+    whole = config.logging.full_validation and not config.data.mock_data
+    test_samples = scored if config.data.test_data_path is not None else 0
+    datasets = read_together(
+        lambda: build_datasets(config, tokenizer, total_samples(config, dp), None if whole else scored, test_samples,
                                predictions_per_sample(config), long_samples(config, dp)),
         lambda datasets: datasets_digest(tokenizer, datasets))
+    return config, datasets._replace(valid=in_whole_batches(datasets.valid, batch)) if whole else datasets
 
 
 def read_together(read: Callable[[], T], digest_of: Callable[[T], str]) -> T:

@@ -16,6 +16,7 @@ import torch
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
+from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.loader import Batch, Loader, microbatches
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
@@ -36,7 +37,7 @@ from megatron_ltd.train.report.summary import StepTimes, summary
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
-from megatron_ltd.train.validate import HeldOut, held_out_loss
+from megatron_ltd.train.validate import HeldOut, held_out_loss, mean_of
 
 MEASURED_STEPS = 3
 """Steps after which memory has been allocated."""
@@ -92,7 +93,9 @@ class Trainer:
                     self.config.data.num_workers) as loader:
             over = self.state.consumed.steps >= self.total_steps or self._gives_up()
             code = EXIT_COMPLETE if over else None
-            profiler = StepProfiler(self.config.logging, self.runtime.launch.rank)
+            if self.state.consumed.steps == 0 and is_finetuning(self.config) and code is None:
+                self._validate()  # what the finetuning starts from
+            profiler = StepProfiler(self.config.logging, self.runtime.launch.rank, self.metrics.console)
             while code is None:
                 code = self._one_step(loader, watcher)
                 profiler.step()
@@ -153,7 +156,7 @@ class Trainer:
         code = watcher.exit_code(step, self.total_steps, result.stop_level)
         # Before the save, so that a run resumed from it neither misses nor repeats these numbers.
         if code == EXIT_COMPLETE or epoch_ends or step % self.config.logging.eval_interval == 0:
-            found = self._evaluate(self.datasets.valid, "validation")
+            found = self._validate()
             if found is not None and is_finetuning(self.config):
                 self._judge(step, found)
         if code is None and self._gives_up():
@@ -198,17 +201,37 @@ class Trainer:
             step_seconds=self.unreported_seconds / max(1, self.unreported_steps),
             devices=self.runtime.launch.world_size, step_flops=samples * step_flops(self.config, plan),
             full_step_flops=samples * whole_step_flops(self.config, plan), peak_tflops=self.peak,
-            sentence_order_loss=result.sentence_order_loss, of_policies=self.policies.log_fields(plan)))
+            sentence_order_loss=result.sentence_order_loss, of_policies=self.policies.log_fields(plan),
+            loss_name="loss" if self.config.model.family == "vit" else "lm loss"))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
+
+    def _validate(self) -> HeldOut | None:
+        """The loss on the validation set; with named sets, which are reported one by one, the mean of theirs."""
+        sets = named_sets(self.datasets.valid)
+        if "" in sets:
+            return self._evaluate(sets[""], "validation")
+        found = [self._evaluate(part, f"validation-{name}") for name, part in sets.items()]
+        known = [each for each in found if each is not None]
+        if not known:
+            return None
+        mean = mean_of(known)
+        self.metrics.held_out("validation", self.state.consumed.steps, mean)
+        return mean
 
     def _evaluate(self, dataset: Dataset | None, name: str) -> HeldOut | None:
         """The loss on the first --eval-iters global batches of a held-out set, or on all of it. The batches are the
         same every time, so that changes in the curve come from the model."""
-        if dataset is None or self.config.logging.eval_iters == 0:
+        settings = self.config.logging
+        if dataset is None:
             return None
         mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
         batches: list[Batch] = []
-        for number in range(min(self.config.logging.eval_iters, len(dataset) // full)):
+        count = len(dataset) // full
+        if not (settings.full_validation and name.startswith("validation")):
+            count = min(count, settings.eval_iters)
+        if count == 0:
+            return None
+        for number in range(count):
             batches += microbatches(dataset, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
         found = held_out_loss(self.model, batches, self.runtime.device)
         self.metrics.held_out(name, self.state.consumed.steps, found)

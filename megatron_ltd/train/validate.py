@@ -1,7 +1,8 @@
 """The loss on held-out samples, with every token of every layer kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,15 @@ class HeldOut:
     top5: float | None = None
 
 
+def mean_of(found: Sequence[HeldOut]) -> HeldOut:
+    """The mean over sets of each metric that all of them have."""
+    means: dict[str, Any] = {}
+    for entry in fields(HeldOut):
+        values = [getattr(each, entry.name) for each in found]
+        means[entry.name] = None if None in values else sum(values) / len(values)
+    return HeldOut(**means)
+
+
 def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> HeldOut:
     """The loss over the microbatches of all data-parallel ranks.
 
@@ -42,7 +52,8 @@ def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) 
         if scored is not None and model.mesh.tp_rank == 0:
             mask = facts["loss_mask"].double()
             losses = -scored[0].double()
-            tokens, order = losses[:, :mask.shape[1]], losses[:, mask.shape[1]:]
+            tokens = losses[:, :mask.shape[1]]
+            order = losses[(mask > 0).any(dim=1), mask.shape[1]:]  # without the samples that fill the last batch
             right = (scored[1:].double() * mask).sum(dim=(1, 2)) if classifies else mask.new_zeros(2)  # first, five
             sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_tensor(order.numel()),
                                  *right))

@@ -9,6 +9,7 @@ from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConf
 from megatron_ltd.data.blend import BlendedDataset
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
 from megatron_ltd.data.gpt.dataset import GPTDataset
+from megatron_ltd.data.held_out import NamedSets, in_whole_batches, named_sets
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.errors import ConfigError, DataError
@@ -76,6 +77,28 @@ def test_sets_equal_megatron_cores(oracle: ModuleType, folder: Path, settings: d
             assert mine.sample(i)["tokens"].tolist() == theirs[i]["tokens"].tolist()
         compared += len(mine)
     assert compared >= sum(samples)
+
+
+def test_whole_sets_with_a_loss_each_equal_megatron_cores(oracle: ModuleType, folder: Path) -> None:
+    several = paths(folder, "b", "c")
+    blends = [oracle.blend(paths(folder, "a")), oracle.blend(several), None]
+    reference = oracle.build([30, None, 0], oracle.gpt_config(
+        7, SEQ_LENGTH, None, blend=None, split=None, blend_per_split=blends, multiple_validation_sets=True,
+        full_validation=True))
+    named = config(7, train_data_path=paths(folder, "a"),
+                   valid_data_path=tuple(f"{name}={path}" for name, path in zip("xy", several, strict=True)))
+    listed = config(7, train_data_path=paths(folder, "a"), valid_data_path=several, multiple_validation_sets=True)
+    for settings, names in ((named, ["x", "y"]), (listed, ["0", "1"])):
+        ours = build_datasets(settings, TOKENIZER, 30, None, 0)
+        assert isinstance(ours.valid, NamedSets) and list(ours.valid.sets) == names
+        for mine, theirs in zip(ours.valid.sets.values(), reference[1], strict=True):
+            assert [sample for i in range(len(mine)) for sample in mine.sample(i)["tokens"].tolist()] \
+                == [token for i in range(len(theirs)) for token in theirs[i]["tokens"].tolist()]
+        batched = in_whole_batches(ours.valid, 7)
+        assert [len(part) % 7 for part in named_sets(batched).values()] == [0, 0]
+        first, second = (len(part) for part in ours.valid.sets.values())
+        assert len(ours.valid) == first + second
+        assert ours.valid.sample(first)["tokens"].tolist() == reference[1][1][0]["tokens"].tolist()
 
 
 def labels(dataset: Dataset) -> list[list[int]]:

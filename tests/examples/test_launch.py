@@ -1,6 +1,8 @@
 """What a user reads last when a run started by `examples/*.sh` ends, and its exit code."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,13 +31,38 @@ def run(*words: str, script: str = "pretrain_gpt", **more: str) -> tuple[int, li
     return done.returncode, done.stdout.splitlines()
 
 
-def test_a_planned_stop_says_how_to_go_on(tmp_path: Path) -> None:
-    code, said = run("--save", str(tmp_path / "run"), "--exit-interval", "10")
+def test_a_shipped_configuration_made_small_says_what_was_done_until_it_is_complete(tmp_path: Path) -> None:
+    """Its budget, warm-up and decay, in tokens, give way to --train-iters, and its dropping to the sizes."""
+    save = tmp_path / "run"
+    words = ["--tokenizer-type", "NullTokenizer", "--save", str(save), "--load", str(save)]
+    shipped = {"CONFIG": str(ROOT / "examples/configs/gpt_125m.toml")}
+    code, said = run(*words, "--exit-interval", "10", **shipped)
     assert code == 11
+    assert re.fullmatch(rf"saved {save}/iter_0000010: step 10, [0-9.]+ [kM]?B, [0-9.]+ s", said[-5]), said[-6:]
     assert said[-3:] == ["stopped as planned after step 10 of 20: --exit-interval = 10 (exit code 11)",
-                         f"newest checkpoint: {tmp_path}/run/iter_0000010",
-                         f"to continue: the same command with --load {tmp_path}/run"]
+                         f"newest checkpoint: {save}/iter_0000010", "to continue: the same command again"]
     assert not any("Traceback" in line or "FAILED" in line for line in said)
+    assert json.loads((save / "exit.json").read_text())["step"] == 10
+    code, said = run(*words, **shipped)
+    assert (code, said[-2:]) == (0, ["complete: step 20 of 20", f"newest checkpoint: {save}/iter_0000020"])
+    code, said = run(*words, **shipped)
+    assert code == 0
+    assert said[-1].startswith(f"already complete: {save} holds step 20 of 20; no step was trained.")
+
+
+def test_problems_of_all_kinds_are_told_in_one_round(tmp_path: Path) -> None:
+    code, said = run("--num-experts", "8", "--lr", "abc", "--hidden-size", "65", "--eval-iters", "1000000000",
+                     "--no-such-flag", "--train-samples", "7", "--train-epochs", "1", "--load", "nowhere",
+                     "--tokenizer-type", "GPT2BPETokenizer", "--vocab-file", "no.json", "--merge-file", "no.txt",
+                     "--deepspeed-config", "no.json", "--save", str(tmp_path / "new"))
+    assert code == 20
+    assert said[0] == f"ConfigError: {len(said) - 1} problems in the settings:"
+    for problem in ("--num-experts 8: not supported", "--lr = abc: 'abc' is not a number",
+                    "--hidden-size = 65: not divisible", "--eval-iters = 1000000000: must be", "--no-such-flag: no",
+                    "--train-iters = 20 and --train-samples = 7 and --train-epochs = 1 are given",
+                    "--load = nowhere is not a folder", "--vocab-file: no file no.json", "--merge-file: no file no.txt",
+                    "--deepspeed-config = no.json: cannot be read"):
+        assert sum(line.startswith(f"  - {problem}") for line in said) == 1, (problem, said)
 
 
 def test_a_signal_to_the_script_saves_and_gives_its_code_without_any_folder(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ CORPUS = ("a",)
 
 ROPE: dict[str, Any] = {"position_embedding_type": "rope"}
 
+SETS: dict[str, Any] = {"data_path": None, "train_data_path": CORPUS, "valid_data_path": ("a", "b")}
 REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     # what has to be given, and single values
     ({"num_layers": 0}, 1, ["--num-layers is required"]),
@@ -170,6 +171,15 @@ REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"mock_data": True}, 1, ["--mock-data and --data-path"]),
     ({"train_data_path": CORPUS}, 1, ["--data-path and --train-data-path"]),
     ({"data_path": None, "valid_data_path": CORPUS}, 1, ["--valid-data-path", "without --train-data-path"]),
+    ({**SETS, "valid_data_path": ("wiki=a", "b")}, 1, ["--valid-data-path = wiki=a b", "b has no name"]),
+    ({**SETS, "valid_data_path": ("a=x", "a=y")}, 1, ["--valid-data-path = a=x a=y", "two sets have one name"]),
+    ({**SETS, "valid_data_path": ("1", "a", "2", "b"), "multiple_validation_sets": True}, 1,
+     ["--multiple-validation-sets", "leave the weights out"]),
+    ({**SETS, "multiple_validation_sets": True, "validation_set_names": ("x",)}, 1,
+     ["--validation-set-names = x", "the 2 paths"]),
+    ({**SETS, "multiple_validation_sets": True, "validation_set_names": ("x", "y/z")}, 1, ["= y/z", "letters"]),
+    ({**SETS, "valid_data_path": ("1", "a", "2", "b"), "full_validation": True}, 1, ["--full-validation", "no end"]),
+    ({"data_path": ("1", "a", "2", "b"), "full_validation": True}, 1, ["--full-validation", "--data-path = 1 a 2 b"]),
     ({"split": "1,2,3,4"}, 1, ["--split = 1,2,3,4"]),
     ({"split": "0,1,1"}, 1, ["--split = 0,1,1", "first above 0"]),
     ({"split": "90,-1"}, 1, ["--split = 90,-1"]),
@@ -192,6 +202,13 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], processes: int, fra
     found = violations(with_settings(**changes), processes)
     matching = [message for message in found if all(fragment in message for fragment in fragments)]
     assert len(matching) == 1, found
+
+
+def test_a_value_of_any_length_leaves_room_for_what_is_wrong_with_it() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        check(with_settings(pipeline_split="1," * 10_000 + "1", split="x"), 1)
+    assert len(str(refusal.value)) < 4000
+    assert "--pipeline-split = 1,1" in str(refusal.value) and "give 1 numbers" in str(refusal.value)
 
 
 ACCEPTED: list[tuple[dict[str, Any], int]] = [
@@ -222,6 +239,8 @@ ACCEPTED: list[tuple[dict[str, Any], int]] = [
     ({"lr_decay_style": "WSD", "lr_wsd_decay_iters": 20}, 1),
     ({"data_path": None, "mock_data": True, "tokenizer_type": None}, 1),
     ({"data_path": None, "train_data_path": CORPUS, "valid_data_path": CORPUS}, 1),
+    ({**SETS, "multiple_validation_sets": True, "full_validation": True}, 1),
+    ({**SETS, "valid_data_path": ("wiki=a", "books=/data/lang=en/b"), "eval_iters": 0}, 1),
     ({"split": "1"}, 1), ({"split": "100,0,0"}, 1),
     ({"vocab_size": None}, 2),
     ({"position_embedding_type": "rope", "rotary_percent": 0.25}, 1),
@@ -333,6 +352,10 @@ def test_the_runnable_settings_have_no_idle_ones() -> None:
     ({"optimizer": "sgd", "adam_eps": 1.0}, "--adam-eps"),
     ({"muon_momentum": 0.9}, "--muon-momentum"),
     ({"optimizer": "sgd", "muon_split_qkv": False}, "--muon-split-qkv"),
+    ({"validation_set_names": ("a",)}, "--validation-set-names"),
+    ({"multiple_validation_sets": True}, "--multiple-validation-sets"),
+    ({"full_validation": True, "data_path": None, "mock_data": True}, "--full-validation"),
+    ({"full_validation": True, "eval_iters": 3}, "--eval-iters"),
     ({"async_save": True}, "--async-save"),
     ({"no_load_optim": True}, "--no-load-optim"),
     ({"prompt_key": "question"}, "--prompt-key"),

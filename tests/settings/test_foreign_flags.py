@@ -10,8 +10,9 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.settings.cli import FILE_FLAGS, parse_run_config
 from megatron_ltd.settings.flag_reference import all_flags
 from megatron_ltd.settings.foreign_flags import (
+    ANSWERS,
+    MEGATRON_LIST,
     NO_EFFECT,
-    OTHER_FLAGS,
     RENAMED,
     SATISFIED,
     TRANSLATED,
@@ -19,8 +20,10 @@ from megatron_ltd.settings.foreign_flags import (
     VALUES,
     foreign_answer,
 )
+from tools import generate_megatron_flags
 
 OURS = {flag.name for flag in all_flags()}
+OTHERS = {"--" + name for name in ANSWERS["other"].split()}
 FAMILIES = tuple(name.removesuffix("*") for name in UNSUPPORTED if name.endswith("*"))
 """Beginnings of flags that get one answer."""
 
@@ -62,7 +65,7 @@ def test_every_common_flag_is_ours_or_has_an_answer_of_its_own(name: str) -> Non
 
 
 def test_every_foreign_flag_is_answered_as_such_and_never_as_a_slip_of_the_pen() -> None:
-    for name in [*(name.replace("*", "anything") for name in UNSUPPORTED), *OTHER_FLAGS]:
+    for name in [*(name.replace("*", "anything") for name in UNSUPPORTED), *OTHERS]:
         if f"{name} 7" in TRANSLATED or name in RENAMED:
             continue
         with pytest.raises(ConfigError) as error:
@@ -95,11 +98,74 @@ def test_a_value_that_a_flag_has_elsewhere_is_answered_with_what_to_use(words: s
     assert str(error.value) == f"{name} = {value}: {VALUES[words]}"
 
 
+RENEWED = """
+multiple-validation-sets full-validation exit-signal softmax-type mtp-num-layers qk-clip moe-router-fusion
+use-megatron-fsdp fault-injector-ranks logprobs-mode grad-norm-skip-threshold tokenizer-metadata wd-incr-steps
+""".split()
+
+
+def test_the_list_of_megatrons_flags_is_made_of_its_sources() -> None:
+    pytest.importorskip("megatron.core")
+    folders, origin = generate_megatron_flags.installed()
+    header, *listed = MEGATRON_LIST.read_text().splitlines()
+    assert f"from {origin}" in header and listed == sorted(set(listed))
+    core = Path(folders[0]) / "core"
+    sources = (core / name for name in ("model_parallel_config.py", "transformer/transformer_config.py"))
+    found = {name for path in sources for name in generate_megatron_flags.flag_names(path.read_text())}
+    assert found <= set(listed) and len(found) > 200
+    assert [name for name in RENEWED if name not in listed] == []
+
+
+@pytest.mark.parametrize("name", RENEWED)
+def test_a_flag_of_megatron_is_never_taken_for_another(name: str) -> None:
+    try:
+        _, notes = parse_run_config([f"--{name}"])
+    except ConfigError as error:
+        notes = [str(error)]
+    assert all("no such flag" not in note and "nearest" not in note for note in notes)
+
+
+def test_names_in_sources_are_found_wherever_they_stand() -> None:
+    source = """
+@dataclass
+class RunConfig(Base):
+    learning_rate: float = 1.0
+    fuse: bool = True
+    hook: Callable | None = None
+    _hidden: int = 0
+parser.add_argument("--from_here", "-f", "--or-here", help="see --and-there, not --log-* or --x")
+"""
+    assert set(generate_megatron_flags.flag_names(source)) == {
+        "learning-rate", "fuse", "no-fuse", "from-here", "or-here", "and-there"}
+
+
+@pytest.mark.parametrize(("foreign", "ours"), [
+    ("--model_name_or_path gpt2", "--pretrained-checkpoint"), ("--output_dir out", "--save DIR"),
+    ("--gradient_accumulation_steps 4", "--global-batch-size"), ("--dataset_name wikitext", "--train-jsonl"),
+    ("--lora_dim 8", "no adapters"), ("--resume_from_checkpoint x", "--load DIR"), ("--torch_dtype auto", "--bf16"),
+    ("--lr_scheduler_type polynomial", "--lr-decay-style"),
+])
+def test_names_of_transformers_and_deepspeeds_examples_are_answered_with_ours(foreign: str, ours: str) -> None:
+    with pytest.raises(ConfigError, match="not supported: ") as error:
+        parse_run_config(foreign.split(), finetuning=True)
+    assert ours in str(error.value)
+
+
+def test_a_command_of_transformers_is_understood_where_the_meaning_is_the_same() -> None:
+    theirs = ("--per_device_train_batch_size 4 --learning_rate 1e-4 --num_train_epochs 3 --lr_scheduler_type cosine "
+              "--warmup_ratio 0.25 --bf16 True --fp16 False --gradient_checkpointing True --logging_steps 5 "
+              "--max_grad_norm 0.5 --train_file a.jsonl --max_seq_length 64 --do_train --report_to none "
+              "--overwrite_output_dir")
+    ours = ("--micro-batch-size 4 --lr 1e-4 --train-epochs 3 --lr-decay-style cosine --lr-warmup-fraction 0.25 --bf16 "
+            "--recompute-granularity full --log-interval 5 --clip-grad 0.5 --train-jsonl a.jsonl --seq-length 64")
+    assert parse_run_config(theirs.split(), finetuning=True)[0] == parse_run_config(ours.split(), finetuning=True)[0]
+
+
 def test_no_flag_has_two_answers() -> None:
-    tables = [OURS, set(NO_EFFECT), set(UNSUPPORTED), set(OTHER_FLAGS), set(RENAMED)]
+    tables = [OURS, set(NO_EFFECT), set(UNSUPPORTED), OTHERS, set(RENAMED)]
     assert len(set().union(*tables)) == sum(len(table) for table in tables)
     assert {words.split()[0] for words in SATISFIED} <= set(UNSUPPORTED)
-    assert not [name for name in OURS | set(NO_EFFECT) | OTHER_FLAGS if name.startswith(FAMILIES)]
+    assert not [name for name in OURS | set(NO_EFFECT) | OTHERS if name.startswith(FAMILIES)]
 
 
 def test_advice_names_only_flags_that_exist() -> None:
@@ -120,7 +186,8 @@ def test_a_flag_that_means_what_another_means_here_is_taken_as_that_and_said_so(
 @pytest.mark.parametrize(("foreign", "ours"), RENAMED.items())
 def test_a_flag_of_another_name_keeps_its_value(foreign: str, ours: str) -> None:
     value = {"--lr-warmup-fraction": "0.25", "--norm-epsilon": "0.25", "--tokenizer-model": "x",
-             "--recompute-granularity": "full"}.get(ours, "4")
+             "--recompute-granularity": "full", "--lr": "0.25", "--adam-eps": "0.25",
+             "--clip-grad": "0.25", "--tensorboard-dir": "x"}.get(ours, "4")
     assert parse_run_config([foreign, value])[0] == parse_run_config([*ours.split(), value])[0] != RunConfig()
 
 

@@ -168,7 +168,7 @@ def test_drawn_layers_are_drawn_and_no_learning_rate_is_needed(tmp_path: Path) -
 
 @pytest.mark.parametrize(("words", "fragment"), [
     ([*FLAGS, "--random-ltd-strata", "3"], "--random-ltd-strata = 3"),
-    ([*FLAGS, "--plot", "drop.txt"], "--plot = drop.txt"),
+    ([*FLAGS, "--plot", "drop.txt"], "--output = drop.txt"),
     ([word for word in FLAGS if word not in ("--vocab-size", "99")], "give --vocab-size"),
     ([*FLAGS, "--tensor-model-parallel-size", "2", "--world-size", "3"], "3 processes"),
     ([word for word in FLAGS if word not in ("--train-iters", "40")] + ["--train-epochs", "2"], "give --train-iters"),

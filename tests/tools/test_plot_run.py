@@ -29,7 +29,7 @@ def test_a_step_repeated_after_a_restart_counts_once_with_its_last_record(tmp_pa
     path = write(tmp_path / "m.jsonl", training(1, 5.0), training(2, 4.0), training(3, 9.0), training(3, 3.5, 144))
     curves = plot_run.read_curves(path, "run")
     assert curves.loss.tolist() == [5.0, 4.0, 3.5]
-    assert curves.layer_tokens.tolist() == [50, 100, 150]
+    assert curves.consumed.tolist() == [50, 100, 150]
     assert curves.kept_tokens.tolist() == [128, 128, 144]
 
 
@@ -39,8 +39,25 @@ def test_a_validation_stands_at_the_layer_tokens_of_its_step_even_between_logged
         {"step": 20, "validation_loss": 3.0}, {"step": 5, "validation_loss": 4.0},
     )
     curves = plot_run.read_curves(path, "run")
-    assert curves.validation_layer_tokens.tolist() == [250, 750, 1000]
+    assert curves.validation_consumed.tolist() == [250, 750, 1000]
     assert curves.validation_loss.tolist() == [4.0, 3.1, 3.0]
+
+
+def test_every_axis_counts_what_the_records_and_the_steps_between_them_consumed(tmp_path: Path) -> None:
+    logged = {5: {"step_seconds": 2.0, "consumed_flops": 50.0, "model_flops": 10}, 15: {
+        "step_seconds": 4.0, "consumed_flops": 90.0, "model_flops": 4}}
+    path = write(tmp_path / "m.jsonl", *({**training(step), **numbers} for step, numbers in logged.items()),
+                 {"step": 10, "validation_loss": 3.0})
+    expected = {"step": (5, 15, 10), "tokens": (500, 1500, 1000), "layer-tokens": (250, 750, 500),
+                "flops": (50, 90, 70), "hours": (10 / 3600, 50 / 3600, 30 / 3600)}
+    assert set(expected) == set(plot_run.AXES)
+    for axis, values in expected.items():
+        curves = plot_run.read_curves(path, "run", axis)
+        assert [*curves.consumed, *curves.validation_consumed] == pytest.approx(values)
+    old = write(tmp_path / "old.jsonl", *({**training(step), "model_flops": 10} for step in (5, 15)))
+    assert plot_run.read_curves(old, "run", "flops").consumed.tolist() == [50, 150]
+    with pytest.raises(DataError, match="it needs step_seconds as a number"):
+        plot_run.read_curves(old, "run", "hours")
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:

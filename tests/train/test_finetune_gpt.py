@@ -82,10 +82,10 @@ def response_losses(model: PreTrainedModel, responses: Responses, chosen: list[i
     """Of each example by itself, unpacked: the losses of its response and of the end after it."""
     losses = []
     for index in chosen:
-        text, prompt = responses.example(index)
+        text, learned = responses.example(index)
         ids = torch.from_numpy(text)[None]
         logits = model(ids[:, :-1]).logits[0]
-        losses.append(F.cross_entropy(logits[prompt - 1:], ids[0, prompt:], reduction="none"))
+        losses.append(F.cross_entropy(logits, ids[0, 1:], reduction="none")[torch.from_numpy(learned)[1:]])
     return losses
 
 
@@ -117,7 +117,8 @@ def plain_validation(model: PreTrainedModel, responses: Responses) -> float:
 
 
 def test_prompts_and_responses_give_the_losses_of_a_plain_loop_over_transformers(home: Path, tmp_path: Path) -> None:
-    found = run(tmp_path, settings(home))
+    others = write_lines(tmp_path / "others.jsonl", 9, 3)
+    found = run(tmp_path, settings(home, valid_jsonl=(f"first={home}/valid.jsonl", f"others={others}")))
     model = GPT2LMHeadModel.from_pretrained(home / "hf")
     train = examples(home / "train.jsonl", VOCABULARY, LENGTH)
     packs = len(PackedDataset(train, LENGTH, 0))
@@ -127,9 +128,14 @@ def test_prompts_and_responses_give_the_losses_of_a_plain_loop_over_transformers
     assert found.column("lm_loss") == pytest.approx(losses, rel=1e-5, abs=0.0)
     assert losses[-1] < 0.8 * losses[0]
     valid = [line for line in found.lines if "validation_loss" in line]
-    assert [line["step"] for line in valid] == [math.ceil(packs / BATCH), steps]
-    expected = plain_validation(model, examples(home / "valid.jsonl", VOCABULARY, LENGTH))
-    assert valid[-1]["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert [line["step"] for line in valid] == [0, math.ceil(packs / BATCH), steps]
+    before = GPT2LMHeadModel.from_pretrained(home / "hf")
+    for place, scored in ((0, before), (-1, model)):
+        losses = [plain_validation(scored, examples(path, VOCABULARY, LENGTH))
+                  for path in (home / "valid.jsonl", Path(others))]
+        assert valid[place]["validation_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+        for name, loss in zip(("first", "others"), losses, strict=True):
+            assert found.column(f"validation-{name}_loss")[place] == pytest.approx(loss, rel=1e-5)
 
 
 def test_the_stories_model_gives_the_losses_of_a_plain_loop_over_transformers(tmp_path: Path) -> None:
@@ -188,11 +194,11 @@ CORPUS_RUN = {**{name: value for name, value in TINY.items() if not name.startsw
 def test_a_corpus_is_read_for_whole_epochs_with_the_perplexity_after_each(corpus: Corpus, tmp_path: Path) -> None:
     found = run(tmp_path, {**CORPUS_RUN, **corpus.settings, "eval_iters": 100, "eval_interval": 1000})
     valid = [line for line in found.lines if "validation_ppl" in line]
-    assert len(valid) == 2 and valid[1]["validation_ppl"] < valid[0]["validation_ppl"]
+    assert valid[2]["validation_ppl"] < valid[1]["validation_ppl"] < valid[0]["validation_ppl"]
     indexed = IndexedCorpus(corpus.prefix)
     epoch = (int(indexed.sequence_lengths[:round(0.9 * len(indexed))].sum()) - 1) // TINY["seq_length"]
-    assert [line["step"] for line in valid] == [math.ceil(epoch / 128), math.ceil(2 * epoch / 128)]
-    assert len(found.steps) == valid[1]["step"]
+    assert [line["step"] for line in valid] == [0, math.ceil(epoch / 128), math.ceil(2 * epoch / 128)]
+    assert len(found.steps) == valid[2]["step"]
     assert valid[0]["validation_ppl"] == pytest.approx(math.exp(valid[0]["validation_loss"]))
 
 
@@ -204,7 +210,7 @@ def test_a_run_stops_when_validation_no_longer_improves_and_keeps_the_best_weigh
     command = settings(home, train_epochs=40, early_stopping_patience=2, lr=3e-2, save=str(save), weight_decay=0.0,
                        metrics_file=str(metrics))
     assert pretrain(0, 1, "", command).code == 0
-    losses = {line["step"]: line["validation_loss"] for line in read_lines(metrics) if "validation_loss" in line}
+    losses = {line["step"]: line["validation_loss"] for line in read_lines(metrics)[1:] if "validation_loss" in line}
     best = min(losses, key=lambda step: losses[step])
     steps = list(losses)
     assert steps[-1] == steps[steps.index(best) + 2] and len(steps) < 40

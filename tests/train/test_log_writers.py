@@ -135,19 +135,23 @@ def test_a_log_that_cannot_be_opened_is_the_users_to_repair(tmp_path: Path, sett
 
 
 def test_tensorboard_gets_megatrons_tags(tmp_path: Path) -> None:
-    metrics = Metrics(LoggingConfig(tensorboard_dir=str(tmp_path)), {}, Console(), 0)
+    metrics = Metrics(LoggingConfig(tensorboard_dir=str(tmp_path)), {"model": {"num_layers": 2}}, Console(), 0)
     metrics.step(REPORT)
     metrics.held_out("validation", 100, HeldOut(2.0))
+    metrics.held_out("validation-wiki", 100, HeldOut(3.0))
     metrics.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     expected = {"lm loss": 6.1234567, "grad-norm": 1.23456, "learning-rate": 1.5e-4, "batch-size": 8.0,
                 "iteration-time": 0.5, "throughput": 0.3, "loss-scale": 1.0, "lm loss validation": 2.0,
-                "lm loss validation ppl": 7.3890561, "kept_length": 256.0, "consumed_layer_tokens": 307_200.0}
+                "lm loss validation ppl": 7.3890561, "lm loss validation-wiki": 3.0,
+                "lm loss validation-wiki ppl": 20.085537, "kept_length": 256.0, "consumed_layer_tokens": 307_200.0}
     for tag, value in expected.items():
         assert found[tag] == [(100, pytest.approx(value, rel=1e-6))]
     assert "step" not in found
+    (settings,) = events.Tensors("settings/text_summary")
+    assert settings.step == 0 and b"| model | num_layers | 2 |" in settings.tensor_proto.string_val[0]
 
 
 def test_weights_and_biases_gets_the_settings_and_every_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,11 @@ def test_the_line_is_megatrons_with_what_dropping_adds() -> None:
     }
 
 
+def test_a_classifier_of_images_has_no_lm_loss() -> None:
+    values = parsed(replace(REPORT, loss_name="loss").line())
+    assert values["loss"] == "6.123457E+00" and "lm loss" not in values
+
+
 @pytest.mark.parametrize(("loss", "text"), [(math.nan, "NAN"), (math.inf, "INF")])
 def test_a_loss_that_is_not_finite_is_printed(loss: float, text: str) -> None:
     report = replace(REPORT, loss=loss, gradient_norm=loss, skipped=True)

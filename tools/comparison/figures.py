@@ -113,7 +113,7 @@ def _panel(path: Path, title: str, text: str, axis: str) -> Iterator[Any]:
         try:
             figure.savefig(path, dpi=160)
         except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error}. Choose another --output-dir.") from error
+            raise ConfigError(f"{path} cannot be written: {error}. Choose another --output.") from error
         finally:
             pyplot.close(figure)
 

@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--text", type=Path, required=True, metavar="DIR", help="folder with the text")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", "--output-dir", dest="output_dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--edition", choices=sorted(EDITIONS), default="cpu")
     parser.add_argument("--arms", default="all", metavar="NAME,...", help="only these; the others may follow later")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: the edition's")

@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="default: runs beside report.py")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", "--output-dir", dest="output_dir", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     try:
         print(write(read_runs(args.runs), args.output_dir))

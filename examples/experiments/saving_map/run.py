@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--text", type=Path, required=True, metavar="DIR", help="folder with the text")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", "--output-dir", dest="output_dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--queue", type=Path, default=QUEUE, metavar="FILE", help="default: queue.txt beside run.py")
     parser.add_argument("--only", metavar="NAME", help="only the run of the queue that has this name")
     parser.add_argument("--plan", action="store_true", help="print runs, steps and FLOPs, and stop")

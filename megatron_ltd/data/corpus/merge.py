@@ -40,7 +40,7 @@ def merge_corpora(prefixes: Sequence[str], output_prefix: str) -> IndexedCorpus:
     """
     for prefix in prefixes:
         if os.path.realpath(prefix) == os.path.realpath(output_prefix):
-            raise ConfigError(f"--output-prefix = {output_prefix} is one of the corpora to merge. Choose another.")
+            raise ConfigError(f"--output = {output_prefix} is one of the corpora to merge. Choose another.")
     corpora = [IndexedCorpus(prefix) for prefix in prefixes]
     manifests = [check_manifest(corpus, None) for corpus in corpora]
     known = {manifest.tokenizer: prefix for prefix, manifest in zip(prefixes, manifests, strict=True)

@@ -80,7 +80,7 @@ class IndexedCorpusWriter:
         self.keep = False
         self._hash = hashlib.sha256()
         self._finished: FileFacts | None = None
-        with writing(f"{prefix}.bin", " Choose another --output-prefix."):
+        with writing(f"{prefix}.bin", " Choose another --output."):
             os.makedirs(os.path.dirname(prefix) or ".", exist_ok=True)
             self._bin = open_partial(f"{prefix}.bin.partial")
             kept = () if resume is None else side_files(prefix)

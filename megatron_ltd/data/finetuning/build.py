@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets, one_epoch_datasets
-from megatron_ltd.data.finetuning.epochs import EpochDataset, FilledDataset
+from megatron_ltd.data.finetuning.conversations import chat_of
+from megatron_ltd.data.finetuning.epochs import EpochDataset
 from megatron_ltd.data.finetuning.packing import PackedDataset
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
+from megatron_ltd.data.held_out import in_whole_batches, named_sets, together
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DataError
@@ -26,8 +28,11 @@ def text_epoch(config: RunConfig, tokenizer: Tokenizer | None) -> Epoch:
     if data.train_jsonl is None:
         train, valid, test = one_epoch_datasets(config, tokenizer)
     else:
-        train, valid, test = (_packed(f"--{name}-jsonl", patterns, config, tokenizer) for name, patterns in
-                              (("train", data.train_jsonl), ("valid", data.valid_jsonl), ("test", data.test_jsonl)))
+        train = _packed("--train-jsonl", data.train_jsonl, config, tokenizer)
+        test = _packed("--test-jsonl", data.test_jsonl, config, tokenizer) if data.test_jsonl else None
+        sets = data.validation_sets or ({"": data.valid_jsonl} if data.valid_jsonl else {})
+        valid = together({name: _packed("--valid-jsonl", patterns, config, tokenizer)
+                          for name, patterns in sets.items()})
     if train is None:
         raise DataError(f"--split = {data.split}: there is no training set; give it a share of the corpus")
     return train, valid, test
@@ -36,32 +41,29 @@ def text_epoch(config: RunConfig, tokenizer: Tokenizer | None) -> Epoch:
 def of_epochs(epoch: Epoch, config: RunConfig, train_samples: int, batch_samples: int) -> Datasets:
     """The sets as a run reads them: training samples of all its epochs, and held-out sets in whole global batches."""
     train, valid, test = epoch
-
-    def filled(dataset: Dataset | None) -> Dataset | None:
-        if dataset is None:
-            return None
-        return FilledDataset(dataset, -(-len(dataset) // batch_samples) * batch_samples)
-
-    return Datasets(EpochDataset(train, train_samples, config.training.seed), filled(valid), filled(test))
+    return Datasets(EpochDataset(train, train_samples, config.training.seed), in_whole_batches(valid, batch_samples),
+                    in_whole_batches(test, batch_samples))
 
 
 def describe(epoch: Epoch) -> list[str]:
     """What was read, for the log."""
     lines = []
-    for name, dataset in zip(("training", "validation", "test"), epoch, strict=True):
+    kinds = zip(("training", "validation", "test"), epoch, strict=True)
+    sets = [(f"{kind} {name}".rstrip(), part) for kind, dataset in kinds for name, part in named_sets(dataset).items()]
+    for name, dataset in sets:
         if isinstance(dataset, PackedDataset):
-            skipped = dataset.responses.skipped
-            lines.append(f"{name}: {len(dataset.responses)} responses in {len(dataset)} samples, "
-                         f"{100 * dataset.fullness:.1f}% full"
+            skipped, talks = dataset.responses.skipped, dataset.responses.conversations
+            lines.append(f"{name}: {len(dataset.responses)} {'examples' if talks else 'responses'} in {len(dataset)} "
+                         f"samples, {100 * dataset.fullness:.1f}% full"
+                         + (f"; {talks} are conversations, written by {dataset.responses.chat}" if talks else "")
                          + (f"; {skipped} were too long and are left out" if skipped else ""))
-        elif dataset is not None:
+        else:
             lines.append(f"{name}: {len(dataset)} samples an epoch")
     return lines
 
 
-def _packed(flag: str, patterns: Sequence[str] | None, config: RunConfig, tokenizer: Tokenizer) -> Dataset | None:
-    if patterns is None:
-        return None
+def _packed(flag: str, patterns: Sequence[str], config: RunConfig, tokenizer: Tokenizer) -> Dataset:
     data, length = config.data, config.model.seq_length
-    form = ResponseForm(data.prompt_key, data.response_key, length, data.overlong_samples == "skip")
+    form = ResponseForm(data.prompt_key, data.response_key, length, data.overlong_samples == "skip", data.messages_key,
+                        chat_of(data, tokenizer))
     return PackedDataset(read_responses(flag, patterns, tokenizer, form), length, tokenizer.eod)

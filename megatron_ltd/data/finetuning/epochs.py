@@ -1,4 +1,4 @@
-"""A training set read for whole epochs, each in its own order, and a held-out set filled up to whole batches."""
+"""A training set read for whole epochs, each in its own order."""
 
 import hashlib
 from functools import lru_cache
@@ -38,25 +38,3 @@ class EpochDataset:
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self.base))
-
-
-class FilledDataset:
-    """The samples of a set, then copies of its first one without any loss, to fill the last batch.
-
-    Args:
-        num_samples: at least those of the set.
-    """
-
-    def __init__(self, base: Dataset, num_samples: int):
-        self.base, self._num_samples = base, num_samples
-        self.digest = hashlib.sha256(f"filled {base.digest} {num_samples}".encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return self._num_samples
-
-    def sample(self, index: int) -> Sample:
-        check_index(index, self)
-        if index < len(self.base):
-            return self.base.sample(index)
-        sample = self.base.sample(0)
-        return {**sample, "loss_mask": np.zeros_like(sample["loss_mask"])}

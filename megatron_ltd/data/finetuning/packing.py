@@ -69,12 +69,12 @@ class PackedDataset:
         positions, documents = (np.zeros(length, dtype=np.int64) for _ in range(2))
         start = 0
         for number, example in enumerate(self.packs[index]):
-            text, prompt = self.responses.example(example)
+            text, learned = self.responses.example(example)
             stop = start + len(text) - 1
             tokens[start:stop], labels[start:stop] = text[:-1], text[1:]
             # The label of the last token of the prompt is the first of the response; without a prompt, the first token
             # of a response has nothing that it could be predicted from.
-            loss_mask[start + max(prompt - 1, 0):stop] = 1.0
+            loss_mask[start:stop] = learned[1:]
             positions[start:stop], documents[start:stop] = np.arange(stop - start), number
             start = stop
         positions[start:], documents[start:] = np.arange(length - start), len(self.packs[index])

@@ -125,6 +125,15 @@ def _texts(line: bytes, json_keys: Sequence[str]) -> list[str] | str:
     """The text of a line under each key, or what is wrong with it."""
     if not line.strip():
         return "a blank line"
+    document = json_object(line)
+    if isinstance(document, str):
+        return document
+    problem = next((found for key in json_keys if (found := text_problem(document, key, line)) is not None), None)
+    return problem if problem is not None else [document[key] for key in json_keys]
+
+
+def json_object(line: bytes) -> dict[str, Any] | str:
+    """The object that a line is, or what is wrong with it."""
     try:
         document = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -135,19 +144,21 @@ def _texts(line: bytes, json_keys: Sequence[str]) -> list[str] | str:
         return f"no JSON object that can be read: {error}"
     if not isinstance(document, dict):
         return f"a JSON {type(document).__name__}, not an object"
-    texts = []
-    for key in json_keys:
-        text = document.get(key)
-        if not isinstance(text, str):
-            found = f"{type(text).__name__} under" if key in document else "no"
-            return f"{found} key {key!r}; it must hold a string (--json-keys)"
-        if not text.isascii() and b"\\u" in line:  # the line is UTF-8: only an escape can give half of a pair
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                return f"key {key!r} holds half of a surrogate pair ({text[error.start]!a})"
-        texts.append(text)
-    return texts
+    return document
+
+
+def text_problem(document: dict[str, Any], key: str, line: bytes) -> str | None:
+    """Why there is no text under a key of the object that a line is."""
+    text = document.get(key)
+    if not isinstance(text, str):
+        found = f"{type(text).__name__} under" if key in document else "no"
+        return f"{found} key {key!r}; it must hold a string (--json-keys)"
+    if not text.isascii() and b"\\u" in line:  # the line is UTF-8: only an escape can give half of a pair
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"key {key!r} holds half of a surrogate pair ({text[error.start]!a})"
+    return None
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

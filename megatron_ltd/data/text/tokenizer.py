@@ -180,6 +180,11 @@ class HuggingFaceEngine:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids, and the first character of each and the one after its last."""
+        encoding = self._engine.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._engine.decode(list(ids), skip_special_tokens=False)
 
@@ -238,7 +243,11 @@ def _declared_eos(folder: Path) -> tuple[str, ...]:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece .model; its end-of-sentence token ends documents."""
+    """A SentencePiece .model; its end-of-sentence token ends documents.
+
+    Attributes:
+        control: ids of the tokens that no text gives, such as `</s>`.
+    """
 
     def __init__(self, path: str):
         self.files: tuple[str, ...] = (_readable(path, "--tokenizer-model"),)
@@ -254,6 +263,8 @@ class SentencePieceTokenizer:
                             "Train it with an eos_id, or use another tokenizer.")
         pad = self._engine.pad_id()
         self.pad = pad if pad >= 0 else None
+        self.control = {self._engine.id_to_piece(token): token for token in range(self.vocab_size)
+                        if self._engine.is_control(token)}
         self.digest = hashlib.sha256(b"SentencePiece" + Path(path).read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:

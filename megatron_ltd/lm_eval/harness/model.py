@@ -16,9 +16,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from megatron_ltd.data.text.chat_template import Chat, chat_beside
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError
-from megatron_ltd.lm_eval.chat import Chat
 from megatron_ltd.lm_eval.decode import GREEDY, Sampling
 from megatron_ltd.lm_eval.requests import ScoredRow, ScoreRow, before_stops, score_by_length, stopped_by
 from megatron_ltd.lm_eval.rows import Encoded, RowEncoder
@@ -101,11 +101,20 @@ class HarnessModel(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, up to where the model goes on."""
-        return self.chat.text(chat_history, add_generation_prompt)
+        try:
+            return self.chat.text(chat_history, add_generation_prompt)
+        except DataError as error:
+            raise DataError(f"{error}. Leave out --system_instruction, or --fewshot_as_multiturn.") from error
 
     @cached_property
     def chat(self) -> Chat:
-        return Chat.beside(Path(self.tokens.files[0]))
+        file = Path(self.tokens.files[0])
+        found = chat_beside(file)
+        if found is None:
+            raise DataError(f"--apply_chat_template: looked for {file.with_name('chat_template.jinja')} and for "
+                            f"chat_template in {file.with_name('tokenizer_config.json')}. Put the model's template "
+                            "there, or leave the flag out.")
+        return found
 
     def _score(self, rows: list[ScoreRow]) -> list[ScoredRow]:
         with self._at_work():

@@ -18,6 +18,7 @@ from megatron_ltd.settings.checks.layout import layout_violations
 from megatron_ltd.settings.checks.learning_rate import learning_rate_notes, learning_rate_violations
 from megatron_ltd.settings.checks.rules import exceeded_limits, excluded_settings, given
 from megatron_ltd.settings.checks.token_drop import token_drop_violations
+from megatron_ltd.settings.checks.validation import validation_violations
 from megatron_ltd.settings.checks.values import repaired, value_violations
 from megatron_ltd.settings.checks.vision import image_sources, vision_violations
 from megatron_ltd.settings.flag_reference import flag_name
@@ -27,6 +28,9 @@ TOKENIZER_FILES = {"GPT2BPETokenizer": "vocab_file merge_file", "SentencePieceTo
                    "BertWordPieceCase": "vocab_file"}
 """Kind of tokenizer -> settings that it needs."""
 
+
+LONGEST = 2000
+"""Characters of a message, in which a value of any length is repeated."""
 
 BUDGETS = "train_iters train_samples train_tokens train_epochs"
 """Settings that say how long a run is."""
@@ -48,7 +52,7 @@ def refuse(problems: Iterable[str]) -> None:
     """Raises:
         ConfigError: with every problem, if there is one.
     """
-    found = list(problems)
+    found = [text if len(text) <= LONGEST else f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}" for text in problems]
     if len(found) == 1:
         raise ConfigError(found[0])
     if found:
@@ -146,6 +150,7 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "no corpus is given; add --data-path PREFIX, or --mock-data for a throughput run"
     elif separate and config.data.train_data_path is None:
         yield f"{separate[0]} is given without --train-data-path: there is nothing to train on; add it"
+    yield from validation_violations(config)
     yield from _split(config.data.split)
     yield from _tokenizer(config)
 

@@ -36,6 +36,7 @@ def excluded_settings(config: RunConfig) -> Iterator[str]:
         (vit, "data_path train_jsonl mock_data tokenizer_type",
          "for ViT, which reads images; leave it out, and name them by --train-data-path"),
         (vit, "pipeline_model_parallel_size", "for ViT, which runs with tensor and data parallelism; leave it out"),
+        (vit, "multiple_validation_sets validation_set_names", "for ViT, which has one validation set; leave it out"),
         (vit, "position_embedding_type", "for ViT, which learns positions; leave it out"),
         (not vit and data.train_jsonl is None, "valid_jsonl test_jsonl",
          "without --train-jsonl: there is nothing to train on; add it"),
@@ -72,7 +73,7 @@ def finetuning_violations(config: RunConfig) -> Iterator[str]:
          "without a validation set that says when to stop; add --valid-jsonl or --valid-data-path, and leave "
          "--eval-iters above 0")])
     for flag in given(config, "train_data_path data_path"):
-        if _weighted(flag.of(config)):
+        if weighted(flag.of(config)):
             yield (f"{flag.spoken(flag.of(config))}: with weights there is no epoch, which finetuning reads whole; "
                    "name the corpora without weights")
 
@@ -81,11 +82,11 @@ def _has_validation(config: RunConfig) -> bool:
     data = config.data
     shares = data.split.split(",")
     in_split = data.data_path is not None and len(shares) > 1 and shares[1].strip() not in ("", "0", "0.0")
-    return config.logging.eval_iters > 0 and (in_split or data.valid_data_path is not None
+    return config.logging.evaluates and (in_split or data.valid_data_path is not None
                                               or data.valid_jsonl is not None)
 
 
-def _weighted(values: tuple[str, ...]) -> bool:
+def weighted(values: tuple[str, ...]) -> bool:
     """Whether they are WEIGHT PREFIX pairs of several corpora."""
     try:
         return len(values) > 2 and len(values) % 2 == 0 and all(float(value) >= 0 for value in values[::2])

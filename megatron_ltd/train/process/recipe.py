@@ -15,6 +15,7 @@ from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tok
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.settings.checks.all import check, notes, refuse, violations
+from megatron_ltd.settings.checks.files import missing_files, refuse_missing_files
 from megatron_ltd.settings.checks.rules import finetuning_violations, pretraining_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
@@ -93,12 +94,14 @@ class Recipe:
             UserError: flags or files that cannot be read, or a checkpoint of another family.
         """
         config, said = parse_run_config(arguments, self.family, finetuning=self.finetuning,
-                                        also=lambda config: self._violations(config, world_size))
+                                        also=lambda config: self._problems(config, world_size))
         for note in said:
             console.line(note)
         if self.finetuning:
             config = from_pretrained(config, console)
         given = config.model
+        if config.checkpoint.use_checkpoint_args:
+            refuse_missing_files(config)
         config = with_checkpoint_model(config)
         if config.model.family != self.family:
             kind = "finetune" if self.finetuning else "pretrain"
@@ -113,6 +116,10 @@ class Recipe:
                                                    max_position_embeddings=positions))
         return with_start_length(config) if self.finetuning else config
 
+    def _problems(self, config: RunConfig, world_size: int) -> list[str]:
+        """Contradictions, and missing files beside them."""
+        return [*self._violations(config, world_size), *missing_files(config)]
+
     def _violations(self, config: RunConfig, world_size: int) -> list[str]:
         of_recipe = finetuning_violations if self.finetuning else pretraining_violations
         return [*of_recipe(config), *violations(config, world_size)]
@@ -123,7 +130,9 @@ class Recipe:
         Raises:
             UserError: settings that cannot run on so many processes, or a tokenizer that cannot be read.
         """
-        refuse(self._violations(config, world_size))
+        if self._violations(config, world_size):
+            refuse(self._problems(config, world_size))
+        refuse_missing_files(config)
         if self.family == "vit":
             return config, None
         tokenizer = read_tokenizer(config)

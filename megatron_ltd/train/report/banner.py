@@ -9,6 +9,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.data.blend import BlendedDataset
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.gpt.dataset import GPTDataset
+from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.log import size_text
 from megatron_ltd.plan.derived import policies, total_samples, total_steps
@@ -54,8 +55,9 @@ def _sets(config: RunConfig, datasets: Datasets, dp: int) -> Iterator[str]:
     times = f", {' / '.join(f'{count:.3g}' for count in epochs[:8])} epochs" if epochs else ""
     steps = total_steps(config, dp)
     yield f"train {samples:,} samples, {count_text(samples * length)} tokens{times} in {steps:,} steps"
-    yield from (f"{name} {len(dataset):,} samples" for name, dataset in (("validation", datasets.valid),
-                                                                        ("test", datasets.test)) if dataset is not None)
+    yield from (f"{kind}{name and '-' + name} {len(part):,} samples"
+                for kind, dataset in (("validation", datasets.valid), ("test", datasets.test))
+                for name, part in named_sets(dataset).items())
 
 
 def epochs_of(dataset: Dataset, samples: int, length: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Log outputs of a run: the console, the metrics file, TensorBoard, Weights & Biases."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,10 @@ def _belongs(line: str, resumed_step: int) -> bool:
         return False
 
 
+_OF_A_SET = re.compile(r"validation-(.+?)_(loss|ppl|sentence_order_loss)")
+"""Numbers of a validation set with a name, which Megatron-LM writes as `lm loss validation-NAME`."""
+
+
 class _TensorBoard:
     """The same tags as Megatron-LM's."""
 
@@ -69,18 +74,28 @@ class _TensorBoard:
              "test_loss": "lm loss test", "test_ppl": "lm loss test ppl", "test_sentence_order_loss": "sop loss test",
              "loss_scale": "loss-scale"}
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, settings: dict[str, Any], resumed_step: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(f"--tensorboard-dir = {folder} needs the tensorboard package: pip install "
                               "megatron_ltd[log]") from error
         self._writer = SummaryWriter(folder)
+        rows = ["| section | setting | value |", "|---|---|---|"]
+        rows += [f"| {section} | {name} | {value} |" for section, values in settings.items()
+                 for name, value in values.items()]
+        self._writer.add_text("settings", "\n".join(rows), resumed_step)
 
     def write(self, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
             if name != "step" and value is not None:
-                self._writer.add_scalar(self._TAGS.get(name, name), value, fields["step"])
+                self._writer.add_scalar(self._tag(name), value, fields["step"])
+
+    def _tag(self, name: str) -> str:
+        found = _OF_A_SET.fullmatch(name)
+        if found is None:
+            return self._TAGS.get(name, name)
+        return self._TAGS[f"validation_{found[2]}"].replace("validation", f"validation-{found[1]}")
 
     def close(self) -> None:
         self._writer.close()
@@ -123,7 +138,7 @@ class Metrics:
                                   "choose a file in a folder that can be written") from error
         if config.tensorboard_dir is not None:
             try:
-                self._writers.append(_TensorBoard(config.tensorboard_dir))
+                self._writers.append(_TensorBoard(config.tensorboard_dir, run_settings, resumed_step))
             except OSError as error:
                 raise ConfigError(f"--tensorboard-dir = {config.tensorboard_dir}: it cannot be written "
                                   f"({error.strerror}); choose a folder that can be written") from error

@@ -54,6 +54,7 @@ class StepReport:
     peak_tflops: float | None
     sentence_order_loss: float | None = None
     of_policies: dict[str, Any] = field(default_factory=dict)
+    loss_name: str = "lm loss"
 
     def fields(self) -> dict[str, Any]:
         """One line of the metrics file."""
@@ -97,7 +98,7 @@ class StepReport:
             f" elapsed time per iteration (ms): {1000 * self.step_seconds:.1f} |"
             f" throughput per GPU (TFLOP/s/GPU): {f['tflops_per_device']:.3g} |"
             f" learning rate: {self.learning_rate:.6E} | global batch size: {self.global_batch_size:5d} |"
-            f" lm loss: {self.loss:.6E} |{bags}{order} loss scale: {self.loss_scale:.1f} |"
+            f" {self.loss_name}: {self.loss:.6E} |{bags}{order} loss scale: {self.loss_scale:.1f} |"
             f" grad norm: {self.gradient_norm:.3f} |"
             f" number of skipped iterations: {int(self.skipped):3d} |"
             f" number of nan iterations: {int(not math.isfinite(self.loss)):3d} |"

@@ -214,7 +214,7 @@ def test_a_missing_folder_and_one_in_use_are_refused(source: Path, tmp_path: Pat
 
 def test_half_of_the_flags_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert_checkpoint.main(["--from-hf", str(tmp_path)]) == 20
-    assert "--from-hf DIR --save DIR" in capsys.readouterr().err
+    assert "--from-hf DIR --output DIR" in capsys.readouterr().err
     assert convert_checkpoint.main(["--from-hf", "a", "--save", "b", "--load", "c", "--to-hf", "d"]) == 20
 
 

@@ -142,7 +142,7 @@ def test_two_writers_of_one_corpus_do_not_mix(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/c\.bin cannot be written.*--output-prefix"):
+    with pytest.raises(DataError, match=r"file/c\.bin cannot be written.*--output"):
         IndexedCorpusWriter(str(tmp_path / "file" / "c"))
 
 

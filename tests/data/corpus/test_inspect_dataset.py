@@ -67,11 +67,11 @@ def test_a_corpus_without_documents_is_described(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["--documents", "3"], 20, "--documents = 3: "),
-    (["--histogram", "h.gif"], 20, "--histogram = h.gif: choose a name that ends in .png"),
+    (["--histogram", "h.gif"], 20, "--output = h.gif: choose a name that ends in .png"),
     (["--tokenizer-type", "Other"], 20, "--tokenizer-type = Other: choose one of"),
     (["--verify", "--tokenizer-type", "NullTokenizer", "--vocab-size", "6"], 21,
      "holds token id = 7, and the tokenizer has ids in [0, 7)"),
-    (["--histogram", "nowhere/h.png"], 21, "--histogram = nowhere/h.png cannot be written"),
+    (["--histogram", "nowhere/h.png"], 21, "--output = nowhere/h.png cannot be written"),
 ])
 def test_what_cannot_be_done_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
                                           code: int, words: str) -> None:

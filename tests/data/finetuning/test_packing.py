@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ltd.data.finetuning.epochs import EpochDataset, FilledDataset
+from megatron_ltd.data.finetuning.epochs import EpochDataset
 from megatron_ltd.data.finetuning.packing import PackedDataset, best_fit
 from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read_responses
+from megatron_ltd.data.held_out import FilledDataset
 from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.errors import DataError
 
@@ -86,13 +87,12 @@ LONG = {"prompt": "1 2 3 4 5 6", "response": "1 2 3 4 5"}
     ([GOOD, {"prompt": "1"}], ["bad.jsonl:2:", "no key 'response'", "--response-key"]),
     ([{"prompt": ["1"], "response": "2"}], ["bad.jsonl:1:0", "list under key 'prompt'", "--prompt-key"]),
     ([GOOD, "{"], ["bad.jsonl:2:", "no JSON object"]),
-    ([GOOD, ""], ["bad.jsonl:2:", "a blank line"]),
     ([GOOD, {"prompt": "1", "response": " "}], ["bad.jsonl:2: 'response' is empty", "remove this line"]),
     ([GOOD, LONG], ["1 lines do not fit into --seq-length = 10", "bad.jsonl:2: prompt and response take 6 + 5 tokens",
                     "--overlong-samples skip"]),
     ([LONG] * 7, ["7 lines do not fit", "bad.jsonl:5", "and 2 more"]),
     ([], ["bad.jsonl", "no line with a prompt and a response"]),
-], ids=["missing-key", "not-a-string", "not-json", "blank", "empty-response", "too-long", "many-too-long", "empty"])
+], ids=["missing-key", "not-a-string", "not-json", "empty-response", "too-long", "many-too-long", "empty"])
 def test_lines_that_are_no_examples_are_refused_with_their_place(
     tmp_path: Path, lines: list[Any], fragments: list[str],
 ) -> None:
@@ -135,7 +135,7 @@ def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own() -> None:
 def read_many() -> Responses:
     count = 30
     tokens = np.stack([np.arange(count), np.arange(count) + 30, np.full(count, EOD)], axis=1).flatten()
-    return Responses(tokens, np.arange(count + 1) * 3, np.ones(count, dtype=np.int64), 0, "many")
+    return Responses(tokens, np.arange(count + 1) * 3, np.tile([False, True, True], count), 0, "many")
 
 
 def test_a_held_out_set_is_filled_up_with_samples_that_count_for_nothing(three: Responses) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from transformers import AutoTokenizer, GPT2TokenizerFast
@@ -17,7 +18,6 @@ from megatron_ltd.config import DataConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.errors import DataError
 from megatron_ltd.lm_eval.bos import choose_bos
-from megatron_ltd.lm_eval.chat import Chat
 from tests.checkpoint.hugging_face import read_in, saved
 from tests.lm_eval.against_harness.test_lm_eval_agreement import requests
 from tests.lm_eval.gpt2_scorer import Gpt2Scorer, tiny_gpt2
@@ -88,9 +88,12 @@ def test_a_conversation_becomes_the_text_that_transformers_makes_of_it(both: Any
     assert ours.apply_chat_template(begun, False) == theirs.apply_chat_template(begun, add_generation_prompt=False)
 
 
-def test_a_model_without_a_chat_template_says_where_it_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"looked for .*chat_template\.jinja"):
-        Chat.beside(tmp_path / "tokenizer.json")
+def test_a_model_without_a_chat_template_says_where_it_was_looked_for(both: Any, tmp_path: Path) -> None:
+    _, ours = both
+    alone = importlib.import_module("megatron_ltd.lm_eval.harness.model").HarnessModel(ours.scorer, ours.tokens)
+    with (mock.patch.object(alone.tokens, "files", (str(tmp_path / "tokenizer.json"),)),
+          pytest.raises(DataError, match=r"looked for .*chat_template\.jinja")):
+        alone.chat_template(True)
 
 
 TASK = """

@@ -57,7 +57,7 @@ def export_model(source: Source, target: Path) -> list[str]:
         CheckpointError: the checkpoint is damaged, its model cannot be written there, or the folder is in use.
     """
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise CheckpointError(f"--to-hf = {target} exists already. Name a new or empty folder.")
+        raise CheckpointError(f"--output = {target} exists already. Name a new or empty folder.")
     manifest = read_manifest(source.checkpoint)
     config = source.config
     described, dtype = _described(config.model, manifest, source)
@@ -90,7 +90,7 @@ def export_model(source: Source, target: Path) -> list[str]:
             remove_folder(partial)
             raise
     except OSError as error:
-        raise CheckpointError(f"--to-hf = {target} cannot be written: {error}") from error
+        raise CheckpointError(f"--output = {target} cannot be written: {error}") from error
     return carried
 
 

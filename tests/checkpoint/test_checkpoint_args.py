@@ -1,0 +1,42 @@
+"""--use-checkpoint-args: the model, and the tokenizer as far as no flag names another."""
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import models
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from megatron_ltd import finetune_gpt, pretrain_gpt
+from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
+from megatron_ltd.log import Console
+from megatron_ltd.train.process.recipe import Recipe
+from megatron_ltd.train.state import TrainState
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose manifest names its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, n_positions=16, vocab_size=40)).save_pretrained(folder)
+    engine = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "<|endoftext|>": 2}, []))
+    engine.add_special_tokens(["<|endoftext|>"])
+    engine.save(str(folder / "tokenizer.json"))
+    import_model(folder, folder / "ours", TrainState().counters())
+    return folder
+
+
+@pytest.mark.parametrize(("recipe", "words"), [
+    (finetune_gpt.RECIPE, "--train-jsonl a.jsonl --train-epochs 1"),
+    (pretrain_gpt.RECIPE, "--data-path a --train-iters 1"),
+])
+def test_the_tokenizer_is_the_checkpoints_unless_a_flag_names_another(base: Path, recipe: Recipe, words: str) -> None:
+    flags = ["--load", str(base / "ours"), "--finetune", "--use-checkpoint-args", "--lr", "1", *words.split()]
+    config, tokenizer = recipe.checked(recipe.read_settings(flags, Console(False), 1), 1)
+    assert config.data.tokenizer_type == "HuggingFaceTokenizer"
+    assert config.data.tokenizer_model == str(base / "ours" / "tokenizer" / "tokenizer.json")
+    assert tokenizer is not None and tokenizer.encode("ab") == [0, 1] and config.model.vocab_size == 40
+    moved = [*flags, "--tokenizer-model", str(base)]
+    assert recipe.read_settings(moved, Console(False), 1).data.tokenizer_model == str(base)
+    other = [*flags, "--tokenizer-type", "NullTokenizer"]
+    assert recipe.checked(recipe.read_settings(other, Console(False), 1), 1)[1].eod == 39  # type: ignore[union-attr]
