@@ -1,0 +1,133 @@
+"""How far a run is, from its metrics file and the folder of its checkpoints."""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ltd.errors import DataError
+from tools.metrics_file import is_number, read_metrics
+
+RECENT_STEPS = 100
+SLOW = 1.5
+"""A step that takes so many times the median of the recent ones is slow."""
+SILENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run as its files tell it.
+
+    Args:
+        steps: the records of training steps.
+        held_out: those of validation.
+        total: steps of the whole run; None if not known.
+        ending: what `exit.json` says, if it was written after the last record.
+        saves: the steps of its checkpoints.
+        silent_seconds: since the last record was written.
+    """
+
+    label: str
+    steps: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    total: int | None
+    ending: dict[str, Any] | None
+    saves: list[int]
+    silent_seconds: float
+
+    @property
+    def ended(self) -> bool:
+        return self.ending is not None
+
+    @property
+    def typical_seconds(self) -> float:
+        """Of a recent step."""
+        return statistics.median(line["step_seconds"] for line in self.steps[-RECENT_STEPS:])
+
+    @property
+    def slow_steps(self) -> list[int]:
+        """Recent steps that took much longer than the others."""
+        return [line["step"] for line in self.steps[-RECENT_STEPS:]
+                if line["step_seconds"] > SLOW * self.typical_seconds]
+
+    @property
+    def state(self) -> str:
+        """In words."""
+        if self.ending is not None:
+            return f"ended with code {self.ending['code']}: {self.ending['reason']}"
+        if self.steps and self.steps[-1]["step"] == self.total:
+            return "at its last step"
+        quiet = max(SILENT_SECONDS, 10 * self.typical_seconds) if self.steps else SILENT_SECONDS
+        if self.silent_seconds > quiet:
+            return f"no new step for {duration(self.silent_seconds)}"
+        return "running"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What matters now, as (name, value)."""
+        if not self.steps:
+            return [("state", self.state)]
+        last = self.steps[-1]
+        of = f" of {self.total}" if self.total is not None else ""
+        found = [("state", self.state), ("step", f"{last['step']}{of}"), ("loss", f"{last['lm_loss']:.4f}")]
+        if self.held_out:
+            found.append(("validation loss", f"{self.held_out[-1]['validation_loss']:.4f} at step "
+                                             f"{self.held_out[-1]['step']}"))
+        found += [("kept length", str(last["kept_length"])), ("FLOPs saved so far", f"{last['cumulative_saving']:.1%}"),
+                  ("tokens a second", f"{last['tokens_per_second']:,.0f}"),
+                  ("seconds a step", f"{self.typical_seconds:.3g}"),
+                  ("skipped updates", str(sum(bool(line.get("skipped")) for line in self.steps)))]
+        if self.slow_steps:
+            found.append(("slow steps", ", ".join(map(str, self.slow_steps[-5:]))))
+        if self.saves:
+            found.append(("checkpoints", f"{len(self.saves)}, the newest of step {self.saves[-1]}"))
+        if self.total is not None and not self.ended:
+            found.append(("time left", duration((self.total - last["step"]) * self.typical_seconds)))
+        return found
+
+
+def duration(seconds: float) -> str:
+    """Two units at most."""
+    minutes, days = int(seconds // 60), int(seconds // 86400)
+    if days:
+        return f"{days} d {minutes // 60 % 24} h"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
+
+
+def read_progress(label: str, metrics: Path, checkpoints: Path | None, total: int | None) -> Progress:
+    """The run so far.
+
+    Args:
+        checkpoints: its --save folder.
+
+    Raises:
+        DataError: the metrics file cannot be read.
+    """
+    numbers = ("step", "lm_loss", "kept_length", "step_seconds", "tokens_per_second", "cumulative_saving")
+    records, _ = read_metrics(metrics, numbers)
+    written = metrics.stat().st_mtime
+    steps = {line["step"]: line for line in records if "lm_loss" in line}
+    held_out = {line["step"]: line for line in records if is_number(line.get("validation_loss"))}
+    ending, saves = None, []
+    if checkpoints is not None:
+        saves = sorted(int(path.name.removeprefix("iter_")) for path in checkpoints.glob("iter_*")
+                       if path.name.removeprefix("iter_").isdigit())
+        ending = _ending(checkpoints / "exit.json", written)
+    return Progress(label, list(steps.values()), list(held_out.values()), total, ending, saves,
+                    time.time() - written)
+
+
+def _ending(path: Path, not_before: float) -> dict[str, Any] | None:
+    """The record of the run's end; None while it is under way, or if the record is of an earlier attempt."""
+    try:
+        if path.stat().st_mtime < not_before - 1:
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Leave --checkpoints out.") from error
+    return found
