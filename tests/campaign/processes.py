@@ -110,6 +110,9 @@ class Ranks:
                 failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() > failed_at + LAUNCHER_PATIENCE_SECONDS:
                 break
+            if [process.exitcode for process in self._processes].count(0) == len(self._processes) - 1 > 0:
+                for rank in range(len(self._processes)):  # stopped after the last collective, so nobody misses it
+                    self.send(rank, signal.SIGCONT)
             time.sleep(0.05)
         hung = [rank for rank, process in enumerate(self._processes) if process.is_alive() and failed_at is None]
         for process in self._processes:
