@@ -31,7 +31,7 @@ SATISFIED: list[str] = ANSWERS["satisfied"]
 VALUES = _table("values")
 """A flag of this project with a value that it has elsewhere -> what to do instead."""
 MEGATRON_LIST = Path(__file__).with_name("megatron_flags.txt")
-"""The names of Megatron-LM's flags, by `tools/generate_megatron_flags.py`."""
+"""The names of Megatron-LM's flags, by `tools/upkeep/megatron_flags.py`."""
 OTHER_FLAGS = frozenset("--" + name for name in (
     *ANSWERS["other"].split(), *MEGATRON_LIST.read_text(encoding="utf-8").split("\n", 1)[1].split())
     ) - {name for flag in all_flags() for name in (flag.name, flag.off_name)}

@@ -20,7 +20,7 @@ from megatron_ltd.settings.foreign_flags import (
     VALUES,
     foreign_answer,
 )
-from tools import generate_megatron_flags
+from tools.upkeep import megatron_flags
 
 OURS = {flag.name for flag in all_flags()}
 OTHERS = {"--" + name for name in ANSWERS["other"].split()}
@@ -106,12 +106,12 @@ use-megatron-fsdp fault-injector-ranks logprobs-mode grad-norm-skip-threshold to
 
 def test_the_list_of_megatrons_flags_is_made_of_its_sources() -> None:
     pytest.importorskip("megatron.core")
-    folders, origin = generate_megatron_flags.installed()
+    folders, origin = megatron_flags.installed()
     header, *listed = MEGATRON_LIST.read_text().splitlines()
     assert f"from {origin}" in header and listed == sorted(set(listed))
     core = Path(folders[0]) / "core"
     sources = (core / name for name in ("model_parallel_config.py", "transformer/transformer_config.py"))
-    found = {name for path in sources for name in generate_megatron_flags.flag_names(path.read_text())}
+    found = {name for path in sources for name in megatron_flags.flag_names(path.read_text())}
     assert found <= set(listed) and len(found) > 200
     assert [name for name in RENEWED if name not in listed] == []
 
@@ -135,7 +135,7 @@ class RunConfig(Base):
     _hidden: int = 0
 parser.add_argument("--from_here", "-f", "--or-here", help="see --and-there, not --log-* or --x")
 """
-    assert set(generate_megatron_flags.flag_names(source)) == {
+    assert set(megatron_flags.flag_names(source)) == {
         "learning-rate", "fuse", "no-fuse", "from-here", "or-here", "and-there"}
 
 

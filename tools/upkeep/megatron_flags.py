@@ -1,7 +1,7 @@
 """Lists the names of Megatron-LM's flags, from the sources of megatron-core that are installed, and of others.
 
-    python tools/generate_megatron_flags.py
-    python tools/generate_megatron_flags.py --input Megatron-LM --output names.txt
+    python tools/upkeep/megatron_flags.py
+    python tools/upkeep/megatron_flags.py --input Megatron-LM --output names.txt
 
 Sources are parsed and never imported. A name is what `add_argument` adds, a field of a dataclass `...Config`, from
 which Megatron-LM makes its arguments, or what a text of the sources calls `--name`. Without --output the package's list
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to run from a checkout that is not installed
 
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.settings import foreign_flags
@@ -81,7 +81,7 @@ def installed() -> tuple[list[str], str]:
 def listing(folders: list[str], origin: str) -> str:
     """The text of the list: what it was made from, and a name a line."""
     names = {name for path in sources(folders) for name in flag_names(path.read_text(encoding="utf-8"))}
-    return "\n".join([f"# Made by tools/generate_megatron_flags.py from {origin}.", *sorted(names), ""])
+    return "\n".join([f"# Made by tools/upkeep/megatron_flags.py from {origin}.", *sorted(names), ""])
 
 
 def run(options: argparse.Namespace) -> None:
