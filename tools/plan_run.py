@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 from tools.planning.answers import Answer, of_layout, of_search
 from tools.planning.inputs import read_plan
 from tools.planning.page import page
@@ -29,7 +29,7 @@ from tools.report_page import markdown_table
 
 def run(args: argparse.Namespace, flags: list[str]) -> None:
     console = Console()
-    for flag, path in (("--json", args.json), ("--page", args.page)):
+    for flag, path in (("--json", args.json), ("--output", args.output)):
         if path is not None and not Path(path).parent.is_dir():
             raise ConfigError(f"{flag} = {path}: its folder does not exist; choose another")
     planned = read_plan(flags, family="bert" if args.bert else "gpt", gpus=args.gpus, gpu=args.gpu,
@@ -53,8 +53,8 @@ def _write(args: argparse.Namespace, answer: Answer) -> None:
     contents: dict[str, Any] = {}
     if args.json is not None:
         contents[args.json] = json.dumps(answer.values, indent=1) + "\n"
-    if args.page is not None:
-        contents[args.page] = page(answer)
+    if args.output is not None:
+        contents[args.output] = page(answer)
     for path, text in contents.items():
         try:
             Path(path).write_text(text, encoding="utf-8")
@@ -64,7 +64,7 @@ def _write(args: argparse.Namespace, answer: Answer) -> None:
 
 def main(argv: list[str]) -> int:
     parser = parser_of(__doc__, usage="%(prog)s [--gpus N] [--gpu KIND | --cluster FILE.toml] [--search | --dry-run] "
-                                      "[--json FILE] [--page FILE] FLAGS OF THE RUN")
+                                      "[--json FILE] [--output FILE] FLAGS OF THE RUN")
     parser.add_argument("--gpus", type=int, metavar="N", help="accelerators in all (default: those of one replica)")
     parser.add_argument("--gpu", default="h100", metavar="KIND", help="kind of accelerator (default: h100)")
     parser.add_argument("--cluster", metavar="FILE.toml", help="the cluster, in place of --gpu")
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rank", type=int, metavar="R", help="with --dry-run: of this process (default: one a stage)")
     parser.add_argument("--bert", action="store_true", help="the flags are those of a BERT run")
     parser.add_argument("--json", metavar="FILE", help="write everything, unrounded")
-    parser.add_argument("--page", metavar="FILE.html", help="write a page with tables and pictures")
+    add_output(parser, "--page", metavar="FILE.html", help="write a page with tables and pictures")
     args, flags = parser.parse_known_args(argv)
     return exit_code_of(lambda: run(args, flags))
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from tools.command_line import exit_code_of, parser_of
+from tools.command_line import add_output, exit_code_of, parser_of
 from tools.watching.page import page
 from tools.watching.progress import Progress, read_progress
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
                         help="--metrics-file of a run, or the folder that holds it as metrics.jsonl")
     parser.add_argument("--checkpoints", nargs="+", metavar="DIR", help="--save folder of each run")
     parser.add_argument("--train-iters", type=int, metavar="N", help="steps of the runs, for the time left")
-    parser.add_argument("--output", default="watch.html", metavar="FILE", help="the page (default: watch.html)")
+    add_output(parser, default="watch.html", metavar="FILE", help="the page (default: watch.html)")
     parser.add_argument("--interval", type=float, default=5.0, metavar="SECONDS",
                         help="how often the files are read (default: 5)")
     parser.add_argument("--once", action="store_true", help="write the page once and end")
