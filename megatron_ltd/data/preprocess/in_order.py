@@ -1,7 +1,7 @@
 """Tokenizes blocks in this process and, where much is left to do, in others as well; gives them in order.
 
-A worker process takes most of a second to start and to load the tokenizer. This one does not wait for them: it
-tokenizes from the beginning, and goes on wherever all others are busy. So more workers do not make a short run slower.
+A worker process takes a second of processor time to start and to load the tokenizer. This one does not wait for them:
+it tokenizes from the beginning, and goes on wherever all others are busy. So more workers do not make a run slower.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from megatron_ltd.data.preprocess.worker_processes import worker_processes
 from megatron_ltd.data.text.fast_bpe import Engine, FastBpe
 from megatron_ltd.data.text.tokenizer import Tokenizer
 
-_HELP_SECONDS = 2.0  # of work left, below which a worker's start does not pay off
+_HELP_SECONDS = 4.0  # of work left, below which a worker's start does not pay off
 _AHEAD_BLOCKS = 8
 
 
@@ -28,7 +28,7 @@ def encode_in_order(plan: EncodingPlan, tokenizer: Tokenizer, blocks: Iterator[t
     Args:
         tokenizer: that of the plan.
         workers: processes that tokenize, this one among them.
-        seconds_left: an estimate of the time that the rest of the input takes at the speed so far.
+        seconds_left: an estimate of the processor time that the rest of the input takes this process.
     """
     engine: Engine = "gigatoken" if isinstance(tokenizer, FastBpe) else "tokenizers"
     function = functools.partial(encode_in_worker, dataclasses.replace(plan, engine=engine))

@@ -114,7 +114,7 @@ class _Run:
             self.rejected.keep = self.resumed
             behind = stack.enter_context(Behind())
             self.first_read_bytes = sum(file.read_bytes for file in self.files)
-            last = self.began = time.monotonic()
+            last, self.began = time.monotonic(), time.process_time()
             for number, place, encoded in encode_in_order(self.plan, self.tokenizer, self._blocks(), workers,
                                                           self._seconds_left):
                 self.file, self.place, before = number, place, self.count
@@ -166,11 +166,11 @@ class _Run:
                 yield number, block
 
     def _seconds_left(self) -> float:
-        """What the rest of the input takes at the speed so far."""
+        """Processor time that the rest of the input takes at the speed so far; infinite where its size is unknown."""
         now = sum(file.read_bytes for file in self.files)
         if not self.size_bytes or now == self.first_read_bytes:
             return math.inf
-        return (time.monotonic() - self.began) * (self.size_bytes - now) / (now - self.first_read_bytes)
+        return (time.process_time() - self.began) * (self.size_bytes - now) / (now - self.first_read_bytes)
 
     def _describe(self) -> None:
         """Completes the corpora and writes their manifests."""
