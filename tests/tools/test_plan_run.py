@@ -1,0 +1,95 @@
+"""The planner as a person uses it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tools.plan_run import main
+
+MODEL = ("--num-layers 8 --hidden-size 2048 --num-attention-heads 16 --seq-length 1024 --vocab-size 50304 --bf16 "
+         "--train-tokens 1000000000 --global-batch-size 64 ")
+SMALL = ("--num-layers 4 --hidden-size 32 --num-attention-heads 4 --seq-length 16 --vocab-size 64 --train-iters 8 "
+         "--micro-batch-size 1 --lr 1e-3 ")
+
+
+def test_a_layout_is_described_in_tables_json_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = f"--json {tmp_path / 'plan.json'} --page {tmp_path / 'plan.html'}"
+    drop = "--random-ltd --random-ltd-start-length 128 --random-ltd-steps 1000 --pipeline-model-parallel-size 2"
+    assert main(f"--gpus 8 --gpu a100 {files} {MODEL} {drop}".split()) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"] and found["parameters"] == 508_067_840
+    assert len(found["memory_bytes"]) == 2 and set(found["runs"]) == {"as planned", "every token in every layer"}
+    for memory in found["memory_bytes"]:
+        assert memory["total"] == sum(value for name, value in memory.items() if name != "total")
+    runs = found["runs"]
+    assert runs["as planned"]["gpu_hours"] == pytest.approx(8 * runs["as planned"]["seconds"] / 3600)
+    assert runs["as planned"]["days"] < runs["every token in every layer"]["days"]
+    page = (tmp_path / "plan.html").read_text()
+    assert "508,067,840" in said and "508,067,840" in page and not re.search(r"https?:|<script", page)
+
+
+def test_what_does_not_fit_is_told_settings_that_do(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--gpus 8 --gpu a100-40 {MODEL} --micro-batch-size 8 --hidden-size 8192"
+    assert main(flags.split()) == 20
+    said = capsys.readouterr().err
+    advice = said.split("the nearest settings that fit: ")[1].rsplit(" (", 1)[0]
+    assert main([*flags.split(), *advice.split()]) == 0
+
+
+def test_the_command_of_the_first_layout_is_a_plan_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"--gpus 8 --gpu a100-40 --search {MODEL} --hidden-size 4096".split()) == 0
+    said = capsys.readouterr().out
+    launched = shlex.split(said[said.index("torchrun"):].replace("\\\n", " "))
+    flags = launched[launched.index("megatron_ltd.pretrain_gpt") + 1:]
+    assert "--lr" not in flags
+    assert main(["--gpus", "8", "--gpu", "a100-40", *flags]) == 0
+
+
+def test_a_cluster_that_cannot_hold_the_model_is_told_which_can(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"--gpus 2 --gpu a100-40 --search {MODEL} --hidden-size 16384".split()) == 20
+    said = capsys.readouterr().err
+    assert "the least that a process needs" in said and re.search(r"the least of this kind that can hold it: \d+", said)
+
+
+def test_a_hugging_face_model_is_planned_from_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model_type": "llama", "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 160,
+              "max_position_embeddings": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
+              "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "vocab_size": 256}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ["--hf-config", str(tmp_path), "--seq-length", "64", "--train-iters", "1", "--json", str(tmp_path / "p")]
+    assert main(words) == 0
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 160 + 2 * 64
+    assert json.loads((tmp_path / "p").read_text())["parameters"] == 2 * 256 * 64 + 2 * layer + 64
+    (tmp_path / "config.json").write_text("[]")
+    assert main(words) == 20 and "no JSON object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    ("--gpu h1000", "not in the table"), ("--gpus 0", "must be from 1"), ("--gpus 3 --micro-batch-size 2", "divisible"),
+    ("--search", "--global-batch-size"), ("--json nowhere/plan.json", "its folder does not exist"),
+    ("--cluster nowhere.toml", "cannot be read"), ("--dry-run --gpus 8 --rank 8", "choose 0 to 7")])
+def test_what_cannot_be_planned_is_refused_in_one_message(flags: str, says: str,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    batch = "" if "--search" in flags else " --global-batch-size 8"
+    assert main(f"{SMALL}{batch} {flags}".split()) == 20
+    assert says in capsys.readouterr().err
+
+
+def test_a_dry_run_moves_the_bytes_that_the_layout_means(tmp_path: Path) -> None:
+    path = tmp_path / "dry.json"
+    layout = "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --use-distributed-optimizer"
+    assert main(f"--dry-run --gpus 8 --json {path} {SMALL} --global-batch-size 4 {layout}".split()) == 0
+    first, last = json.loads(path.read_text())["processes"]
+    assert (first["rank"], last["rank"], first["problem"], last["problem"]) == (0, 4, None, None)
+    moved = {(entry["operation"], entry["axis"]): entry for entry in first["collectives"]}
+    stream = 4 * 16 * 32
+    # Two layers, two all-reduces each way, and the embedding's, of two microbatches.
+    assert moved["allreduce", "tensor"]["calls"] == 2 * (2 * 4 + 1)
+    assert moved["allreduce", "tensor"]["bytes"] == 2 * (2 * 4 + 1) * stream
+    assert moved["recv", "pipeline"]["bytes"] == 2 * stream  # the gradients of two microbatches
+    layer = 12 * 32 * 32 // 2 + 7 * 32 // 2 + 6 * 32
+    assert first["parameters"] == (128 * 32 // 2 + 16 * 32 + 2 * layer) // 2
