@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -120,8 +121,8 @@ def _said(error: BaseException) -> str:
     return text if error.__cause__ is None else f"{text}, from {_said(error.__cause__)}"
 
 
-def plan_harness(listed: str, folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
-    """The tasks of a comma-separated list, with the files `folder`/TASK/SPLIT.jsonl.
+def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
+    """The harness's tasks of these names, with the files `folder`/TASK/SPLIT.jsonl.
 
     Args:
         num_fewshot: None for each task's own.
@@ -130,19 +131,19 @@ def plan_harness(listed: str, folder: Path | None, num_fewshot: int | None) -> l
         ConfigError: the harness is not installed, or there is no such task.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("--harness needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"--tasks = {listed!r}: name every task of the harness once.")
+        raise ConfigError(f"task {', '.join(names)} needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"tasks {', '.join(names)}: name every task of the harness once.")
     harness, runs = Harness(num_fewshot), []
     unknown = [name for name in names if name not in harness.manager.all_tasks]
     if unknown:
-        raise ConfigError(f"--tasks: lm-evaluation-harness {version('lm_eval')} has no task {', '.join(unknown)}. "
-                          "`lm-eval ls tasks` lists them.")
+        raise ConfigError(f"there is no task {', '.join(map(repr, unknown))} in lm-evaluation-harness "
+                          f"{version('lm_eval')}; `lm-eval ls tasks` lists its tasks.")
     for name in names:
         task = HarnessTask(name, LocalSplits(None if folder is None else folder / name), harness)
         place = task.local.folder if task.local.paths else Path("hub")
-        runs.append(TaskRun(name, place, task.local.sha256 if task.local.paths else "", task.evaluate))
+        runs.append(TaskRun(name, place, task.local.sha256 if task.local.paths else "", task.evaluate,
+                            of_harness=True))
     return runs
 
 
