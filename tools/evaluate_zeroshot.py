@@ -64,6 +64,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--overlong", choices=OVERLONG, default="truncate", help="an example that is longer than the "
                         "model: score its last tokens and count it (default), leave it out and count it, or let its "
                         "task fail")
+    parser.add_argument("--log-samples", action="store_true", help="write what each example adds to each metric, too, "
+                        "for tools/compare_results.py (.json only)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N passages, articles or documents")
     parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows per batch (default 8)")
     parser.add_argument(
@@ -153,7 +155,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here)
     if told is not None:
         console.line(told)
-    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong)
+    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong,
+                          args.log_samples)
     score(args.load, plan, scorer, tokenizer, options, outputs, console)
 
 
@@ -170,7 +173,7 @@ def score(
         "model": model_record(load, scorer.manifest),
         "tokenizer_digest": tokenizer.digest,
         "options": {"limit": options.limit, "overlapping_eval": options.stride, "num_fewshot": options.num_fewshot,
-                    "bos_token_id": options.bos, "overlong": options.overlong},
+                    "bos_token_id": options.bos, "overlong": options.overlong, "log_samples": options.log_samples},
         "versions": software_versions(),
         "tasks": {},
         "failed": {},
@@ -196,8 +199,9 @@ def score(
         if entries:
             console.line(f"{item.name}: taken from {', '.join(map(str, outputs))}, where the same command wrote it")
         results |= found
-        record["tasks"] |= {name: task_record(item.name, item.path, item.sha256, result)
-                            for name, result in found.items()}
+        record["tasks"] |= {
+            name: task_record(item.name, item.path, item.sha256, result, with_samples=options.log_samples)
+            for name, result in found.items()}
         for output in outputs if console.speaks else ():
             write_results(output, record, results, failed)
     model = record["model"]

@@ -12,8 +12,9 @@ from typing import Any
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
 from megatron_ltd.lm_eval.harness.local import LocalSplits, check_answers, needed_splits
+from megatron_ltd.lm_eval.harness.metrics import metrics_of, samples_of
 from megatron_ltd.lm_eval.requests import TokenScorer
-from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult
+from megatron_ltd.lm_eval.results import EvalOptions, TaskResult
 from megatron_ltd.lm_eval.rows import notes_on_examples
 from megatron_ltd.lm_eval.tasks.names import TaskRun
 from megatron_ltd.parallel.agreement import gather_json
@@ -64,7 +65,7 @@ class HarnessTask:
         try:
             found = importlib.import_module("lm_eval.evaluator").simple_evaluate(
                 model=model, tasks=[group], task_manager=self.harness.manager, num_fewshot=self.harness.num_fewshot,
-                limit=options.limit, log_samples=False)
+                limit=options.limit, log_samples=options.log_samples)
         except UserError:
             raise
         except Exception as error:  # a task may hold any code
@@ -149,18 +150,13 @@ def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | N
 
 def _result(name: str, numbers: dict[str, Any], found: dict[str, Any], model: Any, leaves: list[str],
             notes: tuple[str, ...]) -> TaskResult:
-    metrics = {}
-    for key, value in numbers.items():
-        metric, _, rule = key.partition(",")
-        if rule and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = numbers.get(f"{metric}_stderr,{rule}")
-            shown = metric if rule == "none" else f"{metric} ({rule})"
-            metrics[shown] = Metric(float(value), float(error) if isinstance(error, int | float) else None)
+    metrics = metrics_of(numbers)
     counted = found.get("n-samples", {})
-    samples = sum(int(counted.get(leaf, {}).get("effective", 0)) for leaf in leaves)
+    n = sum(int(counted.get(leaf, {}).get("effective", 0)) for leaf in leaves)
     shots = found.get("n-shot", {}).get(name)
     protocol = f"lm-evaluation-harness {version('lm_eval')}, task version {found['versions'].get(name)}, {shots}-shot"
+    samples = samples_of(found.get("samples", {}).get(name, ()), metrics)
     cut, apart = (sum(len(counts[leaf]) for leaf in leaves) for counts in (model.cut, model.apart))
-    return TaskResult(metrics, samples, "examples", cut, protocol, {},
+    return TaskResult(metrics, n, "examples", cut, protocol, {},
                       tuple(note for note in notes if len(leaves) == 1 and note.startswith(f"{name}: "))
-                      + notes_on_examples(0, apart))
+                      + notes_on_examples(0, apart), samples)

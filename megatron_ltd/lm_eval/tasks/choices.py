@@ -17,7 +17,7 @@ from random import Random
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.requests import ScoredRow, TokenScorer, score_by_length
-from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult, mean_and_stderr
+from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult, aligned, mean_and_stderr
 from megatron_ltd.lm_eval.rows import RowEncoder
 from megatron_ltd.lm_eval.tasks.records import Record
 from megatron_ltd.lm_eval.tasks.task_files import first_packed, read_records, sha256_of
@@ -112,8 +112,9 @@ class ChoiceTask:
         values = [judge(example, [next(each) for _ in example.pairs]) for example in examples]
         truncated = sum(any(one.cut for one in pairs) for pairs in encoded)
         tokens = sum(len(answer.logprobs) for answer in answers)
+        samples = {name: aligned([value[name] for value in values], kept) for name in self.metrics}
         return TaskResult(self._metrics(examples, values), len(examples), "examples", truncated,
-                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)}, notes)
+                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)}, notes, samples)
 
     def questions(self, path: Path, options: EvalOptions) -> tuple[list[Example], list[str], str]:
         """The questions, the solved examples before each as one text, and a description of those.
