@@ -140,7 +140,8 @@ def test_a_task_that_fails_leaves_the_others_alone(folder: Path, capsys: pytest.
     said = capsys.readouterr()
     assert f"DataError: {bad}:2: text = 3 must be a text" in said.err
     assert "2 of 3 tasks failed: lambada, perplexity" in said.err
-    assert re.search(r"\| lambada +\| failed", said.out) and "perplexity failed: DataError: task perplexity=none.txt" in said.out
+    assert re.search(r"\| lambada +\| failed", said.out)
+    assert "perplexity failed: DataError: task perplexity=none.txt" in said.out
     found = results_of(output)
     assert list(found["tasks"]) == ["wikitext"] and list(found["failed"]) == ["lambada", "perplexity"]
 
