@@ -3,17 +3,19 @@ harness's own Hugging Face backend on the exported model. Writes the table of do
 
     python -m tests.extra.harness_table --data DIR --limit 50 --work /tmp/table --output table.md
 
-Takes a quarter of an hour on two cores, so it is no test. Every row is a command of its own; times are the processor
-seconds of all its processes, start included. Needs lm-eval and transformers.
+Takes some minutes on an idle machine, so it is no test. The tasks are loaded once; every row is a fork that builds its
+model and scores all tasks, and its time is the processor seconds of the scoring in all its processes. Needs lm-eval and
+transformers.
 """
 
 import argparse
 import gzip
 import importlib
 import json
-import resource
+import multiprocessing
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +29,10 @@ from megatron_ltd.lm_eval.harness.local import LocalSplits
 from megatron_ltd.lm_eval.harness.metrics import metrics_of
 from megatron_ltd.lm_eval.table import table
 from megatron_ltd.lm_eval.tasks.wikitext import split_articles
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.environment import Launch
 from tests.lm_eval import harness, stories
+from tests.train.runs import launched
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = {"one process": (1, 1, 1), "tp 2": (2, 2, 1), "pp 2": (2, 1, 2), "dp 2": (2, 1, 1)}
@@ -74,19 +79,19 @@ FED: dict[str, tuple[str, Callable[[Path], list[Doc]]]] = {
 """Task -> its split, and the examples in the harness's columns."""
 
 
-def write_tasks(shared_tasks: Path, folder: Path) -> list[str]:
-    """Write TASK/SPLIT.jsonl for every task, and return their names."""
+def write_tasks(shared_tasks: Path, folder: Path, examples: int | None) -> list[str]:
+    """Write the first examples of every task as TASK/SPLIT.jsonl, and return their names."""
     def put(name: str, split: str, lines: Iterable[str]) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     for name, (split, docs) in FED.items():
-        put(name, split, map(json.dumps, docs(shared_tasks)))
+        put(name, split, map(json.dumps, docs(shared_tasks)[:examples]))
     paradigms = []
     with zipfile.ZipFile(shared_tasks / "blimp/blimp.zip") as archive:
         for member in sorted(name for name in archive.namelist() if name.endswith(".jsonl")):
             paradigms.append(f"blimp_{Path(member).stem}")
-            put(paradigms[-1], "train", archive.read(member).decode().splitlines())
+            put(paradigms[-1], "train", archive.read(member).decode().splitlines()[:examples])
     return [*FED, *paradigms]
 
 
@@ -136,69 +141,86 @@ MODELS: dict[str, Callable[[Path, Path], None]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What one command found, and the processor seconds that it took."""
+    """What one model on one layout found, and the processor seconds of all its processes, without their start."""
 
     metrics: dict[str, dict[str, float]]
     seconds: float
 
 
-def timed(command: list[str]) -> float:
-    """Run a command; its processor seconds, with those of its processes."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def score_here(args: argparse.Namespace, work: Path, tasks: list[str], layout: str) -> Found:
-    ranks, tp, pp = LAYOUTS[layout]
-    output = work / f"{layout.replace(' ', '_')}.json"
-    seconds = timed([
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "tools/evaluate_zeroshot.py",
-        "--load", str(work / "ours"), "--harness", "--tasks", ",".join(tasks), "--task-data", str(args.work / "tasks"),
-        "--tensor-model-parallel-size", str(tp), "--pipeline-model-parallel-size", str(pp),
-        "--limit", str(args.limit), "--output", str(output)])
-    found = json.loads(output.read_text())["tasks"]
-    return Found({task: {name: metric["value"] for name, metric in found[task]["metrics"].items()} for task in tasks},
-                 seconds)
-
-
-def score_there(args: argparse.Namespace, work: Path, tasks: list[str]) -> Found:
-    seconds = timed(["-m", "tests.extra.harness_table", "--data", str(args.data), "--work", str(args.work), "--limit",
-                     str(args.limit), "--hf", str(work)])
-    return Found(json.loads((work / "hf.json").read_text()), seconds)
-
-
-def run_hf(args: argparse.Namespace) -> None:
-    """The harness's own backend on the exported model, in a process of its own."""
-    model = importlib.import_module("lm_eval.models.huggingface").HFLM(
-        pretrained=str(args.hf / "exported"), dtype="float32", device="cpu", batch_size=8)
+def load_tasks(folder: Path, names: list[str]) -> list[Any]:
+    """The harness's tasks on these files, as in megatron_ltd.lm_eval.harness.tasks."""
     manager = importlib.import_module("lm_eval.tasks").TaskManager()
-    evaluate = importlib.import_module("lm_eval.evaluator").simple_evaluate
-    found = {}
-    for task in sorted(path.name for path in (args.work / "tasks").iterdir()):
-        local = LocalSplits(args.work / "tasks" / task)
-        # As in megatron_ltd.lm_eval.harness.tasks.
-        group = manager.load([{"group": "chosen", "task": [
-            {"task": task, "custom_dataset": lambda local=local, **settings: local}]}])["groups"]["chosen"]
-        results = evaluate(model=model, tasks=[group], limit=args.limit, log_samples=False, task_manager=manager)
-        found[task] = {name: metric.value for name, metric in metrics_of(results["results"][task]).items()}
-    (args.hf / "hf.json").write_text(json.dumps(found))
+    loaded = []
+    for name in names:
+        local = LocalSplits(folder / name)
+        definition = {"task": name, "custom_dataset": lambda local=local, **settings: local}
+        loaded.append(manager.load([{"group": name + "_local", "task": [definition]}])["groups"][name + "_local"])
+    return loaded
 
 
-def compared(name: str, args: argparse.Namespace, tasks: list[str]) -> list[list[str]]:
+def hf_model(folder: Path) -> Any:
+    """The harness's own backend on the exported model."""
+    return importlib.import_module("lm_eval.models.huggingface").HFLM(
+        pretrained=str(folder / "exported"), dtype="float32", device="cpu", batch_size=8)
+
+
+def our_model(folder: Path, tp: int, pp: int) -> Any:
+    plugin = importlib.import_module("megatron_ltd.lm_eval.harness.plugin")
+    return plugin.MegatronLtd(str(folder / "ours"), tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
+                              batch_size=8)
+
+
+def one_process(rank: int, world_size: int, meeting: Path, build: Callable[[], Any], tasks: list[Any], limit: int,
+                output: Path) -> None:
+    """What a forked process does: build its model, score all tasks at once, write what it found."""
+    torch.set_num_threads(1)
+    place = Launch(rank, rank, world_size, f"file://{meeting}" if world_size > 1 else None)
+    with launched(place):
+        model = build()
+        started = time.process_time()
+        found = importlib.import_module("lm_eval.evaluator").simple_evaluate(
+            model=model, tasks=tasks, limit=limit, log_samples=False, bootstrap_iters=0)
+    seconds = time.process_time() - started
+    launch.stop()
+    metrics = {task: {name: metric.value for name, metric in metrics_of(numbers).items()}
+               for task, numbers in found["results"].items() if not task.endswith("_local")}
+    output.with_suffix(f".{rank}").write_text(json.dumps([metrics, seconds]))
+
+
+def scored(work: Path, name: str, world_size: int, build: Callable[[], Any], tasks: list[Any], limit: int) -> Found:
+    """One evaluation in processes forked from this one, which has loaded the tasks."""
+    output = work / f"{name.replace(' ', '_')}.json"
+    meeting = output.with_suffix(".meeting")
+    meeting.unlink(missing_ok=True)
+    forks = multiprocessing.get_context("fork")
+    processes = [forks.Process(target=one_process, args=(rank, world_size, meeting, build, tasks, limit, output))
+                 for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"{name}: exit codes {[process.exitcode for process in processes]}")
+    answers = [json.loads(output.with_suffix(f".{rank}").read_text()) for rank in range(world_size)]
+    return Found(answers[0][0], sum(seconds for _, seconds in answers))
+
+
+def convert(*flags: str) -> None:
+    subprocess.run([sys.executable, "tools/convert_checkpoint.py", *flags], cwd=ROOT, check=True, capture_output=True)
+
+
+def compared(name: str, args: argparse.Namespace, names: list[str], tasks: list[Any]) -> list[list[str]]:
     """The rows of one model."""
     work = args.work / name
-    MODELS[name](args.data, work / "source")
-    timed(["tools/convert_checkpoint.py", "--from-hf", str(work / "source"), "--save", str(work / "ours")])
-    timed(["tools/convert_checkpoint.py", "--load", str(work / "ours"), "--to-hf", str(work / "exported")])
-    theirs = score_there(args, work, tasks)
-    rows = [[name, "harness, hf", "", "", f"{theirs.seconds:.0f}"]]
-    for layout in LAYOUTS:
-        ours = score_here(args, work, tasks, layout)
-        pairs = [(task, metric, ours.metrics[task][metric], value) for task in tasks
+    if not work.is_dir():
+        MODELS[name](args.data, work / "source")
+        convert("--from-hf", str(work / "source"), "--save", str(work / "ours"))
+        convert("--load", str(work / "ours"), "--to-hf", str(work / "exported"))
+    theirs = scored(work, "hf", 1, lambda: hf_model(work), tasks, args.limit)
+    rows = [[name, "harness, hf", "", "", f"{theirs.seconds:.1f}"]]
+    for layout, (ranks, tp, pp) in LAYOUTS.items():
+        ours = scored(work, layout, ranks, lambda tp=tp, pp=pp: our_model(work, tp, pp), tasks, args.limit)
+        pairs = [(task, metric, ours.metrics[task][metric], value) for task in names
                  for metric, value in theirs.metrics[task].items()]
         differing = [(task, metric, mine, value) for task, metric, mine, value in pairs
                      if f"{mine:.4f}" != f"{value:.4f}"]
@@ -206,27 +228,25 @@ def compared(name: str, args: argparse.Namespace, tasks: list[str]) -> list[list
             print(f"{name}, {layout}, {task} {metric}: {mine!r} here, {value!r} there", flush=True)
         largest = max((abs(mine / value - 1.0) for _, _, mine, value in differing), default=0.0)
         rows.append([name, layout, f"{len(pairs) - len(differing)} of {len(pairs)}",
-                     f"{largest:.0e}" if differing else "-", f"{ours.seconds:.0f}"])
+                     f"{largest:.0e}" if differing else "-", f"{ours.seconds:.1f}"])
         print(rows[-1], flush=True)
     return rows
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "work", "output", "hf"):
+    for name in ("data", "work", "output"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--models", default=",".join(MODELS))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if args.hf is not None:
-        run_hf(args)
-        return 0
-    tasks = write_tasks(args.data / "tasks", args.work / "tasks")
+    names = write_tasks(args.data / "tasks", args.work / "tasks", args.limit)
+    tasks = load_tasks(args.work / "tasks", names)
     head = ["model", "scored by", "metrics equal in all printed digits", "largest relative difference",
             "processor seconds"]
-    rows = [row for name in args.models.split(",") for row in compared(name, args, tasks)]
-    text = f"{len(tasks)} tasks, the first {args.limit} examples of each\n\n{table([head, *rows], '<<>>>')}\n"
+    rows = [row for name in args.models.split(",") for row in compared(name, args, names, tasks)]
+    text = f"{len(names)} tasks, the first {args.limit} examples of each\n\n{table([head, *rows], '<<>>>')}\n"
     print(text)
     if args.output is not None:
         args.output.write_text(text)

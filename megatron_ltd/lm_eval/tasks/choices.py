@@ -9,7 +9,7 @@ character of the choice; the first of equals. `exact_match` asks whether a right
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from random import Random
@@ -36,14 +36,12 @@ class Example:
     Args:
         pairs: context and continuation of each choice.
         gold: the right choices.
-        credits: metric -> what each choice is worth, for tasks that count more than right and wrong.
         group: the part of the task it belongs to.
     """
 
     pairs: tuple[tuple[str, str], ...]
     gold: frozenset[int]
     place: str
-    credits: dict[str, tuple[float, ...]] = field(default_factory=dict)
     group: str = ""
 
     def solved(self) -> str:
@@ -52,14 +50,13 @@ class Example:
         return context + DELIMITER + continuation
 
 
-def question(record: Record, pairs: Sequence[tuple[str, str]], gold: Iterable[int],
-             credits: dict[str, tuple[float, ...]] | None = None) -> Example:
+def question(record: Record, pairs: Sequence[tuple[str, str]], gold: Iterable[int]) -> Example:
     """An example whose parts are checked.
 
     Raises:
         DataError: a right choice does not exist, or a continuation is empty.
     """
-    example = Example(tuple(pairs), frozenset(gold), record.place, credits or {}, record.group)
+    example = Example(tuple(pairs), frozenset(gold), record.place, record.group)
     if not all(0 <= right < len(pairs) for right in example.gold):
         raise record.error(f"the answer is choice {max(example.gold) + 1} of {len(pairs)}")
     if not all(continuation for _, continuation in pairs):
@@ -162,10 +159,9 @@ def judge(example: Example, answers: Sequence[ScoredRow]) -> dict[str, float]:
     chosen = _first_largest(scores)
     lengths = [len(continuation) for _, continuation in example.pairs]
     per_character = _first_largest([score / length for score, length in zip(scores, lengths, strict=True)])
-    worth = {name: each[chosen] for name, each in example.credits.items()}
     return {
         "acc": float(chosen in example.gold), "acc_norm": float(per_character in example.gold),
-        "exact_match": float(any(bool(answers[i].greedy.all()) for i in example.gold)), **worth,
+        "exact_match": float(any(bool(answers[i].greedy.all()) for i in example.gold)),
     }
 
 

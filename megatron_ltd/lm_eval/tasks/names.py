@@ -79,8 +79,6 @@ CHOICE_TASKS = {
     "multirc": ChoiceTask(("multirc/val.jsonl", "multirc/validation.jsonl"),
                           from_template("{paragraph}\n" + QUESTION, YES_OR_NO + "yes", YES_OR_NO + "no"), ("acc",),
                           training=("train.jsonl",)),
-    "record": ChoiceTask(("record/val.jsonl", "record/validation.jsonl"), questions.record_cloze, ("f1", "em"),
-                         training=("train.jsonl",)),
     # Of two sentences that differ in one point of grammar, the right one must be more probable
     # (https://arxiv.org/abs/1912.00582).
     "blimp": ChoiceTask(("blimp/blimp.zip", "blimp/blimp.jsonl"),
