@@ -34,9 +34,9 @@ def plan_tasks(config: RunConfig) -> "RunTasks":
     settings = config.logging
     folder = None if settings.task_data is None else Path(settings.task_data)
     plan = plan_listed(settings.eval_tasks or "", folder, None, flag="--eval-tasks")
-    problems = [str(run.problem) for run in plan if run.problem is not None]
+    problems = [run.problem for run in plan if run.problem is not None]
     if problems:
-        raise DataError("\n".join(["--eval-tasks:", *problems]))
+        raise type(problems[0])("\n".join(["--eval-tasks:", *map(str, problems)]))
     return RunTasks(plan)
 
 
