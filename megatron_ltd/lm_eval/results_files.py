@@ -38,7 +38,7 @@ def read_results(path: Path) -> dict[str, Scored]:
         if not found:
             raise DataError(f"{path} holds no results_*.json. Name a results file.")
         path = found[-1]
-    record = _json(path, path.read_text(encoding="utf-8")) if path.is_file() else None
+    record = _json(path, _text(path))
     if isinstance(record, dict) and isinstance(record.get("tasks"), dict):
         read = _ours
     elif isinstance(record, dict) and isinstance(record.get("results"), dict):
@@ -65,12 +65,19 @@ def _of_harness(path: Path, record: dict[str, Any]) -> dict[str, Scored]:
     for task, numbers in record["results"].items():
         metrics = {name: metric.value for name, metric in metrics_of(numbers).items()}
         samples_file = path.with_name(f"samples_{task}_{date}.jsonl")
-        lines = samples_file.read_text(encoding="utf-8").splitlines() if samples_file.is_file() else []
+        lines = _text(samples_file).split("\n")[:-1] if samples_file.is_file() else []
         examples = [_json(samples_file, line) for line in lines]
         docs = " ".join(str(example["doc_hash"]) for example in examples)
         digests = {"examples": hashlib.sha256(docs.encode()).hexdigest()} if docs else {}
         found[task] = Scored(metrics, samples_of(examples, metrics), digests)
     return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Check the path.") from error
 
 
 def _json(path: Path, text: str) -> Any:

@@ -35,6 +35,12 @@ def plan_tasks(config: RunConfig) -> "RunTasks":
     folder = None if settings.task_data is None else Path(settings.task_data)
     plan = plan_listed(settings.eval_tasks or "", folder, None, flag="--eval-tasks")
     problems = [run.problem for run in plan if run.problem is not None]
+    for run in plan:
+        try:
+            if run.load is not None:
+                run.load(EvalOptions(limit=settings.eval_tasks_limit))
+        except UserError as error:
+            problems.append(error)
     if problems:
         raise type(problems[0])("\n".join(["--eval-tasks:", *map(str, problems)]))
     return RunTasks(plan)

@@ -87,7 +87,7 @@ def test_files_of_both_kinds_are_compared(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    (None, "is no results file"), ("{", "is not JSON"), ("[]", "is no results file"),
+    (None, "cannot be read"), ("{", "is not JSON"), ("[]", "is no results file"),
     ('{"tasks": {"copa": {"metrics": 3}}}', "is damaged"), ('{"tasks": {}}', "no task in common"),
 ])
 def test_a_file_that_is_none_is_one_message(

@@ -106,7 +106,10 @@ def test_what_cannot_be_scored_is_told_before_training(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
-def test_other_names_are_tasks_of_the_harness(corpus: Corpus, tmp_path: Path) -> None:
+def test_other_names_are_tasks_of_the_harness(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     (tmp_path / "boolq").mkdir()
     docs = [{"passage": f"It is {word}.", "question": "is it", "label": 1, "idx": 0} for word in "abc"]
     (tmp_path / "boolq" / "validation.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
@@ -115,6 +118,9 @@ def test_other_names_are_tasks_of_the_harness(corpus: Corpus, tmp_path: Path) ->
     plain = run(tmp_path, {**SETTINGS, **corpus.settings})
     found = run(tmp_path, {**SETTINGS, **corpus.settings, "eval_tasks": "boolq,boolq-seq2seq", "eval_tasks_limit": 2,
                            "task_data": str(tmp_path)})
+    missing = refused_in_this_process({**SETTINGS, **corpus.settings, "eval_tasks": "pubmedqa,boolq-seq2seq",
+                                       "task_data": str(tmp_path)})
+    assert missing.code == DATA and "pubmedqa: lm-evaluation-harness cannot load it" in missing.said
     *curve_lines, last = found.lines
     assert curve(curve_lines) == curve(plain.lines)
     assert last["step"] == STEPS and {"eval/boolq/acc", "eval/boolq-seq2seq/exact_match"} <= last.keys()

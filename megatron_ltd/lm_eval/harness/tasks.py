@@ -85,7 +85,7 @@ class HarnessTask:
         group, problem = None, None
         notes: tuple[str, ...] = ()
         try:
-            group, notes = self._loaded(options)
+            group, notes = self.loaded(options)
         except UserError as error:
             problem = str(error)
         problems = {found for found in gather_json(problem) if found is not None}
@@ -93,7 +93,12 @@ class HarnessTask:
             raise DataError("\n".join(sorted(problems)))
         return group, notes
 
-    def _loaded(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
+    def loaded(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
+        """The task as the harness loads it, and what is to be told of it.
+
+        Raises:
+            DataError: its examples are not there, or cannot be read.
+        """
         try:
             # Inside a group, settings are laid over those of the task of that name.
             loaded = self.harness.manager.load([{"group": GROUP, "task": [self._definition()]}])
@@ -144,7 +149,7 @@ def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | N
         task = HarnessTask(name, LocalSplits(None if folder is None else folder / name), harness)
         place = task.local.folder if task.local.paths else Path("hub")
         runs.append(TaskRun(name, place, task.local.sha256 if task.local.paths else "", task.evaluate,
-                            of_harness=True))
+                            load=task.loaded))
     return runs
 
 

@@ -112,7 +112,7 @@ class TaskRun:
         sha256: of its files.
         evaluate: gives its results by name.
         problem: why it cannot run, if that is known beforehand.
-        of_harness: a task of lm-evaluation-harness.
+        load: of a task of lm-evaluation-harness: read its examples, so that what is missing is found beforehand.
     """
 
     name: str
@@ -120,7 +120,11 @@ class TaskRun:
     sha256: str
     evaluate: Answer
     problem: UserError | None = None
-    of_harness: bool = False
+    load: Callable[[EvalOptions], object] | None = None
+
+    @property
+    def of_harness(self) -> bool:
+        return self.load is not None
 
 
 def plan_tasks(items: Sequence[str], folder: Path | None) -> list[TaskRun]:
