@@ -109,15 +109,15 @@ def spread(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def gpt2_shaped(data: Path, folder: Path) -> None:
-    spread(GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=3, n_head=4, n_positions=1024))).save_pretrained(folder)
+    spread(GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=3, n_head=4, n_positions=512))).save_pretrained(folder)
     copy_gpt2_tokenizer(data, folder)
 
 
 def smollm2_shaped(data: Path, folder: Path) -> None:
     """SmolLM2 in small: grouped queries three to one, tied embeddings, rotary positions of base 100,000."""
     spread(LlamaForCausalLM(LlamaConfig(
-        vocab_size=50257, hidden_size=72, intermediate_size=192, num_hidden_layers=3, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=50256,
+        vocab_size=50257, hidden_size=72, intermediate_size=192, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=50256,
         eos_token_id=50256, rope_parameters={"rope_type": "default", "rope_theta": 1e5}))).save_pretrained(folder)
     copy_gpt2_tokenizer(data, folder)
 
