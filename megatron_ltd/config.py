@@ -554,6 +554,17 @@ class LoggingConfig:
     """Global batches per evaluation, of each validation set; 0 turns evaluation off."""
     full_validation: bool = False
     """Evaluate on the whole validation set, or sets, rather than on --eval-iters batches."""
+    eval_tasks: str | None = None
+    """Score the model on these tasks during the run: TASK or TASK=FILE, separated by commas, as in
+    tools/evaluate_zeroshot.py; a name that is not one of its tasks is one of lm-evaluation-harness. A task that fails
+    is reported and does not stop the run."""
+    eval_tasks_interval: int | None = None
+    """Score --eval-tasks every this many steps, and at the end. Default: at the end only."""
+    eval_tasks_limit: int | None = None
+    """Score only so many examples of each task."""
+    task_data: str | None = None
+    """Folder of the files of --eval-tasks, such as lambada/lambada_test.jsonl; nothing is downloaded for tasks that are
+    built in."""
     metrics_file: str | None = None
     """Append one JSON object per logged step and per evaluation to this file."""
     tensorboard_dir: str | None = None

@@ -1,9 +1,10 @@
 """Finetune GPT: `torchrun ... -m megatron_ltd.finetune_gpt --pretrained-checkpoint ... --train-jsonl ...`."""
 
+from megatron_ltd.lm_eval.run_tasks import plan_tasks
 from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
-RECIPE = Recipe("gpt", finetuning=True)
+RECIPE = Recipe("gpt", finetuning=True, plan_tasks=plan_tasks)
 
 
 def main(arguments: list[str] | None = None) -> int:

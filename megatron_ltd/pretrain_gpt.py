@@ -1,9 +1,10 @@
 """Pretrain GPT: `torchrun ... -m megatron_ltd.pretrain_gpt --num-layers ... --data-path ...`."""
 
+from megatron_ltd.lm_eval.run_tasks import plan_tasks
 from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
-RECIPE = Recipe("gpt")
+RECIPE = Recipe("gpt", plan_tasks=plan_tasks)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
 from megatron_ltd.lm_eval.bos import choose_bos
-from megatron_ltd.lm_eval.harness.tasks import plan_harness
+from megatron_ltd.lm_eval.listed import plan_listed
 from megatron_ltd.lm_eval.report import (
     check_format,
     check_writable,
@@ -32,8 +32,8 @@ from megatron_ltd.lm_eval.report import (
     write_results,
 )
 from megatron_ltd.lm_eval.results import OVERLONG, EvalOptions, TaskResult
-from megatron_ltd.lm_eval.scorer import ModelScorer, build_scorer
-from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun, plan_tasks
+from megatron_ltd.lm_eval.scorer import CheckpointScorer, build_scorer
+from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.train.process.exits import leave
@@ -47,22 +47,25 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add_checkpoint_flags(parser)
     parser.add_argument(
         "--tasks", required=True, metavar="TASK[=FILE],...",
-        help=f"from {', '.join(TASKS)}, separated by commas; by default a task's file is under --task-data",
+        help=f"from {', '.join(TASKS)}, separated by commas; by default a task's file is under --task-data; any other "
+        "name is a task of lm-evaluation-harness (needs the extra `eval`), whose files are TASK_DATA/TASK/SPLIT.jsonl",
     )
     parser.add_argument("--task-data", metavar="DIR",
                         help="folder of task files, such as DIR/lambada/lambada_test.jsonl.gz")
     add_output(parser, nargs="+", metavar="FILE",
                help="write results after each task: .json, .md (the table) or .csv, or several of them")
     parser.add_argument("--num-fewshot", type=int, metavar="K", help="solved examples before each question, from the "
-                        "task's training file beside its own, or else from the other questions (default 0; with "
-                        "--harness the task's own)")
-    parser.add_argument("--harness", action="store_true", help="--tasks names tasks of lm-evaluation-harness (needs "
-                        "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl replaces the download")
+                        "task's training file beside its own, or else from the other questions (default 0; the "
+                        "harness's tasks have their own)")
+    parser.add_argument("--harness", action="store_true", help="lm-evaluation-harness also scores the tasks "
+                        "that are built in here")
     parser.add_argument("--no-bos", action="store_true", help="no token at the beginning of texts, though the model's "
                         "tokenizer files say to add one")
     parser.add_argument("--overlong", choices=OVERLONG, default="truncate", help="an example that is longer than the "
                         "model: score its last tokens and count it (default), leave it out and count it, or let its "
                         "task fail")
+    parser.add_argument("--log-samples", action="store_true", help="write what each example adds to each metric, too, "
+                        "for tools/compare_results.py (.json only)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N passages, articles or documents")
     parser.add_argument("--micro-batch-size", type=int, default=8, metavar="ROWS", help="rows per batch (default 8)")
     parser.add_argument(
@@ -74,14 +77,24 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     check_at_least(args, 1, "limit", "micro_batch_size", "overlapping_eval", "tensor_model_parallel_size",
                    "pipeline_model_parallel_size")
     check_at_least(args, 0, "num_fewshot", "bos_token_id")
-    if args.harness and args.overlapping_eval is not None:
-        raise ConfigError("--overlapping-eval has no effect with --harness, whose tasks split texts in their own way.")
     if args.no_bos and args.bos_token_id is not None:
         raise ConfigError(f"--no-bos contradicts --bos-token-id = {args.bos_token_id}; leave one out.")
-    if args.harness and args.overlong == "skip":
-        raise ConfigError("--overlong = skip has no effect with --harness, which scores every example of a task; use "
-                          "truncate or error.")
     return args
+
+
+def check_options(args: argparse.Namespace, plan: list[TaskRun]) -> None:
+    """Check that options have an effect on the tasks.
+
+    Raises:
+        ConfigError: one has none on tasks of the harness.
+    """
+    theirs = ", ".join(run.name for run in plan if run.of_harness)
+    if theirs and args.overlapping_eval is not None:
+        raise ConfigError(f"--overlapping-eval has no effect with --harness, nor on {theirs}: tasks of the harness "
+                          "split texts in their own way.")
+    if theirs and args.overlong == "skip":
+        raise ConfigError(f"--overlong = skip has no effect with --harness, nor on {theirs}: the harness scores every "
+                          "example of a task; use truncate or error.")
 
 
 def agree_on_inputs(problem: str | None, digests: dict[str, str]) -> None:
@@ -112,8 +125,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     problem = None
     try:
         folder = None if args.task_data is None else Path(args.task_data)
-        plan = (plan_harness(args.tasks, folder, args.num_fewshot) if args.harness
-                else plan_tasks(args.tasks, folder))
+        plan = plan_listed(args.tasks, folder, args.num_fewshot, flag="--tasks", all_of_harness=args.harness)
+        check_options(args, plan)
         for output in outputs if console.speaks else ():
             check_format(output)
             check_writable(output)
@@ -142,12 +155,13 @@ def run(args: argparse.Namespace, console: Console) -> None:
     bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here)
     if told is not None:
         console.line(told)
-    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong)
+    options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong,
+                          args.log_samples)
     score(args.load, plan, scorer, tokenizer, options, outputs, console)
 
 
 def score(
-    load: str, plan: list[TaskRun], scorer: ModelScorer, tokenizer: Tokenizer, options: EvalOptions,
+    load: str, plan: list[TaskRun], scorer: CheckpointScorer, tokenizer: Tokenizer, options: EvalOptions,
     outputs: list[Path], console: Console,
 ) -> None:
     """Score the tasks in turn, and write the results after each; one that fails leaves the others alone.
@@ -159,7 +173,7 @@ def score(
         "model": model_record(load, scorer.manifest),
         "tokenizer_digest": tokenizer.digest,
         "options": {"limit": options.limit, "overlapping_eval": options.stride, "num_fewshot": options.num_fewshot,
-                    "bos_token_id": options.bos, "overlong": options.overlong},
+                    "bos_token_id": options.bos, "overlong": options.overlong, "log_samples": options.log_samples},
         "versions": software_versions(),
         "tasks": {},
         "failed": {},
@@ -185,8 +199,9 @@ def score(
         if entries:
             console.line(f"{item.name}: taken from {', '.join(map(str, outputs))}, where the same command wrote it")
         results |= found
-        record["tasks"] |= {name: task_record(item.name, item.path, item.sha256, result)
-                            for name, result in found.items()}
+        record["tasks"] |= {
+            name: task_record(item.name, item.path, item.sha256, result, with_samples=options.log_samples)
+            for name, result in found.items()}
         for output in outputs if console.speaks else ():
             write_results(output, record, results, failed)
     model = record["model"]

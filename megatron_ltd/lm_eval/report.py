@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +21,10 @@ from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.errors import DataError
 from megatron_ltd.lm_eval.results import Metric, TaskResult
+from megatron_ltd.lm_eval.table import number, table
 from megatron_ltd.train.state import TrainState
 
+NUMBERS = re.compile(r"\[\n[-+.,\s\deEnul\[\]]*\n *\](?=[,\n])")
 FORMATS = (".json", ".md", ".csv")
 CSV_HEAD = ["load", "step", "consumed_tokens", "consumed_layer_tokens", "task", "metric", "value", "stderr", "n",
             "unit", "truncated", "num_fewshot", "file", "sha256"]
@@ -40,11 +43,12 @@ def model_record(load: str, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def task_record(name: str, path: Path, sha256: str, result: TaskResult) -> dict[str, Any]:
+def task_record(name: str, path: Path, sha256: str, result: TaskResult, *, with_samples: bool) -> dict[str, Any]:
     """One task's part of the results file; a number that is not finite becomes null, as JSON has no word for it.
 
     Args:
         name: of the task as it was listed; a group has several results.
+        with_samples: with what each example adds to each metric.
     """
     return {
         "metrics": {
@@ -60,6 +64,8 @@ def task_record(name: str, path: Path, sha256: str, result: TaskResult) -> dict[
         "listed_as": name,
         "file": str(path),
         "sha256": sha256,
+        **({"samples": {name: [_finite(one) for one in each] for name, each in result.samples.items()}}
+           if with_samples else {}),
     }
 
 
@@ -68,7 +74,7 @@ def result_of(entry: dict[str, Any]) -> TaskResult:
     metrics = {name: Metric(math.inf if metric["value"] is None else metric["value"], metric["stderr"])
                for name, metric in entry["metrics"].items()}
     return TaskResult(metrics, entry["n"], entry["unit"], entry["truncated"], entry["protocol"], entry["counts"],
-                      tuple(entry["notes"]))
+                      tuple(entry["notes"]), entry.get("samples", {}))
 
 
 def finished_before(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +90,9 @@ def finished_before(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     return found["tasks"] if same else {}
 
 
-def _finite(value: float | None) -> float | None:
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -128,7 +136,9 @@ def write_results(path: Path, record: dict[str, Any], results: dict[str, TaskRes
     elif path.suffix == ".csv":
         text = csv_table(record)
     else:
+        # Lists of numbers in a line each; texts have no line ends in JSON.
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+        text = NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), text)
     write_file(path, text.encode())
 
 
@@ -149,21 +159,10 @@ def markdown_table(results: dict[str, TaskResult], failed: Mapping[str, Exceptio
     What is to be told of a task stands below, and why it failed.
     """
     rows = [("task", "metric", "value", "stderr", "n", "truncated")]
-    rows += [(task, name, _number(metric.value), _number(metric.stderr), f"{result.n} {result.unit}",
+    rows += [(task, name, number(metric.value), number(metric.stderr), f"{result.n} {result.unit}",
               str(result.truncated))
              for task, result in results.items() for name, metric in result.metrics.items()]
     rows += [(task, "failed", "-", "-", "-", "-") for task in failed]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    columns = list(zip("<<>>>>", widths, strict=True))
-    lines = ["| " + " | ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)) + " |"
-             for row in rows]
-    rule = "|".join("-" * (width + 1) + ("-" if side == "<" else ":") for side, width in columns)
     told = [f"{task}: {note.removeprefix(f'{task}: ')}" for task, result in results.items() for note in result.notes]
     told += [f"{task} failed: {type(error).__name__}: {error}" for task, error in failed.items()]
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:], *([""] if told else []), *(f"- {line}" for line in told)])
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
+    return "\n".join([table(rows, "<<>>>>"), *([""] if told else []), *(f"- {line}" for line in told)])

@@ -1,8 +1,14 @@
 """The numbers of a task, and the statistics they are made with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+Samples = list[float | list[float] | None]
+"""What each example adds to a metric: a value, or a value and its weight; None for an example that was left out.
+
+A mean is sum value / sum weight, a perplexity exp(-that) of log-probabilities, where a weight that is not given is 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class TaskResult:
         protocol: how the numbers were made, in words.
         counts: normalisers, such as tokens and words.
         notes: what a reader of the numbers has to know besides.
+        samples: by metric, in the order of the file; empty where they are not kept.
     """
 
     metrics: dict[str, Metric]
@@ -34,6 +41,7 @@ class TaskResult:
     protocol: str
     counts: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    samples: Mapping[str, Samples] = field(default_factory=dict)
 
 
 OVERLONG = ("truncate", "skip", "error")
@@ -50,6 +58,7 @@ class EvalOptions:
         num_fewshot: solved examples before each question.
         bos: id of a token that every text begins with, for models trained that way.
         overlong: one of `OVERLONG`: what happens to an example that is longer than the model's positions.
+        log_samples: keep what each example adds to each metric.
     """
 
     limit: int | None = None
@@ -58,6 +67,7 @@ class EvalOptions:
     num_fewshot: int = 0
     bos: int | None = None
     overlong: str = "truncate"
+    log_samples: bool = False
 
 
 def mean_and_stderr(values: Sequence[float]) -> Metric:
@@ -78,3 +88,9 @@ def perplexity(nll: float, units: int) -> float:
 def bits_per(nll: float, units: int) -> float:
     """Bits for each of `units`, from natural-logarithm `nll`."""
     return nll / units / math.log(2)
+
+
+def aligned(values: Sequence[float], kept: Sequence[bool]) -> Samples:
+    """The values of the examples that were kept, and None for the others."""
+    each = iter(values)
+    return [next(each) if is_kept else None for is_kept in kept]

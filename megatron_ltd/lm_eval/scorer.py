@@ -22,6 +22,7 @@ from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config import (
     CheckpointConfig,
     DataConfig,
+    LoggingConfig,
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
@@ -39,22 +40,29 @@ from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.setup import Model, build_model
 
+SPARE = ScoreRow([0, 0], 1)
+"""What a data-parallel rank runs that has no batch while the others have one."""
+
 
 class ModelScorer:
     """A model on this process and its peers, as the tasks see it; every process calls `score` with the same rows.
 
     Args:
-        batch_rows: rows that a data-parallel rank runs at once.
+        batch_rows: rows that a data-parallel rank runs at once; None: as many as have the tokens of a microbatch.
     """
 
-    def __init__(self, model: Model, runtime: Runtime, config: RunConfig, manifest: Manifest, batch_rows: int):
-        self.model, self.runtime, self.config, self.manifest = model, runtime, config, manifest
-        self.batch_rows = batch_rows
+    def __init__(self, model: Model, runtime: Runtime, config: RunConfig, batch_rows: int | None = None):
+        self.model, self.runtime, self.config, self.batch_rows = model, runtime, config, batch_rows
+        parallel = config.parallel
+        # Between tensor-parallel regions each rank then holds an equal share of a row.
+        self.slices = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+        # Gathering sharded parameters takes all data-parallel ranks at once.
+        self.in_step = parallel.sharding != "no_shard"
         self.decoder = Decoder(model, runtime.device, self.max_length)
 
     @property
     def max_length(self) -> int:
-        return self.config.model.max_positions
+        return self.config.model.max_positions // self.slices * self.slices
 
     @property
     def tokenizer_config(self) -> DataConfig:
@@ -66,9 +74,11 @@ class ModelScorer:
         starts = np.concatenate(([0], np.cumsum(counts)))
         answers = torch.zeros(2, int(starts[-1]), device=self.runtime.device)
         self.model.eval_mode()
-        for batch in self._batches([row.tokens for row in rows]):
-            scored = self._forward([rows[i] for i in batch])
-            if scored is None or self.runtime.mesh.tp_rank != 0:
+        mesh, batches = self.runtime.mesh, self._batches([row.tokens for row in rows])
+        batches += [[]] * (-len(batches) % mesh.dp_size if self.in_step else 0)
+        for batch in batches[mesh.dp_rank::mesh.dp_size]:
+            scored = self._forward([rows[i] for i in batch] or [SPARE])
+            if scored is None or mesh.tp_rank != 0:
                 continue
             for line, i in enumerate(batch):
                 first, stop = rows[i].first_scored, len(rows[i].tokens)
@@ -82,20 +92,33 @@ class ModelScorer:
 
     def generate(self, texts: list[list[int]], new_tokens: int, eod: int, finished: Finished,
                  sampling: Sampling = GREEDY) -> list[list[int]]:
-        """What follows each text; data-parallel ranks take batches in turn."""
+        """What follows each text; data-parallel ranks take batches in turn, or each all of them if they must gather
+        parameters together for every token.
+
+        Raises:
+            ConfigError: under sequence parallelism, which cannot share out a single token.
+        """
+        if self.slices > 1:
+            raise ConfigError("--sequence-parallel: the task generates text token by token, and one token has no share "
+                              "for each process; score it from a checkpoint, or leave the flag out")
         mine: list[tuple[int, list[int]]] = []
-        for batch in self._batches(texts):
+        mesh, batches = self.runtime.mesh, self._batches(texts, new_tokens)
+        for batch in batches if self.in_step else batches[mesh.dp_rank::mesh.dp_size]:
             answers = self.decoder.generate([texts[i] for i in batch], new_tokens, sampling, eod=eod,
                                             finished=finished)
             mine += zip(batch, answers, strict=True)
         found = {i: answer for answers in gather_json(mine) for i, answer in answers}
         return [found[i] for i in range(len(texts))]
 
-    def _batches(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The places of the texts that this data-parallel rank runs, those of similar length together."""
-        order, mesh = by_length(texts), self.runtime.mesh
-        batches = [order[start:start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
-        return batches[mesh.dp_rank::mesh.dp_size]
+    def _batches(self, texts: Sequence[Sequence[int]], new_tokens: int = 0) -> list[list[int]]:
+        """The places of the texts that are run together: those of similar length."""
+        order, batches = by_length(texts), []
+        microbatch_tokens = self.config.training.micro_batch_size * self.config.model.seq_length
+        while order:
+            rows = self.batch_rows or max(1, microbatch_tokens // (len(texts[order[0]]) + new_tokens))
+            batches.append(order[:rows])
+            order = order[rows:]
+        return batches
 
     def _forward(self, rows: Sequence[ScoreRow]) -> torch.Tensor | None:
         """Log-probability and greediness of the scored tokens, at the place before each; None off the last stage.
@@ -103,7 +126,7 @@ class ModelScorer:
         Shapes:
             -> [2, rows, longest - 1]
         """
-        length = len(rows[0].tokens) - 1
+        length = -(-(len(rows[0].tokens) - 1) // self.slices) * self.slices
         tokens = torch.zeros(len(rows), length + 1, dtype=torch.int64)
         scored = torch.zeros(len(rows), length)
         for line, row in enumerate(rows):
@@ -113,6 +136,14 @@ class ModelScorer:
         facts = {"labels": tokens[:, 1:].contiguous(), "loss_mask": scored.to(self.runtime.device),
                  "sample_ids": torch.zeros(len(rows), dtype=torch.int64, device=self.runtime.device)}
         return self.model.pipeline.forward(tokens[:, :-1].contiguous(), facts)
+
+
+class CheckpointScorer(ModelScorer):
+    """A model that was loaded from a checkpoint."""
+
+    def __init__(self, model: Model, runtime: Runtime, config: RunConfig, batch_rows: int, manifest: Manifest):
+        super().__init__(model, runtime, config, batch_rows)
+        self.manifest = manifest
 
 
 def scoring_config(saved: RunConfig, *, tensor_parallel: int, pipeline_parallel: int, batch_rows: int,
@@ -127,7 +158,7 @@ def scoring_config(saved: RunConfig, *, tensor_parallel: int, pipeline_parallel:
                           "the next token; score a GPT")
     dp = max(1, world_size // (tensor_parallel * pipeline_parallel))
     config = replace(
-        saved, token_drop=TokenDropConfig(), checkpoint=CheckpointConfig(),
+        saved, token_drop=TokenDropConfig(), checkpoint=CheckpointConfig(), logging=LoggingConfig(),
         parallel=ParallelConfig(tensor_model_parallel_size=tensor_parallel,
                                 pipeline_model_parallel_size=pipeline_parallel,
                                 distributed_timeout_minutes=saved.parallel.distributed_timeout_minutes),
@@ -144,7 +175,7 @@ def scoring_config(saved: RunConfig, *, tensor_parallel: int, pipeline_parallel:
 
 
 def build_scorer(load_dir: str, *, step: int | None, tensor_parallel: int, pipeline_parallel: int,
-                 micro_batch_size: int) -> ModelScorer:
+                 micro_batch_size: int) -> CheckpointScorer:
     """Start the process group and load the model that a checkpoint's manifest describes.
 
     Args:
@@ -166,4 +197,4 @@ def build_scorer(load_dir: str, *, step: int | None, tensor_parallel: int, pipel
     path = agree_on_checkpoint(Path(load_dir), group, step, Console(False))
     model = build_model(config, runtime.mesh, runtime.device, draw=False, decodes=True)
     manifest = state.load(path, model, None, group)
-    return ModelScorer(model, runtime, config, manifest, micro_batch_size)
+    return CheckpointScorer(model, runtime, config, micro_batch_size, manifest)

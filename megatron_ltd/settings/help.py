@@ -16,7 +16,7 @@ USUAL = {
     "Token dropping": "random_ltd random_ltd_start_length random_ltd_steps token_drop_policy",
     "Processes and precision": "bf16 tensor_model_parallel_size pipeline_model_parallel_size use_distributed_optimizer",
     "Checkpoints": "save load pretrained_checkpoint save_interval exit_interval",
-    "Log": "log_interval eval_interval eval_iters metrics_file",
+    "Log": "log_interval eval_interval eval_iters eval_tasks eval_tasks_interval metrics_file",
 }
 """Fields by purpose; each recipe shows its own."""
 
@@ -25,6 +25,7 @@ OTHERS = (
                       "overlong_samples reset_position_ids reset_attention_mask eod_mask_loss"),
     ({"gpt", "vit"}, "bert_no_binary_head mask_prob mask_max_ngram mask_whole_word mask_longer_ngrams mask_geometric "
                      "short_seq_prob"),
+    ({"bert", "vit"}, "eval_tasks eval_tasks_interval eval_tasks_limit task_data"),
     ({"gpt", "bert"}, "img_h img_w patch_dim num_channels num_classes image_augmentation"),
     ({"vit"}, "seq_length max_position_embeddings position_embedding_type rotary_base rotary_percent vocab_size "
               "make_vocab_size_divisible_by untie_embeddings_and_output_weights data_path split data_cache_path "

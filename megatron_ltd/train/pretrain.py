@@ -31,6 +31,7 @@ from megatron_ltd.train.report.banner import banner
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.resume import check_samples_read, restore
 from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.task_scores import TaskPlan
 from megatron_ltd.train.trainer import Trainer
 
 T = TypeVar("T")
@@ -74,18 +75,20 @@ def read_together(read: Callable[[], T], digest_of: Callable[[T], str]) -> T:
     if problems:
         raise DataError("\n".join(sorted(problems)))
     if len({read_there for _, read_there in answers}) > 1:
-        raise DataError("The processes read different corpora or tokenizers under the same names; copy the same files "
-                        "to every machine")
+        raise DataError("The processes read different corpora, tokenizers or task files under the same names; copy "
+                        "the same files to every machine")
     assert found is not None
     return found
 
 
-def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare) -> int:
+def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare,
+          tasks: TaskPlan | None = None) -> int:
     """Run this process and return its exit code.
 
     Args:
         tokenizer: None for models that read no text.
         prepare: reads the data once the process group exists, and completes the settings with what follows from it.
+        tasks: those of --eval-tasks.
 
     Raises:
         UserError: an error that the user can fix.
@@ -93,7 +96,7 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
     with StopWatcher(config.training) as watcher:
         runtime = launch.start(config, place)
         try:
-            code = watched_train(config, tokenizer, runtime, prepare, watcher)
+            code = watched_train(config, tokenizer, runtime, prepare, watcher, tasks)
             tell_spares(place, runtime.store, code)
             return code
         except Exception as error:
@@ -103,7 +106,7 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
 
 
 def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, prepare: Prepare,
-                  watcher: StopWatcher) -> int:
+                  watcher: StopWatcher, tasks: TaskPlan | None) -> int:
     """The part of `train` after the process group exists."""
     place = runtime.launch
     console = Console(place.rank == 0)
@@ -114,7 +117,9 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
             clear_exit_record(config.checkpoint.save)
     native.tell(console)
     config, datasets = prepare(config, tokenizer, runtime, console)
-    model = build_model(config, runtime.mesh, runtime.device)
+    if tasks is not None:
+        read_together(lambda: tasks, lambda tasks: tasks.digest)
+    model = build_model(config, runtime.mesh, runtime.device, decodes=tasks is not None)
     if config.token_drop.policy == "importance" and tokenizer is not None:
         model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
@@ -137,8 +142,11 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         console.line(line)
         if warning is not None:
             console.warn(warning)
+    score_tasks = None
+    if tasks is not None and tokenizer is not None:
+        score_tasks = tasks.scores(model, runtime, config, tokenizer, console)
     first_step = state.consumed.steps
-    trainer = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer, best)
+    trainer = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer, best, score_tasks)
     try:
         code = trainer.run(watcher)
     except UserError as error:

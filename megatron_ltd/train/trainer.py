@@ -4,11 +4,12 @@
         read the step's microbatches, a function of the samples consumed so far
         choose what to compute and the learning rate, functions of the counters
         step; count; log
-        at intervals: validate, save
+        at intervals: validate, score tasks, save
         stop if the run is complete or was asked to stop
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ from megatron_ltd.train.report.summary import StepTimes, summary
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import StepResult, train_step
+from megatron_ltd.train.task_scores import TaskScores
 from megatron_ltd.train.validate import HeldOut, held_out_loss, mean_of
 
 MEASURED_STEPS = 3
@@ -51,6 +53,7 @@ class Trainer:
         state: counters of the run; advanced by `run`.
         writer: saves checkpoints; None without --save.
         best: saves the best model of a finetuning run; None otherwise.
+        score_tasks: scores the model on tasks; None without --eval-tasks.
     """
 
     config: RunConfig
@@ -62,6 +65,7 @@ class Trainer:
     metrics: Metrics
     writer: CheckpointWriter | None
     best: CheckpointWriter | None = None
+    score_tasks: Callable[[], TaskScores] | None = None
 
     def __post_init__(self) -> None:
         dp = self.runtime.mesh.dp_size
@@ -166,8 +170,11 @@ class Trainer:
                 f"{self.state.best.loss:.6f} of step {self.state.best.step}")
         if code == EXIT_COMPLETE:
             self._evaluate(self.datasets.test, "test")
-        interval = self.config.checkpoint.save_interval
-        if interval is not None and step % interval == 0:
+        interval = self.config.logging.eval_tasks_interval
+        if self.score_tasks is not None and (code == EXIT_COMPLETE or (interval and step % interval == 0)):
+            self.metrics.task_scores(step, self.score_tasks())
+        saving = self.config.checkpoint.save_interval
+        if saving is not None and step % saving == 0:
             self._save()
         return code
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.train.state import TrainState
 from tests.gloo import run_ranks
 from tests.lm_eval.fakes import UniformScorer
-from tools import evaluate_zeroshot
+from tools import compare_results, evaluate_zeroshot
 
 PASSAGES = b'{"text": "the old dog saw the young dog"}\n{"text": "one two three"}\n'
 
@@ -90,11 +91,26 @@ def test_results_hold_every_metric_and_where_it_comes_from(
     assert found["tasks"]["wikitext"]["metrics"]["token_perplexity"]["value"] == pytest.approx(8)
     assert {"megatron_ltd", "torch", "python", "numpy"} <= set(found["versions"])
     assert found["options"] == {"limit": None, "overlapping_eval": None, "num_fewshot": 0, "bos_token_id": None,
-                                "overlong": "truncate"}
+                                "overlong": "truncate", "log_samples": False}
     table = capsys.readouterr().out
     assert "| lambada  | accuracy" in table and "| wikitext | bits_per_byte" in table
     assert "step 7: trained on 224 tokens, 120 layer tokens" in table
     assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_logged_samples_make_up_the_metrics_and_are_kept_by_a_repeated_command(folder: Path) -> None:
+    output = folder / "results.json"
+    flags = ("--tasks", "lambada,wikitext", "--output", str(output), "--log-samples")
+    assert evaluate(folder, *flags) == 0
+    text = output.read_text()
+    assert '"accuracy": [ 0.0, 0.0 ]' in text, "a list of numbers takes one line"
+    tasks = json.loads(text)["tasks"]
+    assert tasks["lambada"]["samples"]["perplexity"] == pytest.approx([-math.log(8)] * 2)
+    [[logprob, tokens]] = tasks["wikitext"]["samples"]["token_perplexity"]
+    assert math.exp(-logprob / tokens) == pytest.approx(8)
+    assert evaluate(folder, *flags) == 0 and output.read_text() == text
+    assert compare_results.main([str(output), str(output)]) == 0
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -106,7 +122,7 @@ def test_limit_and_stride_reach_the_tasks(folder: Path) -> None:
     assert found["tasks"]["lambada"]["n"] == 1
     assert "stride 4" in found["tasks"]["wikitext"]["protocol"]
     assert found["options"] == {"limit": 1, "overlapping_eval": 4, "num_fewshot": 0, "bos_token_id": None,
-                                "overlong": "truncate"}
+                                "overlong": "truncate", "log_samples": False}
 
 
 def test_tokenizer_flags_take_the_place_of_recorded_files_that_have_moved(folder: Path, stand_in: StandIn) -> None:
@@ -124,7 +140,8 @@ def test_a_task_that_fails_leaves_the_others_alone(folder: Path, capsys: pytest.
     said = capsys.readouterr()
     assert f"DataError: {bad}:2: text = 3 must be a text" in said.err
     assert "2 of 3 tasks failed: lambada, perplexity" in said.err
-    assert re.search(r"\| lambada +\| failed", said.out) and "perplexity failed: DataError: --tasks" in said.out
+    assert re.search(r"\| lambada +\| failed", said.out)
+    assert "perplexity failed: DataError: task perplexity=none.txt" in said.out
     found = results_of(output)
     assert list(found["tasks"]) == ["wikitext"] and list(found["failed"]) == ["lambada", "perplexity"]
 

@@ -14,6 +14,7 @@ from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.report.log_writers import Metrics, MetricsFile
+from megatron_ltd.train.task_scores import TaskScores
 from megatron_ltd.train.validate import HeldOut
 from tests.train.test_metrics import REPORT
 
@@ -97,6 +98,7 @@ def test_processes_that_do_not_speak_write_nothing(tmp_path: Path, capsys: pytes
     metrics = Metrics(config, {}, Console(speaks=False), 0)
     metrics.step(REPORT)
     metrics.held_out("validation", 100, HeldOut(2.0))
+    metrics.task_scores(100, TaskScores({"copa": {"acc": (0.5, 0.1)}}, {"rte": "no"}))
     metrics.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -11,8 +12,9 @@ from typing import Any
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
 from megatron_ltd.lm_eval.harness.local import LocalSplits, check_answers, needed_splits
+from megatron_ltd.lm_eval.harness.metrics import metrics_of, samples_of
 from megatron_ltd.lm_eval.requests import TokenScorer
-from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult
+from megatron_ltd.lm_eval.results import EvalOptions, TaskResult
 from megatron_ltd.lm_eval.rows import notes_on_examples
 from megatron_ltd.lm_eval.tasks.names import TaskRun
 from megatron_ltd.parallel.agreement import gather_json
@@ -63,7 +65,7 @@ class HarnessTask:
         try:
             found = importlib.import_module("lm_eval.evaluator").simple_evaluate(
                 model=model, tasks=[group], task_manager=self.harness.manager, num_fewshot=self.harness.num_fewshot,
-                limit=options.limit, log_samples=False)
+                limit=options.limit, log_samples=options.log_samples)
         except UserError:
             raise
         except Exception as error:  # a task may hold any code
@@ -83,7 +85,7 @@ class HarnessTask:
         group, problem = None, None
         notes: tuple[str, ...] = ()
         try:
-            group, notes = self._loaded(options)
+            group, notes = self.loaded(options)
         except UserError as error:
             problem = str(error)
         problems = {found for found in gather_json(problem) if found is not None}
@@ -91,7 +93,12 @@ class HarnessTask:
             raise DataError("\n".join(sorted(problems)))
         return group, notes
 
-    def _loaded(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
+    def loaded(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
+        """The task as the harness loads it, and what is to be told of it.
+
+        Raises:
+            DataError: its examples are not there, or cannot be read.
+        """
         try:
             # Inside a group, settings are laid over those of the task of that name.
             loaded = self.harness.manager.load([{"group": GROUP, "task": [self._definition()]}])
@@ -120,8 +127,8 @@ def _said(error: BaseException) -> str:
     return text if error.__cause__ is None else f"{text}, from {_said(error.__cause__)}"
 
 
-def plan_harness(listed: str, folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
-    """The tasks of a comma-separated list, with the files `folder`/TASK/SPLIT.jsonl.
+def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
+    """The harness's tasks of these names, with the files `folder`/TASK/SPLIT.jsonl.
 
     Args:
         num_fewshot: None for each task's own.
@@ -130,36 +137,31 @@ def plan_harness(listed: str, folder: Path | None, num_fewshot: int | None) -> l
         ConfigError: the harness is not installed, or there is no such task.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("--harness needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"--tasks = {listed!r}: name every task of the harness once.")
+        raise ConfigError(f"task {', '.join(names)} needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"tasks {', '.join(names)}: name every task of the harness once.")
     harness, runs = Harness(num_fewshot), []
     unknown = [name for name in names if name not in harness.manager.all_tasks]
     if unknown:
-        raise ConfigError(f"--tasks: lm-evaluation-harness {version('lm_eval')} has no task {', '.join(unknown)}. "
-                          "`lm-eval ls tasks` lists them.")
+        raise ConfigError(f"there is no task {', '.join(map(repr, unknown))} in lm-evaluation-harness "
+                          f"{version('lm_eval')}; `lm-eval ls tasks` lists its tasks.")
     for name in names:
         task = HarnessTask(name, LocalSplits(None if folder is None else folder / name), harness)
         place = task.local.folder if task.local.paths else Path("hub")
-        runs.append(TaskRun(name, place, task.local.sha256 if task.local.paths else "", task.evaluate))
+        runs.append(TaskRun(name, place, task.local.sha256 if task.local.paths else "", task.evaluate,
+                            load=task.loaded))
     return runs
 
 
 def _result(name: str, numbers: dict[str, Any], found: dict[str, Any], model: Any, leaves: list[str],
             notes: tuple[str, ...]) -> TaskResult:
-    metrics = {}
-    for key, value in numbers.items():
-        metric, _, rule = key.partition(",")
-        if rule and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = numbers.get(f"{metric}_stderr,{rule}")
-            shown = metric if rule == "none" else f"{metric} ({rule})"
-            metrics[shown] = Metric(float(value), float(error) if isinstance(error, int | float) else None)
+    metrics = metrics_of(numbers)
     counted = found.get("n-samples", {})
-    samples = sum(int(counted.get(leaf, {}).get("effective", 0)) for leaf in leaves)
+    n = sum(int(counted.get(leaf, {}).get("effective", 0)) for leaf in leaves)
     shots = found.get("n-shot", {}).get(name)
     protocol = f"lm-evaluation-harness {version('lm_eval')}, task version {found['versions'].get(name)}, {shots}-shot"
+    samples = samples_of(found.get("samples", {}).get(name, ()), metrics)
     cut, apart = (sum(len(counts[leaf]) for leaf in leaves) for counts in (model.cut, model.apart))
-    return TaskResult(metrics, samples, "examples", cut, protocol, {},
+    return TaskResult(metrics, n, "examples", cut, protocol, {},
                       tuple(note for note in notes if len(leaves) == 1 and note.startswith(f"{name}: "))
-                      + notes_on_examples(0, apart))
+                      + notes_on_examples(0, apart), samples)

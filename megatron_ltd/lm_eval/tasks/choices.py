@@ -9,7 +9,7 @@ character of the choice; the first of equals. `exact_match` asks whether a right
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from random import Random
@@ -17,7 +17,7 @@ from random import Random
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.requests import ScoredRow, TokenScorer, score_by_length
-from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult, mean_and_stderr
+from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult, aligned, mean_and_stderr
 from megatron_ltd.lm_eval.rows import RowEncoder
 from megatron_ltd.lm_eval.tasks.records import Record
 from megatron_ltd.lm_eval.tasks.task_files import first_packed, read_records, sha256_of
@@ -36,14 +36,12 @@ class Example:
     Args:
         pairs: context and continuation of each choice.
         gold: the right choices.
-        credits: metric -> what each choice is worth, for tasks that count more than right and wrong.
         group: the part of the task it belongs to.
     """
 
     pairs: tuple[tuple[str, str], ...]
     gold: frozenset[int]
     place: str
-    credits: dict[str, tuple[float, ...]] = field(default_factory=dict)
     group: str = ""
 
     def solved(self) -> str:
@@ -52,14 +50,13 @@ class Example:
         return context + DELIMITER + continuation
 
 
-def question(record: Record, pairs: Sequence[tuple[str, str]], gold: Iterable[int],
-             credits: dict[str, tuple[float, ...]] | None = None) -> Example:
+def question(record: Record, pairs: Sequence[tuple[str, str]], gold: Iterable[int]) -> Example:
     """An example whose parts are checked.
 
     Raises:
         DataError: a right choice does not exist, or a continuation is empty.
     """
-    example = Example(tuple(pairs), frozenset(gold), record.place, credits or {}, record.group)
+    example = Example(tuple(pairs), frozenset(gold), record.place, record.group)
     if not all(0 <= right < len(pairs) for right in example.gold):
         raise record.error(f"the answer is choice {max(example.gold) + 1} of {len(pairs)}")
     if not all(continuation for _, continuation in pairs):
@@ -112,8 +109,9 @@ class ChoiceTask:
         values = [judge(example, [next(each) for _ in example.pairs]) for example in examples]
         truncated = sum(any(one.cut for one in pairs) for pairs in encoded)
         tokens = sum(len(answer.logprobs) for answer in answers)
+        samples = {name: aligned([value[name] for value in values], kept) for name in self.metrics}
         return TaskResult(self._metrics(examples, values), len(examples), "examples", truncated,
-                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)}, notes)
+                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)}, notes, samples)
 
     def questions(self, path: Path, options: EvalOptions) -> tuple[list[Example], list[str], str]:
         """The questions, the solved examples before each as one text, and a description of those.
@@ -161,10 +159,9 @@ def judge(example: Example, answers: Sequence[ScoredRow]) -> dict[str, float]:
     chosen = _first_largest(scores)
     lengths = [len(continuation) for _, continuation in example.pairs]
     per_character = _first_largest([score / length for score, length in zip(scores, lengths, strict=True)])
-    worth = {name: each[chosen] for name, each in example.credits.items()}
     return {
         "acc": float(chosen in example.gold), "acc_norm": float(per_character in example.gold),
-        "exact_match": float(any(bool(answers[i].greedy.all()) for i in example.gold)), **worth,
+        "exact_match": float(any(bool(answers[i].greedy.all()) for i in example.gold)),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.lm_eval.requests import TokenScorer, score_rows
-from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult, mean_and_stderr, perplexity
+from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult, aligned, mean_and_stderr, perplexity
 from megatron_ltd.lm_eval.rows import Encoded, RowEncoder
 from megatron_ltd.lm_eval.tasks.records import Record
 from megatron_ltd.lm_eval.tasks.task_files import read_json_lines
@@ -39,17 +39,19 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
     encoder = RowEncoder(tokenizer, scorer.max_length, options.bos, options.overlong)
     encoded = [[last_word_row(passage, encoder)] for passage in read_json_lines(path, options.limit)]
     notes = encoder.notes(encoded)
-    passages = [one for [one] in compress(encoded, encoder.fits(encoded, path.name))]
+    kept = encoder.fits(encoded, path.name)
+    passages = [one for [one] in compress(encoded, kept)]
     answers = score_rows(scorer, [passage.row for passage in passages], "lambada", options.show_progress)
-    accuracy = mean_and_stderr([float(answer.greedy.all()) for answer in answers])
+    hits, logprobs = [float(answer.greedy.all()) for answer in answers], [answer.logprob for answer in answers]
     return TaskResult(
-        metrics={"accuracy": accuracy, "perplexity": word_perplexity([answer.logprob for answer in answers])},
+        metrics={"accuracy": mean_and_stderr(hits), "perplexity": word_perplexity(logprobs)},
         n=len(passages),
         unit="passages",
         truncated=sum(passage.cut for passage in passages),
         protocol=PROTOCOL,
         counts={"scored_tokens": sum(len(answer.logprobs) for answer in answers)},
         notes=notes,
+        samples={"accuracy": aligned(hits, kept), "perplexity": aligned(logprobs, kept)},
     )
 
 

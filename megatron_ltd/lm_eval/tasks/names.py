@@ -1,7 +1,7 @@
 """The tasks by name, and which of them a run scores on which files."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +79,6 @@ CHOICE_TASKS = {
     "multirc": ChoiceTask(("multirc/val.jsonl", "multirc/validation.jsonl"),
                           from_template("{paragraph}\n" + QUESTION, YES_OR_NO + "yes", YES_OR_NO + "no"), ("acc",),
                           training=("train.jsonl",)),
-    "record": ChoiceTask(("record/val.jsonl", "record/validation.jsonl"), questions.record_cloze, ("f1", "em"),
-                         training=("train.jsonl",)),
     # Of two sentences that differ in one point of grammar, the right one must be more probable
     # (https://arxiv.org/abs/1912.00582).
     "blimp": ChoiceTask(("blimp/blimp.zip", "blimp/blimp.jsonl"),
@@ -114,6 +112,7 @@ class TaskRun:
         sha256: of its files.
         evaluate: gives its results by name.
         problem: why it cannot run, if that is known beforehand.
+        load: of a task of lm-evaluation-harness: read its examples, so that what is missing is found beforehand.
     """
 
     name: str
@@ -121,26 +120,25 @@ class TaskRun:
     sha256: str
     evaluate: Answer
     problem: UserError | None = None
+    load: Callable[[EvalOptions], object] | None = None
+
+    @property
+    def of_harness(self) -> bool:
+        return self.load is not None
 
 
-def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
-    """The runs asked for by `lambada,wikitext,perplexity=FILE`; one whose file is not there has that for its problem.
+def plan_tasks(items: Sequence[str], folder: Path | None) -> list[TaskRun]:
+    """The runs of `lambada`, `wikitext`, `perplexity=FILE`; one whose file is not there has that for its problem.
 
     A task's result has its name; a task listed with several files has one result `name:file` for each.
 
     Raises:
-        ConfigError: an unknown task, or a task listed twice.
+        ConfigError: a task is listed twice.
     """
-    items = [item.strip() for item in listed.split(",") if item.strip()]
-    if not items:
-        raise ConfigError(f"--tasks = {listed!r} names no task. Choose from {', '.join(TASKS)}.")
     times = Counter(item.partition("=")[0] for item in items)
     runs: list[TaskRun] = []
     for item in items:
-        name = item.partition("=")[0]
-        if name not in TASKS:
-            raise ConfigError(f"--tasks: there is no task {name!r}. Choose from {', '.join(TASKS)}.")
-        given = Path(item.partition("=")[2])
+        name, given = item.partition("=")[0], Path(item.partition("=")[2])
         label = name if times[name] == 1 else f"{name}:{given.name}"
         try:
             path = _path_of(item, folder)
@@ -149,7 +147,7 @@ def plan_tasks(listed: str, folder: Path | None) -> list[TaskRun]:
             runs.append(TaskRun(label, given, "", _answer(label, TASKS[name].evaluate, given), error))
     repeated = [name for name, count in Counter(run.name for run in runs).items() if count > 1]
     if repeated:
-        raise ConfigError(f"--tasks lists {', '.join(repeated)} more than once. Keep one, or rename one of the files.")
+        raise ConfigError(f"task {', '.join(repeated)} is listed more than once. Keep one, or rename one of the files.")
     return runs
 
 
@@ -161,10 +159,10 @@ def _path_of(item: str, folder: Path | None) -> Path:
     name, named, given = item.partition("=")
     if named:
         if not Path(given).is_file():
-            raise DataError(f"--tasks {item}: there is no file {given!r}. Check the path.")
+            raise DataError(f"task {item}: there is no file {given!r}. Check the path.")
         return Path(given)
     if not TASKS[name].files:
-        raise ConfigError(f"--tasks {name} has no file of its own. Name one: --tasks {name}=PATH.")
+        raise ConfigError(f"task {name} has no file of its own. Name one: {name}=PATH.")
     if folder is None:
-        raise ConfigError(f"--tasks {name} needs --task-data, the folder of its file, or a file: {name}=PATH.")
+        raise ConfigError(f"task {name} needs --task-data, the folder of its file, or a file: {name}=PATH.")
     return find_task_file(name, folder, TASKS[name].files)

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.lm_eval.requests import SLAB_ROWS, TokenScorer, before_stops, stopped_by
-from megatron_ltd.lm_eval.results import EvalOptions, TaskResult, mean_and_stderr
+from megatron_ltd.lm_eval.results import EvalOptions, TaskResult, aligned, mean_and_stderr
 from megatron_ltd.lm_eval.rows import RowEncoder
 from megatron_ltd.lm_eval.tasks.choices import ChoiceTask
 from megatron_ltd.lm_eval.tasks.questions import without_punctuation
@@ -41,7 +41,7 @@ class AnswerTask(ChoiceTask):
         cut = sum(one.cut for [one] in compress(encoded, kept))
         return TaskResult({"exact_match": mean_and_stderr(hits)}, len(examples), "questions", cut,
                           f"greedy answers up to a new line, full stop or comma, {self.protocol}; {shown}",
-                          {"generated_tokens": sum(map(len, answers))}, notes)
+                          {"generated_tokens": sum(map(len, answers))}, notes, {"exact_match": aligned(hits, kept)})
 
 
 def spoken(text: str) -> str:

@@ -5,13 +5,14 @@ document is not predicted. Documents longer than the model are cut into windows 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DataError
-from megatron_ltd.lm_eval.requests import ScoredRow, TokenScorer, score_rows
-from megatron_ltd.lm_eval.results import EvalOptions, Metric, TaskResult, bits_per, perplexity
+from megatron_ltd.lm_eval.requests import ScoredRow, ScoreRow, TokenScorer, score_rows
+from megatron_ltd.lm_eval.results import EvalOptions, Metric, Samples, TaskResult, bits_per, perplexity
 from megatron_ltd.lm_eval.rows import RowEncoder
 from megatron_ltd.lm_eval.tasks.task_files import plain_suffix, read_json_lines, read_text
 
@@ -44,26 +45,41 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
     """Token and byte perplexity of the documents in `path`."""
     documents, notes = read_documents(path, options.limit)
     encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
-    rows = [row for tokens in tokenizer.encode_batch(documents) for row in encoder.windows(tokens, options.stride)]
+    windows_of = [list(encoder.windows(tokens, options.stride)) for tokens in tokenizer.encode_batch(documents)]
+    rows = list(chain.from_iterable(windows_of))
     if not rows:
         raise DataError(f"{path} gives no tokens. Check that the tokenizer is the model's.")
-    answers = score_rows(scorer, rows, "perplexity", options.show_progress)
-    size_bytes = sum(len(document.encode()) for document in documents)
-    metrics, tokens = perplexities(answers, {"byte": size_bytes})
+    texts = by_text(windows_of, score_rows(scorer, rows, "perplexity", options.show_progress))
+    sizes = {"byte": [len(document.encode()) for document in documents]}
+    metrics, tokens, samples = perplexities(texts, sizes)
     windows = "rolling windows" if options.stride is None else f"sliding windows of stride {options.stride}"
     return TaskResult(metrics, len(documents), "documents", truncated=0,
                       protocol=f"document by document from the end-of-document token, {windows}",
-                      counts={"tokens": tokens, "bytes": size_bytes}, notes=notes)
+                      counts={"tokens": tokens, "bytes": sum(sizes["byte"])}, notes=notes, samples=samples)
 
 
-def perplexities(answers: Sequence[ScoredRow], counts: dict[str, int]) -> tuple[dict[str, Metric], int]:
-    """Perplexities per word (if counted), token and byte, and bits per byte; also the number of scored tokens.
+def by_text(rows: Sequence[Sequence[ScoreRow]], answers: Sequence[ScoredRow]) -> list[list[ScoredRow]]:
+    """The answers to the rows of each text."""
+    each = iter(answers)
+    return [[next(each) for _ in of_text] for of_text in rows]
+
+
+def perplexities(texts: Sequence[Sequence[ScoredRow]], sizes: Mapping[str, Sequence[int]],
+                 ) -> tuple[dict[str, Metric], int, dict[str, Samples]]:
+    """Perplexities per word (if counted), token and byte, and bits per byte; the number of scored tokens; and what each
+    text adds.
 
     Args:
-        counts: of "byte", and of "word" if that is to be reported.
+        texts: the rows of each.
+        sizes: of each text in "byte", and in "word" if that is to be reported.
     """
-    nll = -math.fsum(answer.logprob for answer in answers)
-    counts = counts | {"token": sum(len(answer.logprobs) for answer in answers)}
-    metrics = {f"{unit}_perplexity": Metric(perplexity(nll, counts[unit]))
-               for unit in ("word", "token", "byte") if unit in counts}
-    return metrics | {"bits_per_byte": Metric(bits_per(nll, counts["byte"]))}, counts["token"]
+    logprobs = [math.fsum(answer.logprob for answer in rows) for rows in texts]
+    nll = -math.fsum(answer.logprob for rows in texts for answer in rows)
+    sizes = {**sizes, "token": [sum(len(answer.logprobs) for answer in rows) for rows in texts]}
+    of_metric = {f"{unit}_perplexity": unit for unit in ("word", "token", "byte") if unit in sizes}
+    metrics = {name: Metric(perplexity(nll, sum(sizes[unit]))) for name, unit in of_metric.items()}
+    of_metric["bits_per_byte"] = "byte"
+    samples: dict[str, Samples] = {
+        name: [[logprob, float(size)] for logprob, size in zip(logprobs, sizes[unit], strict=True)]
+        for name, unit in of_metric.items()}
+    return metrics | {"bits_per_byte": Metric(bits_per(nll, sum(sizes["byte"])))}, sum(sizes["token"]), samples

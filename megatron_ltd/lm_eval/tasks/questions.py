@@ -6,7 +6,6 @@ Prompts are lm-evaluation-harness's. Of a task that is published in several layo
 import ast
 import re
 import string
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,7 @@ POSSESSIVES = {"my", "his", "her", "our", "their"}
 CAPITALIZED = {"A", "An", "The", "She", "He", "It", "They", "My", "His", "Her", "Their"}
 LETTERS = {letter: index for index, letter in enumerate("ABCD")}
 LETTERED = re.compile(r"\(([A-E])\)")
-HIGHLIGHT = "\n@highlight\n"
-PLACEHOLDER = "@placeholder"
 RACE_BLANK = "  _  ."
-ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def from_template(context: str, *choices: str, label: tuple[str, ...] = ("label",),
@@ -160,39 +156,9 @@ def _race_problems(record: Record) -> list[Record]:
     return [Record(problem, f"{record.place}, problem {i + 1}") for i, problem in enumerate(problems)]
 
 
-def record_cloze(record: Record) -> Example:
-    """ReCoRD: which entity fills the blank of a sentence about a news article."""
-    first, *highlights = record.text("passage").strip().split(HIGHLIGHT)
-    context = f"{first}\n\n" + "".join(f"  - {highlight}.\n" for highlight in highlights)
-    entities, answers = sorted(set(record.texts("entities"))), sorted(set(record.texts("answers")))
-    query = record.text("query")
-    pairs = [(context, f"  - {query}".replace(PLACEHOLDER, entity)) for entity in entities]
-    gold = [i for i, entity in enumerate(entities) if entity in answers]
-    if not gold:
-        raise record.error("no answer is one of the entities")
-    return question(record, pairs, gold, credits={
-        "f1": tuple(max(word_f1(entity, answer) for answer in answers) for entity in entities),
-        "em": tuple(max(float(normalized(entity) == normalized(answer)) for answer in answers) for entity in entities),
-    })
-
-
-def normalized(answer: str) -> list[str]:
-    """Words of an answer, without case, punctuation and articles, as SQuAD compares them."""
-    return ARTICLES.sub(" ", without_punctuation(answer)).split()
-
-
 def without_punctuation(text: str) -> str:
     """A text in lower case and without punctuation."""
     return text.lower().translate(str.maketrans("", "", string.punctuation))
-
-
-def word_f1(said: str, right: str) -> float:
-    """Harmonic mean of the shares of common words."""
-    mine, theirs = normalized(said), normalized(right)
-    if not mine or not theirs:
-        return float(mine == theirs)
-    common = sum((Counter(mine) & Counter(theirs)).values())
-    return 2 * common / (len(mine) + len(theirs))
 
 
 def arc(record: Record) -> Example:

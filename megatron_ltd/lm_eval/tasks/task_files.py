@@ -45,7 +45,7 @@ def find_task_file(task: str, folder: Path, candidates: tuple[str, ...]) -> Path
     if found is None:
         raise DataError(
             f"--task-data = {folder} holds no file for task {task}: looked for {', '.join(candidates)} (also .gz and "
-            f".zst, also directly in the folder). Put one of them there, or name a file: --tasks {task}=PATH."
+            f".zst, also directly in the folder). Put one of them there, or name a file: {task}=PATH."
         )
     return found
 

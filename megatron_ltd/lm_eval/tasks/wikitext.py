@@ -11,6 +11,7 @@ The file is the raw text with its ` @-@ ` and spaced punctuation, which are undo
 """
 
 import re
+from itertools import chain
 from pathlib import Path
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ from megatron_ltd.errors import DataError
 from megatron_ltd.lm_eval.requests import TokenScorer, score_rows
 from megatron_ltd.lm_eval.results import EvalOptions, TaskResult
 from megatron_ltd.lm_eval.rows import RowEncoder, sliding_windows
-from megatron_ltd.lm_eval.tasks.perplexity import perplexities
+from megatron_ltd.lm_eval.tasks.perplexity import by_text, perplexities
 from megatron_ltd.lm_eval.tasks.task_files import read_text
 
 FILES = (
@@ -81,19 +82,21 @@ def evaluate(path: Path, scorer: TokenScorer, tokenizer: Tokenizer, options: Eva
         raise DataError(f"{path} has no text. The task needs WikiText's raw file, such as wiki.test.raw.")
     if options.stride is None:
         encoder = RowEncoder(tokenizer, scorer.max_length, options.bos)
-        rows = [row for article in articles for row in encoder.windows(tokenizer.encode(detokenize(article)))]
-        words = sum(map(harness_words, articles))
+        rows_of = [list(encoder.windows(tokenizer.encode(detokenize(article)))) for article in articles]
+        words = list(map(harness_words, articles))
+        sizes = [len(article.encode()) for article in articles]
         protocol = BY_ARTICLE
     else:
         stream = text if options.limit is None else "\n".join(articles)
-        rows = list(sliding_windows(tokenizer.encode(detokenize(stream)), scorer.max_length, options.stride))
-        words = megatron_words(stream)
+        rows_of = [list(sliding_windows(tokenizer.encode(detokenize(stream)), scorer.max_length, options.stride))]
+        words = [megatron_words(stream)]
+        sizes = [sum(len(article.encode()) for article in articles)]
         protocol = AS_STREAM.format(stride=options.stride)
-    if not rows or not words:
+    rows = list(chain.from_iterable(rows_of))
+    if not rows or not sum(words):
         raise DataError(f"{path} has too little text to predict a word of. Use the whole file or a larger --limit.")
-    answers = score_rows(scorer, rows, "wikitext", options.show_progress)
-    size_bytes = sum(len(article.encode()) for article in articles)
-    metrics, tokens = perplexities(answers, {"word": words, "byte": size_bytes})
-    counts = {"tokens": tokens, "words": words, "bytes": size_bytes}
+    texts = by_text(rows_of, score_rows(scorer, rows, "wikitext", options.show_progress))
+    metrics, tokens, samples = perplexities(texts, {"word": words, "byte": sizes})
+    counts = {"tokens": tokens, "words": sum(words), "bytes": sum(sizes)}
     return TaskResult(metrics, len(articles), "articles", truncated=0, protocol=protocol, counts=counts,
-                      notes=notes)
+                      notes=notes, samples=samples)

@@ -71,5 +71,6 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (data.mock_data, "full_validation", "with --mock-data, which has no end"),
         (config.logging.full_validation and not data.mock_data, "eval_iters",
          "on validation with --full-validation, which reads all of it"),
+        (config.logging.eval_tasks is None, "eval_tasks_interval eval_tasks_limit task_data", "without --eval-tasks"),
         (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
     )

@@ -22,6 +22,7 @@ from megatron_ltd.settings.cli import asks_for_help, parse_run_config
 from megatron_ltd.train.process.elastic import placed, wait_as_spare
 from megatron_ltd.train.process.environment import Launch, end_restarts
 from megatron_ltd.train.process.exits import lost_peer, report
+from megatron_ltd.train.task_scores import PlanTasks, TaskPlan
 
 START_TOKENS = 128
 
@@ -33,10 +34,12 @@ class Recipe:
     Args:
         family: of its models.
         finetuning: whether it reads whole epochs and keeps the best model.
+        plan_tasks: finds the tasks of --eval-tasks; None for models that are not scored.
     """
 
     family: Family
     finetuning: bool = False
+    plan_tasks: PlanTasks | None = None
 
     def main(self, arguments: list[str] | None = None, place: Launch | None = None, *, only_check: bool = False) -> int:
         """Run a command line and return the exit code; errors the user can fix are printed as one message.
@@ -60,11 +63,12 @@ class Recipe:
             config, tokenizer = self.checked(config, here.world_size)
             for note in notes(config, here.world_size):
                 console.line(note)
+            tasks = self.plan_tasks(config) if self.plan_tasks and config.logging.eval_tasks is not None else None
             if only_check:
                 return EXIT_COMPLETE
             timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
             spare = here.rank >= here.world_size
-            code = wait_as_spare(here, timeout) if spare else self._train(config, tokenizer, here)
+            code = wait_as_spare(here, timeout) if spare else self._train(config, tokenizer, here, tasks)
             if here.most is not None and code == EXIT_ON_INTERVAL:
                 end_restarts(here)
             return code
@@ -141,10 +145,11 @@ class Recipe:
         check(config, world_size)
         return config, tokenizer
 
-    def _train(self, config: RunConfig, tokenizer: Tokenizer | None, place: Launch) -> int:
+    def _train(self, config: RunConfig, tokenizer: Tokenizer | None, place: Launch, tasks: TaskPlan | None) -> int:
         from megatron_ltd.train import finetune, pretrain  # only here: they import torch
 
-        return pretrain.train(config, tokenizer, place, finetune.prepare if self.finetuning else pretrain.prepare)
+        return pretrain.train(config, tokenizer, place, finetune.prepare if self.finetuning else pretrain.prepare,
+                              tasks)
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:

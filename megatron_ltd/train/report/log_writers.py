@@ -8,8 +8,15 @@ from typing import Any, Protocol
 from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from megatron_ltd.train.report.metrics import StepReport, held_out_fields, held_out_line
+from megatron_ltd.train.report.metrics import (
+    StepReport,
+    held_out_fields,
+    held_out_line,
+    task_scores_fields,
+    task_scores_line,
+)
 from megatron_ltd.train.report.short_line import ShortLog
+from megatron_ltd.train.task_scores import TaskScores
 from megatron_ltd.train.validate import HeldOut
 
 
@@ -157,6 +164,12 @@ class Metrics:
     def held_out(self, name: str, step: int, found: HeldOut) -> None:
         self.console.line(held_out_line(name, step, found))
         self._write(held_out_fields(name, step, found))
+
+    def task_scores(self, step: int, found: TaskScores) -> None:
+        self.console.line(task_scores_line(step, found))
+        for task, reason in found.failed.items():
+            self.console.warn(f"task {task} failed at iteration {step}, and the run goes on: {reason}")
+        self._write(task_scores_fields(step, found))
 
     def close(self) -> None:
         for writer in self._writers:

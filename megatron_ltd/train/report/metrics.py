@@ -23,6 +23,7 @@ from typing import Any
 
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.train.task_scores import TaskScores
 from megatron_ltd.train.validate import HeldOut
 
 # Dense bf16 peaks from the vendors' data sheets.
@@ -127,3 +128,21 @@ def held_out_line(name: str, step: int, found: HeldOut) -> str:
     order = "" if found.sentence_order_loss is None else f" sop loss value: {found.sentence_order_loss:.6E} |"
     return (f" {name} loss at iteration {step} | lm loss value: {found.loss:.6E} |"
             f" lm loss PPL: {math.exp(min(found.loss, 700.0)):.6E} |{order}")
+
+
+def task_scores_fields(step: int, found: TaskScores) -> dict[str, Any]:
+    """One line of the metrics file for the tasks: `eval/TASK/METRIC` with `_stderr`, and `eval/TASK/failed`."""
+    fields: dict[str, Any] = {"step": step}
+    for task, metrics in found.metrics.items():
+        for name, (value, error) in metrics.items():
+            fields |= {f"eval/{task}/{name}": value, f"eval/{task}/{name}_stderr": error}
+    return fields | {f"eval/{task}/failed": 1 for task in found.failed}
+
+
+def task_scores_line(step: int, found: TaskScores) -> str:
+    """The headline of each task, with its standard error."""
+    parts = []
+    for task, metrics in found.metrics.items():
+        name, (value, error) = next(iter(metrics.items()))
+        parts.append(f" {task} {name}: {value:.4f}" + ("" if error is None else f" +- {error:.4f}") + " |")
+    return f" task scores at iteration {step} |" + "".join(parts + [f" {task}: failed |" for task in found.failed])

@@ -76,8 +76,9 @@ def test_the_tool_runs_a_task_of_the_harness_on_local_files(shared_data: Path, t
     for flags in (native, through):
         output = tmp_path / "results.json"
         with launched(Launch()):
-            assert evaluate_zeroshot.main([*flags, "--output", str(output)]) == 0
+            assert evaluate_zeroshot.main([*flags, "--log-samples", "--output", str(output)]) == 0
         found.append(json.loads(output.read_text())["tasks"]["piqa"])
     for name in ("acc", "acc_norm"):
         assert found[1]["metrics"][name] == pytest.approx(found[0]["metrics"][name])
+        assert found[1]["samples"][name] == found[0]["samples"][name]
     assert found[1]["n"] == 9 and found[1]["file"] == str(folder) and "lm-evaluation-harness 0." in found[1]["protocol"]

@@ -35,7 +35,7 @@ def put(folder: Path, task: str, split: str, docs: list[dict[str, Any]]) -> None
 def score(folder: Path, listed: str, num_fewshot: int | None = None) -> dict[str, TaskResult | str]:
     """The result of each task, or why it failed."""
     found: dict[str, TaskResult | str] = {}
-    for run in plan_harness(listed, folder, num_fewshot):
+    for run in plan_harness(listed.split(","), folder, num_fewshot):
         try:
             found |= run.evaluate(UniformScorer(), WordTokenizer(), EvalOptions())
         except DataError as error:
@@ -92,5 +92,5 @@ def test_each_task_counts_its_own_examples_that_are_too_long(tmp_path: Path) -> 
 
 
 def test_a_task_that_the_harness_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no task social_iqqa"):
-        plan_harness("social_iqqa", tmp_path, None)
+    with pytest.raises(ConfigError, match="no task .social_iqqa."):
+        plan_harness(["social_iqqa"], tmp_path, None)

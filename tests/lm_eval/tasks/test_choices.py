@@ -44,11 +44,6 @@ def test_what_the_model_would_say_counts_if_it_is_any_right_choice() -> None:
     assert judge(example, [answer(-9.0), answer(-1.0), answer(-8.0, True)])["exact_match"] == 1.0
 
 
-def test_choices_may_be_worth_a_part() -> None:
-    example = why(("a", "b"), {0}, credits={"f1": (1.0, 0.4)})
-    assert judge(example, [answer(-2.0), answer(-1.0)])["f1"] == 0.4
-
-
 def test_partial_evaluation_scores_one_continuation_after_each_context() -> None:
     record = Record({}, "f:1")
     pairs = [("The cup because the cup", "is large."), ("The cup because the bag", "is large.")]
@@ -130,7 +125,6 @@ def test_solved_examples_come_from_the_training_file_or_else_from_other_question
     ("copa", '{"premise": "a.", "question": "why", "choice1": "b", "choice2": "c", "label": 0}', "question = 'why'"),
     ("hellaswag", '{"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": "d", "label": 0}', "list of texts"),
     ("race", '{"article": "a", "problems": "__import__(0)"}', "problems cannot be read"),
-    ("record", '{"passage": "a", "query": "b", "entities": ["c"], "answers": ["d"]}', "no answer is one"),
     ("wsc273", '{"text": "a b", "pronoun": "b", "pronoun_loc": 9, "options": ["c", "d"], "label": 0}', "pronoun_loc"),
     ("wsc273", '{"text": "a b c", "pronoun": "b", "pronoun_loc": 2, "options": ["c", " "], "label": 0}',
      "an option is empty"),
@@ -235,19 +229,3 @@ def test_groups_of_an_archive_are_reported_and_averaged(tmp_path: Path, shared_d
 def test_a_choice_task_is_plain_data() -> None:
     task = ChoiceTask(("x.jsonl",), lambda record: choose(record, record.text("q"), ["a", "b"], 0))
     assert task.metrics == ("acc", "acc_norm") and task.fewshot
-
-
-def test_record_counts_words_and_exact_answers_of_the_chosen_entity() -> None:
-    record = Record({"passage": "Ann met the Bob Group in Oslo.\n@highlight\nThey met\n@highlight\nIt was cold",
-                     "query": "@placeholder met Ann", "entities": ["Oslo", "Ann", "the Bob Group", "Bob", "Oslo"],
-                     "answers": ["Bob Group"]}, "f:1")
-    with pytest.raises(DataError, match="no answer is one of the entities"):
-        CHOICE_TASKS["record"].example(record)
-    record.values["answers"] = ["the Bob Group", "Ann"]
-    example = CHOICE_TASKS["record"].example(record)
-    assert requests(example)[1] == ("Ann met the Bob Group in Oslo.\n\n  - They met.\n  - It was cold.\n",
-                                    "   - Bob met Ann")
-    assert example.pairs[0][1] == "  - Ann met Ann"
-    assert example.credits["em"] == (1.0, 0.0, 0.0, 1.0)  # Ann, Bob, Oslo, the Bob Group
-    assert example.credits["f1"] == (1.0, pytest.approx(2 / 3), 0.0, 1.0)  # articles do not count
-    assert judge(example, [answer(-5.0), answer(-1.0), answer(-9.0), answer(-3.0)])["f1"] == pytest.approx(2 / 3)

@@ -9,6 +9,7 @@ import pytest
 import zstandard
 
 from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.lm_eval.listed import plan_listed
 from megatron_ltd.lm_eval.tasks.names import plan_tasks
 from megatron_ltd.lm_eval.tasks.task_files import find_task_file, plain_suffix, read_json_lines, read_text, sha256_of
 
@@ -76,7 +77,7 @@ def test_a_task_file_is_found_in_its_folder_or_directly_packed_or_not(tmp_path: 
 
 
 def test_a_missing_task_file_is_reported_with_the_names_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"lambada/lambada_test\.jsonl.*--tasks lambada=PATH"):
+    with pytest.raises(DataError, match=r"lambada/lambada_test\.jsonl.*name a file: lambada=PATH"):
         find_task_file("lambada", tmp_path, ("lambada/lambada_test.jsonl",))
     with pytest.raises(DataError, match="is not a folder"):
         find_task_file("lambada", tmp_path / "none", ("lambada/lambada_test.jsonl",))
@@ -97,7 +98,7 @@ def test_a_plan_finds_all_files_and_names_repeated_tasks_by_file(tmp_path: Path)
     for name in ("lambada_test.jsonl.gz", "a.jsonl", "b.jsonl"):
         (tmp_path / name).touch()
     listed = f"lambada, perplexity={tmp_path}/a.jsonl,perplexity={tmp_path}/b.jsonl"
-    plan = plan_tasks(listed, tmp_path)
+    plan = plan_listed(listed, tmp_path, None, flag="--tasks")
     assert [(run.name, run.path.name) for run in plan] == [
         ("lambada", "lambada_test.jsonl.gz"), ("perplexity:a.jsonl", "a.jsonl"), ("perplexity:b.jsonl", "b.jsonl")
     ]
@@ -107,26 +108,26 @@ def test_a_plan_finds_all_files_and_names_repeated_tasks_by_file(tmp_path: Path)
     ("listed", "message"),
     [
         ("", "names no task"),
-        ("lambda", "no task 'lambda'. Choose from lambada"),
+        ("lambda", "--tasks = 'lambda': there is no task 'lambda'"),
         ("lambada={0},lambada={0}", "more than once"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, listed: str, message: str) -> None:
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(ConfigError, match=re.escape(message)):
-        plan_tasks(listed.format(tmp_path / "a.jsonl"), None)
+        plan_listed(listed.format(tmp_path / "a.jsonl"), None, None, flag="--tasks")
 
 
 @pytest.mark.parametrize(("listed", "kind", "message"), [
     ("lambada", ConfigError, "needs --task-data"),
-    ("perplexity", ConfigError, "--tasks perplexity=PATH"),
+    ("perplexity", ConfigError, "Name one: perplexity=PATH"),
     ("lambada=none.jsonl", DataError, "there is no file 'none.jsonl'"),
 ])
 def test_a_task_without_its_file_is_planned_with_that_problem(
     tmp_path: Path, listed: str, kind: type[Exception], message: str,
 ) -> None:
     (tmp_path / "a.jsonl").touch()
-    missing, there = plan_tasks(f"{listed},wikitext={tmp_path}/a.jsonl", None)
+    missing, there = plan_tasks([listed, f"wikitext={tmp_path}/a.jsonl"], None)
     assert isinstance(missing.problem, kind) and message in str(missing.problem)
     assert there.problem is None
 
