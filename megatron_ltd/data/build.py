@@ -115,8 +115,10 @@ Form = GPTSampleForm | BertSampleForm
 def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> Form:
     data, seq_length = config.data, config.model.seq_length
     if config.model.family == "gpt":
-        return GPTSampleForm(seq_length, tokenizer.vocab_size, tokenizer.eod, data.eod_mask_loss,
-                             data.reset_position_ids, data.reset_attention_mask)
+        splits = data.eod_mask_loss or data.reset_position_ids or data.reset_attention_mask
+        eod = tokenizer.eod if splits else -1  # a tokenizer may have none
+        return GPTSampleForm(seq_length, tokenizer.vocab_size, eod, data.eod_mask_loss, data.reset_position_ids,
+                             data.reset_attention_mask)
     if seq_length < BERT_LEAST_TOKENS:
         raise ConfigError(f"--seq-length = {seq_length}: a BERT sample takes at least {BERT_LEAST_TOKENS} tokens, "
                           "three of them special; choose such a length.")
