@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
-from megatron_ltd.lm_eval.bos import choose_bos
 from megatron_ltd.lm_eval.harness.tasks import plan_harness
 from megatron_ltd.lm_eval.report import (
     check_format,
@@ -37,8 +36,14 @@ from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun, plan_tasks
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.train.process.exits import leave
-from megatron_ltd.train.state import TrainState
-from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
+from tools.checkpoint_model import (
+    add_checkpoint_flags,
+    check_at_least,
+    check_bos,
+    checkpoint_tokenizer,
+    exit_code_of_all,
+    first_token,
+)
 from tools.command_line import add_output, parser_of
 
 
@@ -58,8 +63,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         "--harness the task's own)")
     parser.add_argument("--harness", action="store_true", help="--tasks names tasks of lm-evaluation-harness (needs "
                         "the extra `eval`); TASK_DATA/TASK/SPLIT.jsonl replaces the download")
-    parser.add_argument("--no-bos", action="store_true", help="no token at the beginning of texts, though the model's "
-                        "tokenizer files say to add one")
     parser.add_argument("--overlong", choices=OVERLONG, default="truncate", help="an example that is longer than the "
                         "model: score its last tokens and count it (default), leave it out and count it, or let its "
                         "task fail")
@@ -73,11 +76,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_at_least(args, 1, "limit", "micro_batch_size", "overlapping_eval", "tensor_model_parallel_size",
                    "pipeline_model_parallel_size")
-    check_at_least(args, 0, "num_fewshot", "bos_token_id")
+    check_at_least(args, 0, "num_fewshot")
+    check_bos(args)
     if args.harness and args.overlapping_eval is not None:
         raise ConfigError("--overlapping-eval has no effect with --harness, whose tasks split texts in their own way.")
-    if args.no_bos and args.bos_token_id is not None:
-        raise ConfigError(f"--no-bos contradicts --bos-token-id = {args.bos_token_id}; leave one out.")
     if args.harness and args.overlong == "skip":
         raise ConfigError("--overlong = skip has no effect with --harness, which scores every example of a task; use "
                           "truncate or error.")
@@ -138,10 +140,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     digests = {item.name: item.sha256 for item in plan}
     agree_on_inputs(problem, digests | ({} if tokenizer is None else {"tokenizer": tokenizer.digest}))
     assert tokenizer is not None
-    trained_here = TrainState.from_counters(scorer.manifest.counters).consumed.tokens > 0
-    bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here)
-    if told is not None:
-        console.line(told)
+    bos = first_token(scorer, tokenizer, args, console)
     options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong)
     score(args.load, plan, scorer, tokenizer, options, outputs, console)
 

@@ -23,7 +23,7 @@ from megatron_ltd.data.blend import (
     parse_blend,
 )
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
-from megatron_ltd.data.corpus.manifest import check_manifest
+from megatron_ltd.data.corpus.manifest import check_manifest, read_manifest
 from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.gpt.index import SPLITS, split_bounds, split_range
@@ -31,6 +31,7 @@ from megatron_ltd.data.gpt.parts import LongSamples, PartedDataset
 from megatron_ltd.data.held_out import together
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
+from megatron_ltd.data.text.special_tokens import AUTO
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
 from megatron_ltd.data.text.wordpiece import MaskedVocabulary
 from megatron_ltd.errors import ConfigError, DataError
@@ -106,6 +107,16 @@ def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
     """SHA-256 that is equal on all processes if and only if they would read the same samples."""
     parts = [tokenizer.digest, *(dataset.digest if dataset is not None else "none" for dataset in datasets)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def bos_of_corpora(config: RunConfig, tokenizer: Tokenizer) -> str | None:
+    """The token with which the training corpora's documents begin, by its text; None if their manifests name none."""
+    [source, *_] = [None] if config.data.mock_data or config.data.train_jsonl is not None else _sources(config)
+    manifests = [] if source is None else [read_manifest(corpus_part(prefix)[0]) for prefix in source[0].prefixes]
+    ids = {manifest.settings.get("bos_token_id") for manifest in manifests if manifest is not None} - {None}
+    names = [tokenizer.decode([token]) for token in ids if isinstance(token, int)]
+    return AUTO if ids == {tokenizer.bos} and tokenizer.adds_bos else next(
+        (name for name in names if len(names) == 1 and tokenizer.token_to_id(name) in ids), None)
 
 
 Bounds = tuple[float, float]

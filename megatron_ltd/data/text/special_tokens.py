@@ -39,8 +39,8 @@ def end_of_document(vocabulary: Vocabulary, folder: Path, given: str | None, kno
         token = vocabulary.token_to_id(given)
         if token is None:
             such = f", such as {', '.join(present)}" if present else ""
-            raise ConfigError(f"--eod-token = {given}: the tokenizer has no such token; name one of its tokens{such}, or "
-                              "leave the flag out.")
+            raise ConfigError(f"--eod-token = {given}: the tokenizer has no such token; name one of its tokens{such}, "
+                              "or leave the flag out.")
         return token, None
     declared = _declared_ends(vocabulary, folder)
     candidates = declared | {name: token for name, token in present.items() if name not in declared}

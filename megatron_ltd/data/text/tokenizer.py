@@ -184,6 +184,7 @@ class HuggingFaceEngine:
         plain, whole = (self._engine.encode("a", add_special_tokens=special).ids for special in (False, True))
         added = whole[:len(whole) - len(plain)] if whole[len(whole) - len(plain):] == plain else whole[:1]
         named = None if name is None else self.token_to_id(name)
+        named = None if named == self._eod and not says else named  # such as GPT-2's, which stands between texts
         if len(added) == 1 and says is not False:
             return added[0], True
         return (named, says is True) if named is not None else (added[0] if len(added) == 1 else None, False)

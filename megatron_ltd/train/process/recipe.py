@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.saved_settings import with_checkpoint_model
 from megatron_ltd.config import Family, RunConfig
+from megatron_ltd.data.text.beginning import token_notes
 from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
@@ -58,7 +59,8 @@ class Recipe:
             config = self.read_settings(arguments, console, here.world_size)
             save = config.checkpoint.save
             config, tokenizer = self.checked(config, here.world_size)
-            for note in notes(config, here.world_size):
+            of_tokens = [] if tokenizer is None else token_notes(config.data, tokenizer)
+            for note in [*notes(config, here.world_size), *of_tokens]:
                 console.line(note)
             if only_check:
                 return EXIT_COMPLETE

@@ -1,4 +1,4 @@
-"""Which tokens begin texts and end documents: what the files beside a tokenizer declare, read as `transformers` does."""
+"""Which tokens begin texts and end documents: what the files beside a tokenizer declare, as `transformers` reads it."""
 
 import io
 import json
@@ -9,8 +9,11 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config import DataConfig, RunConfig
+from megatron_ltd.data.build import bos_of_corpora
+from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
 from megatron_ltd.data.preprocess.encoding import EncodingPlan, encode_block
+from megatron_ltd.data.preprocess.pipeline import preprocess
 from megatron_ltd.data.preprocess.text_input import Block
 from megatron_ltd.data.text.beginning import chosen_bos
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
@@ -124,3 +127,24 @@ def test_a_control_symbol_of_sentencepiece_is_that_symbol_where_it_is_asked_for(
     by_hand = [library.bos_id(), *library.encode("ab c"), library.eos_id(), library.bos_id(), *library.encode(" b")]
     assert symbols.encode(text) == by_hand == symbols.encode_batch([text])[0]
     assert symbols.encode("ab c") == letters.encode("ab c") and symbols.digest != letters.digest
+
+
+def test_examples_begin_with_the_token_once(tmp_path: Path) -> None:
+    tokenizer = opened(folder_of(tmp_path, SPECIAL, True, tokenizer_config={"eos_token": "<eos>"}))
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "response": "b"}) + "\n" for prompt in ("a", "<s> a", "")))
+    form = ResponseForm("prompt", "response", 16, bos=chosen_bos(tokenizer, "auto")[0])
+    found = read_responses("--train-jsonl", [str(path)], tokenizer, form)
+    assert [found.example(number)[0].tolist() for number in range(3)] == [[1, 5, 6, 2], [1, 5, 6, 2], [1, 6, 2]]
+    assert found.prompts.tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize("choice", ["auto", "<|im_end|>", None])
+def test_a_run_records_the_token_that_begins_the_documents_of_its_corpora(tmp_path: Path, choice: str | None) -> None:
+    folder = folder_of(tmp_path, SPECIAL, True)
+    settings = DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder), bos_token=choice)
+    (tmp_path / "text.jsonl").write_text('{"text": "a b"}\n')
+    prefix = str(tmp_path / "corpus")
+    preprocess(EncodingPlan(settings, None), [str(tmp_path / "text.jsonl")], prefix, 1, lambda progress: None)
+    run = RunConfig(data=DataConfig(train_data_path=("1", f"{prefix}_text_document")))
+    assert bos_of_corpora(run, opened(folder)) == choice
