@@ -535,6 +535,9 @@ class CheckpointConfig:
     pretrained_checkpoint: str | None = None
     """Finetuning: folder of the model to start from. It is loaded like --load with --finetune as long as --load holds
     no checkpoint, so that one command both starts and resumes a run."""
+    resize_vocabulary: bool = False
+    """With --finetune or --pretrained-checkpoint: give the model rows for the tokens that this run's tokenizer has and
+    that of the checkpoint does not. New rows start at the mean of the others."""
     no_load_optim: bool = False
     """Do not load optimizer state."""
     no_save_optim: bool = False

@@ -136,18 +136,24 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_of_model(config: DataConfig, vocab_size: int | None) -> Tokenizer:
+def tokenizer_of_model(config: DataConfig, vocab_size: int | None, *, grows: bool = False) -> Tokenizer:
     """The tokenizer of a trained model.
 
     Args:
         vocab_size: the model's; with a NullTokenizer it counts the end of document, which --vocab-size does not.
+        grows: the model will be given rows for tokens that it does not have.
 
     Raises:
-        as `build_tokenizer`.
+        as `build_tokenizer`, and ConfigError: the tokenizer has more tokens than the model.
     """
-    if config.tokenizer_type == "NullTokenizer" and vocab_size is not None:
-        vocab_size -= 1
-    return build_tokenizer(config, vocab_size)
+    if config.tokenizer_type == "NullTokenizer":
+        return build_tokenizer(config, None if vocab_size is None else vocab_size - 1)
+    tokenizer = build_tokenizer(config, None)
+    if vocab_size is not None and vocab_size < tokenizer.vocab_size and not grows:
+        raise ConfigError(f"the tokenizer in {', '.join(tokenizer.files)} has {tokenizer.vocab_size} ids, and the "
+                          f"model rows for {vocab_size}. Name the model's own tokenizer, or train the model with "
+                          "--finetune --resize-vocabulary, which gives it rows for the others.")
+    return tokenizer
 
 
 class HuggingFaceEngine:

@@ -75,4 +75,6 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (config.logging.full_validation and not data.mock_data, "eval_iters",
          "on validation with --full-validation, which reads all of it"),
         (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
+        (not checkpoint.finetune and checkpoint.pretrained_checkpoint is None, "resize_vocabulary",
+         "without --finetune or --pretrained-checkpoint: the run goes on with the rows that its model has"),
     )

@@ -12,7 +12,7 @@ from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.saved_settings import with_checkpoint_model
 from megatron_ltd.config import Family, RunConfig
 from megatron_ltd.data.text.beginning import token_notes
-from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
+from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer, tokenizer_of_model
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.settings.checks.all import check, notes, refuse, violations
@@ -152,10 +152,11 @@ class Recipe:
 def read_tokenizer(config: RunConfig) -> Tokenizer:
     """The run's tokenizer; for --mock-data without one, the numbers below --vocab-size."""
     kind, vocab_size = config.data.tokenizer_type, config.model.vocab_size
-    made_up = config.data.mock_data and kind is None
-    # A NullTokenizer adds an end-of-document token to --vocab-size; a checkpoint's vocabulary includes it.
-    if vocab_size is not None and (made_up or (kind == "NullTokenizer" and config.checkpoint.use_checkpoint_args)):
+    if vocab_size is not None and config.data.mock_data and kind is None:
         return NullTokenizer(vocab_size - 1)
+    if config.checkpoint.use_checkpoint_args:
+        grows = config.checkpoint.finetune and config.checkpoint.resize_vocabulary
+        return tokenizer_of_model(config.data, vocab_size, grows=grows)
     return build_tokenizer(config.data, vocab_size)
 
 

@@ -104,7 +104,8 @@ def _described(model: ModelConfig, manifest: Manifest, source: Source) -> tuple[
         described = {name: value for name, value in original.items() if name != "dtype"}
     else:
         eod = None if source.eod is None else source.eod[0]
-        described = describe(model) | {"bos_token_id": eod, "eos_token_id": eod}
+        bos = None if source.tokenizer is None else source.tokenizer.bos
+        described = describe(model) | {"bos_token_id": eod if bos is None else bos, "eos_token_id": eod}
     return {**described, "torch_dtype": DTYPES[dtype]}, dtype
 
 
