@@ -42,7 +42,7 @@ def bits_per_byte(model: Path, heldout: Path) -> float:
 
 
 def test_a_model_is_continued_on_a_folder_of_text_and_opens_in_transformers(tmp_path: Path) -> None:
-    model = saved(lively(llama(vocab_size=5, tie_word_embeddings=True, num_hidden_layers=2)), tmp_path / "model")
+    model = saved(lively(llama(vocab_size=5, tie_word_embeddings=True, num_hidden_layers=3)), tmp_path / "model")
     folder_of(model, SPECIAL, True, tokenizer_config={"eos_token": "<eos>", "bos_token": "<s>"})
     settings = {"MODEL": str(model), "TEXT": str(text(tmp_path / "new", "a b b")), "RUN": "run",
                 "REPLAY": str(text(tmp_path / "old", "b a")), "REPLAY_WEIGHT": "0.3", "SEQ_LENGTH": "12"}

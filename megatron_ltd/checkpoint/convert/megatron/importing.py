@@ -180,8 +180,12 @@ def _check_fit(cuts: Mapping[str, _Cut], wanted: Mapping[str, tuple[int, ...]], 
 
 
 def _whole_tensor(cuts: Mapping[str, _Cut], wanted: Mapping[str, tuple[int, ...]], name: str) -> torch.Tensor:
+    return fitted(cuts[name].whole(name), name, wanted)
+
+
+def fitted(tensor: torch.Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> torch.Tensor:
     """A tensor in fp32; a vocabulary is cut or filled up with zeros to the rows of ours."""
-    tensor = cuts[name].whole(name).float()
+    tensor = tensor.float()
     if name not in VOCABULARY:
         return tensor
     whole = tensor.new_zeros(wanted[name])
