@@ -20,6 +20,7 @@ import argparse
 import functools
 import io
 import json
+import pathlib
 import pickle
 import re
 import sys
@@ -58,6 +59,7 @@ INDEX_TYPES = {
     planner: ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
     torch: ("Size", "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"),
     torch.serialization: ("_get_layout",),
+    pathlib: ("PosixPath",),
 }
 """What torch's index of a distributed checkpoint is made of: tables without behaviour."""
 
@@ -179,7 +181,7 @@ def write(args: argparse.Namespace) -> None:
     state = exported(model, lambda name: tensors.read(PREFIX + name), settings["padded_vocab_size"])
     folder = target / "release"
     folder.mkdir(parents=True)
-    save(state, storage_writer=filesystem.FileSystemWriter(folder), no_dist=True)
+    save(state, storage_writer=filesystem.FileSystemWriter(str(folder)), no_dist=True)
     torch.save({"args": argparse.Namespace(**settings), "checkpoint_version": 3.0, "iteration": 0}, folder / SETTINGS)
     (folder / "metadata.json").write_text(json.dumps({
         "sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",

@@ -41,6 +41,8 @@ _LAYER_MODULES = {
     "mlp.fc2": ("mlp.linear_fc2.",),
 }
 """Our module of a layer -> theirs, before `weight` or `bias`: with the norm in the projection after it, and apart."""
+_WITH_STATE = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+"""Modules whose further state, which is empty without fp8, megatron-core asks for."""
 _HALF = {"mlp.gate": 0, "mlp.up": 1}
 _OF_THE_MODEL = ("embedding.", "decoder.", "encoder.", "output_layer.", "lm_head.", "pooler.", "binary_head.")
 
@@ -193,6 +195,10 @@ def flags_of(settings: Mapping[str, Any]) -> list[str]:
     """The command line of such `args`."""
     negative = {"add_bias_linear": "--disable-bias-linear", "bias_gelu_fusion": "--no-bias-gelu-fusion"}
     left_out = {"padded_vocab_size", "openai_gelu", *negative}
+    if not settings["use_rope_scaling"]:
+        left_out.add("rope_scaling_factor")
+    if settings["position_embedding_type"] != "rope":
+        left_out |= {"rotary_base", "rotary_percent"}
     words = [flag for name, flag in negative.items() if not settings[name]]
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
@@ -204,7 +210,7 @@ def flags_of(settings: Mapping[str, Any]) -> list[str]:
 
 
 def exported(config: ModelConfig, read: Callable[[str], torch.Tensor], padded_vocab_size: int) -> dict[str, Any]:
-    """All tensors of a model under megatron-core's names, alike layers stacked.
+    """All of a model under megatron-core's names, alike layers stacked.
 
     Args:
         read: a tensor of ours.
@@ -222,4 +228,7 @@ def exported(config: ModelConfig, read: Callable[[str], torch.Tensor], padded_vo
         layers = sorted({layer for layer, _ in tensors})
         joined = [torch.cat([tensors[key] for key in sorted(tensors) if key[0] == layer]) for layer in layers]
         whole[name] = joined[0] if layers == [-1] else torch.stack(joined)
-    return whole
+    is_bert = config.family == "bert"
+    stack, of_head = ("encoder", {"output_layer._extra_state/shard_0_1": [None]}) if is_bert else ("decoder", {})
+    return whole | of_head | {f"{stack}.layers.{module}._extra_state/shard_{layer}_{config.num_layers}": [None]
+                    for module in _WITH_STATE for layer in range(config.num_layers)}
