@@ -61,7 +61,7 @@ mkdir -p "$RUN"
 
 title "1/7 Weights and tokenizer of $MODEL"
 [[ -d $RUN/imported ]] || "$PYTHON" "$repository/tools/convert_checkpoint.py" --from-hf "$MODEL" \
-    --save "$RUN/imported" --seq-length "$SEQ_LENGTH"
+    --output "$RUN/imported" --seq-length "$SEQ_LENGTH"
 files=$RUN/imported/tokenizer
 if [[ -f $files/tokenizer.json ]]; then
     tokenizer=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$files/tokenizer.json")
@@ -116,7 +116,7 @@ evaluate "$RUN/checkpoints" "$RUN/after.json"
 
 title "6/7 A Hugging Face folder"
 rm -rf "$RUN/hf"
-"$PYTHON" "$repository/tools/convert_checkpoint.py" --load "$RUN/checkpoints" --to-hf "$RUN/hf" \
+"$PYTHON" "$repository/tools/convert_checkpoint.py" --load "$RUN/checkpoints" --output "$RUN/hf" \
     --dtype "${DTYPE:-fp32}"
 
 title "7/7 transformers"

@@ -91,8 +91,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--from-megatron", metavar="DIR", help="folder of one iteration to read")
     parser.add_argument("--load", metavar="DIR", help="folder of checkpoints to export")
     parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="with --load: this step rather than the newest")
-    add_output(parser, "--save", required=True, metavar="DIR", help="new folder: with --from-megatron for the checkpoint, "
-               "with --load for one of Megatron-LM")
+    add_output(parser, "--save", required=True, metavar="DIR", help="new folder: with --from-megatron for the "
+               "checkpoint, with --load for one of Megatron-LM")
     parser.add_argument("--vocab-size", type=int, metavar="N",
                         help="size of the tokenizer, if the files hold only the padded size")
     args = parser.parse_args(argv)

@@ -111,8 +111,9 @@ def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
 
 def bos_of_corpora(config: RunConfig, tokenizer: Tokenizer) -> str | None:
     """The token with which the training corpora's documents begin, by its text; None if their manifests name none."""
-    [source, *_] = [None] if config.data.mock_data or config.data.train_jsonl is not None else _sources(config)
-    manifests = [] if source is None else [read_manifest(corpus_part(prefix)[0]) for prefix in source[0].prefixes]
+    no_corpus = config.data.mock_data or config.data.train_jsonl is not None
+    training = {} if no_corpus else _sources(config)[0]
+    manifests = [read_manifest(corpus_part(prefix)[0]) for source, _ in training.values() for prefix in source.prefixes]
     ids = {manifest.settings.get("bos_token_id") for manifest in manifests if manifest is not None} - {None}
     names = [tokenizer.decode([token]) for token in ids if isinstance(token, int)]
     return AUTO if ids == {tokenizer.bos} and tokenizer.adds_bos else next(
