@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from megatron_ltd.config import DataConfig, RunConfig
 from megatron_ltd.data.build import bos_of_corpora
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
-from megatron_ltd.data.preprocess.encoding import EncodingPlan, encode_block
+from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block
 from megatron_ltd.data.preprocess.pipeline import preprocess
 from megatron_ltd.data.preprocess.text_input import Block
 from megatron_ltd.data.text.beginning import chosen_bos
@@ -46,6 +46,10 @@ def lines(*documents: list[str]) -> Block:
     """A block of input, by the words of each document."""
     text = "".join(json.dumps({"text": " ".join(words)}) + "\n" for words in documents)
     return Block("x.jsonl", 1, 0, text.encode())
+
+
+def encoded(plan: EncodingPlan, block: Block) -> EncodedBlock:
+    return encode_block(plan, block, plan.choose_tokenizer()[0])
 
 
 def opened(folder: Path, **settings: Any) -> Tokenizer:
@@ -82,9 +86,9 @@ def test_a_tokenizer_without_an_end_of_documents_is_of_use_where_none_is_needed(
     folder = folder_of(tmp_path, ["<unk>", "<s>", "<stop>"], False)
     settings = DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder))
     block = lines(["a", "b"])
-    assert encode_block(EncodingPlan(settings, None), block).documents[0].tokens.tolist() == [3, 4]
+    assert encoded(EncodingPlan(settings, None), block).documents[0].tokens.tolist() == [3, 4]
     with pytest.raises(DataError, match="Name the token that ends documents: --eod-token"):
-        encode_block(EncodingPlan(settings, None, append_eod=True), block)
+        encoded(EncodingPlan(settings, None, append_eod=True), block)
 
 
 @pytest.mark.parametrize(("adds", "config"), [
@@ -107,7 +111,7 @@ def test_a_corpus_has_the_tokens_around_every_document(tmp_path: Path) -> None:
     plan = EncodingPlan(DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder),
                                    bos_token="auto"), None, append_eod=True)
     documents = [["a", "b"], [], ["b"] * 300, ["a"]]
-    [found] = encode_block(plan, lines(*documents)).documents
+    [found] = encoded(plan, lines(*documents)).documents
     by_hand = [[1, *({"a": 5, "b": 6}[word] for word in words), 2] if words else [] for words in documents]
     assert found.tokens.tolist() == [token for document in by_hand for token in document]
     assert found.lengths.tolist() == [len(document) for document in by_hand if document]
