@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from megatron_ltd.model.arithmetic.shapes import VOCABULARY
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.checkpoint.convert.megatron_core_ranks import answered, written
 from tests.checkpoint.hugging_face import assert_logits_close, our_logits
@@ -56,7 +57,10 @@ def test_megatron_core_loads_what_is_written_for_it(theirs: Written) -> None:
         again = folder / f"again-{kind}"
         assert tool.main(["--from-megatron", folders[kind], "--output", str(again)]) == 0
         before, after = saved_tensors(folder / f"our-{kind}", 0), saved_tensors(again, 0)
-        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            rows = 61 if name.removeprefix("model.") in VOCABULARY else len(tensor)  # the others pad the vocabulary
+            assert torch.equal(tensor[:rows], after[name][:rows]), name
 
 
 def test_an_index_that_holds_anything_else_is_not_built(theirs: Written, tmp_path: Path,
