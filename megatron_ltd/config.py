@@ -470,6 +470,15 @@ class DataConfig:
     """vocab.json of GPT-2 BPE, or vocab.txt of BERT's WordPiece."""
     merge_file: str | None = None
     """merges.txt of GPT-2 BPE."""
+    bos_token: str | None = None
+    """The token with which documents, examples and scored texts begin: its text, or `auto` for the one that the
+    tokenizer's files say to add, if any. Default: none."""
+    eod_token: str | None = None
+    """The token that ends documents, by its text. Default: the one that the tokenizer's files declare as the end of a
+    text, or a widely used one."""
+    tokenizer_control_symbols: bool = False
+    """Read the name of a SentencePiece model's control symbol in a text, such as <s>, as that symbol rather than as
+    letters."""
     eod_mask_loss: bool = False
     """No loss where the input token is the end of a document."""
     reset_position_ids: bool = False
@@ -526,6 +535,9 @@ class CheckpointConfig:
     pretrained_checkpoint: str | None = None
     """Finetuning: folder of the model to start from. It is loaded like --load with --finetune as long as --load holds
     no checkpoint, so that one command both starts and resumes a run."""
+    resize_vocabulary: bool = False
+    """With --finetune or --pretrained-checkpoint: give the model rows for the tokens that this run's tokenizer has and
+    that of the checkpoint does not. New rows start at the mean of the others."""
     no_load_optim: bool = False
     """Do not load optimizer state."""
     no_save_optim: bool = False

@@ -8,9 +8,12 @@ from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.lm_eval.bos import choose_bos
+from megatron_ltd.lm_eval.scorer import CheckpointScorer
 from megatron_ltd.log import Console
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
+from megatron_ltd.train.state import TrainState
 from tools.command_line import exit_code_of
 
 
@@ -18,8 +21,12 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for the checkpoint, its parallel layout and its tokenizer."""
     parser.add_argument("--load", required=True, metavar="DIR", help="folder of checkpoints")
     parser.add_argument("--ckpt-step", type=int, metavar="STEP", help="this step rather than the newest")
-    parser.add_argument("--bos-token-id", type=int, metavar="ID", help="token with which every text begins, for models "
-                        "that were trained so (Llama, Mistral); default: none")
+    parser.add_argument("--bos-token-id", type=int, metavar="ID", help="token with which every text begins; default: "
+                        "that of the training run, or what the tokenizer's files say of an imported model")
+    parser.add_argument("--no-bos", action="store_true", help="no token at the beginning of texts, though the model's "
+                        "tokenizer files say to add one")
+    parser.add_argument("--tokenizer-control-symbols", action="store_true", help="read the names of a SentencePiece "
+                        "model's control symbols in texts, such as <s>, as these symbols")
     parser.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP",
                         help="processes that share each layer (default: 1)")
     parser.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP",
@@ -27,6 +34,25 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     moved = parser.add_argument_group("tokenizer", "in place of what the manifest says, for files that have moved")
     for name in TOKENIZER_SETTINGS:
         moved.add_argument(f"--{name.replace('_', '-')}", help="in place of the recorded one")
+
+
+def check_bos(args: argparse.Namespace) -> None:
+    """Raises:
+        ConfigError: the flags say two things of the beginning of texts.
+    """
+    check_at_least(args, 0, "bos_token_id")
+    if args.no_bos and args.bos_token_id is not None:
+        raise ConfigError(f"--no-bos contradicts --bos-token-id = {args.bos_token_id}; leave one out.")
+
+
+def first_token(scorer: CheckpointScorer, tokenizer: Tokenizer, args: argparse.Namespace,
+                console: Console) -> int | None:
+    """The token that every text begins with, which is told."""
+    trained_here = TrainState.from_counters(scorer.manifest.counters).consumed.tokens > 0
+    bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here, scorer.tokenizer_config.bos_token)
+    if told is not None:
+        console.line(told)
+    return bos
 
 
 def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
@@ -51,7 +77,8 @@ def checkpoint_tokenizer(recorded: DataConfig, vocab_size: int | None, args: arg
     if args.bos_token_id is not None and vocab_size is not None and not 0 <= args.bos_token_id < vocab_size:
         raise ConfigError(f"--bos-token-id = {args.bos_token_id} must be from 0 to {vocab_size - 1}.")
     given = {name: getattr(args, name) for name in TOKENIZER_SETTINGS if getattr(args, name) is not None}
-    return tokenizer_of_model(dataclasses.replace(recorded, **given), vocab_size)
+    symbols = recorded.tokenizer_control_symbols or args.tokenizer_control_symbols
+    return tokenizer_of_model(dataclasses.replace(recorded, **given, tokenizer_control_symbols=symbols), vocab_size)
 
 
 def exit_code_of_all(run: Callable[[Console], None]) -> int:

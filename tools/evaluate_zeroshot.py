@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
-from megatron_ltd.lm_eval.bos import choose_bos
 from megatron_ltd.lm_eval.listed import plan_listed
 from megatron_ltd.lm_eval.report import (
     check_format,
@@ -37,8 +36,14 @@ from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.train.process.exits import leave
-from megatron_ltd.train.state import TrainState
-from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
+from tools.checkpoint_model import (
+    add_checkpoint_flags,
+    check_at_least,
+    check_bos,
+    checkpoint_tokenizer,
+    exit_code_of_all,
+    first_token,
+)
 from tools.command_line import add_output, parser_of
 
 
@@ -59,8 +64,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         "harness's tasks have their own)")
     parser.add_argument("--harness", action="store_true", help="lm-evaluation-harness also scores the tasks "
                         "that are built in here")
-    parser.add_argument("--no-bos", action="store_true", help="no token at the beginning of texts, though the model's "
-                        "tokenizer files say to add one")
     parser.add_argument("--overlong", choices=OVERLONG, default="truncate", help="an example that is longer than the "
                         "model: score its last tokens and count it (default), leave it out and count it, or let its "
                         "task fail")
@@ -76,9 +79,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_at_least(args, 1, "limit", "micro_batch_size", "overlapping_eval", "tensor_model_parallel_size",
                    "pipeline_model_parallel_size")
-    check_at_least(args, 0, "num_fewshot", "bos_token_id")
-    if args.no_bos and args.bos_token_id is not None:
-        raise ConfigError(f"--no-bos contradicts --bos-token-id = {args.bos_token_id}; leave one out.")
+    check_at_least(args, 0, "num_fewshot")
+    check_bos(args)
     return args
 
 
@@ -151,10 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     digests = {item.name: item.sha256 for item in plan}
     agree_on_inputs(problem, digests | ({} if tokenizer is None else {"tokenizer": tokenizer.digest}))
     assert tokenizer is not None
-    trained_here = TrainState.from_counters(scorer.manifest.counters).consumed.tokens > 0
-    bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here)
-    if told is not None:
-        console.line(told)
+    bos = first_token(scorer, tokenizer, args, console)
     options = EvalOptions(args.limit, args.overlapping_eval, console.speaks, args.num_fewshot or 0, bos, args.overlong,
                           args.log_samples)
     score(args.load, plan, scorer, tokenizer, options, outputs, console)

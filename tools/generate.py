@@ -16,11 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.decode import Sampling
+from megatron_ltd.lm_eval.rows import RowEncoder
 from megatron_ltd.lm_eval.scorer import build_scorer
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
-from tools.checkpoint_model import add_checkpoint_flags, check_at_least, checkpoint_tokenizer, exit_code_of_all
+from tools.checkpoint_model import (
+    add_checkpoint_flags,
+    check_at_least,
+    check_bos,
+    checkpoint_tokenizer,
+    exit_code_of_all,
+    first_token,
+)
 from tools.command_line import parser_of
 
 
@@ -37,6 +45,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         help="sample from the most probable tokens that together have probability P")
     parser.add_argument("--seed", type=int, default=1234, help="seed for sampling (default 1234)")
     args = parser.parse_args(argv)
+    check_bos(args)
     check_at_least(args, 1, "max_new_tokens", "tensor_model_parallel_size", "pipeline_model_parallel_size")
     return args
 
@@ -51,9 +60,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     scorer = build_scorer(args.load, step=args.ckpt_step, tensor_parallel=tp, pipeline_parallel=pp,
                           micro_batch_size=len(args.prompt))
     tokenizer = checkpoint_tokenizer(scorer.tokenizer_config, scorer.config.model.vocab_size, args)
-    first = [] if args.bos_token_id is None else [args.bos_token_id]
+    bos = first_token(scorer, tokenizer, args, console)
+    if tokenizer.remark is not None:
+        console.line(tokenizer.remark)
     prompts = [tokenizer.encode(prompt) for prompt in args.prompt]
-    texts = [first + prompt for prompt in prompts]
+    texts = [RowEncoder(tokenizer, scorer.max_length, bos).prompt(prompt) for prompt in args.prompt]
     answers = scorer.decoder.generate(texts, args.max_new_tokens, sampling, eod=tokenizer.eod)
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         console.line(("\n" if number else "") + tokenizer.decode(prompt + answer))

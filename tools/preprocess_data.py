@@ -56,6 +56,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="read --hf-dataset without copying it to this machine")
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
+    parser.add_argument("--bos-token", metavar="TOKEN", help="begin each document with this token; auto: with the one "
+                        "that the tokenizer's files say to add, if any (Llama, Mistral)")
+    parser.add_argument("--eod-token", metavar="TOKEN", help="the token that ends documents; default: the one that the "
+                        "tokenizer's files declare, or a widely used one")
     parser.add_argument("--split-sentences", action="store_true", help="make every sentence a separate sequence (BERT)")
     parser.add_argument("--keep-newlines", action="store_true",
                         help="with --split-sentences: sentences keep the white space that follows them")
@@ -77,6 +81,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "GPT2BPETokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer", "BertWordPieceLowerCase",
         "BertWordPieceCase", "NullTokenizer"], help="kind of tokenizer")
     parser.add_argument("--tokenizer-model", metavar="FILE", help="SentencePiece .model, tokenizer.json or its folder")
+    parser.add_argument("--tokenizer-control-symbols", action="store_true", help="read the names of a SentencePiece "
+                        "model's control symbols in the text, such as <s>, as these symbols")
     parser.add_argument("--vocab-file", metavar="FILE", help="vocab.json of GPT-2 BPE, or vocab.txt of BERT")
     parser.add_argument("--merge-file", metavar="FILE", help="merges.txt of GPT-2 BPE")
     parser.add_argument("--vocab-size", type=int, help="token ids of NullTokenizer")
@@ -119,7 +125,9 @@ def sentence_plan(options: argparse.Namespace) -> SentencePlan:
 
 def run(options: argparse.Namespace) -> None:
     tokenizer = DataConfig(tokenizer_type=options.tokenizer_type, tokenizer_model=options.tokenizer_model,
-                           vocab_file=options.vocab_file, merge_file=options.merge_file)
+                           vocab_file=options.vocab_file, merge_file=options.merge_file, bos_token=options.bos_token,
+                           eod_token=options.eod_token,
+                           tokenizer_control_symbols=options.tokenizer_control_symbols)
     plan = EncodingPlan(tokenizer, options.vocab_size, tuple(options.json_keys), options.append_eod,
                         sentence_plan(options) if options.split_sentences else None, options.on_bad_line,
                         options.tokenizer_engine)

@@ -11,7 +11,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
 
-TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
+TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "eod_token")
 
 
 def saved_config(manifest: Manifest, path: Path) -> RunConfig:

@@ -23,7 +23,7 @@ from megatron_ltd.data.blend import (
     parse_blend,
 )
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
-from megatron_ltd.data.corpus.manifest import check_manifest
+from megatron_ltd.data.corpus.manifest import check_manifest, read_manifest
 from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.gpt.index import SPLITS, split_bounds, split_range
@@ -31,6 +31,7 @@ from megatron_ltd.data.gpt.parts import LongSamples, PartedDataset
 from megatron_ltd.data.held_out import together
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
+from megatron_ltd.data.text.special_tokens import AUTO
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
 from megatron_ltd.data.text.wordpiece import MaskedVocabulary
 from megatron_ltd.errors import ConfigError, DataError
@@ -108,6 +109,17 @@ def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def bos_of_corpora(config: RunConfig, tokenizer: Tokenizer) -> str | None:
+    """The token with which the training corpora's documents begin, by its text; None if their manifests name none."""
+    no_corpus = config.data.mock_data or config.data.train_jsonl is not None
+    training = {} if no_corpus else _sources(config)[0]
+    manifests = [read_manifest(corpus_part(prefix)[0]) for source, _ in training.values() for prefix in source.prefixes]
+    ids = {manifest.settings.get("bos_token_id") for manifest in manifests if manifest is not None} - {None}
+    names = [tokenizer.decode([token]) for token in ids if isinstance(token, int)]
+    return AUTO if ids == {tokenizer.bos} and tokenizer.adds_bos else next(
+        (name for name in names if len(names) == 1 and tokenizer.token_to_id(name) in ids), None)
+
+
 Bounds = tuple[float, float]
 Form = GPTSampleForm | BertSampleForm
 
@@ -115,8 +127,10 @@ Form = GPTSampleForm | BertSampleForm
 def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> Form:
     data, seq_length = config.data, config.model.seq_length
     if config.model.family == "gpt":
-        return GPTSampleForm(seq_length, tokenizer.vocab_size, tokenizer.eod, data.eod_mask_loss,
-                             data.reset_position_ids, data.reset_attention_mask)
+        splits = data.eod_mask_loss or data.reset_position_ids or data.reset_attention_mask
+        eod = tokenizer.eod if splits else -1  # a tokenizer may have none
+        return GPTSampleForm(seq_length, tokenizer.vocab_size, eod, data.eod_mask_loss, data.reset_position_ids,
+                             data.reset_attention_mask)
     if seq_length < BERT_LEAST_TOKENS:
         raise ConfigError(f"--seq-length = {seq_length}: a BERT sample takes at least {BERT_LEAST_TOKENS} tokens, "
                           "three of them special; choose such a length.")

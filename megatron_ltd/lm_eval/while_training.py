@@ -59,7 +59,7 @@ class RunTasks:
     def scores(self, model: Model, runtime: Runtime, config: RunConfig, tokenizer: Tokenizer,
                console: Console) -> Callable[[], TaskScores]:
         """What scores the model as it is when called."""
-        bos, told = choose_bos(tokenizer, None, none_wanted=False, trained_here=True)
+        bos, told = choose_bos(tokenizer, None, none_wanted=False, trained_here=True, recorded=config.data.bos_token)
         if told is not None:
             console.line(f"--eval-tasks: {told}")
         options = EvalOptions(limit=config.logging.eval_tasks_limit, bos=bos)

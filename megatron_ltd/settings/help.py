@@ -22,7 +22,8 @@ USUAL = {
 
 OTHERS = (
     ({"bert", "vit"}, "train_jsonl valid_jsonl test_jsonl prompt_key response_key messages_key chat_template "
-                      "overlong_samples reset_position_ids reset_attention_mask eod_mask_loss"),
+                      "overlong_samples reset_position_ids reset_attention_mask eod_mask_loss bos_token "
+                      "eod_token"),
     ({"gpt", "vit"}, "bert_no_binary_head mask_prob mask_max_ngram mask_whole_word mask_longer_ngrams mask_geometric "
                      "short_seq_prob"),
     ({"bert", "vit"}, "eval_tasks eval_tasks_interval eval_tasks_limit task_data"),
@@ -34,7 +35,7 @@ OTHERS = (
               "seq_length_curriculum_start_length seq_length_curriculum_steps seq_length_curriculum_length_step "
               "token_drop_no_cross_layer token_drop_beta token_drop_initial_importance token_drop_always_keep_ids "
               "token_drop_always_drop_ids use_rope_scaling rope_scaling_factor rotary_seq_len_interpolation_factor "
-              "rope_scaling no_rope_freq"),
+              "rope_scaling no_rope_freq tokenizer_control_symbols"),
     ({"pretraining"}, "train_epochs early_stopping_patience pretrained_checkpoint train_jsonl valid_jsonl test_jsonl "
                       "prompt_key response_key messages_key chat_template overlong_samples"),
     ({"finetuning"}, "mock_data"),

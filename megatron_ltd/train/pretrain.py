@@ -1,6 +1,7 @@
 """A pretraining run of any model: settings, checks, process group, data, model, checkpoint, loop, exit code."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -9,7 +10,7 @@ from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data import native
-from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
+from megatron_ltd.data.build import Datasets, bos_of_corpora, build_datasets, datasets_digest
 from megatron_ltd.data.held_out import in_whole_batches
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import CheckpointError, ConfigError, DataError, UserError
@@ -117,6 +118,8 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
             clear_exit_record(config.checkpoint.save)
     native.tell(console)
     config, datasets = prepare(config, tokenizer, runtime, console)
+    if tokenizer is not None and config.data.bos_token is None:
+        config = with_bos_of_corpora(config, tokenizer, console)
     if tasks is not None:
         read_together(lambda: tasks, lambda tasks: tasks.digest)
     model = build_model(config, runtime.mesh, runtime.device, decodes=tasks is not None)
@@ -158,6 +161,15 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     # A launcher kills all processes as soon as one exits with a code other than 0, so none exits before all are done.
     gather_json(code)
     return code
+
+
+def with_bos_of_corpora(config: RunConfig, tokenizer: Tokenizer, console: Console) -> RunConfig:
+    """The settings with the token that begins the corpora's documents, so that texts are scored with it later."""
+    bos = bos_of_corpora(config, tokenizer)
+    if bos is None:
+        return config
+    console.line(f"--bos-token is taken as {bos}, with which the documents of the corpus begin")
+    return replace(config, data=replace(config.data, bos_token=bos))
 
 
 def open_metrics(config: RunConfig, console: Console, resumed_step: int) -> Metrics:

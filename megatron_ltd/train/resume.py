@@ -4,11 +4,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_ltd.checkpoint.agreement import gather_json
 from megatron_ltd.checkpoint.io import agree_on_checkpoint, newest_sound_before, read_on_all_ranks
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.saved_settings import fallback, ignored_settings, saved_config
 from megatron_ltd.config import RunConfig
-from megatron_ltd.errors import CheckpointError, DamagedCheckpointError
+from megatron_ltd.data.text.tokenizer import tokenizer_of_model
+from megatron_ltd.errors import CheckpointError, DamagedCheckpointError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
@@ -48,6 +50,18 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
     return _restore_from(sound, config, model, optimizer, group, console)
 
 
+def known_tokens(config: RunConfig) -> int:
+    """The tokens of a model's own tokenizer, which may be fewer than it has rows for; if the files are not there, its
+    rows."""
+    rows = config.model.vocab_size or 0
+    if config.data.tokenizer_type is None or config.model.family == "vit":
+        return rows
+    try:
+        return min(rows, tokenizer_of_model(config.data, rows).vocab_size)
+    except UserError:
+        return rows
+
+
 def check_samples_read(config: RunConfig, dp: int, state: TrainState) -> None:
     """Check that earlier steps have read as many samples as these settings say, if it follows from that which samples
     are long ones.
@@ -74,8 +88,10 @@ def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: Sharde
         state.check_optimizer(config, manifest, path)
     goes_on = not settings.finetune and manifest.stored_name(state.IMPORTANCE) is not None
     adapt = Adaptation()
-    if settings.finetune and config.model.family == "vit":
-        adapt = adaptation(config.model, manifest, saved_config(manifest, path).model)
+    if settings.finetune and (config.model.family == "vit" or settings.resize_vocabulary):
+        saved = saved_config(manifest, path)
+        known, tokens = gather_json([known_tokens(saved), known_tokens(config)], group)[0]
+        adapt = adaptation(config.model, manifest, saved.model, known=known, tokens=tokens)
     state.load(path, model, None if weights_only else optimizer, group, importance=goes_on, adapt=adapt)
     ignored = ignored_settings(manifest)
     if ignored:

@@ -21,7 +21,7 @@ from megatron_ltd.errors import CheckpointError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.train.adapt import FREE, Adaptation
+from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, Adaptation
 from megatron_ltd.train.best import BestSoFar
 from megatron_ltd.train.setup import Model, NamedParameter
 
@@ -110,7 +110,7 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
         targets[IMPORTANCE] = model.importance.values
     manifest = io.load(path, targets, group)
     if adapt is not None:
-        adapt.finish({p.global_name: p.parameter for p in model.parameters})
+        adapt.finish((p.global_name, p.parameter) for p in model.parameters)
     for copy, original in repeated:
         with torch.no_grad():
             copy.copy_(original)
@@ -118,7 +118,7 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
 
 
 def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> None:
-    """Check that the settings which define the weights are those of the checkpoint. A ViT that starts from another's
+    """Check that the settings which define the weights are those of the checkpoint. A model that starts from another's
     weights may differ in settings to which the weights are adapted.
 
     Raises:
@@ -128,8 +128,15 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     if config.model.family == "vit" and config.checkpoint.finetune:
         free |= FREE
     saved, mine = saved_config(manifest, path).to_dict()["model"], config.to_dict()["model"]
+    grows = config.model.family != "vit" and (mine["vocab_size"] or 0) > (saved["vocab_size"] or 0)
+    if config.checkpoint.finetune and config.checkpoint.resize_vocabulary and grows:
+        free |= FREE_WITH_VOCABULARY
     lines = [f"--{name.replace('_', '-')}: {saved[name]} in the checkpoint, {mine[name]} in this run"
              for name in mine if name not in free and saved[name] != mine[name]]
+    if lines and grows and len(lines) == 1:
+        raise CheckpointError(f"{path} has rows for {saved['vocab_size']} tokens, and this run's vocabulary has "
+                              f"{mine['vocab_size']}. Name the model's own tokenizer, or start from its weights with "
+                              "--finetune --resize-vocabulary, which gives it rows for the others.")
     if lines:
         raise CheckpointError(f"{path} holds another model; use its settings (--use-checkpoint-args):\n  "
                               + "\n  ".join(lines))

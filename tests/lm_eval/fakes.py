@@ -14,10 +14,16 @@ class WordTokenizer:
     def __init__(self) -> None:
         self.vocab_size = 1000
         self.eod = 0
+        self.bos: int | None = None
+        self.adds_bos = False
+        self.remark: str | None = None
         self.pad: int | None = None
         self.digest = "words"
         self.files: tuple[str, ...] = ()
         self.ids: dict[str, int] = {}
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.ids.get(token)
 
     def encode(self, text: str) -> list[int]:
         pieces = [piece if index == 0 else " " + piece for index, piece in enumerate(text.split(" "))]

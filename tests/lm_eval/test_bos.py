@@ -44,6 +44,12 @@ def test_what_the_user_says_counts_and_a_model_trained_here_has_none(tmp_path: P
     assert bos is None and told is not None and "--bos-token-id 1 adds it" in told
 
 
+@pytest.mark.parametrize(("recorded", "bos"), [("auto", 1), ("b", 3)])
+def test_a_model_is_scored_with_the_token_that_it_was_trained_with(tmp_path: Path, recorded: str, bos: int) -> None:
+    found, told = choose_bos(tokenizer_json(tmp_path, True), None, False, trained_here=True, recorded=recorded)
+    assert found == bos and told is not None and "as in training" in told
+
+
 @pytest.mark.parametrize(("config", "expected"), [(None, None), ({"add_bos_token": True}, 1), ({}, None)])
 def test_a_sentencepiece_model_says_so_in_the_file_beside_it(
     shared_data: Path, tmp_path: Path, config: dict[str, bool] | None, expected: int | None,

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
@@ -175,9 +176,8 @@ def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(config, mesh, device, draw=False)
         optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
-        run.parameters = sum(p.parameter.to_local().numel() if hasattr(p.parameter, "to_local")
-                             else p.parameter.numel() for p in model.parameters)
-        run.shapes = {p.name: tuple(p.parameter.to_local().shape) for p in model.parameters
+        run.parameters = sum(_local(p.parameter).numel() for p in model.parameters)
+        run.shapes = {p.name: tuple(_local(p.parameter).shape) for p in model.parameters
                       if p.layer in (None, min(q.layer for q in model.parameters if q.layer is not None))}
         run.stream = model.pipeline.hidden_shape
         tokens = torch.zeros(samples, plan.read_tokens, dtype=torch.int64)
@@ -190,8 +190,13 @@ def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder)
         optimizer.step(1e-3)
 
 
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
 def _axes(mesh: Mesh) -> dict[str, str]:
     """What the processes of each group share, by the group's name."""
     names = {"pp": "pipeline", "dp_replicate": "data", "dp_shard": "data", "tp": "tensor"}
-    found = {mesh.world[axis].get_group().group_name: names[axis] for axis in AXES}
-    return found if mesh.embedding is None else found | {mesh.embedding.group_name: "tied embedding"}
+    found = {str(mesh.world[axis].get_group().group_name): names[axis] for axis in AXES}
+    return found if mesh.embedding is None else found | {str(mesh.embedding.group_name): "tied embedding"}

@@ -10,6 +10,7 @@ from megatron_ltd.data.finetuning.packing import PackedDataset
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
 from megatron_ltd.data.held_out import in_whole_batches, named_sets, together
 from megatron_ltd.data.sample import Dataset
+from megatron_ltd.data.text.beginning import chosen_bos
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DataError
 
@@ -64,6 +65,7 @@ def describe(epoch: Epoch) -> list[str]:
 
 def _packed(flag: str, patterns: Sequence[str], config: RunConfig, tokenizer: Tokenizer) -> Dataset:
     data, length = config.data, config.model.seq_length
+    bos, _ = chosen_bos(tokenizer, data.bos_token)
     form = ResponseForm(data.prompt_key, data.response_key, length, data.overlong_samples == "skip", data.messages_key,
-                        chat_of(data, tokenizer))
+                        chat_of(data, tokenizer), bos)
     return PackedDataset(read_responses(flag, patterns, tokenizer, form), length, tokenizer.eod)

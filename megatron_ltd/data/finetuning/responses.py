@@ -36,6 +36,7 @@ class ResponseForm:
         skip_overlong: leave longer ones out rather than refuse them.
         messages_key: of a conversation; a line with prompt and response is none.
         chat: how a conversation becomes a text.
+        bos: the token with which every prompt begins; a conversation begins as its template says.
     """
 
     prompt_key: str
@@ -44,6 +45,7 @@ class ResponseForm:
     skip_overlong: bool = False
     messages_key: str = "messages"
     chat: Chat | None = None
+    bos: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +161,8 @@ def _examples(block: Block, tokenizer: Tokenizer, form: ResponseForm) -> Iterato
             yield _Example(place, tokens, learned, f"the conversation takes {len(tokens) - 1} tokens", True)
             continue
         prompt, response = next(encoded)
+        if form.bos is not None and prompt[:1] != [form.bos]:  # which a template may have written
+            prompt = [form.bos, *prompt]
         if not response:
             raise DataError(f"{place}: {form.response_key!r} is empty, so that there is nothing to learn; remove "
                             "this line.")

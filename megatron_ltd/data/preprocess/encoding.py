@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.preprocess.documents import BadLine, sorted_documents
 from megatron_ltd.data.preprocess.text_input import Block
+from megatron_ltd.data.text.beginning import chosen_bos
 from megatron_ltd.data.text.fast_bpe import Engine, FastBpe, with_engine
 from megatron_ltd.data.text.recurring_words import FlatIds, RecurringWords
 from megatron_ltd.data.text.sentences import SentencePlan, SentenceSplitter
@@ -27,7 +28,8 @@ class EncodingPlan:
 
     Attributes:
         json_keys: each key of an object becomes a corpus of its own.
-        append_eod: end every document that has a token with the end-of-document token.
+        append_eod: end every document that has a token with the end-of-document token. `tokenizer.bos_token` says with
+            which one it begins.
         sentences: every sentence becomes a sequence of its own; None: every document does.
         on_bad_line: fail, or leave out lines that hold no document and, with quarantine, keep them beside the corpora.
         engine: the library that tokenizes; the ids do not depend on it.
@@ -108,24 +110,29 @@ def _encode(plan: EncodingPlan, tokenizer: Tokenizer, texts: list[str]) -> Encod
     documents = np.repeat(np.arange(len(texts)), counts)[lengths > 0]
     sequences = np.bincount(documents, minlength=len(texts)).astype(np.int64)
     lengths = lengths[lengths > 0]
-    if plan.append_eod:  # as Megatron does: a document without tokens stays without tokens
-        last = (np.cumsum(sequences) - 1)[sequences > 0]
-        tokens = _with_eod(tokens, np.cumsum(lengths)[last], tokenizer.eod)
+    last = (np.cumsum(sequences) - 1)[sequences > 0]  # as Megatron does: a document without tokens stays without tokens
+    if (bos := chosen_bos(tokenizer, plan.tokenizer.bos_token)[0]) is not None:
+        first = (np.cumsum(sequences) - sequences)[sequences > 0]
+        tokens = _with_token(tokens, (np.cumsum(lengths) - lengths)[first], bos)
+        lengths[first] += 1
+    if plan.append_eod:
+        tokens = _with_token(tokens, np.cumsum(lengths)[last], tokenizer.eod)
         lengths[last] += 1
     return EncodedDocuments(tokens, lengths, sequences)
 
 
-def _with_eod(tokens: NDArray[np.integer[Any]], ends: NDArray[np.int64], eod: int) -> NDArray[np.integer[Any]]:
-    """The tokens, with `eod` before each of the places `ends`."""
-    if len(tokens) < _LONG_TOKENS * len(ends):
-        return np.insert(tokens, ends, eod)
-    ended = np.empty(len(tokens) + len(ends), dtype=tokens.dtype)  # several times faster for long documents
+def _with_token(tokens: NDArray[np.integer[Any]], places: NDArray[np.int64], token: int) -> NDArray[np.integer[Any]]:
+    """The tokens, with one more before each of the places."""
+    if len(tokens) < _LONG_TOKENS * len(places):
+        return np.insert(tokens, places, token)
+    found = np.empty(len(tokens) + len(places), dtype=tokens.dtype)  # several times faster for long documents
     begin = 0
-    for number, end in enumerate(ends.tolist()):
-        ended[begin + number:end + number] = tokens[begin:end]
-        ended[end + number] = eod
-        begin = end
-    return ended
+    for number, place in enumerate(places.tolist()):
+        found[begin + number:place + number] = tokens[begin:place]
+        found[place + number] = token
+        begin = place
+    found[begin + len(places):] = tokens[begin:]
+    return found
 
 
 def _flat(ids: Sequence[Sequence[int]]) -> FlatIds:

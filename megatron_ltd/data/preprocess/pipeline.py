@@ -26,6 +26,7 @@ from megatron_ltd.data.preprocess.rejected import RejectedLines
 from megatron_ltd.data.preprocess.run_state import RunState, load_state, remove_state, save_state
 from megatron_ltd.data.preprocess.table_input import HfSource, open_input
 from megatron_ltd.data.preprocess.text_input import START, Block
+from megatron_ltd.data.text.beginning import chosen_bos
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.log import Console
@@ -85,6 +86,11 @@ class _Run:
         self.tokenizer, remark = plan.choose_tokenizer()
         if remark is not None:
             Console().warn(remark)
+        _, of_bos = chosen_bos(self.tokenizer, plan.tokenizer.bos_token)
+        of_eod = (self.tokenizer.eod, self.tokenizer.remark)[1] if plan.append_eod else None
+        for said in (of_bos, of_eod):
+            if said is not None:
+                Console().line(said)
         self.files = [open_input(source, plan.json_keys) for source in inputs]
         key = _key(plan, inputs, self.tokenizer)
         found = load_state(output_prefix, key) if resume else None
@@ -178,10 +184,11 @@ class _Run:
         digests = self.state.sources + tuple(file.sha256 for file in self.files[len(self.state.sources):])
         sources = [SourceFacts(file.size_bytes, digest, file.path)
                    for file, digest in zip(self.files, digests, strict=True)]
+        bos, _ = chosen_bos(self.tokenizer, plan.tokenizer.bos_token)
         for writer, key in zip(self.writers, plan.json_keys, strict=True):
             writer.describe(self.tokenizer.digest, self.tokenizer.vocab_size, {
                 "tokenizer_type": plan.tokenizer.tokenizer_type, "tokenizer_files": list(self.tokenizer.files),
-                "json_key": key, "append_eod": plan.append_eod,
+                "json_key": key, "append_eod": plan.append_eod, **({} if bos is None else {"bos_token_id": bos}),
                 "sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
                 "bad_lines_left_out": self.rejected.count}, sources)
 
@@ -189,7 +196,10 @@ class _Run:
 def _key(plan: EncodingPlan, inputs: Sequence[str | HfSource], tokenizer: Tokenizer) -> dict[str, Any]:
     """All that decides the bytes of the output, by the flags that give it."""
     found = [os.stat(path) for path in inputs if not isinstance(path, HfSource)]
+    begun = {"--bos-token": chosen_bos(tokenizer, plan.tokenizer.bos_token)[0]} if plan.tokenizer.bos_token else {}
+    ended = {"--eod-token": plan.tokenizer.eod_token} if plan.tokenizer.eod_token else {}
     return {"--tokenizer-type": plan.tokenizer.tokenizer_type, "the tokenizer's digest": tokenizer.digest,
+            **begun, **ended,
             "--json-keys": plan.json_keys, "--append-eod": plan.append_eod, "--on-bad-line": plan.on_bad_line,
             "--split-sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
             "--input": list(map(str, inputs)),

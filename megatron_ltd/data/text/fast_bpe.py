@@ -48,8 +48,8 @@ class FastBpe:
                               "gigatoken; or use --tokenizer-engine tokenizers.")
         import gigatoken
 
-        self.vocab_size, self.eod, self.pad = exact.vocab_size, exact.eod, exact.pad
-        self.digest, self.files = exact.digest, exact.files
+        self.vocab_size, self.bos, self.adds_bos, self.pad = exact.vocab_size, exact.bos, exact.adds_bos, exact.pad
+        self.digest, self.files, self.remark = exact.digest, exact.files, exact.remark
         self._exact = exact
         refused = f"--tokenizer-engine gigatoken cannot run the tokenizer in {', '.join(exact.files)}: "
         try:
@@ -60,6 +60,13 @@ class FastBpe:
         for text in _HARD_TEXTS:
             if self._fast.encode(text.encode()).tolist() != exact.encode(text):
                 raise ConfigError(f"{refused}it gives other ids for {text[:40]!r}. Use --tokenizer-engine tokenizers.")
+
+    @property
+    def eod(self) -> int:
+        return self._exact.eod
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._exact.token_to_id(token)
 
     def encode(self, text: str) -> list[int]:
         return self._exact.encode(text)

@@ -26,10 +26,15 @@ class RecurringWords:
     """A tokenizer of which `cut_at_spaces` holds, with a memory of the words it has seen."""
 
     def __init__(self, exact: HuggingFaceEngine):
-        self.vocab_size, self.eod, self.pad = exact.vocab_size, exact.eod, exact.pad
-        self.digest, self.files = exact.digest, exact.files
+        self.vocab_size, self.bos, self.adds_bos, self.pad = exact.vocab_size, exact.bos, exact.adds_bos, exact.pad
+        self.digest, self.files, self.remark = exact.digest, exact.files, exact.remark
         self.encode, self.encode_batch, self.decode = exact.encode, exact.encode_batch, exact.decode
+        self.token_to_id, self._exact = exact.token_to_id, exact
         self._forget()
+
+    @property
+    def eod(self) -> int:
+        return self._exact.eod
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}

@@ -2,15 +2,16 @@
 
 The names of special tokens inside a text are treated as the tokenizer's own library does by default: GPT-2 and Hugging
 Face tokenizers read `<|endoftext|>` in a document as that token (as `transformers` does with the same files),
-SentencePiece reads `</s>` as ordinary characters, BERT's WordPiece reads `[MASK]` as that token. No tokenizer adds a
-token of its own, such as a beginning-of-text token, to what it encodes: only `tools/preprocess_data.py --append-eod`
-adds the end-of-document token.
+SentencePiece reads `</s>` as ordinary characters, unless --tokenizer-control-symbols is given, BERT's WordPiece reads
+`[MASK]` as that token. No tokenizer adds a token of its own to what it encodes: a beginning-of-text token is added
+where --bos-token asks for it, an end-of-document token by `tools/preprocess_data.py --append-eod`.
 """
 
 import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_ltd.config import DataConfig
+from megatron_ltd.data.text.special_tokens import EOD_TOKENS, declared_beginning, end_of_document
 from megatron_ltd.data.text.tiktoken import read_ranks, tiktoken_engine
 from megatron_ltd.data.text.tokenizer_identity import library_digest
 from megatron_ltd.data.text.wordpiece import (
@@ -37,7 +39,6 @@ from megatron_ltd.data.text.wordpiece import (
 )
 from megatron_ltd.errors import ConfigError, DataError
 
-EOD_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>")
 PAD_TOKENS = ("<|padding|>", "<|pad|>", "<pad>", "[PAD]")
 
 
@@ -46,17 +47,27 @@ class Tokenizer(Protocol):
 
     Attributes:
         vocab_size: ids are in [0, vocab_size).
-        eod: id of the end-of-document token.
+        eod: id of the end-of-document token; DataError if there is none.
+        bos: id of the token that the tokenizer's files declare as the beginning of texts, if they do.
+        adds_bos: whether they say to add it to every text.
         pad: id of the padding token, if there is one.
         digest: SHA-256 of all that decides the ids, whatever flags and files it was given by.
         files: what it was read from.
+        remark: what to tell a user who needs `eod`, where it is one of several.
     """
 
     vocab_size: int
-    eod: int
+    bos: int | None
+    adds_bos: bool
     pad: int | None
     digest: str
     files: tuple[str, ...]
+    remark: str | None
+
+    @property
+    def eod(self) -> int: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -107,14 +118,14 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
         return NullTokenizer(vocab_size)
     tokenizer: Tokenizer
     if kind == "GPT2BPETokenizer":
-        tokenizer = gpt2_bpe_tokenizer(given("vocab_file"), given("merge_file"))
+        tokenizer = gpt2_bpe_tokenizer(given("vocab_file"), given("merge_file"), config.eod_token)
     elif kind == "SentencePieceTokenizer":
-        tokenizer = SentencePieceTokenizer(given("tokenizer_model"))
+        tokenizer = SentencePieceTokenizer(given("tokenizer_model"), config.eod_token, config.tokenizer_control_symbols)
     elif kind in ("BertWordPieceLowerCase", "BertWordPieceCase"):
         path = _readable(given("vocab_file"), "--vocab-file")
         tokenizer = MaskedEngine(wordpiece_engine(read_vocabulary(path), kind == "BertWordPieceLowerCase"), (path,))
     elif kind == "HuggingFaceTokenizer":
-        tokenizer = hugging_face_tokenizer(given("tokenizer_model"))
+        tokenizer = hugging_face_tokenizer(given("tokenizer_model"), config.eod_token)
     else:
         raise ConfigError(f"--tokenizer-type = {kind}: choose one of GPT2BPETokenizer, SentencePieceTokenizer, "
                           "HuggingFaceTokenizer, BertWordPieceLowerCase, BertWordPieceCase, NullTokenizer (with "
@@ -125,18 +136,24 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_of_model(config: DataConfig, vocab_size: int | None) -> Tokenizer:
+def tokenizer_of_model(config: DataConfig, vocab_size: int | None, *, grows: bool = False) -> Tokenizer:
     """The tokenizer of a trained model.
 
     Args:
         vocab_size: the model's; with a NullTokenizer it counts the end of document, which --vocab-size does not.
+        grows: the model will be given rows for tokens that it does not have.
 
     Raises:
-        as `build_tokenizer`.
+        as `build_tokenizer`, and ConfigError: the tokenizer has more tokens than the model.
     """
-    if config.tokenizer_type == "NullTokenizer" and vocab_size is not None:
-        vocab_size -= 1
-    return build_tokenizer(config, vocab_size)
+    if config.tokenizer_type == "NullTokenizer":
+        return build_tokenizer(config, None if vocab_size is None else vocab_size - 1)
+    tokenizer = build_tokenizer(config, None)
+    if vocab_size is not None and vocab_size < tokenizer.vocab_size and not grows:
+        raise ConfigError(f"the tokenizer in {', '.join(tokenizer.files)} has {tokenizer.vocab_size} ids, and the "
+                          f"model rows for {vocab_size}. Name the model's own tokenizer, or train the model with "
+                          "--finetune --resize-vocabulary, which gives it rows for the others.")
+    return tokenizer
 
 
 class HuggingFaceEngine:
@@ -144,29 +161,51 @@ class HuggingFaceEngine:
 
     Args:
         engine: the library's tokenizer; truncation and padding in it are turned off.
-        eod_tokens: names of the end-of-document token, the first that exists is taken.
+        known: names of end-of-document tokens that are looked for where the files beside declare none.
+        eod_token: name of the end-of-document token, whatever they declare.
 
     Attributes:
         settings: `definition` as JSON, without its tables of tokens.
     """
 
-    def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...], eod_tokens: tuple[str, ...]):
+    def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...], known: tuple[str, ...] = EOD_TOKENS,
+                 eod_token: str | None = None):
         engine.no_truncation()
         engine.no_padding()
-        self._engine = engine
+        self._engine, self._known = engine, known
         self.files = files
         self.vocab_size = max(engine.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        eod = _first_id(engine, eod_tokens)
-        if eod is None:
-            raise DataError(f"{' and '.join(files)}: no end-of-document token; looked for {', '.join(eod_tokens)}. "
-                            "Add one of them to the tokenizer's special tokens, or name another as eos_token in a "
-                            "tokenizer_config.json beside tokenizer.json.")
-        self.eod = eod
-        self.pad = _first_id(engine, PAD_TOKENS)
+        folder = Path(files[0]).parent
+        self._eod, self.remark = end_of_document(engine, folder, eod_token, known)
+        self.bos, self.adds_bos = self._beginning(folder)
+        self.pad = next((token for name in PAD_TOKENS if (token := engine.token_to_id(name)) is not None), None)
         self.settings: dict[str, Any] = json.loads(self.definition)
         self.digest = library_digest(self.settings)
         for table in ("vocab", "merges"):
             self.settings["model"].pop(table, None)
+
+    def _beginning(self, folder: Path) -> tuple[int | None, bool]:
+        """`bos` and `adds_bos`. A tokenizer.json says so by what it adds to a text of its own accord."""
+        name, says = declared_beginning(folder)
+        plain, whole = (self._engine.encode("a", add_special_tokens=special).ids for special in (False, True))
+        added = whole[:len(whole) - len(plain)] if whole[len(whole) - len(plain):] == plain else whole[:1]
+        named = None if name is None else self.token_to_id(name)
+        named = None if named == self._eod and not says else named  # such as GPT-2's, which stands between texts
+        if len(added) == 1 and says is not False:
+            return added[0], True
+        return (named, says is True) if named is not None else (added[0] if len(added) == 1 else None, False)
+
+    @property
+    def eod(self) -> int:
+        if self._eod is None:
+            raise DataError(f"{' and '.join(self.files)}: no end-of-document token; looked for "
+                            f"{', '.join(self._known)}, and for what tokenizer_config.json or generation_config.json "
+                            "beside declares. Name the token that ends documents: --eod-token TOKEN.")
+        return self._eod
+
+    def token_to_id(self, token: str) -> int | None:
+        found: int | None = self._engine.token_to_id(token)
+        return found
 
     @functools.cached_property
     def definition(self) -> str:
@@ -193,13 +232,14 @@ class MaskedEngine(HuggingFaceEngine):
     """A WordPiece tokenizer with BERT's special tokens."""
 
     def __init__(self, engine: tokenizers.Tokenizer, files: tuple[str, ...]):
-        super().__init__(engine, files, (SEP,))
+        super().__init__(engine, files, (SEP,), SEP)
+        self.bos, self.adds_bos = None, False
         self.pad: int | None = engine.token_to_id(PAD)
         self.cls, self.sep, self.mask, self.unk = (engine.token_to_id(token) for token in (CLS, SEP, MASK, UNK))
         self.continues_word = continuations(engine, self.vocab_size)
 
 
-def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
+def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str, eod_token: str | None = None) -> HuggingFaceEngine:
     """Byte-level BPE as in GPT-2, from vocab.json and merges.txt; ids equal those of transformers' GPT2Tokenizer."""
     files = (_readable(vocab_file, "--vocab-file"), _readable(merge_file, "--merge-file"))
     try:
@@ -211,45 +251,36 @@ def gpt2_bpe_tokenizer(vocab_file: str, merge_file: str) -> HuggingFaceEngine:
     engine.decoder = decoders.ByteLevel()
     if engine.token_to_id(EOD_TOKENS[0]) is not None:
         engine.add_special_tokens([EOD_TOKENS[0]])
-    return HuggingFaceEngine(engine, files, EOD_TOKENS[:1])
+    return HuggingFaceEngine(engine, files, EOD_TOKENS[:1], eod_token)
 
 
-def hugging_face_tokenizer(path: str) -> HuggingFaceEngine:
+def hugging_face_tokenizer(path: str, eod_token: str | None = None) -> HuggingFaceEngine:
     """A tokenizer.json, the folder of one, or Llama 3's file of tokens and ranks."""
     file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
     _readable(file, "--tokenizer-model")
     if not file.endswith(".json") and (ranks := read_ranks(Path(file).read_bytes())):
-        return HuggingFaceEngine(tiktoken_engine(ranks), (file,), EOD_TOKENS)
+        return HuggingFaceEngine(tiktoken_engine(ranks), (file,), eod_token=eod_token)
     try:
         engine = tokenizers.Tokenizer.from_file(file)
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{file} is no tokenizer.json of Hugging Face tokenizers: {error}.") from error
     if is_masked_wordpiece(engine):
         return MaskedEngine(engine, (file,))
-    return HuggingFaceEngine(engine, (file,), (*EOD_TOKENS, *_declared_eos(Path(file).parent)))
-
-
-def _declared_eos(folder: Path) -> tuple[str, ...]:
-    """The end-of-text token that a tokenizer_config.json beside the tokenizer names."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return ()
-    try:
-        declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no table of JSON: {error}.") from error
-    name = declared.get("content") if isinstance(declared, dict) else declared
-    return (name,) if isinstance(name, str) else ()
+    return HuggingFaceEngine(engine, (file,), eod_token=eod_token)
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece .model; its end-of-sentence token ends documents.
+    """A SentencePiece .model; its end-of-sentence token ends documents, unless `eod_token` names another.
+
+    Args:
+        control_symbols: the name of a control symbol in a text, such as `<s>`, is that symbol, and what follows it is a
+            text of its own; otherwise the name is letters.
 
     Attributes:
-        control: ids of the tokens that no text gives, such as `</s>`.
+        control: ids of the tokens that no text gives, such as `</s>`, by name.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, eod_token: str | None = None, control_symbols: bool = False):
         self.files: tuple[str, ...] = (_readable(path, "--tokenizer-model"),)
         self._engine = sentencepiece.SentencePieceProcessor()
         try:
@@ -257,21 +288,49 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise DataError(f"{path} is no SentencePiece model: {error}.") from error
         self.vocab_size = self._engine.vocab_size()
-        self.eod = self._engine.eos_id()
-        if self.eod < 0:
-            raise DataError(f"{path}: the SentencePiece model has no end-of-sentence token, which ends documents. "
-                            "Train it with an eos_id, or use another tokenizer.")
-        pad = self._engine.pad_id()
-        self.pad = pad if pad >= 0 else None
+        bos, eos, pad = (token if token >= 0 else None for token in (
+            self._engine.bos_id(), self._engine.eos_id(), self._engine.pad_id()))
+        self._eod, self.remark = eos, None
+        if eod_token is not None or eos is None:
+            self._eod, self.remark = end_of_document(self, Path(path).parent, eod_token)
+        self.bos, self.adds_bos = bos, bos is not None and declared_beginning(Path(path).parent)[1] is True
+        self.pad = pad
         self.control = {self._engine.id_to_piece(token): token for token in range(self.vocab_size)
                         if self._engine.is_control(token)}
-        self.digest = hashlib.sha256(b"SentencePiece" + Path(path).read_bytes()).hexdigest()
+        self._symbols = self._control_symbols() if control_symbols else None
+        kind = b"SentencePiece" if self._symbols is None else b"SentencePiece with control symbols"
+        self.digest = hashlib.sha256(kind + Path(path).read_bytes()).hexdigest()
+
+    def _control_symbols(self) -> re.Pattern[str] | None:
+        """Finds the names of control symbols, of which the longest counts."""
+        longest_first = sorted(self.control, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+    @property
+    def eod(self) -> int:
+        if self._eod is None:
+            raise DataError(f"{self.files[0]}: the SentencePiece model has no end-of-sentence token, which ends "
+                            "documents. Name the token that does: --eod-token TOKEN.")
+        return self._eod
+
+    def token_to_id(self, token: str) -> int | None:
+        found: int = self._engine.piece_to_id(token)
+        return found if self.id_to_token(found) == token else None
+
+    def id_to_token(self, id: int) -> str | None:
+        return str(self._engine.id_to_piece(id)) if id < self.vocab_size else None
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._engine.encode(text)
-        return ids
+        if self._symbols is None:
+            ids: list[int] = self._engine.encode(text)
+            return ids
+        parts = self._symbols.split(text)  # every second one is a symbol
+        return [token for place, part in enumerate(parts) if part
+                for token in ([self._engine.piece_to_id(part)] if place % 2 else self._engine.encode(part))]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        if self._symbols is not None:
+            return [self.encode(text) for text in texts]
         ids: list[list[int]] = self._engine.encode(texts, num_threads=1)
         return ids
 
@@ -286,6 +345,9 @@ class NullTokenizer:
     def __init__(self, size: int):
         self.vocab_size = size + 1
         self.eod = size
+        self.bos: int | None = None
+        self.adds_bos = False
+        self.remark: str | None = None
         self.pad: int | None = None
         self.files: tuple[str, ...] = ()
         self.digest = hashlib.sha256(f"NullTokenizer {size}".encode()).hexdigest()
@@ -307,12 +369,11 @@ class NullTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(token) for token in ids)
 
+    def token_to_id(self, token: str) -> int | None:
+        return int(token) if token.isascii() and token.isdigit() and int(token) < self.vocab_size else None
+
 
 def _readable(path: str, flag: str) -> str:
     if not os.path.isfile(path):
         raise DataError(f"{flag}: no file {path}.")
     return path
-
-
-def _first_id(engine: tokenizers.Tokenizer, names: tuple[str, ...]) -> int | None:
-    return next((token for name in names if (token := engine.token_to_id(name)) is not None), None)

@@ -14,7 +14,8 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.state import TrainState
 
-TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
+TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "eod_token",
+                      "tokenizer_control_symbols")
 BATCH_ROWS = 8
 """Where the harness is to find a size by itself, which it cannot for this model."""
 
@@ -51,7 +52,7 @@ class MegatronLtd(HarnessModel):
         none_wanted = str(bos_token_id).lower() == "none" and bos_token_id is not None
         trained_here = TrainState.from_counters(scorer.manifest.counters).consumed.tokens > 0
         bos, told = choose_bos(tokens, None if bos_token_id is None or none_wanted else int(bos_token_id), none_wanted,
-                               trained_here)
+                               trained_here, scorer.tokenizer_config.bos_token)
         console = Console(Launch.from_environment().rank == 0)
         if told is not None:
             console.line(told)

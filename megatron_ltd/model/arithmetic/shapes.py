@@ -8,6 +8,9 @@ from megatron_ltd.config import ModelConfig
 
 TOKEN_TYPES, SENTENCE_ORDERS = 2, 2
 
+VOCABULARY = ("embedding.word.weight", "head.weight", "lm_head.bias")
+"""Parameters with a row for each token."""
+
 Shape = tuple[int, ...]
 
 

@@ -55,6 +55,9 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
          "with --train-jsonl, whose samples are packed by rules of their own"),
         (not bert, "mask_prob mask_max_ngram mask_whole_word mask_longer_ngrams mask_geometric short_seq_prob",
          "on GPT, which predicts every token"),
+        (bert, "bos_token eod_token", "on BERT, whose samples have tokens of their own around them"),
+        (data.tokenizer_type != "SentencePieceTokenizer", "tokenizer_control_symbols",
+         f"with --tokenizer-type = {data.tokenizer_type}, which reads the names of special tokens as these tokens"),
         (data.data_cache_path is None, "verify_corpus", "without --data-cache-path: every start checks a corpus"),
         (training.train_tokens is None, "token_budget", "without --train-tokens"),
         (not training.fp16, "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
@@ -73,4 +76,6 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
          "on validation with --full-validation, which reads all of it"),
         (config.logging.eval_tasks is None, "eval_tasks_interval eval_tasks_limit task_data", "without --eval-tasks"),
         (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
+        (not checkpoint.finetune and checkpoint.pretrained_checkpoint is None, "resize_vocabulary",
+         "without --finetune or --pretrained-checkpoint: the run goes on with the rows that its model has"),
     )

@@ -11,7 +11,8 @@ from pathlib import Path
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.saved_settings import with_checkpoint_model
 from megatron_ltd.config import Family, RunConfig
-from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
+from megatron_ltd.data.text.beginning import token_notes
+from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer, tokenizer_of_model
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.settings.checks.all import check, notes, refuse, violations
@@ -61,7 +62,8 @@ class Recipe:
             config = self.read_settings(arguments, console, here.world_size)
             save = config.checkpoint.save
             config, tokenizer = self.checked(config, here.world_size)
-            for note in notes(config, here.world_size):
+            of_tokens = [] if tokenizer is None else token_notes(config.data, tokenizer)
+            for note in [*notes(config, here.world_size), *of_tokens]:
                 console.line(note)
             tasks = self.plan_tasks(config) if self.plan_tasks and config.logging.eval_tasks is not None else None
             if only_check:
@@ -155,10 +157,11 @@ class Recipe:
 def read_tokenizer(config: RunConfig) -> Tokenizer:
     """The run's tokenizer; for --mock-data without one, the numbers below --vocab-size."""
     kind, vocab_size = config.data.tokenizer_type, config.model.vocab_size
-    made_up = config.data.mock_data and kind is None
-    # A NullTokenizer adds an end-of-document token to --vocab-size; a checkpoint's vocabulary includes it.
-    if vocab_size is not None and (made_up or (kind == "NullTokenizer" and config.checkpoint.use_checkpoint_args)):
+    if vocab_size is not None and config.data.mock_data and kind is None:
         return NullTokenizer(vocab_size - 1)
+    if config.checkpoint.use_checkpoint_args:
+        grows = config.checkpoint.finetune and config.checkpoint.resize_vocabulary
+        return tokenizer_of_model(config.data, vocab_size, grows=grows)
     return build_tokenizer(config.data, vocab_size)
 
 

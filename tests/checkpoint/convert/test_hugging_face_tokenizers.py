@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_out, make_agree
 from megatron_ltd.config import DataConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.errors import CheckpointError
+from tests.checkpoint.hugging_face import assert_logits_close, lively, qwen2, read_in, saved, write_out
 
 WORDS = ["the", "ship", "sailed", "tomorrow", "and", "nobody", "knew", "whether", "it", "would", "return", "17",
          "caf\u00e9", "  ", "\n", "\t", "\u65e5\u672c", "\ufb01ne", "</s>", "<unk>", "Stop!", "it's", "\U0001f6a2",
@@ -83,3 +85,21 @@ def test_gpt2_files_of_a_llama_with_another_tokenizer_beside_them(tmp_path: Path
     other.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     exported(settings, tmp_path / "beside")
+
+
+@pytest.mark.parametrize("windows", [{}, {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}],
+                         ids=["llama", "smollm3"])
+def test_a_qwen2_with_another_tokenizer_opens_with_its_ids_and_computes_the_same(tmp_path: Path, windows: dict[str, Any]
+                                                                                 ) -> None:
+    model = lively(qwen2(num_key_value_heads=2, vocab_size=130, num_hidden_layers=2, **windows))
+    source = saved(model, tmp_path / "hf")
+    sentencepiece_model(source / "tokenizer.model", model_type="unigram")
+    assert read_in(source, tmp_path / "ours") == 0 and write_out(tmp_path / "ours", tmp_path / "out") == 0
+    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert opened.config.model_type == ("smollm3" if windows else "llama")
+    library = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert all(tokenizer(text, add_special_tokens=False)["input_ids"] == library.encode(text) for text in texts(50, 3))
+    tokens = torch.randint(0, 130, (2, 20), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert_logits_close(opened(tokens).logits, model(tokens).logits)

@@ -90,14 +90,15 @@ def test_sentencepiece_ids_equal_those_of_the_library(shared_data: Path, name: s
     assert ours.eod not in ours.encode("</s>")
 
 
-def test_a_sentencepiece_model_without_end_of_sentence_is_refused(tmp_path: Path) -> None:
+def test_a_sentencepiece_model_without_end_of_sentence_is_refused_where_it_is_needed(tmp_path: Path) -> None:
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a b c a b"] * 20), model_prefix=str(tmp_path / "m"), vocab_size=8, model_type="char",
         eos_id=-1, minloglevel=2)
+    ours = from_model("SentencePieceTokenizer", tmp_path / "m.model")
     with pytest.raises(DataError, match=r"m\.model: the SentencePiece model has no end-of-sentence token"):
-        from_model("SentencePieceTokenizer", tmp_path / "m.model")
+        assert ours.eod
 
 
 def test_a_hugging_face_tokenizer_adds_cuts_and_pads_nothing(tmp_path: Path) -> None:
@@ -129,8 +130,8 @@ def test_the_end_of_document_token_is_the_first_known_name(tmp_path: Path, speci
 @pytest.mark.parametrize("declared", ["<eos>", {"content": "<eos>", "lstrip": False}], ids=["name", "table"])
 def test_without_a_known_name_it_is_the_one_that_the_tokenizers_files_declare(tmp_path: Path, declared: Any) -> None:
     path = hugging_face_json(tmp_path, ["<pad>", "<eos>"])
-    with pytest.raises(DataError, match="name another as eos_token in a tokenizer_config.json"):
-        from_model("HuggingFaceTokenizer", path)
+    with pytest.raises(DataError, match="Name the token that ends documents: --eod-token"):
+        assert from_model("HuggingFaceTokenizer", path).eod
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": declared}))
     assert from_model("HuggingFaceTokenizer", path).eod == 6
     (tmp_path / "tokenizer_config.json").write_text("[]")
@@ -259,11 +260,11 @@ def test_a_tokenizer_that_cannot_be_built_is_explained(
         build_tokenizer(config, vocab_size)
 
 
-def test_a_vocabulary_without_end_of_document_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no end-of-document token; looked for <\|endoftext\|>\."):
-        gpt2(*small_files(tmp_path, special=None))
+def test_a_vocabulary_without_end_of_document_is_refused_where_it_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no end-of-document token; looked for <\|endoftext\|>, and for what"):
+        assert gpt2(*small_files(tmp_path, special=None)).eod
     with pytest.raises(DataError, match=r"looked for <\|endoftext\|>, </s>, <\|end_of_text\|>"):
-        from_model("HuggingFaceTokenizer", hugging_face_json(tmp_path, ["[SEP]"]))
+        assert from_model("HuggingFaceTokenizer", hugging_face_json(tmp_path, ["[SEP]"])).eod
 
 
 def test_a_model_vocabulary_may_be_larger_than_the_tokenizers(tmp_path: Path) -> None:

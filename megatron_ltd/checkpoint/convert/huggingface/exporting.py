@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from megatron_ltd.checkpoint.whole_tensors import PREFIX, CheckpointTensors
 from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import CheckpointError
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHARD_BYTES = 5 << 30
@@ -60,10 +61,9 @@ def export_model(source: Source, target: Path) -> list[str]:
         raise CheckpointError(f"--output = {target} exists already. Name a new or empty folder.")
     manifest = read_manifest(source.checkpoint)
     config = source.config
-    described, dtype = _described(config.model, manifest, source)
-    entries = mapping(FAMILY_OF[described["model_type"]], config.model)
+    _described(config.model, manifest, source)
     tensors = CheckpointTensors(source.checkpoint, manifest)
-    missing = [entry.ours for entry in entries if manifest.stored_name(PREFIX + entry.ours) is None]
+    missing = [name for name in parameter_shapes(config.model) if manifest.stored_name(PREFIX + name) is None]
     if missing:
         raise CheckpointError(f"{source.checkpoint} lacks {', '.join(missing[:5])}: it is no whole model")
     partial = target.with_name(f".tmp-{target.name}")
@@ -73,12 +73,10 @@ def export_model(source: Source, target: Path) -> list[str]:
             remove_folder(partial)
         os.mkdir(partial)
         try:
-            _write_json(partial / CONFIG_NAME, described)
+            model, described, dtype = _write_description(partial, manifest, source)
+            carried = sorted(name for name in FILES if (partial / name).is_file())
+            entries = mapping(FAMILY_OF[described["model_type"]], model)
             _write_weights(partial, entries, tensors, dtype, source.shard_bytes)
-            carried = carry_out(config.data, partial, None if source.eod is None else source.eod[1])
-            if source.tokenizer is not None:
-                make_agree(partial, source.tokenizer, config.data.tokenizer_type or "")
-                carried = sorted(name for name in FILES if (partial / name).is_file())
             if "generation_config.json" not in carried and config.model.family == "gpt":
                 ids = {name: value for name, value in described.items() if name.endswith("_token_id")}
                 _write_json(partial / "generation_config.json", {"_from_model_config": True, **ids})
@@ -94,6 +92,32 @@ def export_model(source: Source, target: Path) -> list[str]:
     return carried
 
 
+def _write_description(folder: Path, manifest: Manifest, source: Source) -> tuple[ModelConfig, dict[str, Any], str]:
+    """Write config.json and the tokenizer's files; returns the model to write, its config.json and the dtype.
+
+    `transformers` gives every qwen2 the tokenizer of Qwen 2. A model with another one is written as a type that has a
+    bias in attention's output projection too, which is zero.
+
+    Raises:
+        CheckpointError: `transformers` would not give the ids of training.
+    """
+    model, data = source.config.model, source.config.data
+    with_bias = replace(model, add_proj_bias=True)
+    for candidate in (model, with_bias):
+        described, dtype = _described(candidate, manifest, source)
+        _write_json(folder / CONFIG_NAME, described)
+        carry_out(data, folder, None if source.eod is None else source.eod[1])
+        if source.tokenizer is None:
+            break
+        try:
+            make_agree(folder, source.tokenizer, data.tokenizer_type or "")
+            break
+        except CheckpointError:
+            if described["model_type"] != "qwen2":
+                raise
+    return candidate, described, dtype
+
+
 def _described(model: ModelConfig, manifest: Manifest, source: Source) -> tuple[dict[str, Any], str]:
     """config.json and the dtype of the tensors. An imported model gives back the config.json it came with."""
     remembered = manifest.counters.get(SOURCE)
@@ -104,7 +128,8 @@ def _described(model: ModelConfig, manifest: Manifest, source: Source) -> tuple[
         described = {name: value for name, value in original.items() if name != "dtype"}
     else:
         eod = None if source.eod is None else source.eod[0]
-        described = describe(model) | {"bos_token_id": eod, "eos_token_id": eod}
+        bos = None if source.tokenizer is None else source.tokenizer.bos
+        described = describe(model) | {"bos_token_id": eod if bos is None else bos, "eos_token_id": eod}
     return {**described, "torch_dtype": DTYPES[dtype]}, dtype
 
 
@@ -112,12 +137,16 @@ def _write_weights(folder: Path, entries: list[Mapped], tensors: CheckpointTenso
                    shard_bytes: int) -> None:
     source_of = {name: entry for entry in entries for name in entry.theirs}
     planned = [whole_chunk(name, dtype, shape) for entry in entries for name, shape in entry.their_shapes().items()]
-    read = lru_cache(maxsize=1)(tensors.read)  # query, key and value come from one tensor, one after the other
+
+    @lru_cache(maxsize=1)  # query, key and value come from one tensor, one after the other
+    def read(ours: str, shape: tuple[int, ...]) -> torch.Tensor:
+        stored = tensors.manifest.stored_name(PREFIX + ours) is not None
+        return tensors.read(PREFIX + ours) if stored else torch.zeros(shape)
 
     def values(shard: list[Chunk]) -> Iterator[torch.Tensor]:
         for name in (chunk.name for chunk in shard):
             entry = source_of[name]
-            view, shape = entry.parts(read(PREFIX + entry.ours))[name]
+            view, shape = entry.parts(read(entry.ours, entry.shape))[name]
             tensor = (view.reshape(shape) * folded_scale(entry.ours, entry.config)).to(DTYPE_OF[dtype])
             if not all_finite(tensor):
                 raise CheckpointError(f"{name} does not fit {dtype}: it would be infinite. Choose another --dtype")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.arithmetic.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import VOCABULARY, parameter_shapes
 
 Names = dict[str, str | tuple[str, ...]]
 """Our module, or one of our tensors -> theirs, or the several that ours holds together."""
@@ -168,7 +168,7 @@ def _modules(family: Family, num_layers: int) -> Iterator[tuple[str, tuple[str, 
 def _views(whole: torch.Tensor, name: str, family: str, config: ModelConfig) -> list[Part]:
     """How theirs lie in a tensor of ours."""
     shape = tuple(whole.shape)
-    if name in ("embedding.word.weight", "head.weight", "lm_head.bias"):  # a vocabulary, with padding in ours
+    if name in VOCABULARY:  # with padding in ours
         assert config.vocab_size is not None
         return [(whole[:config.vocab_size], (config.vocab_size, *shape[1:]))]
     if ".attention.qkv." in name:

@@ -22,13 +22,12 @@ from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, write_weights
 from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.errors import CheckpointError
-from megatron_ltd.model.arithmetic.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import VOCABULARY, parameter_shapes
 
 State = Mapping[str, Any]
 Tensors = dict[str, torch.Tensor]
 
-_VOCABULARY = ("embedding.word.weight", "head.weight", "lm_head.bias")
-_ROWS_CUT = (*_VOCABULARY, "attention.qkv.weight", "attention.qkv.bias", "mlp.fc1.weight", "mlp.fc1.bias")
+_ROWS_CUT = (*VOCABULARY, "attention.qkv.weight", "attention.qkv.bias", "mlp.fc1.weight", "mlp.fc1.bias")
 _COLUMNS_CUT = ("attention.proj.weight", "mlp.fc2.weight")
 _ENCODER = "language_model.encoder"
 _NAMES = {
@@ -175,15 +174,19 @@ def _check_fit(cuts: Mapping[str, _Cut], wanted: Mapping[str, tuple[int, ...]], 
         shape = tuple(cut.whole(name, device="meta").shape)
         if name not in wanted:
             problems.append(f"{name} belongs to no part of the model that the settings describe")
-        elif shape != wanted[name] and (name not in _VOCABULARY or shape[1:] != wanted[name][1:]):
+        elif shape != wanted[name] and (name not in VOCABULARY or shape[1:] != wanted[name][1:]):
             problems.append(f"{name} has shape {shape}, expected {wanted[name]}")
     raise_problems(f"{folder} does not hold the model that its settings describe", problems)
 
 
 def _whole_tensor(cuts: Mapping[str, _Cut], wanted: Mapping[str, tuple[int, ...]], name: str) -> torch.Tensor:
+    return fitted(cuts[name].whole(name), name, wanted)
+
+
+def fitted(tensor: torch.Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> torch.Tensor:
     """A tensor in fp32; a vocabulary is cut or filled up with zeros to the rows of ours."""
-    tensor = cuts[name].whole(name).float()
-    if name not in _VOCABULARY:
+    tensor = tensor.float()
+    if name not in VOCABULARY:
         return tensor
     whole = tensor.new_zeros(wanted[name])
     whole[:len(tensor)] = tensor[:len(whole)]
