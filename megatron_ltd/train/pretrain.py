@@ -142,7 +142,8 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     try:
         code = trainer.run(watcher)
     except UserError as error:
-        error.step = state.consumed.steps
+        if error.step is None:
+            error.step = state.consumed.steps
         if writer is not None:
             finish_quietly(writer, console)
         raise
