@@ -131,7 +131,8 @@ class Attention(nn.Module):
             query, key = rotate(query, *tokens.angles), rotate(key, *(tokens.key_angles or tokens.angles))
         if tokens.cache is not None:
             key, value = tokens.cache.extend(key, value)
-        if self.queries_per_group > 1:
+        # Kernels that take a mask do not all take grouped queries; torch would use its slowest one.
+        if self.queries_per_group > 1 and (tokens.mask is not None or tokens.attention_keys is not None):
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k or c, d]
@@ -168,7 +169,8 @@ class Attention(nn.Module):
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext) -> torch.Tensor:
         if tokens.attention_keys is None:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=tokens.mask,
-                                                  is_causal=tokens.causal and tokens.mask is None)
+                                                  is_causal=tokens.causal and tokens.mask is None,
+                                                  enable_gqa=query.shape[1] != key.shape[1])
         return self._core_with_dropout(query, key, value, tokens, tokens.attention_keys)
 
     def _core_with_dropout(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext,

@@ -53,7 +53,7 @@ class Stack(nn.Module):
         self.routers = nn.ModuleDict({str(layer): Router(config, tp) for layer in layers if config.is_routed(layer)})
 
     def forward(self, stream: torch.Tensor, contexts: ContextMaker, plan: StepPlan | None = None,
-                given: Mapping[TokenSet, torch.Tensor] | None = None, router_weight: float = 0.0) -> torch.Tensor:
+                given: Mapping[TokenSet, torch.Tensor] | None = None, router_weight: float | torch.Tensor = 0.0) -> torch.Tensor:
         """Evaluation computes every layer on every token, whatever the plan; routers choose by prediction.
 
         Args:

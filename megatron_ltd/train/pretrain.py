@@ -29,7 +29,7 @@ from megatron_ltd.train.process.siblings import end_soon
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import banner
 from megatron_ltd.train.report.log_writers import Metrics
-from megatron_ltd.train.resume import check_samples_read, restore
+from megatron_ltd.train.resume import check_samples_read, restore, starts_fresh
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.trainer import Trainer
 
@@ -114,7 +114,9 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
             clear_exit_record(config.checkpoint.save)
     native.tell(console)
     config, datasets = prepare(config, tokenizer, runtime, console)
-    model = build_model(config, runtime.mesh, runtime.device)
+    # What a checkpoint fills need not be drawn; finetuning may draw new heads.
+    draw = starts_fresh(config) or config.checkpoint.finetune
+    model = build_model(config, runtime.mesh, runtime.device, draw=draw)
     if config.token_drop.policy == "importance" and tokenizer is not None:
         model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)

@@ -47,7 +47,9 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     means = sent(1.0 / torch.tensor(counts[:model.pipeline.loss_terms]), device)
     of_step: dict[str, Any] = {"plan": plan, "loss_record": model.loss_record}
     if config.model.mixture_of_depths_capacity is not None:  # a mean over the tokens of the global batch
-        of_step["router_weight"] = loss_scale / (samples * plan.read_tokens)
+        weight = loss_scale / (counts[1] * plan.read_tokens)
+        # The engine splits tensors over the microbatches.
+        of_step["router_weight"] = weight.expand(len(tokens)) if isinstance(weight, torch.Tensor) else weight
     sums = model.pipeline.train_step(tokens, merged | of_step, microbatches=len(batch),
                                      loss_weights=means * loss_scale)
     model.finish_gradients(plan)

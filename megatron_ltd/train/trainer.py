@@ -18,7 +18,7 @@ from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.held_out import named_sets
-from megatron_ltd.data.loader import Batch, Loader, microbatches
+from megatron_ltd.data.loader import Batch, Loader, read_microbatch, sample_ids
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.optim.build import ShardedOptimizer
@@ -149,7 +149,7 @@ class Trainer:
                             (state.consumed.tokens, consumed.tokens))
         result = train_step(
             self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
-            loss_scale=self.loss_scale[0], stop_level=watcher.level(), device=self.runtime.device)
+            loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0, stop_level=watcher.level(), device=self.runtime.device)
         self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
         state.consumed = consumed
@@ -274,14 +274,13 @@ class Trainer:
         if dataset is None:
             return None
         mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
-        batches: list[Batch] = []
         count = len(dataset) // full
         if not (settings.full_validation and name.startswith("validation")):
             count = min(count, settings.eval_iters)
         if count == 0:
             return None
-        for number in range(count):
-            batches += microbatches(dataset, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
+        batches = (read_microbatch(dataset, ids)
+                   for ids in sample_ids(0, count * full, micro, mesh.dp_rank, mesh.dp_size))
         found = held_out_loss(self.model, batches, self.runtime.device)
         self.metrics.held_out(name, self.state.consumed.steps, found)
         return found

@@ -100,7 +100,7 @@ def test_weights_and_moments_are_those_of_torch_on_whole_tensors(ranks: int, con
     for result in results:
         assert result[-1].keys() == expected.keys()
         for name, moment in expected.items():
-            torch.testing.assert_close(result[-1][name], moment, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(result[-1][name], moment, rtol=1e-6, atol=3e-7)
 
 
 def resumed_on_ranks(rank: int, ranks: int, config: OptimizerConfig, before: int) -> list[dict[str, torch.Tensor]]:
