@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import keep_mask
 from megatron_ltd.model.norm import build_query_key_norm
+from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
@@ -99,7 +99,8 @@ class Attention(nn.Module):
     whole groups.
 
     Args:
-        recompute: recompute the attention core in the backward pass instead of storing its result.
+        recompute: recompute the normalised inputs in the backward pass instead of storing them, under sequence
+            parallelism those of the whole sequence; with dropout, the attention core too.
 
     Shapes:
         x [k/t or k, b, h]; context, whose keys and values a cross layer takes, [s/t or s, b, h] -> like x
@@ -121,9 +122,13 @@ class Attention(nn.Module):
         self.query_norm = build_query_key_norm(config, config.num_attention_heads, tp)
         self.key_norm = build_query_key_norm(config, config.query_groups, tp)
 
-    def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.tp.enter(x)
-        query, key, value = self._project(x) if context is None else self._project_across(x, self.tp.enter(context))
+    def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None,
+                norm: nn.Module | None = None) -> torch.Tensor:
+        """Args:
+            norm: is applied to x and to the context first.
+        """
+        recompute = self.recompute and self.training
+        query, key, value = recomputed(recompute, self._project, norm, x, context)
         query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -136,14 +141,15 @@ class Attention(nn.Module):
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k or c, d]
-        if self.recompute and self.training:
-            mixed = checkpoint(self._core, query, key, value, tokens, use_reentrant=False, preserve_rng_state=False)
-        else:
-            mixed = self._core(query, key, value, tokens)
+        mixed = recomputed(recompute and tokens.attention_keys is not None, self._core, query, key, value, tokens)
         return self.proj(mixed.permute(2, 0, 1, 3).flatten(2))
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Query, key and value of the same tokens. Shapes: [k, b, g/t, n/g or 1, d]"""
+    def _project(self, norm: nn.Module | None, x: torch.Tensor,
+                 context: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Queries of x, and keys and values of x or of the context. Shapes: [k or c, b, g/t, n/g or 1, d]"""
+        x = self.tp.enter(x if norm is None else norm(x))
+        if context is not None:
+            return self._project_across(x, self.tp.enter(context if norm is None else norm(context)))
         qkv = self.qkv(x).unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
         return qkv.split((self.queries_per_group, 1, 1), dim=3)
 

@@ -149,7 +149,8 @@ class Trainer:
                             (state.consumed.tokens, consumed.tokens))
         result = train_step(
             self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
-            loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0, stop_level=watcher.level(), device=self.runtime.device)
+            loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0,
+            stop_level=watcher.level(), device=self.runtime.device)
         self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
         state.consumed = consumed

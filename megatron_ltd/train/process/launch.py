@@ -64,7 +64,7 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     if config.training.deterministic_mode:
         make_cublas_deterministic()
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging; what is read is written first
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     if device.type == "cuda":
         prepare_accelerator()
