@@ -263,8 +263,8 @@ class ParallelConfig:
     recompute_activations: bool = False
     """Short for --recompute-granularity selective."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """What the backward pass recomputes instead of storing: nothing, norms and activation functions (with attention
-    dropout the attention core too), or whole layers."""
+    """What the backward pass recomputes instead of storing: nothing, norms before a branch and activation functions
+    (with attention dropout the attention core too), or whole layers."""
     distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
     """Collective library. `auto`: nccl on GPUs, gloo on CPU."""
     distributed_timeout_minutes: float = 10.0

@@ -92,13 +92,10 @@ class GatedMLP(nn.Module):
         """Args:
             norm: is applied to x first.
         """
-        recompute = self.recompute and self.training
-        gate, up = recomputed(recompute, self._widen, norm, x)
-        return recomputed(recompute, lambda gate, up: self.fc2(F.silu(gate) * up), gate, up)
-
-    def _widen(self, norm: nn.Module | None, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # The output of the norm is kept: to recompute it for the second product, the first would be repeated.
         x = self.tp.enter(x if norm is None else norm(x))
-        return self.gate(x), self.up(x)
+        return recomputed(self.recompute and self.training, lambda gate, up: self.fc2(F.silu(gate) * up),
+                          self.gate(x), self.up(x))
 
 
 def build_mlp(config: ModelConfig, tp: TensorParallel, *, recompute: bool) -> nn.Module:
