@@ -334,7 +334,7 @@ class TrainingConfig:
     deterministic_mode: bool = False
     """Use torch's deterministic kernels; operations without one raise an error."""
     compile: bool = False
-    """Compile each layer with torch.compile."""
+    """Compile each layer, and the arithmetic between the head's products, with torch.compile."""
 
     @property
     def precision(self) -> str:

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from megatron_ltd.parallel.collectives import TensorParallel, all_reduce
 from megatron_ltd.parallel.logit_chunks import chunk_tokens
+from megatron_ltd.parallel.logit_passes import LogitPasses
 
 _TILE_ROWS = 4096
 """Rows of the weight gradient that are accumulated at once in half precision on CPU, so that the update stays in
@@ -37,12 +38,14 @@ class VocabShard:
         rows: local rows, the same on every rank.
         valid: local rows that are tokens; the rest is padding and is excluded from the softmax.
         tp: the axis over which the table is sharded.
+        passes: compiled arithmetic on logits; None: operation by operation.
     """
 
     first: int
     rows: int
     valid: int
     tp: TensorParallel
+    passes: LogitPasses | None = None
 
     @classmethod
     def of(cls, rows: int, vocab_size: int, tp: TensorParallel) -> "VocabShard":
@@ -85,28 +88,22 @@ class _HeadLoss(torch.autograd.Function):
         losses = torch.empty(labels.shape, dtype=torch.float32, device=hidden.device)
         step = min(shard.chunk_tokens(hidden.device), hidden.shape[0])
         # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic on it.
-        wide = torch.empty(step, shard.rows, dtype=torch.float32, device=hidden.device)
-        narrow = wide if hidden.dtype == torch.float32 else torch.empty_like(wide, dtype=hidden.dtype)
+        product = torch.empty(step, shard.rows, dtype=hidden.dtype, device=hidden.device)
+        is_half, fused = hidden.dtype != torch.float32, shard.passes is not None
+        wide = torch.empty_like(product, dtype=torch.float32) if is_half and not fused else product
         for start in range(0, hidden.shape[0], step):
             chunk = slice(start, start + step)
             x, mask = hidden[chunk], loss_mask[chunk]  # [c, h], [c, k]
-            logits = _product(x, weight, wide, narrow)  # [c, v/t]
-            if bias is not None:
-                logits += bias
             row, here = shard.local_row(labels[chunk])
-            logits -= shard.reduce(shard.without_padding(logits).amax(dim=1, keepdim=True), dist.ReduceOp.MAX)
-            target = logits.gather(1, row).where(here, 0.0)
-            exponentials = logits.exp_()
-            sums = shard.reduce(torch.cat((exponentials.sum(dim=1, keepdim=True), target), dim=1))  # [c, 1 + k]
-            denominator, target = sums[:, :1], sums[:, 1:]
-            losses[chunk] = denominator.log() - target
+            gradient = torch.mm(x, weight.t(), out=product[:len(x)])  # [c, v/t]
+            if not fused and is_half:
+                gradient = wide[:len(x)].copy_(gradient)
+            losses[chunk] = _to_gradient(gradient, bias, row, here, mask, shard)
             if grad_hidden is not None and grad_weight is not None:
-                gradient = exponentials.mul_(mask.sum(dim=1, keepdim=True) / denominator)
-                gradient.scatter_add_(1, row, -(mask * here))
                 if grad_bias is not None:
-                    grad_bias += gradient.sum(dim=0)
-                if narrow is not wide:
-                    gradient = narrow[:x.shape[0]].copy_(gradient)
+                    grad_bias += gradient.sum(dim=0, dtype=torch.float32)
+                if not fused and is_half:
+                    gradient = product[:len(x)].copy_(gradient)
                 torch.mm(gradient, weight, out=grad_hidden[chunk])
                 _accumulate_outer(grad_weight, gradient, x)
         if needs_gradient:
@@ -129,10 +126,37 @@ class _HeadLoss(torch.autograd.Function):
                 None, None, None)
 
 
-def _product(x: torch.Tensor, table: torch.Tensor, wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
-    """x table^T in fp32, written to preallocated memory. Shapes: x [c, h], table [v/t, h] -> [c, v/t]"""
-    logits = torch.mm(x, table.t(), out=narrow[:x.shape[0]])
-    return logits if narrow is wide else wide[:x.shape[0]].copy_(logits)
+def _to_gradient(logits: torch.Tensor, bias: torch.Tensor | None, row: torch.Tensor, here: torch.Tensor,
+                 mask: torch.Tensor, shard: VocabShard) -> torch.Tensor:
+    """Overwrite logits, without their bias, with their gradient.
+
+    Args:
+        row: of each label; here: whether this process holds it.
+
+    Returns:
+        the loss of each label.
+
+    Shapes:
+        logits [c, v/t], bias [v/t], row, here and mask [c, k] -> [c, k]
+    """
+    if shard.passes is not None:
+        local_largest, total, of_label = shard.passes.statistics(logits, bias, row, shard.valid)
+        largest = shard.reduce(local_largest, dist.ReduceOp.MAX)
+        total, target = total * (local_largest - largest).exp(), (of_label - largest).where(here, 0.0)
+    else:
+        if bias is not None:
+            logits += bias
+        logits -= shard.reduce(shard.without_padding(logits).amax(dim=1, keepdim=True), dist.ReduceOp.MAX)
+        target = logits.gather(1, row).where(here, 0.0)
+        total = logits.exp_().sum(dim=1, keepdim=True)
+    sums = shard.reduce(torch.cat((total, target), dim=1))  # [c, 1 + k]
+    denominator, target = sums[:, :1], sums[:, 1:]
+    factor = mask.sum(dim=1, keepdim=True) / denominator
+    if shard.passes is not None:
+        shard.passes.to_gradient(logits, bias, row, shard.valid, largest, factor, mask * here)
+    else:
+        logits.mul_(factor).scatter_add_(1, row, -(mask * here))
+    return denominator.log() - target
 
 
 def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:
