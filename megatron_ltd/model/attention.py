@@ -56,7 +56,8 @@ class TokenContext:
     Shapes:
         angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
         key_angles: of the keys of a cross layer, two of [s, b or 1, 1, r / 2]; None elsewhere
-        mask: attention allowed, [b, 1, k or 1, c] bool; None allows all that `causal` does
+        mask: attention allowed, [b, 1, k or 1, c] bool, or the same as a summand of the scores; None allows all that
+            `causal` does
         window_mask: the mask of layers with a sliding window; None where the window reaches everything
         hidden_keys: dropout keys of the tokens this process holds between regions, two of [k/t or k, b] int32;
             None without dropout
@@ -88,8 +89,10 @@ class TokenContext:
         """
         keys = torch.arange(chosen.shape[1], device=chosen.device)
         queries = (keys if self.mask is None else keys[-self.mask.shape[2]:])[:, None]  # [k, 1]
-        mask = keys <= queries if self.mask is None else self.mask
-        return replace(self, mask=mask & (chosen[:, None, None] | (keys == queries)))
+        mask, seen = self.mask, chosen[:, None, None] | (keys == queries)
+        if mask is not None and mask.is_floating_point():
+            return replace(self, mask=mask.masked_fill(~seen, float("-inf")))
+        return replace(self, mask=seen & (keys <= queries if mask is None else mask))
 
 
 class Attention(nn.Module):

@@ -14,6 +14,7 @@ shape whatever the plan.
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -66,6 +67,7 @@ class Stack(nn.Module):
             stream [s/t or s, b, h] -> the same
         """
         plan = plan if self.training and plan is not None else self.whole
+        contexts = replace(contexts, dtype=stream.dtype)
         sets = self.policies.token_sets(plan, [int(name) for name in self.blocks if name not in self.routers],
                                         contexts.batch.sample_ids, given or {})
         owned, entered = False, stream
