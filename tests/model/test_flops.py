@@ -40,8 +40,8 @@ def in_place_addmm(total: torch.Size, left: torch.Size, right: torch.Size, **_: 
 @pytest.mark.parametrize(("dropped", "keep"), [([], 24), ([1, 2, 3], 6), ([0, 4], 1)])
 def test_flops_are_those_that_torch_counts(tp: TensorParallel, settings: dict[str, Any], dropped: list[int],
                                            keep: int) -> None:
-    """With attention spelled out, torch counts all k x k pairs of each head where we count the causal ones. The vocabulary
-    has no padding, which we do not count."""
+    """With attention spelled out, torch counts all k x k pairs of each head where we count the causal ones. We do not
+    count the vocabulary's padding, so here it has none."""
     config = tiny_config(**settings, attention_dropout=0.1, vocab_size=64)
     samples = 2
     model = build_gpt(config, tp, dropped=dropped, kept=keep)
