@@ -261,9 +261,10 @@ class ParallelConfig:
     """What data-parallel processes shard: nothing (replication), optimizer state and gradients (ZeRO-2), or
     parameters too (ZeRO-3)."""
     recompute_activations: bool = False
-    """Recompute attention in the backward pass; short for --recompute-granularity selective."""
+    """Short for --recompute-granularity selective."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """What the backward pass recomputes instead of storing: nothing, the attention core, or whole layers."""
+    """What the backward pass recomputes instead of storing: nothing, norms before a branch and activation functions
+    (with attention dropout the attention core too), or whole layers."""
     distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
     """Collective library. `auto`: nccl on GPUs, gloo on CPU."""
     distributed_timeout_minutes: float = 10.0
@@ -333,7 +334,7 @@ class TrainingConfig:
     deterministic_mode: bool = False
     """Use torch's deterministic kernels; operations without one raise an error."""
     compile: bool = False
-    """Compile each layer with torch.compile."""
+    """Compile each layer, and the arithmetic between the head's products, with torch.compile."""
 
     @property
     def precision(self) -> str:

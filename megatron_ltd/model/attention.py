@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import keep_mask
 from megatron_ltd.model.norm import build_query_key_norm
+from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
@@ -56,7 +56,8 @@ class TokenContext:
     Shapes:
         angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
         key_angles: of the keys of a cross layer, two of [s, b or 1, 1, r / 2]; None elsewhere
-        mask: attention allowed, [b, 1, k or 1, c] bool; None allows all that `causal` does
+        mask: attention allowed, [b, 1, k or 1, c] bool, or the same as a summand of the scores; None allows all that
+            `causal` does
         window_mask: the mask of layers with a sliding window; None where the window reaches everything
         hidden_keys: dropout keys of the tokens this process holds between regions, two of [k/t or k, b] int32;
             None without dropout
@@ -88,8 +89,10 @@ class TokenContext:
         """
         keys = torch.arange(chosen.shape[1], device=chosen.device)
         queries = (keys if self.mask is None else keys[-self.mask.shape[2]:])[:, None]  # [k, 1]
-        mask = keys <= queries if self.mask is None else self.mask
-        return replace(self, mask=mask & (chosen[:, None, None] | (keys == queries)))
+        mask, seen = self.mask, chosen[:, None, None] | (keys == queries)
+        if mask is not None and mask.is_floating_point():
+            return replace(self, mask=mask.masked_fill(~seen, float("-inf")))
+        return replace(self, mask=seen & (keys <= queries if mask is None else mask))
 
 
 class Attention(nn.Module):
@@ -99,7 +102,8 @@ class Attention(nn.Module):
     whole groups.
 
     Args:
-        recompute: recompute the attention core in the backward pass instead of storing its result.
+        recompute: recompute the normalised inputs in the backward pass instead of storing them, under sequence
+            parallelism those of the whole sequence; with dropout, the attention core too.
 
     Shapes:
         x [k/t or k, b, h]; context, whose keys and values a cross layer takes, [s/t or s, b, h] -> like x
@@ -121,9 +125,13 @@ class Attention(nn.Module):
         self.query_norm = build_query_key_norm(config, config.num_attention_heads, tp)
         self.key_norm = build_query_key_norm(config, config.query_groups, tp)
 
-    def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.tp.enter(x)
-        query, key, value = self._project(x) if context is None else self._project_across(x, self.tp.enter(context))
+    def forward(self, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None = None,
+                norm: nn.Module | None = None) -> torch.Tensor:
+        """Args:
+            norm: is applied to x and to the context first.
+        """
+        recompute = self.recompute and self.training
+        query, key, value = recomputed(recompute, self._project, norm, x, context)
         query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -131,18 +139,20 @@ class Attention(nn.Module):
             query, key = rotate(query, *tokens.angles), rotate(key, *(tokens.key_angles or tokens.angles))
         if tokens.cache is not None:
             key, value = tokens.cache.extend(key, value)
-        if self.queries_per_group > 1:
+        # Kernels that take a mask do not all take grouped queries; torch would use its slowest one.
+        if self.queries_per_group > 1 and (tokens.mask is not None or tokens.attention_keys is not None):
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k or c, d]
-        if self.recompute and self.training:
-            mixed = checkpoint(self._core, query, key, value, tokens, use_reentrant=False, preserve_rng_state=False)
-        else:
-            mixed = self._core(query, key, value, tokens)
+        mixed = recomputed(recompute and tokens.attention_keys is not None, self._core, query, key, value, tokens)
         return self.proj(mixed.permute(2, 0, 1, 3).flatten(2))
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Query, key and value of the same tokens. Shapes: [k, b, g/t, n/g or 1, d]"""
+    def _project(self, norm: nn.Module | None, x: torch.Tensor,
+                 context: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Queries of x, and keys and values of x or of the context. Shapes: [k or c, b, g/t, n/g or 1, d]"""
+        x = self.tp.enter(x if norm is None else norm(x))
+        if context is not None:
+            return self._project_across(x, self.tp.enter(context if norm is None else norm(context)))
         qkv = self.qkv(x).unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
         return qkv.split((self.queries_per_group, 1, 1), dim=3)
 
@@ -168,7 +178,8 @@ class Attention(nn.Module):
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext) -> torch.Tensor:
         if tokens.attention_keys is None:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=tokens.mask,
-                                                  is_causal=tokens.causal and tokens.mask is None)
+                                                  is_causal=tokens.causal and tokens.mask is None,
+                                                  enable_gqa=query.shape[1] != key.shape[1])
         return self._core_with_dropout(query, key, value, tokens, tokens.attention_keys)
 
     def _core_with_dropout(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext,

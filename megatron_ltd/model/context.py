@@ -61,6 +61,7 @@ class ContextMaker:
         tp: the axis over which the sequence may be sliced.
         seed: of dropout.
         training: whether dropout is active.
+        dtype: of activations; None: masks stay bool.
     """
 
     config: ModelConfig
@@ -68,6 +69,7 @@ class ContextMaker:
     seed: int
     training: bool
     batch: Microbatch
+    dtype: torch.dtype | None = None
 
     def embedding_keys(self) -> torch.Tensor | None:
         """Dropout keys of the embedding. Shapes: [s/t or s, b]"""
@@ -91,8 +93,9 @@ class ContextMaker:
         gpt = self.config.family == "gpt"
         mask = self._causal_mask(kept, attends_to_all) if gpt else self._padding_mask(kept, attends_to_all)
         window = self._window_mask(kept, attends_to_all) if self.config.window_size is not None else None
-        return TokenContext(causal=gpt, angles=self._angles(kept), mask=mask,
-                            window_mask=window if window is None or mask is None else window & mask,
+        window = window if window is None or mask is None else window & mask
+        return TokenContext(causal=gpt, angles=self._angles(kept), mask=self._as_summand(mask),
+                            window_mask=self._as_summand(window),
                             key_angles=self._angles(None) if attends_to_all else None)
 
     def in_layer(self, context: TokenContext, layer: int, kept: torch.Tensor | None = None, *,
@@ -168,6 +171,14 @@ class ContextMaker:
             return None
         real = self.batch.padding_mask if kept is None or attends_to_all else self.batch.padding_mask.gather(1, kept)
         return (real | ~real.any(dim=1, keepdim=True))[:, None, None]
+
+    def _as_summand(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The mask as fused kernels add it to the scores: 0 or minus infinity. They would convert a bool mask in each
+        layer, and keep each result for the backward pass."""
+        dropout = self.training and self.config.attention_dropout > 0.0
+        if mask is None or self.dtype is None or dropout:
+            return mask
+        return torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, float("-inf"))
 
     def _hidden_keys(self, layer: int, site: int, places: torch.Tensor) -> torch.Tensor | None:
         if not self.training or self.config.hidden_dropout == 0.0:

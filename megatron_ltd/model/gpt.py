@@ -33,7 +33,7 @@ class GPT(Transformer):
     def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 position_ids: torch.Tensor | None = None, document_ids: torch.Tensor | None = None,
                 kept: torch.Tensor | None = None, plan: StepPlan | None = None,
-                loss_record: LossRecord | None = None, router_weight: float = 0.0) -> torch.Tensor:
+                loss_record: LossRecord | None = None, router_weight: float | torch.Tensor = 0.0) -> torch.Tensor:
         """Args:
             plan: what the step computes; None: every token in every layer.
             loss_record: records the loss of every predicted token.

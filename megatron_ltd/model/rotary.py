@@ -10,6 +10,7 @@ import torch
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.rope_scaling import RopeScaling, rope_scaling, rotated_channels
+from megatron_ltd.token_drop.transfer import sent
 
 
 def rotary_angles(positions: torch.Tensor, config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +44,7 @@ def _scaled(frequencies: torch.Tensor, scaling: RopeScaling, base: float, length
         return frequencies / scaling.factor
     if scaling.kind == "longrope":
         factors = scaling.long_factor if length > scaling.original_positions else scaling.short_factor
-        return 1.0 / (frequencies.new_tensor(factors) * (1.0 / frequencies))
+        return 1.0 / (sent(torch.tensor(factors), frequencies.device) * (1.0 / frequencies))
     if scaling.kind == "llama3":
         rotations = scaling.original_positions / (2.0 * math.pi / frequencies)
         share = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)

@@ -40,14 +40,15 @@ class Router(nn.Module):
         self.score = ReplicatedLinear(config.hidden_size, 1, tp, bias=False)
         self.predictor = ReplicatedLinear(config.hidden_size, 1, tp)
 
-    def forward(self, stream: torch.Tensor, kept_tokens: int, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, stream: torch.Tensor, kept_tokens: int,
+                weight: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores, and the positions of the tokens to process.
 
         Args:
-            weight: of a token in the predictor's loss.
+            weight: of a token in the predictor's loss; one number, or the same one for each sample.
 
         Shapes:
-            stream [s/t or s, b, h] -> [s/t or s, b], [b, k] int64 ascending
+            stream [s/t or s, b, h], weight [b] -> [s/t or s, b], [b, k] int64 ascending
         """
         scores = self.score(stream)[..., 0]
         of_samples = self.tp.whole_sequence(scores.detach()).t()  # [b, s]
@@ -56,7 +57,7 @@ class Router(nn.Module):
         chosen = torch.zeros_like(of_samples, dtype=torch.float32).scatter_(1, kept, 1.0)[:, first:first + count].t()
         logits = self.predictor(stream.detach())[..., 0].float()
         loss = F.binary_cross_entropy_with_logits(logits, chosen, reduction="sum")
-        return _AlsoMinimise.apply(scores, loss * weight), kept
+        return _AlsoMinimise.apply(scores, (loss * weight).mean()), kept
 
     def predict(self, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores of the tokens that are predicted to be chosen, 0 for all others; and which these are.

@@ -14,16 +14,17 @@ shape whatever the plan.
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import groupby
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.attention import TokenContext
 from megatron_ltd.model.block import Block
 from megatron_ltd.model.context import ContextMaker
+from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.model.router import Router
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop import stream as residual
@@ -38,7 +39,7 @@ class Stack(nn.Module):
     Args:
         layers: global ids of the layers this stack holds.
         policies: draw the kept tokens of a plan.
-        recompute: "none", "selective" (the attention core) or "full" (each layer).
+        recompute: "none", "selective" (norms and activation functions) or "full" (each layer).
     """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, layers: range, policies: Policies, recompute: str):
@@ -48,12 +49,13 @@ class Stack(nn.Module):
         self.whole = StepPlan.whole(config.seq_length, config.num_layers)
         self.recompute_layers = recompute == "full"
         self.blocks = nn.ModuleDict(
-            {str(layer): Block(config, tp, recompute_attention=recompute == "selective") for layer in layers})
+            {str(layer): Block(config, tp, recompute=recompute == "selective") for layer in layers})
         # Beside the blocks, so that these are compiled and recomputed as without routers.
         self.routers = nn.ModuleDict({str(layer): Router(config, tp) for layer in layers if config.is_routed(layer)})
 
     def forward(self, stream: torch.Tensor, contexts: ContextMaker, plan: StepPlan | None = None,
-                given: Mapping[TokenSet, torch.Tensor] | None = None, router_weight: float = 0.0) -> torch.Tensor:
+                given: Mapping[TokenSet, torch.Tensor] | None = None,
+                router_weight: float | torch.Tensor = 0.0) -> torch.Tensor:
         """Evaluation computes every layer on every token, whatever the plan; routers choose by prediction.
 
         Args:
@@ -65,6 +67,7 @@ class Stack(nn.Module):
             stream [s/t or s, b, h] -> the same
         """
         plan = plan if self.training and plan is not None else self.whole
+        contexts = replace(contexts, dtype=stream.dtype)
         sets = self.policies.token_sets(plan, [int(name) for name in self.blocks if name not in self.routers],
                                         contexts.batch.sample_ids, given or {})
         owned, entered = False, stream
@@ -148,10 +151,7 @@ class Stack(nn.Module):
         """The layer's update, of the shape of x."""
         block = self.blocks[str(layer)]
         with _gradients(plan):
-            if self.recompute_layers and self.training and plan.backward:
-                update = checkpoint(block, x, tokens, everything, use_reentrant=False, preserve_rng_state=False)
-            else:
-                update = block(x, tokens, everything)
+            update = recomputed(self.recompute_layers and self.training and plan.backward, block, x, tokens, everything)
         # Outside the block, which would be recompiled for every value.
         return update if plan.scale == 1.0 else update * plan.scale
 

@@ -63,14 +63,23 @@ class ShardedOptimizer:
                  **({"eps": config.optimizer.adam_eps * epsilon} if is_adam else {})}
                 for (decay, rate, epsilon), shards in sorted(groups.items(), key=lambda item: item[0])]
 
-    def step(self, learning_rate: float) -> None:
-        """Apply one update with the gradients stored on the parameters."""
+    def step(self, learning_rate: float, void: torch.Tensor | None = None) -> None:
+        """Apply one update with the gradients stored on the parameters.
+
+        Args:
+            void: scalar bool on the device of the parameters; where it is true, nothing changes. Only apex reads it.
+        """
+        found_inf = None if void is None else void.float()
         for name, parameter in self._parameters.items():
             shard = self._shards[name]
             shard.grad = local_gradient(parameter).to(shard.dtype)
         for optimizer in dict.fromkeys(self._optimizers.values()):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["rate_factor"]
+            if isinstance(optimizer, Muon | torch.optim.AdamW | torch.optim.SGD):
+                optimizer.found_inf = found_inf  # type: ignore[union-attr]
+            elif found_inf is not None and bool(found_inf):
+                continue
             optimizer.step()
 
     def zero_grad(self) -> None:
@@ -129,7 +138,10 @@ def _build(groups: Sequence[dict], config: OptimizerConfig) -> tuple[torch.optim
     """The optimizer, and a description of its implementation for the log."""
     lr = config.lr if config.lr is not None else 0.0
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9), "torch SGD"
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+        for group in groups:  # torch would leave them undefined if the first update is void
+            sgd.state.update((shard, {"momentum_buffer": torch.zeros_like(shard)}) for shard in group["params"])
+        return sgd, "torch SGD"
     betas = (config.adam_beta1, config.adam_beta2)
     fused = apex_fused_adam()
     if fused is not None and all(shard.is_cuda for group in groups for shard in group["params"]):

@@ -1,6 +1,10 @@
-"""The global gradient norm over parameters that are sharded in different ways."""
+"""The global gradient norm over parameters that are sharded in different ways.
+
+Nothing is read from the device: the norm is a tensor, and so is what gradients are scaled by.
+"""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -23,6 +27,7 @@ def _copies(parameter: nn.Parameter) -> int:
                      if isinstance(placement, Replicate))
 
 
+@torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """The 2-norm of all gradients of the model, the same on every process.
 
@@ -35,17 +40,20 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     parameters = list(parameters)
     device = local_gradient(parameters[0]).device if parameters else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float64, device=device)
+    slabs: defaultdict[int, list[torch.Tensor]] = defaultdict(list)  # by the number of processes that hold them
     for parameter in parameters:
-        # Slab by slab, since torch makes an fp64 copy of its input: that of a slab stays in cache.
-        for slab in local_gradient(parameter).flatten().split(_SLAB_NUMBERS[device.type == "cuda"]):
-            total += torch.linalg.vector_norm(slab, dtype=torch.float64).square() / _copies(parameter)
+        # On a CPU torch makes an fp64 copy of its input: that of a slab stays in cache.
+        slabs[_copies(parameter)] += local_gradient(parameter).flatten().split(_SLAB_NUMBERS[device.type == "cuda"])
+    for copies, gradients in slabs.items():
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
+        total += torch.stack(norms).square().sum() / copies
     dist.all_reduce(total)
     return total.sqrt()
 
 
 @torch.no_grad()
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply all gradients in place."""
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor) -> None:
+    """Multiply all gradients in place. Shapes: factor scalar fp32"""
     gradients = [local_gradient(parameter) for parameter in parameters]
-    if gradients and factor != 1.0:
+    if gradients:
         torch._foreach_mul_(gradients, factor)

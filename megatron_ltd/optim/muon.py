@@ -83,6 +83,9 @@ class Muon(torch.optim.Optimizer):
         self._owners = Owners(matrices, [_iteration_cost(matrix.shape, sizes)
                                          for matrix, sizes in zip(matrices, rows, strict=True)])
 
+    found_inf: torch.Tensor | None = None
+    """As in torch's fused optimizers: where it is 1, a step changes nothing."""
+
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Apply one update with the gradients stored on the shards. Every process of the run must call it."""
@@ -94,7 +97,8 @@ class Muon(torch.optim.Optimizer):
             whole[number] = self._direction(update, self._rows[number])
         self._owners.scatter(whole, updates)
         for shard, direction in zip(shards, updates, strict=True):
-            shard.mul_(1.0 - learning_rate * group["weight_decay"]).sub_(direction, alpha=learning_rate)
+            new = (shard * (1.0 - learning_rate * group["weight_decay"])).sub_(direction, alpha=learning_rate)
+            shard.copy_(self._unless_void(new, shard))
 
     def _momentum(self, shard: torch.Tensor) -> torch.Tensor:
         """The update before orthogonalisation, as a new tensor."""
@@ -103,8 +107,12 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(shard)
         gradient = shard.grad
         assert gradient is not None
+        gradient = self._unless_void(gradient, state["momentum_buffer"])
         average = state["momentum_buffer"].lerp_(gradient, 1.0 - momentum)
         return gradient.lerp(average, momentum) if self._config.muon_nesterov else average.clone()
+
+    def _unless_void(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        return new if self.found_inf is None else torch.where(self.found_inf > 0, old, new)
 
     def _direction(self, update: torch.Tensor, rows: tuple[int, ...]) -> torch.Tensor:
         """The update, orthogonalised and scaled, in fp32. Shapes: [o, i] -> [o, i]"""

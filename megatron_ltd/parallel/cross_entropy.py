@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from megatron_ltd.parallel.collectives import TensorParallel, all_reduce
 from megatron_ltd.parallel.logit_chunks import chunk_tokens
+from megatron_ltd.parallel.logit_passes import LogitPasses
 
 _TILE_ROWS = 4096
 """Rows of the weight gradient that are accumulated at once in half precision on CPU, so that the update stays in
@@ -37,12 +38,14 @@ class VocabShard:
         rows: local rows, the same on every rank.
         valid: local rows that are tokens; the rest is padding and is excluded from the softmax.
         tp: the axis over which the table is sharded.
+        passes: compiled arithmetic on logits; None: operation by operation.
     """
 
     first: int
     rows: int
     valid: int
     tp: TensorParallel
+    passes: LogitPasses | None = None
 
     @classmethod
     def of(cls, rows: int, vocab_size: int, tp: TensorParallel) -> "VocabShard":
@@ -56,6 +59,17 @@ class VocabShard:
         """Tokens of one chunk: the same on every rank, since the ranks reduce chunk by chunk."""
         return chunk_tokens(device.type, self.rows)
 
+    def without_padding(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits with those of the padding set to minus infinity, in place: rows as wide as the table stay aligned,
+        and matrix products fast, whatever the size of the vocabulary.
+
+        Shapes:
+            [c, v/t] -> the same
+        """
+        if self.valid < self.rows:
+            logits[:, self.valid:].fill_(float("-inf"))
+        return logits
+
     def local_row(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Local row of each id (0 if another rank holds it), and whether this rank holds it."""
         row = ids - self.first
@@ -63,20 +77,10 @@ class VocabShard:
         return torch.where(here, row, 0), here
 
 
-def _row_maximum(logits: torch.Tensor, shard: VocabShard) -> torch.Tensor:
-    """Largest logit of each token over all ranks. Shapes: [c, v/t] -> [c, 1]"""
-    if shard.valid == 0:
-        largest = logits.new_full((logits.shape[0], 1), float("-inf"))
-    else:
-        largest = logits.amax(dim=1, keepdim=True)
-    return shard.reduce(largest, dist.ReduceOp.MAX)
-
-
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor,
                 loss_mask: torch.Tensor, shard: VocabShard) -> tuple[torch.Tensor, torch.Tensor]:
-        table = weight.narrow(0, 0, shard.valid)
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradient else None
@@ -84,31 +88,24 @@ class _HeadLoss(torch.autograd.Function):
         losses = torch.empty(labels.shape, dtype=torch.float32, device=hidden.device)
         step = min(shard.chunk_tokens(hidden.device), hidden.shape[0])
         # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic on it.
-        wide = torch.empty(step, shard.valid, dtype=torch.float32, device=hidden.device)
-        narrow = wide if hidden.dtype == torch.float32 else torch.empty_like(wide, dtype=hidden.dtype)
+        product = torch.empty(step, shard.rows, dtype=hidden.dtype, device=hidden.device)
+        is_half, fused = hidden.dtype != torch.float32, shard.passes is not None
+        wide = torch.empty_like(product, dtype=torch.float32) if is_half and not fused else product
         for start in range(0, hidden.shape[0], step):
             chunk = slice(start, start + step)
             x, mask = hidden[chunk], loss_mask[chunk]  # [c, h], [c, k]
-            logits = _product(x, table, wide, narrow)  # [c, v/t]
-            if bias is not None:
-                logits += bias[:shard.valid]
             row, here = shard.local_row(labels[chunk])
-            logits -= _row_maximum(logits, shard)
-            target = logits.gather(1, row).where(here, 0.0) if shard.valid else torch.zeros_like(mask)
-            exponentials = logits.exp_()
-            sums = shard.reduce(torch.cat((exponentials.sum(dim=1, keepdim=True), target), dim=1))  # [c, 1 + k]
-            denominator, target = sums[:, :1], sums[:, 1:]
-            losses[chunk] = denominator.log() - target
+            gradient = torch.mm(x, weight.t(), out=product[:len(x)])  # [c, v/t]
+            if not fused and is_half:
+                gradient = wide[:len(x)].copy_(gradient)
+            losses[chunk] = _to_gradient(gradient, bias, row, here, mask, shard)
             if grad_hidden is not None and grad_weight is not None:
-                gradient = exponentials.mul_(mask.sum(dim=1, keepdim=True) / denominator)
-                if shard.valid:
-                    gradient.scatter_add_(1, row, -(mask * here))
                 if grad_bias is not None:
-                    grad_bias[:shard.valid] += gradient.sum(dim=0)
-                if narrow is not wide:
-                    gradient = narrow[:x.shape[0]].copy_(gradient)
-                torch.mm(gradient, table, out=grad_hidden[chunk])
-                _accumulate_outer(grad_weight.narrow(0, 0, shard.valid), gradient, x)
+                    grad_bias += gradient.sum(dim=0, dtype=torch.float32)
+                if not fused and is_half:
+                    gradient = product[:len(x)].copy_(gradient)
+                torch.mm(gradient, weight, out=grad_hidden[chunk])
+                _accumulate_outer(grad_weight, gradient, x)
         if needs_gradient:
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
             ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
@@ -129,10 +126,37 @@ class _HeadLoss(torch.autograd.Function):
                 None, None, None)
 
 
-def _product(x: torch.Tensor, table: torch.Tensor, wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
-    """x table^T in fp32, written to preallocated memory. Shapes: x [c, h], table [v/t, h] -> [c, v/t]"""
-    logits = torch.mm(x, table.t(), out=narrow[:x.shape[0]])
-    return logits if narrow is wide else wide[:x.shape[0]].copy_(logits)
+def _to_gradient(logits: torch.Tensor, bias: torch.Tensor | None, row: torch.Tensor, here: torch.Tensor,
+                 mask: torch.Tensor, shard: VocabShard) -> torch.Tensor:
+    """Overwrite logits, without their bias, with their gradient.
+
+    Args:
+        row: of each label; here: whether this process holds it.
+
+    Returns:
+        the loss of each label.
+
+    Shapes:
+        logits [c, v/t], bias [v/t], row, here and mask [c, k] -> [c, k]
+    """
+    if shard.passes is not None:
+        local_largest, total, of_label = shard.passes.statistics(logits, bias, row, shard.valid)
+        largest = shard.reduce(local_largest, dist.ReduceOp.MAX)
+        total, target = total * (local_largest - largest).exp(), (of_label - largest).where(here, 0.0)
+    else:
+        if bias is not None:
+            logits += bias
+        logits -= shard.reduce(shard.without_padding(logits).amax(dim=1, keepdim=True), dist.ReduceOp.MAX)
+        target = logits.gather(1, row).where(here, 0.0)
+        total = logits.exp_().sum(dim=1, keepdim=True)
+    sums = shard.reduce(torch.cat((total, target), dim=1))  # [c, 1 + k]
+    denominator, target = sums[:, :1], sums[:, 1:]
+    factor = mask.sum(dim=1, keepdim=True) / denominator
+    if shard.passes is not None:
+        shard.passes.to_gradient(logits, bias, row, shard.valid, largest, factor, mask * here)
+    else:
+        logits.mul_(factor).scatter_add_(1, row, -(mask * here))
+    return denominator.log() - target
 
 
 def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:
@@ -176,22 +200,19 @@ def token_log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, labels: 
     Shapes:
         hidden [n, h], weight [v/t, h], labels [n], bias [v/t] -> [n] fp32, [n] bool
     """
-    table = weight.narrow(0, 0, shard.valid)
     log_probabilities, greedy = [], []
     step = shard.chunk_tokens(hidden.device)
     for start in range(0, hidden.shape[0], step):
         chunk = slice(start, start + step)
-        logits = (hidden[chunk] @ table.t()).float()
+        logits = (hidden[chunk] @ weight.t()).float()
         if bias is not None:
-            logits += bias[:shard.valid]
+            logits += bias
         row, here = shard.local_row(labels[chunk])
-        largest = _row_maximum(logits, shard)
-        nowhere = torch.full_like(row, torch.iinfo(row.dtype).max)
-        if shard.valid:
-            best = torch.where(logits.amax(dim=1) == largest[:, 0], logits.argmax(dim=1) + shard.first, nowhere)
-            target = (logits.gather(1, row[:, None])[:, 0] - largest[:, 0]).where(here, 0.0)
-        else:
-            best, target = nowhere, torch.zeros_like(largest[:, 0])
+        local_largest = shard.without_padding(logits).amax(dim=1, keepdim=True)
+        largest = shard.reduce(local_largest, dist.ReduceOp.MAX)
+        nowhere = torch.iinfo(row.dtype).max
+        best = (logits.argmax(dim=1) + shard.first).where(local_largest[:, 0] == largest[:, 0], nowhere)
+        target = (logits.gather(1, row[:, None])[:, 0] - largest[:, 0]).where(here, 0.0)
         exponential_sum = (logits - largest).exp_().sum(dim=1)
         sums = shard.reduce(torch.stack((exponential_sum, target), dim=1))
         log_probabilities.append(sums[:, 1] - sums[:, 0].log())

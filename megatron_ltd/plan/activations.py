@@ -5,9 +5,12 @@ regions under sequence parallelism; d_q the channels of all query heads, d_k tho
 
     norms       2 n' h inputs, 2 n h outputs, and fp32 statistics
     attention   n (d_q + 2 d_k) / t      query, key and value; rotary positions add n (d_q + d_k) / t;
-                                         3 n d_q / t with grouped queries, whose keys are repeated
-                n d_q / t                result, and fp32 statistics without selective recomputation
+                                         3 n d_q / t with grouped queries and a mask, for which keys are repeated
+                n d_q / t                result, and fp32 statistics
     MLP         2 n f / t                or 4 with SwiGLU
+
+Selective recomputation spares half of the MLP's, and outputs and statistics of norms before attention or an MLP without
+gate.
 
 (https://arxiv.org/abs/2205.05198, section 4.1, with a fused attention kernel and without dropout.)
 """
@@ -49,10 +52,11 @@ class Activations:
         keys = (read_tokens if layer.attends_to_all else layer.tokens) * layout.micro_samples
         between = tokens // (layout.tp if layout.sequence_parallel else 1)
         whole = tokens * model.hidden_size * size
-        norms = 2 * self.stream(layer.tokens) + 2 * whole + self._norm_extras(between)
+        norms = 2 * self.stream(layer.tokens) + self._norms_kept * (whole + self._norm_extras(between))
         width = model.ffn // layout.tp * size
-        mlp = (4 if model.swiglu else 2) * tokens * width
-        return norms + mlp + self._attention(tokens, keys) + self._dropout(tokens, keys, between) \
+        mlp = (4 if model.swiglu else 2) * tokens * width // (2 if self._selective else 1)
+        masked = windowed or layer.attends_to_all
+        return norms + mlp + self._attention(tokens, keys, masked) + self._dropout(tokens, keys, between) \
             + (16 * between if layer.token_set is not None else 0)
 
     def transient(self, layer: LayerPlan) -> int:
@@ -86,34 +90,44 @@ class Activations:
         tokens = sum(layer.tokens for layer in plan.layers[first:stop] if layer.learns)
         return tokens * self.layout.micro_samples * a_token
 
-    def _attention(self, tokens: int, keys: int) -> int:
+    @property
+    def _selective(self) -> bool:
+        return self.layout.recompute == "selective"
+
+    @property
+    def _norms_kept(self) -> int:
+        """Norms whose output is kept."""
+        spares = self._selective and self.model.norm_placement == "before"
+        return (1 if self.model.swiglu else 0) if spares else 2
+
+    def _attention(self, tokens: int, keys: int, masked: bool) -> int:
         model, tp, size = self.model, self.layout.tp, self.value_bytes
         queries = model.num_attention_heads * model.head_dim // tp * size
         groups = model.query_groups * model.head_dim // tp * size
         rotary = model.position_embedding_type == "rope"
-        if model.query_groups != model.num_attention_heads:
+        if model.query_groups != model.num_attention_heads and (masked or model.attention_dropout):
             inputs = tokens * queries + 2 * keys * queries
         else:
             inputs = tokens * queries + 2 * keys * groups + (tokens * queries + keys * groups if rotary else 0)
         if model.qk_layernorm:
             inputs += tokens * queries + keys * groups
         statistics = 4 * tokens * model.num_attention_heads // tp
-        selective = self.layout.recompute == "selective"
-        return inputs + tokens * queries + (0 if selective else statistics)
+        repeated = self._selective and model.attention_dropout > 0.0
+        return inputs + tokens * queries + (0 if repeated else statistics)
 
     def _norm_extras(self, between: int) -> int:
-        """Statistics of two norms; an RMSNorm of several kernels also saves what it computes on the way."""
+        """Statistics of a norm; an RMSNorm of several kernels also saves what it computes on the way."""
         if self.model.normalization == "LayerNorm":
-            return 2 * 8 * between
+            return 8 * between
         extra = 0 if self.fused_norm else between * self.model.hidden_size * self.value_bytes
-        return 2 * (4 * between + extra)
+        return 4 * between + extra
 
     def _dropout(self, tokens: int, keys: int, between: int) -> int:
         """Masks, and the probabilities of attention that is not fused."""
         model, found = self.model, 0
         if model.hidden_dropout:
             found += 2 * between * model.hidden_size
-        if model.attention_dropout and self.layout.recompute != "selective":
+        if model.attention_dropout and not self._selective:
             pairs = tokens * keys // self.layout.micro_samples * model.num_attention_heads // self.layout.tp
             found += pairs * (4 + 1 + 1 + self.value_bytes)
         return found

@@ -168,7 +168,9 @@ class Roofline:
         if self.layout.recompute == "full":
             back += ahead
         elif self.layout.recompute == "selective":
-            back += Parts(attention=ahead.attention)
+            # Norms and activation functions, about half of what is bound by memory.
+            dropout = self.config.model.attention_dropout > 0.0
+            back += Parts(attention=ahead.attention * dropout, memory=0.5 * ahead.memory)
         return ahead, back
 
     def _layer_forward(self, layer: LayerPlan, read_tokens: int, windowed: bool) -> Parts:

@@ -77,8 +77,7 @@ class ImportanceTable:
 
     def pin(self) -> None:
         """Set the importance of the ids that are always kept or dropped."""
-        self.values[self.always_keep] = _PINNED
-        self.values[self.always_drop] = -_PINNED
+        self.values.index_fill_(0, self.always_keep, _PINNED).index_fill_(0, self.always_drop, -_PINNED)
 
     def update(self, sums: torch.Tensor) -> None:
         """Update the average by one step, from the sums over the global batch (`LossRecord.sums`)."""

@@ -17,6 +17,8 @@ Neither the forward nor the backward pass touches the other rows, and nothing of
 overwritten. Between the two, nothing else reads the full-length stream or its gradient, which makes the in-place
 operations of `take`, `add` and `put` safe. Each function returns the exact derivative of what it computes.
 
+Rows are distinct, so sums are formed apart and copied: on GPUs `index_add_` would use atomic operations.
+
 The stream is [s, b, h]; row r is position r // b of sample r % b. Rows are distinct.
 """
 
@@ -29,6 +31,11 @@ from torch.autograd.function import once_differentiable
 def _rows(stream: torch.Tensor) -> torch.Tensor:
     """The stream as a matrix with one row per token, without a copy. Shapes: [s, b, h] -> [s * b, h]"""
     return stream.view(-1, stream.shape[-1])
+
+
+def _add_rows(stream: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+    matrix = _rows(stream)
+    matrix.index_copy_(0, rows, matrix.index_select(0, rows).add_(values))
 
 
 class _Own(torch.autograd.Function):
@@ -55,7 +62,7 @@ class _Take(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_stream: torch.Tensor, grad_taken: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
-        _rows(grad_stream).index_add_(0, rows, grad_taken)
+        _add_rows(grad_stream, rows, grad_taken)
         return grad_stream, None
 
 
@@ -64,7 +71,7 @@ class _Add(torch.autograd.Function):
     def forward(ctx: Any, stream: torch.Tensor, rows: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows)
         ctx.mark_dirty(stream)
-        _rows(stream).index_add_(0, rows, update)
+        _add_rows(stream, rows, update)
         return stream
 
     @staticmethod

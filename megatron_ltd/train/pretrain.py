@@ -30,7 +30,7 @@ from megatron_ltd.train.process.siblings import end_soon
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import banner
 from megatron_ltd.train.report.log_writers import Metrics
-from megatron_ltd.train.resume import check_samples_read, restore
+from megatron_ltd.train.resume import check_samples_read, restore, starts_fresh
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.task_scores import TaskPlan
 from megatron_ltd.train.trainer import Trainer
@@ -122,7 +122,9 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         config = with_bos_of_corpora(config, tokenizer, console)
     if tasks is not None:
         read_together(lambda: tasks, lambda tasks: tasks.digest)
-    model = build_model(config, runtime.mesh, runtime.device, decodes=tasks is not None)
+    # What a checkpoint fills need not be drawn; finetuning may draw new heads.
+    draw = starts_fresh(config) or config.checkpoint.finetune
+    model = build_model(config, runtime.mesh, runtime.device, draw=draw, decodes=tasks is not None)
     if config.token_drop.policy == "importance" and tokenizer is not None:
         model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
@@ -153,7 +155,8 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     try:
         code = trainer.run(watcher)
     except UserError as error:
-        error.step = state.consumed.steps
+        if error.step is None:
+            error.step = state.consumed.steps
         if writer is not None:
             finish_quietly(writer, console)
         raise

@@ -1,7 +1,7 @@
 """The model on this process: its stages, sharded, optionally compiled, and the pipeline that runs them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.decoding import DecodingGPT
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
-from megatron_ltd.model.transformer import StageSpan
+from megatron_ltd.model.transformer import StageSpan, Transformer
 from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel import data_parallel
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.gradients import missing_gradients, reduce_replicated, reduce_tied, zero_gradients
+from megatron_ltd.parallel.logit_passes import LogitPasses
 from megatron_ltd.parallel.mesh import Mesh
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
@@ -169,6 +170,8 @@ def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: M
         materialize(module, config.model, prefix=prefix, seed=training.seed, device=device, draw=draw)
         data_parallel.shard(module, mesh, precision=training.precision, reshard_after_forward=reshard_after_forward)
 
+    if training.compile and isinstance(stage, Transformer):
+        stage.vocab = replace(stage.vocab, passes=LogitPasses.compiled())
     for layer, block in stage.stack.blocks.items():
         if training.compile:
             block.forward = torch.compile(block.forward)

@@ -3,8 +3,9 @@
     while steps remain:
         read the step's microbatches, a function of the samples consumed so far
         choose what to compute and the learning rate, functions of the counters
-        step; count; log
-        at intervals: validate, score tasks, save
+        launch the step
+        read the result of the step before, which is ready by now: count; log; stop if it is not finite
+        at intervals: read this step's result too; validate, score tasks, save
         stop if the run is complete or was asked to stop
 """
 
@@ -18,14 +19,16 @@ from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.held_out import named_sets
-from megatron_ltd.data.loader import Batch, Loader, microbatches
+from megatron_ltd.data.loader import Batch, Loader, read_microbatch, sample_ids
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.optim.loss_scale import after_step
 from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import batch_ramp, policies, total_steps
 from megatron_ltd.plan.flops import step_flops, whole_step_flops
 from megatron_ltd.plan.learning_rate import LearningRate
+from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.process.launch import Runtime
@@ -35,14 +38,36 @@ from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.metrics import StepReport, peak_tflops
 from megatron_ltd.train.report.profiling import StepProfiler
 from megatron_ltd.train.report.summary import StepTimes, summary
+from megatron_ltd.train.result import StepResult
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
-from megatron_ltd.train.step import StepResult, train_step
+from megatron_ltd.train.step import train_step
 from megatron_ltd.train.task_scores import TaskScores
 from megatron_ltd.train.validate import HeldOut, held_out_loss, mean_of
 
 MEASURED_STEPS = 3
 """Steps after which memory has been allocated."""
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step that the device may still be computing, and what the host knows of it.
+
+    Args:
+        consumed: by the end of it.
+        started: when the host began it, by the monotonic clock.
+    """
+
+    result: StepResult
+    consumed: Consumed
+    plan: StepPlan
+    samples: int
+    rate: float
+    started: float
+
+    @property
+    def step(self) -> int:
+        return self.consumed.steps
 
 
 @dataclass
@@ -79,6 +104,9 @@ class Trainer:
         self.saved_step = self.state.consumed.steps
         self.unreported_seconds, self.unreported_steps = 0.0, 0
         whole = self.policies.whole
+        self.launched: _Launched | None = None
+        self.finished = 0.0
+        self.loss_scale = self.state.loss_scale.on(self.runtime.device)
         self.times = StepTimes(whole.read_tokens, step_flops(self.config, whole))
 
     def run(self, watcher: StopWatcher) -> int:
@@ -115,8 +143,7 @@ class Trainer:
 
     def _one_step(self, loader: Loader, watcher: StopWatcher) -> int | None:
         """Train one step and do what is due after it; returns the exit code if the run must stop."""
-        state, scale, settings = self.state, self.state.loss_scale, self.config.training
-        started = time.monotonic()
+        state, started = self.state, time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
         plan = self.policies.plan(state.consumed.steps)
         flops, whole_flops = step_flops(self.config, plan), whole_step_flops(self.config, plan)
@@ -126,28 +153,51 @@ class Trainer:
                             (state.consumed.tokens, consumed.tokens))
         result = train_step(
             self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
-            loss_scale=scale.scale, stop_level=watcher.level(), device=self.runtime.device)
-        seconds = time.monotonic() - started
-        self.times.add(plan, samples=samples, seconds=seconds, sample_flops=flops)
-        self.unreported_seconds += seconds
-        self.unreported_steps += 1
+            loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0,
+            stop_level=watcher.level(), device=self.runtime.device)
+        self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
         state.consumed = consumed
-        state.updates += int(result.updated)
-        state.loss_scale = scale.after_step(not result.updated, settings)
-        step = state.consumed.steps
+        self._settle()
+        self.launched = _Launched(result, consumed, plan, samples, rate, started)
+        code = watcher.exit_code(consumed.steps, self.total_steps, result.stop_level)
+        logging, save_interval = self.config.logging, self.config.checkpoint.save_interval
+        intervals = logging.log_interval, logging.eval_interval, logging.eval_tasks_interval, save_interval
+        if code is not None or epoch_ends or any(n and consumed.steps % n == 0 for n in intervals):
+            self._settle()
+        return self._after_step(consumed.steps, code, epoch_ends)
+
+    def _settle(self) -> None:
+        """Wait for the result of the step launched last, and count, report and judge it.
+
+        Raises:
+            DivergenceError: see `run`.
+        """
+        if self.launched is None:
+            return
+        launched, self.launched = self.launched, None
+        result, plan, step, scale = launched.result, launched.plan, launched.step, self.state.loss_scale
+        seconds = result.finished - max(launched.started, self.finished)
+        self.finished = result.finished
+        self.times.add(plan, samples=launched.samples, seconds=seconds, sample_flops=step_flops(self.config, plan))
+        self.unreported_seconds += seconds
+        self.unreported_steps += 1
+        self.state.updates += int(result.updated)
+        self.state.loss_scale = scale.after_step(not result.updated, self.config.training)
         self.metrics.progress(step, self.total_steps, seconds)
         if self.times.steps == MEASURED_STEPS:
             self.metrics.console.line(measured_memory(self.runtime.device))
+        settings = self.config.training
         diverged = not result.updated and (settings.precision != "fp16" or scale.exhausted(settings))
         if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
-            self._report(result, rate, samples, plan, scale.scale)
+            self._report(launched, scale.scale)
         if diverged:
-            raise DivergenceError(
+            error = DivergenceError(
                 f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale.scale}: not "
                 f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
                 "lower --lr, a smaller --clip-grad, or --bf16")
-        return self._after_step(step, result, watcher, epoch_ends)
+            error.step = step
+            raise error
 
     def _read(self, loader: Loader, samples: int) -> list[Batch]:
         try:
@@ -156,8 +206,7 @@ class Trainer:
             error.everywhere = False  # another process reads different samples, or another disk
             raise
 
-    def _after_step(self, step: int, result: StepResult, watcher: StopWatcher, epoch_ends: bool) -> int | None:
-        code = watcher.exit_code(step, self.total_steps, result.stop_level)
+    def _after_step(self, step: int, code: int | None, epoch_ends: bool) -> int | None:
         # Before the save, so that a run resumed from it neither misses nor repeats these numbers.
         if code == EXIT_COMPLETE or epoch_ends or step % self.config.logging.eval_interval == 0:
             found = self._validate()
@@ -200,10 +249,11 @@ class Trainer:
         self.best.save(step, named_tensors(self.model, None, self.state.updates), config=self.config.to_dict(),
                        counters=self.state.counters())
 
-    def _report(self, result: StepResult, rate: float, samples: int, plan: StepPlan, scale: float) -> None:
+    def _report(self, launched: _Launched, scale: float) -> None:
+        result, plan, samples = launched.result, launched.plan, launched.samples
         self.metrics.step(StepReport(
-            consumed=self.state.consumed, total_steps=self.total_steps, loss=result.loss,
-            gradient_norm=result.gradient_norm, learning_rate=rate, global_batch_size=samples,
+            consumed=launched.consumed, total_steps=self.total_steps, loss=result.loss,
+            gradient_norm=result.gradient_norm, learning_rate=launched.rate, global_batch_size=samples,
             plan=plan, loss_scale=scale, skipped=not result.updated,
             step_seconds=self.unreported_seconds / max(1, self.unreported_steps),
             devices=self.runtime.launch.world_size, step_flops=samples * step_flops(self.config, plan),
@@ -232,14 +282,13 @@ class Trainer:
         if dataset is None:
             return None
         mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
-        batches: list[Batch] = []
         count = len(dataset) // full
         if not (settings.full_validation and name.startswith("validation")):
             count = min(count, settings.eval_iters)
         if count == 0:
             return None
-        for number in range(count):
-            batches += microbatches(dataset, number * full, full, micro, mesh.dp_rank, mesh.dp_size)
+        batches = (read_microbatch(dataset, ids)
+                   for ids in sample_ids(0, count * full, micro, mesh.dp_rank, mesh.dp_size))
         found = held_out_loss(self.model, batches, self.runtime.device)
         self.metrics.held_out(name, self.state.consumed.steps, found)
         return found

@@ -1,6 +1,6 @@
 """The loss on held-out samples, with every token of every layer kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ltd.data.loader import Batch
+from megatron_ltd.token_drop.transfer import sent
 from megatron_ltd.train.setup import Model
 
 
@@ -37,17 +38,17 @@ def mean_of(found: Sequence[HeldOut]) -> HeldOut:
     return HeldOut(**means)
 
 
-def held_out_loss(model: Model, batches: Sequence[Batch], device: torch.device) -> HeldOut:
+def held_out_loss(model: Model, batches: Iterable[Batch], device: torch.device) -> HeldOut:
     """The loss over the microbatches of all data-parallel ranks.
 
     Args:
-        batches: microbatches of this data-parallel rank; every rank has the same number.
+        batches: microbatches of this data-parallel rank, read as they are needed; every rank has the same number.
     """
     model.eval_mode()
     sums = torch.zeros(6, dtype=torch.float64, device=device)
     classifies = model.stages[0].config.family == "vit"
     for batch in batches:
-        facts = {name: tensor.to(device) for name, tensor in batch.items()}
+        facts = {name: sent(tensor, device) for name, tensor in batch.items()}
         scored = model.pipeline.forward(facts.pop("tokens"), facts)
         if scored is not None and model.mesh.tp_rank == 0:
             mask = facts["loss_mask"].double()

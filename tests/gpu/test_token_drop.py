@@ -34,5 +34,5 @@ def test_derivatives_of_the_stream_are_those_of_finite_differences() -> None:
             stream = add(stream, row, torch.tanh(taken @ weight))
         return release(stream)
 
-    # Sums of distinct rows have one term each, so even `index_add_` gives the same bits every time.
+    # Sums of distinct rows have one term each: the same bits every time.
     assert torch.autograd.gradcheck(dropped_layers, (stream, *weights), nondet_tol=0.0)

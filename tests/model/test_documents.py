@@ -94,3 +94,24 @@ def test_documents_and_positions_are_gathered_with_the_kept_tokens(tp: TensorPar
     plain, _ = loss_and_gradients(model, batch)
     torch.testing.assert_close(together, plain, rtol=1e-6, atol=0.0)
     assert abs(float(apart - plain)) > 1e-3 * float(plain)
+
+
+def test_layers_that_process_the_same_tokens_keep_one_mask(tp: TensorParallel) -> None:
+    """All five layers on all tokens, and three layers on a set that they share."""
+    config = tiny_config(**LLAMA_LIKE)
+    batch = tiny_batch(config) | {"document_ids": documents(config)["document_ids"]}
+    samples, length = batch["tokens"].shape
+    for settings, shapes in (({}, [(length, length)]), ({"dropped": [1, 2, 3], "kept": 8, "shared": True},
+                                                       [(8, 8), (length, length)])):
+        kept: dict[int, torch.Tensor] = {}
+        model = build_gpt(config, tp, **settings)
+
+        def pack(tensor: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
+            if tensor.shape[:2] == (samples, 1):  # of every head
+                kept[tensor.data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            total = run(model, batch | ({"kept": torch.arange(8).repeat(samples, 1)} if settings else {}))
+        assert sorted(tuple(mask.shape[2:]) for mask in kept.values()) == shapes
+        assert total.requires_grad

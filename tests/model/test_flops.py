@@ -40,8 +40,9 @@ def in_place_addmm(total: torch.Size, left: torch.Size, right: torch.Size, **_: 
 @pytest.mark.parametrize(("dropped", "keep"), [([], 24), ([1, 2, 3], 6), ([0, 4], 1)])
 def test_flops_are_those_that_torch_counts(tp: TensorParallel, settings: dict[str, Any], dropped: list[int],
                                            keep: int) -> None:
-    """With attention spelled out, torch counts all k x k pairs of each head where we count the causal ones."""
-    config = tiny_config(**settings, attention_dropout=0.1)
+    """With attention spelled out, torch counts all k x k pairs of each head where we count the causal ones. We do not
+    count the vocabulary's padding, so here it has none."""
+    config = tiny_config(**settings, attention_dropout=0.1, vocab_size=64)
     samples = 2
     model = build_gpt(config, tp, dropped=dropped, kept=keep)
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
@@ -56,7 +57,8 @@ def test_flops_are_those_that_torch_counts(tp: TensorParallel, settings: dict[st
 @pytest.mark.parametrize(("dropped", "cross"), [([], None), ([1, 2, 3], None), ([2, 3], 2)])
 def test_flops_of_bert_are_those_that_torch_counts(tp: TensorParallel, binary_head: bool, dropped: list[int],
                                                    cross: int | None) -> None:
-    config = tiny_config(family="bert", bert_no_binary_head=not binary_head, attention_dropout=0.1)
+    config = tiny_config(family="bert", bert_no_binary_head=not binary_head, attention_dropout=0.1,
+                         vocab_size=64)
     model = build_model(config, tp, dropped=dropped, kept=6, shared=True, cross_layer=cross)
     batch = tiny_bert_batch(config) | {"kept": torch.arange(6).repeat(3, 1)}
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:

@@ -175,7 +175,7 @@ def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp:
 
 
 def test_flops_are_those_that_torch_counts(tp: TensorParallel) -> None:
-    config = routed_config(attention_dropout=0.1)
+    config = routed_config(attention_dropout=0.1, vocab_size=64)
     model, plan = build_gpt(config, tp), routed_plan(config)
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
         run(model, {**tiny_batch(config, 2), "plan": plan, "router_weight": WEIGHT}).backward()

@@ -132,7 +132,7 @@ def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, sett
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_flops_are_those_that_torch_counts(tp: TensorParallel, name: str) -> None:
-    config, found = tiny_config(attention_dropout=0.1), policies_of(name)
+    config, found = tiny_config(attention_dropout=0.1, vocab_size=64), policies_of(name)
     model = build_gpt(config, tp)
     model.stack.policies = found
     plan = found.plan(7)
@@ -230,7 +230,7 @@ def test_bags_have_the_loss_and_the_gradients_of_explicit_loops(tp: TensorParall
 
 
 def test_flops_of_bags_are_those_that_torch_counts(tp: TensorParallel) -> None:
-    config = tiny_config(attention_dropout=0.1)
+    config = tiny_config(attention_dropout=0.1, vocab_size=64)
     batch, plan, bags = tiny_batch(config, 2), StepPlan.whole(TOKENS // 4, LAYERS, fold=4), TOKENS // 4
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
         run(build_gpt(config, tp), {**in_bags(batch, 4), "plan": plan}).backward()

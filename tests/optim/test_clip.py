@@ -50,7 +50,7 @@ def clipped_on_ranks(rank: int, ranks: int, layout: str) -> tuple[float, list[to
     mine = parameters(mesh, placements, stage)
     norm = gradient_norm(mine)
     assert norm.dtype is torch.float64
-    scale_gradients(mine, min(1.0, 1.0 / (float(norm) + 1e-6)))
+    scale_gradients(mine, (1.0 / (norm + 1e-6)).clamp(max=1.0).float())
     return float(norm), [p.grad.full_tensor() for p in mine]  # type: ignore[union-attr]
 
 
@@ -102,9 +102,9 @@ def test_every_rank_learns_of_values_that_are_not_finite() -> None:
 def test_a_factor_of_one_leaves_the_bits_of_gradients_alone() -> None:
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.tensor([1.0, math.inf, -0.0])
-    scale_gradients([parameter], 1.0)
+    scale_gradients([parameter], torch.tensor(1.0))
     assert torch.equal(parameter.grad, torch.tensor([1.0, math.inf, -0.0]))
-    scale_gradients([parameter], 0.5)
+    scale_gradients([parameter], torch.tensor(0.5))
     assert parameter.grad.tolist() == [0.5, math.inf, -0.0]
-    scale_gradients([], 0.5)
+    scale_gradients([], torch.tensor(0.5))
     assert not dist.is_initialized()

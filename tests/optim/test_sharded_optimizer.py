@@ -1,5 +1,6 @@
 """The optimizer on shards against torch's on whole tensors."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig
 from megatron_ltd.optim.build import ShardedOptimizer, decays
+from megatron_ltd.parallel.gradients import local_gradient
 from tests.gloo import run_ranks
 
 PARAMETERS: dict[str, tuple[tuple[int, ...], Placement]] = {
@@ -20,6 +22,8 @@ PARAMETERS: dict[str, tuple[tuple[int, ...], Placement]] = {
 RATES = [0.0, 1e-3, 3e-3, 1e-2, 1e-3]
 ADAM = OptimizerConfig(lr=1e-2, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_eps=1e-6)
 SGD = OptimizerConfig(optimizer="sgd", lr=1e-2, weight_decay=0.1)
+MODEL = ModelConfig(num_layers=1, hidden_size=6, num_attention_heads=1, ffn_hidden_size=8, seq_length=8, vocab_size=10)
+MUON = OptimizerConfig(optimizer="muon", lr=1e-2, weight_decay=0.1)
 
 
 def whole(name: str, step: int) -> torch.Tensor:
@@ -88,14 +92,15 @@ def test_weights_and_moments_are_those_of_torch_on_whole_tensors(ranks: int, con
         optimizer.step()
         for result in results:
             for name, parameter in parameters.items():
-                torch.testing.assert_close(result[step][name], parameter.detach(), rtol=1e-6, atol=1e-7)
+                # Weights are of the size of one, and torch's fused kernels round other intermediate results.
+                torch.testing.assert_close(result[step][name], parameter.detach(), rtol=1e-6, atol=3e-7)
     moments = ["momentum_buffer"] if config is SGD else ["exp_avg", "exp_avg_sq"]
     expected = {f"{moment}.{name}": optimizer.state[parameter][moment]
                 for name, parameter in parameters.items() for moment in moments}
     for result in results:
         assert result[-1].keys() == expected.keys()
         for name, moment in expected.items():
-            torch.testing.assert_close(result[-1][name], moment, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(result[-1][name], moment, rtol=1e-6, atol=3e-7)
 
 
 def resumed_on_ranks(rank: int, ranks: int, config: OptimizerConfig, before: int) -> list[dict[str, torch.Tensor]]:
@@ -123,6 +128,34 @@ def resumed_on_ranks(rank: int, ranks: int, config: OptimizerConfig, before: int
 def test_a_run_that_goes_through_its_state_tensors_goes_on_bit_for_bit(config: OptimizerConfig, before: int) -> None:
     for uninterrupted, resumed in run_ranks(resumed_on_ranks, 2, config, before):
         assert [name for name in PARAMETERS if not torch.equal(uninterrupted[name], resumed[name])] == []
+
+
+def with_void_steps(rank: int, ranks: int, config: OptimizerConfig) -> list[dict[str, torch.Tensor]]:
+    """Weights and state after the same steps, alone and with steps between whose gradients are no numbers."""
+    runs = []
+    for void_before in ((), (0, 3)):
+        parameters = sharded_parameters(ranks)
+        optimizer = ShardedOptimizer(parameters.items(), RunConfig(model=MODEL, optimizer=config))
+        for step, rate in enumerate(RATES):
+            for void in (True, False) if step in void_before else (False,):
+                set_gradients(parameters, step)
+                for parameter in parameters.values() if void else ():
+                    local_gradient(parameter)[0] = math.nan
+                optimizer.step(0.1 if void else rate, torch.tensor(void))
+        steps = {name: state["step"] for name, state in enumerate(
+            state for group in dict.fromkeys(optimizer._optimizers.values()) for state in group.state.values())
+            if "step" in state}
+        runs.append(full({**parameters, **{f"step of {name}": step for name, step in steps.items()},
+                          **optimizer.state_tensors(len(RATES))}))
+    return runs
+
+
+@pytest.mark.parametrize("config", [ADAM, SGD, MUON], ids=["adam", "sgd", "muon"])
+def test_a_void_step_changes_no_bit_of_weights_moments_and_counts(config: OptimizerConfig) -> None:
+    for alone, with_void in run_ranks(with_void_steps, 2, config):
+        assert alone.keys() == with_void.keys()
+        assert any(name.startswith("step") for name in alone) == (config is not SGD)
+        assert [name for name in alone if not torch.equal(alone[name], with_void[name])] == []
 
 
 def test_reading_the_state_does_not_disturb_the_run() -> None:

@@ -1,6 +1,6 @@
 """Head and cross-entropy in chunks, against `F.cross_entropy` of the full logits in float64."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,10 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ltd.parallel import logit_chunks
 from megatron_ltd.parallel.cross_entropy import VocabShard, head_loss
+from megatron_ltd.parallel.logit_passes import LogitPasses, statistics, to_gradient
 from tests.gloo import run_ranks
 from tests.parallel.sharded import noise, tensor_parallel
 
 TOKENS, WIDTH = 70, 12
+PASSES = LogitPasses(statistics, to_gradient)
+"""What --compile compiles, as it is written."""
+
 CHUNKS = [1, 33 * 64, 1 << 22]
 """Logits of a chunk: the smallest chunk, one that leaves a remainder, and all at once."""
 
@@ -47,7 +51,7 @@ CASES = [
 """In `Case(17, 32)` the last of four ranks holds only padding, in `Case(5, 64)` the last three."""
 
 
-def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]]:
+def on_ranks(rank: int, ranks: int, chunk: int, passes: bool) -> list[tuple[torch.Tensor, ...]]:
     """Loss, gradients of the hidden states, the weight and the bias at an incoming 2.5, and the loss of each token, for
     each case."""
     tp = tensor_parallel(ranks)
@@ -56,6 +60,7 @@ def on_ranks(rank: int, ranks: int, chunk: int) -> list[tuple[torch.Tensor, ...]
     results: list[tuple[torch.Tensor, ...]] = []
     for case in CASES:
         t, shard = case.tensors(), VocabShard.of(case.rows, case.vocab_size, tp)
+        shard = replace(shard, passes=PASSES) if passes else shard
         x = t["hidden"].requires_grad_()
         rows = slice(shard.first, shard.first + shard.rows)
         table, bias = t["weight"][rows].clone().requires_grad_(), t["bias"][rows].clone().requires_grad_()
@@ -77,10 +82,10 @@ def reference(t: dict[str, torch.Tensor], case: Case) -> tuple[torch.Tensor, ...
     return loss.detach(), x.grad, table.grad, bias.grad * case.biased, losses.detach()
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(("ranks", "passes"), [(1, False), (2, False), (4, False), (1, True), (4, True)])
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_loss_and_gradients_are_those_of_the_full_logits(ranks: int, chunk: int) -> None:
-    results = run_ranks(on_ranks, ranks, chunk)
+def test_loss_and_gradients_are_those_of_the_full_logits(ranks: int, passes: bool, chunk: int) -> None:
+    results = run_ranks(on_ranks, ranks, chunk, passes)
     for number, case in enumerate(CASES):
         loss, grad_hidden, grad_weight, grad_bias, losses = reference(case.tensors(), case)
         for place, wanted in ((2, grad_weight), (3, grad_bias)):
@@ -126,17 +131,17 @@ def largest_tensor(rank: int, ranks: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_full_logits_never_exist(ranks: int) -> None:
-    for rank, (forward, backward) in enumerate(run_ranks(largest_tensor, ranks)):
-        tokens_of_rank = min(640 // ranks, 601 - rank * 640 // ranks)
-        assert forward == 16 * tokens_of_rank  # a chunk of logits
+    for forward, backward in run_ranks(largest_tensor, ranks):
+        assert forward == 16 * 640 // ranks  # a chunk of logits, as wide as the table
         assert backward == max(400 * 4, 640 // ranks * 4)  # a gradient
 
 
-def half_precision_errors(rank: int, ranks: int) -> dict[str, tuple[float, float]]:
+def half_precision_errors(rank: int, ranks: int, passes: bool) -> dict[str, tuple[float, float]]:
     """Our largest error and that of plain bfloat16, for the loss and both gradients."""
     tp = tensor_parallel(ranks)
     case = Case(61, 64)
     t, shard = case.tensors(torch.bfloat16), VocabShard.of(64, 61, tp)
+    shard = replace(shard, passes=PASSES) if passes else shard
     x, table = t["hidden"].clone().requires_grad_(), t["weight"].clone().requires_grad_()
     loss, _ = head_loss(x, table, t["labels"], t["mask"], shard)
     assert loss.dtype is torch.float32
@@ -151,8 +156,9 @@ def half_precision_errors(rank: int, ranks: int) -> dict[str, tuple[float, float
             for name, o, p, e in zip(names, ours, theirs, expected[:3], strict=True)}
 
 
-def test_errors_in_half_precision_are_at_most_twice_those_of_plain_torch() -> None:
-    (errors,) = run_ranks(half_precision_errors, 1)
+@pytest.mark.parametrize("passes", [False, True])
+def test_errors_in_half_precision_are_at_most_twice_those_of_plain_torch(passes: bool) -> None:
+    (errors,) = run_ranks(half_precision_errors, 1, passes)
     assert all(theirs > 0.0 for _, theirs in errors.values())
     assert {name: both for name, both in errors.items() if both[0] > 2.0 * both[1]} == {}
 

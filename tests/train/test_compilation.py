@@ -109,3 +109,21 @@ def test_compiled_layers_read_bags_and_then_tokens_as_plain_ones_do(name: str) -
         assert counters["stats"]["unique_graphs"] >= 2
     finally:
         dist.destroy_process_group()
+
+
+def test_a_growing_length_takes_a_graph_of_the_whole_and_one_of_any_other_beside_the_two_of_the_head() -> None:
+    config = with_settings(BAGS, num_layers=3, token_superposition=None, token_superposition_steps=None, compile=True,
+                           random_ltd=True, random_ltd_start_length=4, random_ltd_length_step=4)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = build_mesh("cpu", pp=1, dp=1, tp=1, shard_parameters=False, timeout=timedelta(seconds=60))
+        with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
+            model = build_model(config, mesh, torch.device("cpu"))
+        for kept in range(4, 33, 4):
+            text = torch.randint(40, (2, 33))
+            facts = {"labels": text[:, 1:], "loss_mask": torch.ones(2, 32), "sample_ids": torch.arange(2),
+                     "plan": policies(config).keeping(kept)}
+            model.pipeline.train_step(text[:, :-1], facts, microbatches=1, loss_weights=torch.ones(1))
+            assert counters["stats"]["unique_graphs"] == 4 and not counters["graph_break"]
+    finally:
+        dist.destroy_process_group()

@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,10 +18,11 @@ from unittest import mock
 import pytest
 import torch
 
-from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.model import init
+from megatron_ltd.parallel.layers import local
 from megatron_ltd.train import trainer
+from megatron_ltd.train.result import StepResult
 from megatron_ltd.train.setup import Model
-from megatron_ltd.train.step import StepResult
 from tests.gloo import RankFailure, launch_ranks
 from tests.train.launchers import exit_record
 from tests.train.moments import pretrain_with_signal
@@ -271,7 +271,8 @@ def test_a_new_run_sets_the_metrics_of_an_older_one_aside(corpus: Corpus, finish
 def test_settings_that_change_the_curve_are_told_when_a_run_goes_on_with_them(
     corpus: Corpus, copy: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any],
 ) -> None:
-    ending = pretrain(0, 1, "", continued(corpus, copy, **{**change, "ckpt_step": 8, "exit_interval": 1}))
+    with mock.patch.object(init, "initial_value", side_effect=AssertionError("weights are drawn that are loaded next")):
+        ending = pretrain(0, 1, "", continued(corpus, copy, **{**change, "ckpt_step": 8, "exit_interval": 1}))
     [(name, value)] = change.items()
     assert ending.code == 11
     flag = "--" + name.replace("_", "-")
@@ -279,16 +280,18 @@ def test_settings_that_change_the_curve_are_told_when_a_run_goes_on_with_them(
 
 
 def pretrain_until_it_diverges(rank: int, world_size: int, init_method: str, settings: Settings, step: int) -> Ending:
-    """`pretrain` on a slow disk, with a loss that is no number from some step on."""
+    """`pretrain` on a slow disk, with weights that are no numbers from some step on."""
     plain, flush = trainer.train_step, os.fsync
 
     def fsync(descriptor: int) -> None:
         time.sleep(0.4)
         flush(descriptor)
 
-    def train_step(model: Model, optimizer: ShardedOptimizer, *args: Any, **kwargs: Any) -> StepResult:
-        result = plain(model, optimizer, *args, **kwargs)
-        return result if next(steps) < step else replace(result, loss=math.nan, updated=False)
+    def train_step(model: Model, *args: Any, **kwargs: Any) -> StepResult:
+        if next(steps) == step:
+            with torch.no_grad():
+                local(model.parameters[0].parameter)[:] = math.nan
+        return plain(model, *args, **kwargs)
 
     steps = itertools.count(1)
     with mock.patch.object(trainer, "train_step", train_step), mock.patch.object(os, "fsync", fsync):
@@ -296,7 +299,9 @@ def pretrain_until_it_diverges(rank: int, world_size: int, init_method: str, set
 
 
 def test_a_run_that_diverges_keeps_the_checkpoint_that_it_was_writing(corpus: Corpus, tmp_path: Path) -> None:
-    settings = continued(corpus, tmp_path, **ZBV, async_save=True, metrics_file=str(tmp_path / "metrics.jsonl"))
+    """The host learns of it while the next step runs, and reports the step that was not applied."""
+    settings = continued(corpus, tmp_path, **ZBV, async_save=True, metrics_file=str(tmp_path / "metrics.jsonl"),
+                         log_interval=3)
     endings = launch_ranks(pretrain_until_it_diverges, 2, settings, 5, timeout=120)
     assert [ending.code for ending in endings] == [30, 30]
     assert "step 5: loss nan" in endings[0].said and "Continue from the checkpoint of step 4" in endings[0].said
@@ -305,5 +310,5 @@ def test_a_run_that_diverges_keeps_the_checkpoint_that_it_was_writing(corpus: Co
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert lines[-1]["step"] == 5 and math.isnan(lines[-1]["lm_loss"]) and lines[-1]["skipped"] is True
     assert saved_tensors(tmp_path / "checkpoints", 4)
-    whole = run(make(tmp_path / "whole"), continued(corpus, tmp_path / "whole", **ZBV), 2)
+    whole = run(make(tmp_path / "whole"), continued(corpus, tmp_path / "whole", **ZBV, log_interval=3), 2)
     assert curve(run(tmp_path, settings, 2).lines) == curve(whole.lines)

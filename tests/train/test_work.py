@@ -1,6 +1,7 @@
 """What a step computes, by hand; and a training step with skipped layers or cut samples against a plain loop."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops
 from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.optim.loss_scale import LossScale, after_step
 from megatron_ltd.parallel.gradients import local_gradient
 from megatron_ltd.parallel.layers import local
 from megatron_ltd.parallel.mesh import build_mesh
@@ -166,3 +168,33 @@ def gradients_after_losing_one(rank: int, ranks: int) -> str:
 def test_a_gradient_that_is_missing_elsewhere_is_still_found() -> None:
     (said,) = run_ranks(gradients_after_losing_one, 1)
     assert said.startswith("no gradient for stack.blocks.2.") and "blocks.1." not in said
+
+
+def scaled_steps(rank: int, ranks: int) -> tuple[list[bool], list[float], list[bool]]:
+    """Steps in fp16 from a scale at which gradients overflow: whether they updated, and changed, the weights, and their
+    scales, which the device and the host must agree on."""
+    training = TrainingConfig(micro_batch_size=2, fp16=True, initial_loss_scale=2.0**40, hysteresis=1)
+    config = replace(CONFIG, training=training)
+    mesh = build_mesh("cpu", pp=1, dp=1, tp=1, shard_parameters=False, timeout=timedelta(seconds=60))
+    model = build_model(config, mesh, DEVICE)
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+    known = LossScale.initial(training)
+    scale, updated, scales, changed = known.on(DEVICE), [], [], []
+    while not any(updated):
+        before = [local(p.parameter).clone() for p in model.parameters]
+        result = train_step(model, optimizer, batch(0), config, reading(16), learning_rate=1e-2, loss_scale=scale[0],
+                            stop_level=0, device=DEVICE)
+        scales.append(known.scale)
+        assert float(scale[0]) == known.scale
+        scale = after_step(scale, result.void, training)
+        known = known.after_step(not result.updated, training)
+        updated.append(result.updated)
+        changed.append(not all(torch.equal(old, local(p.parameter))
+                               for old, p in zip(before, model.parameters, strict=True)))
+    return updated, scales, changed
+
+
+def test_the_loss_scale_falls_without_an_update_until_gradients_are_finite() -> None:
+    ((updated, scales, changed),) = run_ranks(scaled_steps, 1)
+    assert 1 < len(scales) < 40 and scales == [2.0**(40 - step) for step in range(len(scales))]
+    assert updated == changed == [False] * (len(scales) - 1) + [True]

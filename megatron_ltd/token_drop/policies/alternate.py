@@ -64,6 +64,8 @@ class Alternate(Policy):
     def rows(self, numbers: Sequence[int], sample_ids: "torch.Tensor", read_tokens: int,
              kept_tokens: int) -> "torch.Tensor":
         import torch
-        first = torch.tensor(numbers, device=sample_ids.device)[:, None, None]
+
+        from megatron_ltd.token_drop.transfer import sent
+        first = sent(torch.tensor(numbers), sample_ids.device)[:, None, None]
         every = torch.arange(0, read_tokens, self.stride, device=sample_ids.device)
         return (first + every).expand(-1, len(sample_ids), -1)

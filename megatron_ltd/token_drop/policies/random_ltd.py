@@ -25,7 +25,8 @@ class RandomTokens(KeptTokens):
         import torch
 
         from megatron_ltd.token_drop.sampling import kept_positions
-        layers = torch.tensor(numbers, device=sample_ids.device)
+        from megatron_ltd.token_drop.transfer import sent
+        layers = sent(torch.tensor(numbers), sample_ids.device)
         return kept_positions(self.seed, sample_ids, layers, sequence_tokens=read_tokens, kept_tokens=kept_tokens,
                               strata=self.strata)
 

@@ -76,6 +76,16 @@ def make_cublas_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def prepare_accelerator() -> None:
+    """Set what torch reads when it first uses a GPU, unless the user has set it: memory in segments that grow, since
+    blocks of many sizes, as while the kept length changes, would not fit into the gaps; and a record of the last
+    collectives, written when one of them times out."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+
+
 def end_restarts(launch: Launch) -> None:
     """Keep the launcher from starting the run again after an end that no attempt can change. It restarts after any exit
     code but 0, and only a signal to it ends that."""

@@ -17,7 +17,7 @@ from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
 from megatron_ltd.train.process import siblings
 from megatron_ltd.train.process.attempt import attempt_store
-from megatron_ltd.train.process.environment import Launch, make_cublas_deterministic
+from megatron_ltd.train.process.environment import Launch, make_cublas_deterministic, prepare_accelerator
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number of this setting (malloc.h)."""
@@ -64,17 +64,20 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     if config.training.deterministic_mode:
         make_cublas_deterministic()
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     if device.type == "cuda":
+        prepare_accelerator()
         torch.cuda.set_device(device)
     elif config.parallel.sharding != "no_shard":
         _return_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if launch.init_method is None:
-        store: dist.Store = dist.HashStore()
-    else:
+    store: dist.Store = dist.HashStore()
+    if launch.init_method is not None:
         store = attempt_store(launch.init_method, launch.rank, launch.world_size + launch.spares, timeout)
-    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+    # With its device, NCCL connects at once, and does not guess a process's device from its rank.
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout,
+                            device_id=device if device.type == "cuda" else None)
     agree_on_configuration(config)
     pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
     mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,

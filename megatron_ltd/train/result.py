@@ -1,0 +1,66 @@
+"""The result of a step, on its way from the device."""
+
+import time
+
+import torch
+
+
+class StepResult:
+    """The result of a step, the same on every process.
+
+    Whoever launches a step goes on without it; the first number that is read waits for the step to end, and for none
+    that was launched after it.
+
+    Args:
+        losses: means over the global batch, before the update: of the predicted tokens' cross-entropy and, for models
+            with that head, of the sentence order's.
+        norm: of the gradients, before clipping.
+        void: whether something was not finite, so that the update was skipped.
+        stop_level: the highest `stop_level` of any process, known to the host.
+
+    Shapes:
+        losses [1 or 2], norm scalar, void scalar bool
+    """
+
+    def __init__(self, losses: torch.Tensor, norm: torch.Tensor, void: torch.Tensor, stop_level: int):
+        self.void, self.stop_level = void, stop_level
+        numbers = torch.cat((losses.double(), norm.double()[None], void.double()[None]))
+        on_gpu = numbers.is_cuda
+        # To pinned memory, since any other copy would wait for all that has been launched.
+        self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True) if on_gpu else numbers
+        self._event = torch.cuda.Event() if on_gpu else None
+        if self._event is not None:
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._event.record()
+        self._finished = time.monotonic()
+
+    def _read(self) -> list[float]:
+        """The losses, the norm, and whether the step was void."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event, self._finished = None, time.monotonic()
+        numbers: list[float] = self._numbers.tolist()
+        return numbers
+
+    @property
+    def finished(self) -> float:
+        """When the step ended, by the monotonic clock; not earlier than the host could know."""
+        self._read()
+        return self._finished
+
+    @property
+    def loss(self) -> float:
+        return self._read()[0]
+
+    @property
+    def sentence_order_loss(self) -> float | None:
+        """None for models without that head."""
+        return self._read()[1] if len(self._numbers) == 4 else None
+
+    @property
+    def gradient_norm(self) -> float:
+        return self._read()[-2]
+
+    @property
+    def updated(self) -> bool:
+        return not self._read()[-1]

@@ -1,0 +1,165 @@
+"""A step launches work and reads none of it, and everything it touches is on the device.
+
+A rehearsal without an accelerator: on the device `meta` tensors have no values, so reading one raises. Of an
+operation's tensors either all are there or none; the exceptions are copies to the device.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.tensor import DTensor
+from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.parallel.mesh import build_mesh
+from megatron_ltd.plan.derived import policies
+from megatron_ltd.token_drop.importance_table import ImportanceTable
+from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.step import train_step
+from tests.gloo import run_ranks
+from tests.policy_settings import ENABLED
+
+LAYERS, TOKENS, SAMPLES, VOCABULARY = 6, 32, 2, 60
+META = torch.device("meta")
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+"""Operations for which the host waits."""
+
+GPT2_LIKE: dict[str, Any] = {}
+LLAMA_LIKE = {"swiglu": True, "normalization": "RMSNorm", "position_embedding_type": "rope",
+              "group_query_attention": True, "num_query_groups": 2, "qk_layernorm": True,
+              "untie_embeddings_and_output_weights": True}
+CASES: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "recomputed": {**ENABLED["random"], "recompute_granularity": "full", "recompute_method": "uniform"},
+    "attention recomputed": {"recompute_granularity": "selective"},
+    "dropout": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "documents": {**ENABLED["random"], "documents": True},
+    "rotary, grouped": {**ENABLED["random"], **LLAMA_LIKE},
+    "muon": {"optimizer": "muon"},
+    **ENABLED,
+}
+
+
+class OneDevice(TorchDispatchMode):
+    """Notes operations that mix devices, other than copies from the host, and counts operations that the host waits
+    for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: set[str] = set()
+        self.reads: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
+                           kwargs: Mapping[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = name.startswith("index") and any(
+            t.dtype is torch.bool for t in tree_leaves(args[1:2]) if isinstance(t, torch.Tensor))
+        self.reads[name] += name in READS or by_mask
+        tensors = [t.to_local() if isinstance(t, DTensor) else t
+                   for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+        if len({tensor.device.type for tensor in tensors}) > 1 and name not in ("_to_copy", "copy_"):
+            self.mixed.add(name)
+        return result
+
+
+@contextmanager
+def a_device_without_values() -> Iterator[None]:
+    """Collectives of one process change nothing, torch's fused optimizers accept tensors on `meta`, and torch's
+    pipeline stages do not read, when they are built, whether their shapes are known."""
+    reduce, devices = dist.all_reduce, _foreach_utils._get_fused_kernels_supported_devices
+
+    def all_reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return None if tensor.is_meta else reduce(tensor, *args, **kwargs)
+
+    supported = [*devices(), "meta"]
+    with mock.patch.object(dist, "all_reduce", all_reduce), \
+            mock.patch.object(PipelineStage, "_warmup_backward_result", lambda *_, **__: torch.ones(()), create=True), \
+            mock.patch("torch.optim.adam._get_fused_kernels_supported_devices", lambda: supported, create=True), \
+            mock.patch("torch.optim.sgd._get_fused_kernels_supported_devices", lambda: supported, create=True), \
+            mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: supported, create=True), \
+            mock.patch.object(_foreach_utils, "_get_fused_kernels_supported_devices", lambda: supported):
+        yield
+
+
+def config_of(case: Mapping[str, Any]) -> RunConfig:
+    def section(kind: Any, **more: Any) -> Any:
+        return kind(**{name: value for name, value in case.items() if name in kind.__dataclass_fields__}, **more)
+
+    return RunConfig(
+        model=section(ModelConfig, num_layers=LAYERS, hidden_size=16, num_attention_heads=4, seq_length=TOKENS,
+                      vocab_size=VOCABULARY, make_vocab_size_divisible_by=8),
+        token_drop=section(TokenDropConfig), parallel=section(ParallelConfig),
+        training=TrainingConfig(micro_batch_size=SAMPLES),
+        optimizer=OptimizerConfig(lr=1e-2, optimizer=case.get("optimizer", "adam")))
+
+
+def batch(config: RunConfig, text_tokens: int, documents: bool) -> list[dict[str, torch.Tensor]]:
+    text = torch.randint(VOCABULARY, (SAMPLES, text_tokens + 1))
+    found = {"tokens": text[:, :-1], "labels": text[:, 1:], "loss_mask": torch.ones(SAMPLES, text_tokens),
+             "sample_ids": torch.arange(SAMPLES)}
+    if documents:
+        places = torch.arange(text_tokens).repeat(SAMPLES, 1)
+        found |= {"document_ids": places // 5, "position_ids": places % 5}
+    return [found]
+
+
+def steps_on(device: torch.device, case: Mapping[str, Any], steps: int) -> OneDevice:
+    """What the last of some steps does on a device. In the first one torch builds its pipeline stages."""
+    config = config_of(case)
+    mesh = build_mesh("cpu", pp=1, dp=1, tp=1, shard_parameters=False, timeout=timedelta(seconds=60))
+    model = build_model(config, mesh, device)
+    if config.token_drop.policy == "importance":
+        model.choose_by(ImportanceTable.initial(VOCABULARY, initial_importance=10.0, beta=0.9, always_keep=(1,),
+                                                always_drop=(0,), device=device))
+    optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+    scale = torch.ones((), device=device)
+    watched = OneDevice()
+    for number in range(steps):
+        plan = policies(config).plan(number)
+        read = batch(config, plan.text_tokens, bool(case.get("documents")))
+        with watched if number == steps - 1 else nullcontext():
+            train_step(model, optimizer, read, config, plan, learning_rate=1e-3, loss_scale=scale, stop_level=0,
+                       device=device)
+    return watched
+
+
+def rehearsed(rank: int, ranks: int) -> dict[str, set[str]]:
+    with a_device_without_values():
+        return {name: steps_on(META, case, 1).mixed for name, case in CASES.items()}
+
+
+def test_a_rehearsed_step_reads_nothing_and_mixes_no_devices() -> None:
+    (found,) = run_ranks(rehearsed, 1, timeout=120)
+    assert found == {name: set() for name in CASES}
+
+
+def counted(rank: int, ranks: int) -> list[dict[str, int]]:
+    return [dict(+steps_on(torch.device("cpu"), CASES[name], 2).reads) for name in ("random", "importance", "muon")]
+
+
+def test_a_step_on_a_cpu_has_no_operation_that_would_wait() -> None:
+    (found,) = run_ranks(counted, 1, timeout=120)
+    assert found == [{}, {}, {}]
+
+
+def test_the_watch_sees_reads_and_mixtures() -> None:
+    with OneDevice() as watched:
+        float(torch.ones(()))
+        torch.ones(2)[torch.tensor([True, False])]
+        torch.ones(2, device="meta") * torch.ones(())
+        torch.ones(2).to("meta")
+    assert watched.mixed == {"mul"} and +watched.reads == {"_local_scalar_dense": 1, "index": 1}
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(torch.ones((), device="meta"))
