@@ -38,7 +38,10 @@ def read_plan(flags: list[str], *, family: str, gpus: int | None, gpu: str, clus
     """Raises:
         ConfigError: settings or a cluster that cannot be.
     """
-    cluster = known_cluster(1 if gpus is None else gpus, gpu) if cluster_file is None else read_cluster(Path(cluster_file), gpus)
+    if cluster_file is None:
+        cluster = known_cluster(1 if gpus is None else gpus, gpu)
+    else:
+        cluster = read_cluster(Path(cluster_file), gpus)
     given_names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("--")}
     words = [] if hf_config is None else [word for text in described_by(Path(hf_config), given_names)
                                           for word in text.split(" ", 1)]
