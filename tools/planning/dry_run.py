@@ -27,6 +27,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import size_text
 from megatron_ltd.optim.build import ShardedOptimizer
+from megatron_ltd.parallel.layers import local
 from megatron_ltd.parallel.mesh import AXES, Mesh, build_mesh
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.layout import Layout
@@ -95,8 +96,10 @@ class Dry:
 
 def of_dry_run(planned: Planned, rank: int | None) -> Answer:
     """Raises:
-        ConfigError: there is no such rank.
+        ConfigError: there is no such rank, or the model is BERT.
     """
+    if planned.family == "bert":
+        raise ConfigError("--dry-run with --bert: BERT's samples are not made up here; leave --dry-run out")
     layout = Layout.of(planned.config, planned.cluster.gpus)
     if rank is not None and not 0 <= rank < layout.world_size:
         raise ConfigError(f"--rank = {rank}: the run has {layout.world_size} processes; choose 0 to "
@@ -176,13 +179,16 @@ def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(config, mesh, device, draw=False)
         optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
-        run.parameters = sum(_local(p.parameter).numel() for p in model.parameters)
-        run.shapes = {p.name: tuple(_local(p.parameter).shape) for p in model.parameters
-                      if p.layer in (None, min(q.layer for q in model.parameters if q.layer is not None))}
+        run.parameters = sum(local(p.parameter).numel() for p in model.parameters)
+        first = min(p.layer for p in model.parameters if p.layer is not None)
+        run.shapes = {p.name: tuple(local(p.parameter).shape) for p in model.parameters if p.layer in (None, first)}
         run.stream = model.pipeline.hidden_shape
-        tokens = torch.zeros(samples, plan.read_tokens, dtype=torch.int64)
-        batch = {"labels": tokens.clone(), "loss_mask": torch.ones(samples, plan.read_tokens),
-                 "sample_ids": torch.arange(samples), "plan": plan, "loss_record": None}
+        shape = (samples, plan.read_tokens, *((plan.fold,) if plan.fold > 1 else ()))
+        tokens = torch.zeros(shape, dtype=torch.int64)
+        batch: dict[str, Any] = {"labels": tokens.clone(), "loss_mask": torch.ones(shape),
+                                 "sample_ids": torch.arange(samples), "plan": plan, "loss_record": None}
+        if config.token_drop.policy == "importance" and plan.kept_tokens < plan.read_tokens:
+            batch["kept"] = torch.zeros(samples, plan.kept_tokens, dtype=torch.int64)
         model.train_mode(plan)
         model.pipeline.train_step(tokens, batch, microbatches=run.microbatches,
                                   loss_weights=torch.ones(model.pipeline.loss_terms))
