@@ -1,6 +1,6 @@
 """Compare two results files task by task: which differences are more than chance.
 
-    python tools/compare_results.py before.json after.json
+    python tools/compare_results.py --results before.json after.json
 
 Either file is an `--output FILE.json` of tools/evaluate_zeroshot.py with --log-samples, or a results_*.json of
 lm-evaluation-harness with its samples_*.jsonl beside it (or the folder of both). The interval of a difference is a
@@ -26,16 +26,19 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--confidence = {args.confidence} must be above 0 and below 1, such as 0.95.")
     if args.resamples < 100:
         raise ConfigError(f"--resamples = {args.resamples} must be at least 100.")
-    first, second = (read_results(Path(name)) for name in (args.first, args.second))
+    files = [*args.results, *args.files]
+    if len(files) != 2:
+        raise ConfigError(f"--results names {len(files)} files; give the two to compare.")
+    first, second = (read_results(Path(name)) for name in files)
     common = [task for task in first if task in second]
     if not common:
-        raise ConfigError(f"{args.first} and {args.second} have no task in common: {', '.join(first)}; "
+        raise ConfigError(f"{files[0]} and {files[1]} have no task in common: {', '.join(first)}; "
                           f"{', '.join(second)}. Score the same tasks.")
     found = {(task, name): difference(name, first[task], second[task], args)
              for task in common for name in first[task].metrics if name in second[task].metrics}
     console = Console()
     console.line(report(found, args.confidence))
-    for name, ours, theirs in ((args.first, first, second), (args.second, second, first)):
+    for name, ours, theirs in ((files[0], first, second), (files[1], second, first)):
         alone = [task for task in ours if task not in theirs]
         if alone:
             console.line(f"only in {name}: {', '.join(alone)}")
@@ -65,8 +68,9 @@ def report(found: dict[tuple[str, str], Difference], confidence: float) -> str:
 
 def main(argv: list[str]) -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("first", metavar="FIRST", help="results file, or folder of the harness's output")
-    parser.add_argument("second", metavar="SECOND", help="the same; differences are SECOND - FIRST")
+    parser.add_argument("--results", nargs=2, default=[], metavar=("FIRST", "SECOND"),
+                        help="results files, or folders of the harness's output; differences are SECOND - FIRST")
+    parser.add_argument("files", nargs="*", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of the intervals (default 0.95)")
     parser.add_argument("--resamples", type=int, default=5000, metavar="N", help="of the bootstrap (default 5000)")
     parser.add_argument("--seed", type=int, default=1234, help="of the bootstrap (default 1234)")
