@@ -52,7 +52,8 @@ class ModelConfig:
     group_query_attention: bool = False
     """Grouped-query attention with --num-query-groups key/value heads."""
     num_query_groups: int | None = None
-    """Key/value heads, with --group-query-attention. Default: as many as query heads."""
+    """Key/value heads, with --group-query-attention. Default: as many as query heads. With fewer than
+    --tensor-model-parallel-size, several processes compute the same key/value head."""
     seq_length: int = 0
     """Tokens in one sample."""
     max_position_embeddings: int | None = None

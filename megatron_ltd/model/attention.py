@@ -99,7 +99,8 @@ class Attention(nn.Module):
     """softmax(q k^T / sqrt(d)) v for every head, projected back to the residual stream.
 
     The rows of the query/key/value weight are grouped by key/value head, [g, (n/g + 2), d], so that a shard holds
-    whole groups.
+    whole groups. With more processes than groups, t/g processes share a group: each takes n/t of its queries, and a
+    copy of its key and value, out of the gathered weight, whose gradient is summed over the copies.
 
     Args:
         recompute: recompute the normalised inputs in the backward pass instead of storing them, under sequence
@@ -113,8 +114,10 @@ class Attention(nn.Module):
         super().__init__()
         self.tp = tp
         self.head_dim = config.head_dim
-        self.groups_local = config.query_groups // tp.size
-        self.queries_per_group = config.num_attention_heads // config.query_groups
+        self.shares_groups = config.query_groups < tp.size
+        self.groups = config.query_groups
+        self.groups_local = max(1, config.query_groups // tp.size)
+        self.queries_per_group = config.num_attention_heads // max(config.query_groups, tp.size)  # of this process
         self.first_head, _ = tp.shard_span(config.num_attention_heads)
         self.dropout = config.attention_dropout
         self.recompute = recompute
@@ -153,8 +156,20 @@ class Attention(nn.Module):
         x = self.tp.enter(x if norm is None else norm(x))
         if context is not None:
             return self._project_across(x, self.tp.enter(context if norm is None else norm(context)))
+        if self.shares_groups:
+            return self._project_across(x, x)
         qkv = self.qkv(x).unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
         return qkv.split((self.queries_per_group, 1, 1), dim=3)
+
+    def _rows(self, parameter: torch.Tensor) -> torch.Tensor:
+        """This process's rows of the query/key/value weight or bias. Shapes: -> [g/t, (n/g + 2), d, ...]"""
+        if not self.shares_groups:
+            return local(parameter).unflatten(0, (self.groups_local, self.queries_per_group + 2, self.head_dim))
+        sharing = self.tp.size // self.groups
+        group, place = divmod(self.first_head // self.queries_per_group, sharing)
+        heads = self.tp.gather_shards(local(parameter)).unflatten(0, (self.groups, -1, self.head_dim))[group]
+        queries = heads[:-2].chunk(sharing)[place]
+        return torch.cat((queries, heads[-2:]))[None]
 
     def _project_across(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries of x, and keys and values of the context, each computed with only the rows of the weight that it
@@ -163,9 +178,8 @@ class Attention(nn.Module):
         Shapes:
             x [k, b, h], context [s, b, h] -> [k, b, g/t, n/g, d], twice [s, b, g/t, 1, d]
         """
-        rows = (self.groups_local, self.queries_per_group + 2, self.head_dim)
-        weight = local(self.qkv.weight).unflatten(0, rows)
-        bias = None if self.qkv.bias is None else local(self.qkv.bias).unflatten(0, rows)
+        weight = self._rows(self.qkv.weight)
+        bias = None if self.qkv.bias is None else self._rows(self.qkv.bias)
         parts = []
         queries = slice(None, self.queries_per_group)
         for source, chosen in ((x, queries), (context, slice(queries.stop, None))):

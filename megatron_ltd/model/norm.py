@@ -54,18 +54,23 @@ class HeadNorm(nn.Module):
 
 class AllHeadsRMSNorm(nn.Module):
     """RMSNorm over the channels of all heads together, as in OLMo 2 (https://arxiv.org/abs/2501.00656, section 3.2).
-    The heads are sharded, so the mean is over the squares of all shards. Shapes: [k, b, n/t, d] -> the same"""
+    The heads are sharded, so the mean is over the squares of all shards. With fewer heads than processes, several hold
+    a copy of one. Shapes: [k, b, n/t, d] -> the same"""
 
     def __init__(self, config: ModelConfig, heads: int, tp: TensorParallel):
         super().__init__()
         self.tp, self.epsilon = tp, config.norm_epsilon
+        self.heads, self.copies = heads, max(1, tp.size // heads)
         self.weight = sharded_parameter((heads * config.head_dim,), Shard(0), tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         squares = self.tp.sum_of_shards(wide.square().sum(dim=(-2, -1), keepdim=True))
-        normal = wide * torch.rsqrt(squares / self.weight.shape[0] + self.epsilon)
-        return (normal * local(self.weight).unflatten(0, x.shape[-2:])).to(x.dtype)
+        normal = wide * torch.rsqrt(squares / (self.copies * self.weight.shape[0]) + self.epsilon)
+        weight = local(self.weight)
+        if self.copies > 1:
+            weight = self.tp.gather_shards(weight).chunk(self.heads)[self.tp.mesh.get_local_rank() // self.copies]
+        return (normal * weight.unflatten(0, x.shape[-2:])).to(x.dtype)
 
 
 def build_query_key_norm(config: ModelConfig, heads: int, tp: TensorParallel) -> nn.Module | None:

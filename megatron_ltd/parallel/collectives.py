@@ -164,6 +164,11 @@ class TensorParallel:
         function = _ScatterThenGatherGradient if self.sequence_parallel else _ReduceThenCopyGradient
         return function.apply(x, self.group)
 
+    def gather_shards(self, parameter: torch.Tensor) -> torch.Tensor:
+        """A parameter whose first dim is sharded, whole inside a region; the processes' gradients are summed. Shapes:
+        [o/t, ...] -> [o, ...]"""
+        return parameter if self.size == 1 else _GatherThenScatterGradient.apply(parameter, self.group)
+
     def sum_of_shards(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of what the processes have of a value inside a region, which all of them go on with."""
         if self.size == 1:

@@ -37,7 +37,7 @@ SIZES: dict[str, Any] = {"num_layers": 4, "hidden_size": 32, "num_attention_head
 GPT2 = ModelConfig(**SIZES, openai_gelu=True)
 LLAMA = ModelConfig(**SIZES, ffn_hidden_size=48, position_embedding_type="rope", normalization="RMSNorm", swiglu=True,
                     disable_bias_linear=True, untie_embeddings_and_output_weights=True, group_query_attention=True,
-                    num_query_groups=2)
+                    num_query_groups=1)
 
 
 def transformers_gpt2() -> PreTrainedModel:
@@ -47,7 +47,7 @@ def transformers_gpt2() -> PreTrainedModel:
 
 def transformers_llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(
-        num_hidden_layers=4, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+        num_hidden_layers=4, hidden_size=32, num_attention_heads=4, num_key_value_heads=1, intermediate_size=48,
         max_position_embeddings=POSITIONS, vocab_size=VOCABULARY, rms_norm_eps=1e-5, tie_word_embeddings=False,
         **SPECIAL))
 

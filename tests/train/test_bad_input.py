@@ -33,8 +33,9 @@ def no_process_group() -> Iterator[None]:
 BAD_SETTINGS: list[tuple[str, int, dict[str, Any], list[str]]] = [
     ("heads-tp", 8, {"tensor_model_parallel_size": 8, "ffn_hidden_size": 128},
      ["--num-attention-heads = 4", "not divisible by --tensor-model-parallel-size = 8", "choose 8"]),
-    ("query-groups-tp", 4, {"tensor_model_parallel_size": 4, "group_query_attention": True, "num_query_groups": 2},
-     ["--num-query-groups = 2", "--tensor-model-parallel-size = 4", "choose 4"]),
+    ("query-groups-tp", 4, {"tensor_model_parallel_size": 4, "group_query_attention": True, "num_query_groups": 6,
+                            "num_attention_heads": 12, "kv_channels": 8},
+     ["--num-query-groups = 6", "--tensor-model-parallel-size = 4", "choose 2 or 4"]),
     ("layers-stages", 8, {"pipeline_model_parallel_size": 8, "micro_batch_size": 1},
      ["--num-layers = 6", "fewer than the 8 stages", "use more layers or a smaller pipeline"]),
     ("layers-stages-zbv", 4, {"pipeline_model_parallel_size": 4, "pipeline_schedule": "zbv", "num_layers": 7},

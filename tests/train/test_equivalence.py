@@ -53,7 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "bert-no-binary-head": {**BERT, "bert_no_binary_head": True, "random_ltd_steps": 9},
     "bert-importance": {**BERT, **IMPORTANCE, "random_ltd_layers": "2-4", "random_ltd_start_length": 32},
     "llama": LLAMA,
-    "llama-muon": {**LLAMA, "optimizer": "muon", "lr": 1e-2},
+    "llama-muon": {**LLAMA, "num_query_groups": 1, "optimizer": "muon", "lr": 1e-2},
     "llama-completep": {**LLAMA, "optimizer": "muon", "lr": 1e-2, "parametrization": "completep",
                         "base_hidden_size": 16, "base_num_layers": 2},
     "llama-documents": {**LLAMA, "reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True},

@@ -123,7 +123,7 @@ LEGS: dict[str, tuple[dict[str, Any], Legs]] = {
                                 [(2, {"use_distributed_optimizer": True}), (2, ZBV), (1, {}), (2, TP2_SP),
                                  (2, {"micro_batch_size": 1})]),
     "gpt2-importance": (IMPORTANCE, [(2, PP2), (2, TP2_SP), (1, {})]),
-    "muon": ({"optimizer": "muon", "layer_drop_rate": 0.2, "group_query_attention": True, "num_query_groups": 2},
+    "muon": ({"optimizer": "muon", "layer_drop_rate": 0.2, "group_query_attention": True, "num_query_groups": 1},
              [(2, ZBV), (4, {**TP2_SP, **ZERO_3}), (1, {"micro_batch_size": 4}), (2, {})]),
     "llama": ({"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "init_method_std": 0.1,
                "disable_bias_linear": True, "untie_embeddings_and_output_weights": True},

@@ -39,8 +39,6 @@ def layout_violations(config: RunConfig, world_size: int) -> Iterator[str]:
 def _tensor_parallel(config: RunConfig) -> Iterator[str]:
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     shared = {"--num-attention-heads": model.num_attention_heads, "--ffn-hidden-size": model.ffn}
-    if model.query_groups != model.num_attention_heads:
-        shared["--num-query-groups"] = model.query_groups
     if config.parallel.sequence_parallel:
         shared["--seq-length"] = model.seq_length
     for flag, size in shared.items():
@@ -48,6 +46,13 @@ def _tensor_parallel(config: RunConfig) -> Iterator[str]:
             what = ", with --sequence-parallel" if flag == "--seq-length" else ""
             yield (f"{flag} = {size}: not divisible by --tensor-model-parallel-size = {tp}{what}; "
                    f"choose {_multiples(size, tp)}, or another tensor-parallel size")
+    groups = model.query_groups
+    if groups % tp and tp % groups and groups != model.num_attention_heads:
+        yield (f"--num-query-groups = {groups}: neither a multiple nor a divisor of --tensor-model-parallel-size = "
+               f"{tp}; choose {math.gcd(groups, tp)} or {tp}, or another tensor-parallel size")
+    elif groups < tp and groups * model.head_dim % tp:
+        yield (f"--num-query-groups = {groups}: its heads of {model.head_dim} channels are not divisible by "
+               f"--tensor-model-parallel-size = {tp}; choose more groups, or another tensor-parallel size")
     if model.vocab_size is not None and model.padded_vocab_size % tp:
         unit = model.make_vocab_size_divisible_by
         yield (f"--make-vocab-size-divisible-by = {unit}: the vocabulary of {model.vocab_size} is padded to "
