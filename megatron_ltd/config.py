@@ -316,6 +316,10 @@ class TrainingConfig:
     exit_signal_handler: bool = True
     """On SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal) save and stop with exit code 10; a second Ctrl-C ends
     the run immediately."""
+    z_loss_coeff: float | None = None
+    """Add to GPT's loss this times the mean over tokens of the square of log Z, the logarithm of the softmax's
+    denominator (PaLM, https://arxiv.org/abs/2204.02311, section 5). Published runs use 1e-4. Reported as z_loss, apart
+    from the cross-entropy; validation has none."""
     seed: int = 1234
     """Random seed; determines initial weights, data order, dropout and kept tokens."""
     bf16: bool = False
@@ -353,6 +357,11 @@ class OptimizerConfig:
     """Peak learning rate."""
     min_lr: float = 0.0
     """The learning rate never decays below this."""
+    decoupled_lr: float | None = None
+    """Peak learning rate of the word embedding and the output head. Default: --lr. It warms up and decays as --lr
+    does."""
+    decoupled_min_lr: float | None = None
+    """What the rate of --decoupled-lr never decays below. Default: --min-lr."""
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "linear"
     """Shape of the decay after warm-up."""
     lr_decay_iters: int | None = None

@@ -111,8 +111,8 @@ class BERT(Transformer):
                            loss_record: LossRecord | None) -> torch.Tensor:
         assert self.lm_head is not None
         targets, mask = labels.t().flatten(), loss_mask.t().flatten()
-        total, losses = head_loss(hidden, local(self.output_weight()), targets, mask, self.vocab,
-                                  local(self.lm_head.bias))
+        total, losses, _ = head_loss(hidden, local(self.output_weight()), targets, mask, self.vocab,
+                                     local(self.lm_head.bias))
         if loss_record is not None:
             loss_record.add(targets, losses, mask)
         return total

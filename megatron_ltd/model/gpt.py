@@ -20,24 +20,27 @@ from megatron_ltd.token_drop.policies.importance import given_sets
 class GPT(Transformer):
     """A stage of GPT.
 
-    In training mode the last stage returns the sum of the masked cross-entropy over the microbatch; in evaluation mode
-    the log-probability of each label that the mask keeps, and 1.0 where it is the most probable token; zeros elsewhere.
+    In training mode the last stage returns the sum of the masked cross-entropy over the microbatch, and that of the
+    z-loss if there is one, whose gradient comes with the first; in evaluation mode the log-probability of each label
+    that the mask keeps, and 1.0 where it is the most probable token; zeros elsewhere.
 
     Shapes:
         x: tokens [b, s] int64 on the first stage, the residual stream [s/t or s, b, h] on the others
         labels [b, s] int64, loss_mask [b, s] fp32, sample_ids [b] int64, position_ids and document_ids [b, s] int64,
         kept [b, k] int64; with bags of n tokens: tokens, labels and loss_mask [b, s, n]
-        -> the residual stream; on the last stage [1] fp32 in training, [2, b, s] fp32 in evaluation
+        -> the residual stream; on the last stage [1 or 2] fp32 in training, [2, b, s] fp32 in evaluation
     """
 
     def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 position_ids: torch.Tensor | None = None, document_ids: torch.Tensor | None = None,
                 kept: torch.Tensor | None = None, plan: StepPlan | None = None,
-                loss_record: LossRecord | None = None, router_weight: float | torch.Tensor = 0.0) -> torch.Tensor:
+                loss_record: LossRecord | None = None, router_weight: float | torch.Tensor = 0.0,
+                z_coefficient: float = 0.0) -> torch.Tensor:
         """Args:
             plan: what the step computes; None: every token in every layer.
             loss_record: records the loss of every predicted token.
             router_weight: of a token in the loss of the routers' predictors (Mixture-of-Depths).
+            z_coefficient: of the z-loss; 0 for none.
         """
         batch = Microbatch(labels.shape[1], sample_ids, position_ids, document_ids)
         contexts = self.contexts(batch)
@@ -46,18 +49,19 @@ class GPT(Transformer):
         x = self.stack(x, contexts, plan, given_sets(kept), router_weight)
         if self.final_norm is None:
             return x
-        return self._head(self.final_hidden(x), labels, loss_mask, loss_record)
+        return self._head(self.final_hidden(x), labels, loss_mask, loss_record, z_coefficient)
 
     def _head(self, x: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
-              loss_record: LossRecord | None) -> torch.Tensor:
+              loss_record: LossRecord | None, z_coefficient: float) -> torch.Tensor:
         hidden = self.tp.enter(x).flatten(0, 1)  # [s * b, h]
         weight = local(self.output_weight())
         targets, mask = (x.transpose(0, 1).flatten(0, 1) for x in (labels, loss_mask))
         if self.training:
-            total, losses = head_loss(hidden, weight, targets, mask, self.vocab)
+            total, losses, z_total = head_loss(hidden, weight, targets, mask, self.vocab, z_coefficient=z_coefficient)
             if loss_record is not None:
                 loss_record.add(targets, losses, mask)
-            return torch.stack((total,))  # no view: FSDP2 attaches its hooks to what a module returns
+            # No view: FSDP2 attaches its hooks to what a module returns.
+            return torch.stack((total, z_total) if z_coefficient > 0.0 else (total,))
         # The head is most of a small model, so it is applied only to the unmasked tokens.
         asked = mask.nonzero()[:, 0]
         both = torch.zeros(2, len(targets), device=hidden.device)

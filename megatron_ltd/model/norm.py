@@ -61,6 +61,7 @@ class AllHeadsRMSNorm(nn.Module):
         super().__init__()
         self.tp, self.epsilon = tp, config.norm_epsilon
         self.heads, self.copies = heads, max(1, tp.size // heads)
+        self.first_head = tp.shard_span(heads * self.copies)[0] // self.copies
         self.weight = sharded_parameter((heads * config.head_dim,), Shard(0), tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ class AllHeadsRMSNorm(nn.Module):
         normal = wide * torch.rsqrt(squares / (self.copies * self.weight.shape[0]) + self.epsilon)
         weight = local(self.weight)
         if self.copies > 1:
-            weight = self.tp.gather_shards(weight).chunk(self.heads)[self.tp.mesh.get_local_rank() // self.copies]
+            weight = self.tp.gather_shards(weight).chunk(self.heads)[self.first_head]
         return (normal * weight.unflatten(0, x.shape[-2:])).to(x.dtype)
 
 

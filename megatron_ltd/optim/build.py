@@ -19,6 +19,9 @@ from megatron_ltd.optim.parametrization import adam_factors, muon_factor
 from megatron_ltd.parallel.data_parallel import compute_dtype
 from megatron_ltd.parallel.gradients import local_gradient
 
+_DECOUPLED = ("embedding.word.weight", "head.weight")
+"""The parameters of --decoupled-lr, as in megatron-core: not those of learned positions."""
+
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Matrices and embeddings decay; biases and norm weights, which are vectors, do not (as in Megatron-LM)."""
@@ -49,25 +52,29 @@ class ShardedOptimizer:
             self.description = f"Muon in {precision} for the layers' matrices, {self.description} for the rest"
 
     def _groups(self, names: Sequence[str], config: RunConfig) -> list[dict]:
-        """Parameters by weight decay, factor on the learning rate, and AdamW's epsilon; those that decay first."""
-        groups: dict[tuple[float, float, float], list[torch.Tensor]] = {}
+        """Parameters by weight decay, factor on the learning rate, AdamW's epsilon, and whether --decoupled-lr is
+        theirs; those that decay first."""
+        groups: dict[tuple[float, float, float, bool], list[torch.Tensor]] = {}
         for name in names:
-            in_layer = global_name(name, config.model).startswith("layers.")
+            known_as = global_name(name, config.model)
+            in_layer = known_as.startswith("layers.")
+            decoupled = config.optimizer.decoupled_lr is not None and known_as in _DECOUPLED
             does_decay = decays(name, self._parameters[name])
             rate, epsilon = adam_factors(config.model, in_layer, does_decay)
             # AdamW multiplies weight decay by the learning rate, so dividing keeps what a step takes away.
             decay = config.optimizer.weight_decay / rate if does_decay else 0.0
-            groups.setdefault((-decay, rate, epsilon), []).append(self._shards[name])
+            groups.setdefault((-decay, rate, epsilon, decoupled), []).append(self._shards[name])
         is_adam = config.optimizer.optimizer != "sgd"
         return [{"params": shards, "weight_decay": abs(decay), "rate_factor": rate,
-                 **({"eps": config.optimizer.adam_eps * epsilon} if is_adam else {})}
-                for (decay, rate, epsilon), shards in sorted(groups.items(), key=lambda item: item[0])]
+                 "decoupled": decoupled, **({"eps": config.optimizer.adam_eps * epsilon} if is_adam else {})}
+                for (decay, rate, epsilon, decoupled), shards in sorted(groups.items(), key=lambda item: item[0])]
 
-    def step(self, learning_rate: float, void: torch.Tensor | None = None) -> None:
+    def step(self, learning_rate: float, void: torch.Tensor | None = None, decoupled_rate: float | None = None) -> None:
         """Apply one update with the gradients stored on the parameters.
 
         Args:
             void: scalar bool on the device of the parameters; where it is true, nothing changes. Only apex reads it.
+            decoupled_rate: of the word embedding and the head, with --decoupled-lr.
         """
         found_inf = None if void is None else void.float()
         for name, parameter in self._parameters.items():
@@ -75,7 +82,9 @@ class ShardedOptimizer:
             shard.grad = local_gradient(parameter).to(shard.dtype)
         for optimizer in dict.fromkeys(self._optimizers.values()):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["rate_factor"]
+                rate = decoupled_rate if group.get("decoupled") else learning_rate
+                assert rate is not None, "with --decoupled-lr both rates are given"
+                group["lr"] = rate * group["rate_factor"]
             if isinstance(optimizer, Muon | torch.optim.AdamW | torch.optim.SGD):
                 optimizer.found_inf = found_inf  # type: ignore[union-attr]
             elif found_inf is not None and bool(found_inf):

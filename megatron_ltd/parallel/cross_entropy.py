@@ -7,6 +7,11 @@ tensor-parallel axis nor on one rank, neither in forward nor in backward.
     l = x W^T          loss = sum_i m_i (logsumexp(l_i) - l_i[y_i])          dl = m (softmax(l) - onehot(y))
     dx = dl W          dW = dl^T x                                           formed in the forward pass
 
+The z-loss (https://arxiv.org/abs/2204.02311, section 5) keeps logits from drifting, by c times the square of the
+logarithm of the softmax's denominator:
+
+    z_i = c logsumexp(l_i)^2                dz_i = 2 c logsumexp(l_i) softmax(l_i)
+
 A row may have several labels, each with a mask of its own: their losses share its logits and are summed.
 
 The vocabulary (the rows of W) is sharded; per chunk the ranks exchange, for each token, one maximum and one sum of two
@@ -80,12 +85,13 @@ class VocabShard:
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor,
-                loss_mask: torch.Tensor, shard: VocabShard) -> tuple[torch.Tensor, torch.Tensor]:
+                loss_mask: torch.Tensor, shard: VocabShard, z_coefficient: float) -> tuple[torch.Tensor, ...]:
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradient else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         losses = torch.empty(labels.shape, dtype=torch.float32, device=hidden.device)
+        z_total = losses.new_zeros(())
         step = min(shard.chunk_tokens(hidden.device), hidden.shape[0])
         # Allocated once: on a CPU, fresh memory of this size costs more than the arithmetic on it.
         product = torch.empty(step, shard.rows, dtype=hidden.dtype, device=hidden.device)
@@ -98,7 +104,8 @@ class _HeadLoss(torch.autograd.Function):
             gradient = torch.mm(x, weight.t(), out=product[:len(x)])  # [c, v/t]
             if not fused and is_half:
                 gradient = wide[:len(x)].copy_(gradient)
-            losses[chunk] = _to_gradient(gradient, bias, row, here, mask, shard)
+            losses[chunk], z_loss = _to_gradient(gradient, bias, row, here, mask, shard, z_coefficient)
+            z_total += z_loss
             if grad_hidden is not None and grad_weight is not None:
                 if grad_bias is not None:
                     grad_bias += gradient.sum(dim=0, dtype=torch.float32)
@@ -109,13 +116,13 @@ class _HeadLoss(torch.autograd.Function):
         if needs_gradient:
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
             ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(losses)
+        ctx.mark_non_differentiable(losses, z_total)
         ctx.set_materialize_grads(False)
-        return (losses * loss_mask).sum(), losses
+        return (losses * loss_mask).sum(), losses, z_total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor, *_: None) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         # The gradients were formed without the loss scale, so that half precision neither overflows nor underflows
@@ -123,21 +130,21 @@ class _HeadLoss(torch.autograd.Function):
         factor = grad.float()
         grad_bias = None if grad_bias is None else (grad_bias * factor).to(bias_dtype)
         return ((grad_hidden * factor).to(grad_hidden.dtype), (grad_weight * factor).to(weight_dtype), grad_bias,
-                None, None, None)
+                None, None, None, None)
 
 
 def _to_gradient(logits: torch.Tensor, bias: torch.Tensor | None, row: torch.Tensor, here: torch.Tensor,
-                 mask: torch.Tensor, shard: VocabShard) -> torch.Tensor:
+                 mask: torch.Tensor, shard: VocabShard, z_coefficient: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Overwrite logits, without their bias, with their gradient.
 
     Args:
         row: of each label; here: whether this process holds it.
 
     Returns:
-        the loss of each label.
+        the loss of each label, and the sum of the z-loss.
 
     Shapes:
-        logits [c, v/t], bias [v/t], row, here and mask [c, k] -> [c, k]
+        logits [c, v/t], bias [v/t], row, here and mask [c, k] -> [c, k], scalar
     """
     if shard.passes is not None:
         local_largest, total, of_label = shard.passes.statistics(logits, bias, row, shard.valid)
@@ -146,17 +153,24 @@ def _to_gradient(logits: torch.Tensor, bias: torch.Tensor | None, row: torch.Ten
     else:
         if bias is not None:
             logits += bias
-        logits -= shard.reduce(shard.without_padding(logits).amax(dim=1, keepdim=True), dist.ReduceOp.MAX)
+        largest = shard.reduce(shard.without_padding(logits).amax(dim=1, keepdim=True), dist.ReduceOp.MAX)
+        logits -= largest
         target = logits.gather(1, row).where(here, 0.0)
         total = logits.exp_().sum(dim=1, keepdim=True)
     sums = shard.reduce(torch.cat((total, target), dim=1))  # [c, 1 + k]
     denominator, target = sums[:, :1], sums[:, 1:]
-    factor = mask.sum(dim=1, keepdim=True) / denominator
+    of_softmax = mask.sum(dim=1, keepdim=True)
+    z_loss = of_softmax.new_zeros(())
+    if z_coefficient > 0.0:
+        log_sum = denominator.log() + largest
+        z_loss = z_coefficient * (of_softmax * log_sum.square()).sum()
+        of_softmax = of_softmax * (1.0 + 2.0 * z_coefficient * log_sum)
+    factor = of_softmax / denominator
     if shard.passes is not None:
         shard.passes.to_gradient(logits, bias, row, shard.valid, largest, factor, mask * here)
     else:
         logits.mul_(factor).scatter_add_(1, row, -(mask * here))
-    return denominator.log() - target
+    return denominator.log() - target, z_loss
 
 
 def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:
@@ -171,10 +185,13 @@ def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tens
 
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
-              shard: VocabShard, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the masked cross-entropy over tokens and, without gradient, the cross-entropy of each token.
+              shard: VocabShard, bias: torch.Tensor | None = None,
+              z_coefficient: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of the masked cross-entropy over tokens and, without gradient, the cross-entropy of each token, and the sum
+    of the masked z-loss.
 
-    The gradient of `hidden` is this rank's part; the caller's `TensorParallel.enter` sums the parts.
+    The gradient of the first sum is that of both: they have the same mask, and so the same weight. The gradient of
+    `hidden` is this rank's part; the caller's `TensorParallel.enter` sums the parts.
 
     Args:
         hidden: after `TensorParallel.enter`, the same on all ranks.
@@ -182,14 +199,16 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, 
         labels: global token ids, all below the vocabulary size.
         loss_mask: fp32 weight of each label.
         bias: local rows of the logits' bias.
+        z_coefficient: c; 0 for no z-loss.
 
     Shapes:
         hidden [n, h], weight [v/t, h], labels and loss_mask [n], or [n, k] with several labels a row, bias [v/t] ->
-        scalar fp32, and without gradient the shape of labels in fp32
+        scalar fp32, the shape of labels in fp32, scalar fp32
     """
     rows = len(hidden)
-    total, losses = _HeadLoss.apply(hidden, weight, bias, labels.reshape(rows, -1), loss_mask.reshape(rows, -1), shard)
-    return total, losses.view(labels.shape)
+    total, losses, z_total = _HeadLoss.apply(hidden, weight, bias, labels.reshape(rows, -1),
+                                             loss_mask.reshape(rows, -1), shard, z_coefficient)
+    return total, losses.view(labels.shape), z_total
 
 
 @torch.no_grad()

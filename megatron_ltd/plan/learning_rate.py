@@ -19,7 +19,7 @@ step has the rate `--lr-warmup-init`, by default zero: it reads a batch and lear
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_ltd.config import OptimizerConfig, RunConfig
@@ -131,6 +131,14 @@ class LearningRate:
         spans = learning_rate_spans(config, data_parallel_size)
         in_tokens = spans.unit in ("tokens", "layer tokens")
         return cls(config.optimizer, spans, layer_tokens(config, data_parallel_size) if in_tokens else None)
+
+    def decoupled(self) -> "LearningRate | None":
+        """The schedule of --decoupled-lr, if that is given: another peak and minimum."""
+        peak, least = self.optimizer.decoupled_lr, self.optimizer.decoupled_min_lr
+        if peak is None:
+            return None
+        least = self.optimizer.min_lr if least is None else least
+        return replace(self, optimizer=replace(self.optimizer, lr=peak, min_lr=least))
 
     def at(self, step: int, consumed_samples: int, batch_samples: int,
            layer_token_sums: tuple[int, int] | None = None, raw_tokens: tuple[int, int] | None = None) -> float:

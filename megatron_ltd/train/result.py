@@ -13,17 +13,19 @@ class StepResult:
 
     Args:
         losses: means over the global batch, before the update: of the predicted tokens' cross-entropy and, for models
-            with that head, of the sentence order's.
+            with that head, of the sentence order's, or the z-loss.
         norm: of the gradients, before clipping.
         void: whether something was not finite, so that the update was skipped.
         stop_level: the highest `stop_level` of any process, known to the host.
+        z_loss: whether the second loss is the z-loss, which the gradient contains and `loss` does not.
 
     Shapes:
         losses [1 or 2], norm scalar, void scalar bool
     """
 
-    def __init__(self, losses: torch.Tensor, norm: torch.Tensor, void: torch.Tensor, stop_level: int):
-        self.void, self.stop_level = void, stop_level
+    def __init__(self, losses: torch.Tensor, norm: torch.Tensor, void: torch.Tensor, stop_level: int, *,
+                 z_loss: bool = False):
+        self.void, self.stop_level, self._has_z_loss = void, stop_level, z_loss
         numbers = torch.cat((losses.double(), norm.double()[None], void.double()[None]))
         on_gpu = numbers.is_cuda
         # To pinned memory, since any other copy would wait for all that has been launched.
@@ -55,7 +57,12 @@ class StepResult:
     @property
     def sentence_order_loss(self) -> float | None:
         """None for models without that head."""
-        return self._read()[1] if len(self._numbers) == 4 else None
+        return self._read()[1] if len(self._numbers) == 4 and not self._has_z_loss else None
+
+    @property
+    def z_loss(self) -> float | None:
+        """None without --z-loss-coeff."""
+        return self._read()[1] if self._has_z_loss else None
 
     @property
     def gradient_norm(self) -> float:

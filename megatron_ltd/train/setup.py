@@ -137,7 +137,7 @@ def build_model(config: RunConfig, mesh: Mesh, device: torch.device, *, draw: bo
         hidden_shape=(slice_length, samples, config.model.hidden_size), **_first_input(config.model, samples),
         dtype=data_parallel.compute_dtype(config.training.precision),
         full_backward=whole_backward(config, mesh.dp_size), sharding=parallel.sharding,
-        loss_terms=loss_terms(config.model))
+        loss_terms=loss_terms(config))
     return Model(stages, pipeline, mesh, tp)
 
 
@@ -149,9 +149,11 @@ def _first_input(model: ModelConfig, samples: int) -> dict[str, Any]:
     return {"token_shape": (samples, model.seq_length)}
 
 
-def loss_terms(model: ModelConfig) -> int:
-    """Terms of the loss: the tokens' cross-entropy and, with BERT's binary head, that of the sentence order."""
-    return 2 if model.family == "bert" and not model.bert_no_binary_head else 1
+def loss_terms(config: RunConfig) -> int:
+    """Terms of the loss: the tokens' cross-entropy and, with BERT's binary head, that of the sentence order, or GPT's
+    z-loss."""
+    has_order = config.model.family == "bert" and not config.model.bert_no_binary_head
+    return 2 if has_order or config.training.z_loss_coeff else 1
 
 
 def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: Mesh, device: torch.device,

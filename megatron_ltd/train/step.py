@@ -22,16 +22,17 @@ from megatron_ltd.train.setup import Model
 
 def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[str, torch.Tensor]], config: RunConfig,
                plan: StepPlan, *, learning_rate: float, loss_scale: float | torch.Tensor, stop_level: int,
-               device: torch.device) -> StepResult:
+               device: torch.device, decoupled_rate: float | None = None) -> StepResult:
     """One optimizer step on the microbatches of this data-parallel rank.
 
     The loss is the mean over the tokens of the global batch that the loss mask keeps, whichever microbatch they are in;
-    with the sentence order, plus its mean over the samples.
+    with the sentence order, plus its mean over the samples; with the z-loss, plus its mean over the tokens.
 
     Args:
         batch: microbatches, as returned by the loader.
         plan: what the step computes; samples are truncated to its tokens of text.
         loss_scale: of fp16, a scalar on the device; 1 otherwise.
+        decoupled_rate: learning rate of the word embedding and the head, with --decoupled-lr.
         stop_level: how urgently this process was asked to stop (0: not at all); every process receives the maximum.
     """
     parts = [in_bags(cut(part, plan.text_tokens, config.model.seq_length), plan.fold) for part in batch]
@@ -44,12 +45,16 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
                                                          config.token_drop.random_ltd_strata)
     optimizer.zero_grad()
     model.train_mode(plan)
-    means = sent(1.0 / torch.tensor(counts[:model.pipeline.loss_terms]), device)
+    z_coefficient = config.training.z_loss_coeff
+    divisors = [counts[0], counts[0] if z_coefficient else counts[1]]
+    means = sent(1.0 / torch.tensor(divisors[:model.pipeline.loss_terms]), device)
     of_step: dict[str, Any] = {"plan": plan, "loss_record": model.loss_record}
     if config.model.mixture_of_depths_capacity is not None:  # a mean over the tokens of the global batch
         weight = loss_scale / (counts[1] * plan.read_tokens)
         # The engine splits tensors over the microbatches.
         of_step["router_weight"] = weight.expand(len(tokens)) if isinstance(weight, torch.Tensor) else weight
+    if z_coefficient:
+        of_step["z_coefficient"] = z_coefficient
     sums = model.pipeline.train_step(tokens, merged | of_step, microbatches=len(batch),
                                      loss_weights=means * loss_scale)
     model.finish_gradients(plan)
@@ -59,9 +64,9 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     clip = config.optimizer.clip_grad
     coefficient = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0.0 else torch.ones_like(norm)
     scale_gradients((p.parameter for p in model.parameters), (coefficient / loss_scale).float())
-    optimizer.step(learning_rate, void)
+    optimizer.step(learning_rate, void, decoupled_rate)
     _learn_importance(model, void)
-    return StepResult(losses, norm, void, stop_level)
+    return StepResult(losses, norm, void, stop_level, z_loss=bool(z_coefficient))
 
 
 def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:

@@ -63,6 +63,7 @@ class _Launched:
     plan: StepPlan
     samples: int
     rate: float
+    decoupled: float | None
     started: float
 
     @property
@@ -97,6 +98,7 @@ class Trainer:
         self.total_steps = total_steps(self.config, dp)
         self.ramp: BatchRamp = batch_ramp(self.config, dp)
         self.rate = LearningRate.of_run(self.config, dp)
+        self.decoupled = self.rate.decoupled()
         self.policies = policies(self.config)
         self.peak = self.config.logging.peak_tflops
         if self.peak is None and self.runtime.device.type == "cuda":
@@ -148,18 +150,16 @@ class Trainer:
         plan = self.policies.plan(state.consumed.steps)
         flops, whole_flops = step_flops(self.config, plan), whole_step_flops(self.config, plan)
         consumed = state.consumed.after_step(plan, samples=samples, sample_flops=flops, full_sample_flops=whole_flops)
-        rate = self.rate.at(state.consumed.steps, state.consumed.samples, samples,
-                            (state.consumed.layer_token_sum, consumed.layer_token_sum),
-                            (state.consumed.tokens, consumed.tokens))
+        rate, decoupled = self._rates(consumed, samples)
         result = train_step(
             self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
             loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0,
-            stop_level=watcher.level(), device=self.runtime.device)
+            stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled)
         self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
         state.consumed = consumed
         self._settle()
-        self.launched = _Launched(result, consumed, plan, samples, rate, started)
+        self.launched = _Launched(result, consumed, plan, samples, rate, decoupled, started)
         code = watcher.exit_code(consumed.steps, self.total_steps, result.stop_level)
         logging, save_interval = self.config.logging, self.config.checkpoint.save_interval
         intervals = logging.log_interval, logging.eval_interval, logging.eval_tasks_interval, save_interval
@@ -198,6 +198,17 @@ class Trainer:
                 "lower --lr, a smaller --clip-grad, or --bf16")
             error.step = step
             raise error
+
+    def _rates(self, after: Consumed, samples: int) -> tuple[float, float | None]:
+        """The learning rate of the next step, and that of --decoupled-lr.
+
+        Args:
+            after: what is consumed after the step.
+        """
+        before = self.state.consumed
+        progress = (before.steps, before.samples, samples, (before.layer_token_sum, after.layer_token_sum),
+                    (before.tokens, after.tokens))
+        return self.rate.at(*progress), None if self.decoupled is None else self.decoupled.at(*progress)
 
     def _read(self, loader: Loader, samples: int) -> list[Batch]:
         try:
@@ -253,12 +264,13 @@ class Trainer:
         result, plan, samples = launched.result, launched.plan, launched.samples
         self.metrics.step(StepReport(
             consumed=launched.consumed, total_steps=self.total_steps, loss=result.loss,
-            gradient_norm=result.gradient_norm, learning_rate=launched.rate, global_batch_size=samples,
-            plan=plan, loss_scale=scale, skipped=not result.updated,
+            gradient_norm=result.gradient_norm, learning_rate=launched.rate, decoupled_learning_rate=launched.decoupled,
+            global_batch_size=samples, plan=plan, loss_scale=scale, skipped=not result.updated,
             step_seconds=self.unreported_seconds / max(1, self.unreported_steps),
             devices=self.runtime.launch.world_size, step_flops=samples * step_flops(self.config, plan),
             full_step_flops=samples * whole_step_flops(self.config, plan), peak_tflops=self.peak,
-            sentence_order_loss=result.sentence_order_loss, of_policies=self.policies.log_fields(plan),
+            sentence_order_loss=result.sentence_order_loss, z_loss=result.z_loss,
+            of_policies=self.policies.log_fields(plan),
             loss_name="loss" if self.config.model.family == "vit" else "lm loss"))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 

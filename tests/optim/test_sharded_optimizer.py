@@ -1,6 +1,7 @@
 """The optimizer on shards against torch's on whole tensors."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ PARAMETERS: dict[str, tuple[tuple[int, ...], Placement]] = {
     "layers.0.mlp.fc2.weight": ((6, 8), Shard(1)), "layers.0.mlp_norm.weight": ((6,), Replicate()),
     "embedding.word.weight": ((10, 6), Shard(0)),
 }
+DECOUPLED = 0.3
+"""The rate of the word embedding as a share of the others' with --decoupled-lr."""
 RATES = [0.0, 1e-3, 3e-3, 1e-2, 1e-3]
 ADAM = OptimizerConfig(lr=1e-2, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_eps=1e-6)
+ADAM_DECOUPLED = replace(ADAM, decoupled_lr=DECOUPLED * 1e-2)
 SGD = OptimizerConfig(optimizer="sgd", lr=1e-2, weight_decay=0.1)
 MODEL = ModelConfig(num_layers=1, hidden_size=6, num_attention_heads=1, ffn_hidden_size=8, seq_length=8, vocab_size=10)
 MUON = OptimizerConfig(optimizer="muon", lr=1e-2, weight_decay=0.1)
@@ -53,11 +57,12 @@ def full(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def reference(config: OptimizerConfig) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
-    """torch's optimizer, in its plain implementation, with the two groups written out."""
+    """torch's optimizer, in its plain implementation, with the groups written out."""
     parameters = {name: nn.Parameter(whole(name, -1)) for name in PARAMETERS}
     groups = [
-        {"params": [parameters[name] for name in ("layers.0.mlp.fc1.weight", "layers.0.mlp.fc2.weight",
-                                                  "embedding.word.weight")], "weight_decay": 0.1},
+        {"params": [parameters[name] for name in ("layers.0.mlp.fc1.weight", "layers.0.mlp.fc2.weight")],
+         "weight_decay": 0.1},
+        {"params": [parameters["embedding.word.weight"]], "weight_decay": 0.1},
         {"params": [parameters[name] for name in ("layers.0.mlp.fc1.bias", "layers.0.mlp_norm.weight")],
          "weight_decay": 0.0},
     ]
@@ -75,20 +80,20 @@ def train_on_ranks(rank: int, ranks: int, config: OptimizerConfig) -> list[dict[
         optimizer.zero_grad()
         assert all(parameter.grad is None for parameter in parameters.values())
         set_gradients(parameters, step)
-        optimizer.step(rate)
+        optimizer.step(rate, decoupled_rate=None if config.decoupled_lr is None else DECOUPLED * rate)
         weights.append(full(parameters))
     return [*weights, full(optimizer.state_tensors(len(RATES)))]
 
 
-@pytest.mark.parametrize("config", [ADAM, SGD], ids=["adam", "sgd"])
+@pytest.mark.parametrize("config", [ADAM, ADAM_DECOUPLED, SGD], ids=["adam", "adam-decoupled", "sgd"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_weights_and_moments_are_those_of_torch_on_whole_tensors(ranks: int, config: OptimizerConfig) -> None:
     results = run_ranks(train_on_ranks, ranks, config)
     parameters, optimizer = reference(config)
     for step, rate in enumerate(RATES):
         set_gradients(parameters, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for number, group in enumerate(optimizer.param_groups):
+            group["lr"] = DECOUPLED * rate if number == 1 and config.decoupled_lr is not None else rate
         optimizer.step()
         for result in results:
             for name, parameter in parameters.items():

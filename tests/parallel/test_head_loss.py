@@ -1,4 +1,4 @@
-"""Head and cross-entropy in chunks, against `F.cross_entropy` of the full logits in float64."""
+"""Head, cross-entropy and z-loss in chunks, against `F.cross_entropy` of the full logits in float64."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +31,7 @@ class Case:
     logit_scale: float = 1.0
     mask: str = "weights"
     biased: bool = False
+    z_coefficient: float = 0.0
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         weights = noise(TOKENS, seed=3).abs()
@@ -47,13 +48,15 @@ CASES = [
     Case(64, 64), Case(61, 64), Case(17, 32), Case(1, 4), Case(5, 64), Case(61, 64, mask="ones"),
     Case(61, 64, mask="nothing"), Case(61, 64, biased=True), Case(17, 32, biased=True),
     Case(61, 64, logit_scale=1000.0), Case(61, 64, logit_scale=1e-3),
+    Case(61, 64, z_coefficient=0.03), Case(17, 32, biased=True, z_coefficient=1e-4),
+    Case(5, 64, logit_scale=10.0, mask="ones", z_coefficient=0.01),
 ]
 """In `Case(17, 32)` the last of four ranks holds only padding, in `Case(5, 64)` the last three."""
 
 
 def on_ranks(rank: int, ranks: int, chunk: int, passes: bool) -> list[tuple[torch.Tensor, ...]]:
-    """Loss, gradients of the hidden states, the weight and the bias at an incoming 2.5, and the loss of each token, for
-    each case."""
+    """Loss, gradients of the hidden states, the weight and the bias at an incoming 2.5, the loss of each token, and the
+    z-loss, for each case."""
     tp = tensor_parallel(ranks)
     logit_chunks._CHUNK_LOGITS["cpu"] = chunk
     logit_chunks._LEAST_CHUNK_TOKENS = 16
@@ -64,22 +67,27 @@ def on_ranks(rank: int, ranks: int, chunk: int, passes: bool) -> list[tuple[torc
         x = t["hidden"].requires_grad_()
         rows = slice(shard.first, shard.first + shard.rows)
         table, bias = t["weight"][rows].clone().requires_grad_(), t["bias"][rows].clone().requires_grad_()
-        loss, losses = head_loss(tp.enter(x), table, t["labels"], t["mask"], shard, bias if case.biased else None)
-        assert not losses.requires_grad
+        loss, losses, z_loss = head_loss(tp.enter(x), table, t["labels"], t["mask"], shard,
+                                         bias if case.biased else None, case.z_coefficient)
+        assert not losses.requires_grad and not z_loss.requires_grad
         (2.5 * loss).backward()
         assert x.grad is not None and table.grad is not None
         assert (bias.grad is not None) == case.biased
-        results.append((loss.detach(), x.grad, table.grad, bias.grad if bias.grad is not None else bias * 0, losses))
+        results.append((loss.detach(), x.grad, table.grad, bias.grad if bias.grad is not None else bias * 0, losses,
+                        z_loss))
     return results
 
 
 def reference(t: dict[str, torch.Tensor], case: Case) -> tuple[torch.Tensor, ...]:
     x, table, bias = (t[name].double().requires_grad_() for name in ("hidden", "weight", "bias"))
-    losses = F.cross_entropy(x @ table[:case.vocab_size].T + bias[:case.vocab_size], t["labels"], reduction="none")
+    logits = x @ table[:case.vocab_size].T + bias[:case.vocab_size]
+    losses = F.cross_entropy(logits, t["labels"], reduction="none")
     loss = (losses * t["mask"].double()).sum()
-    (2.5 * loss).backward()
+    z_loss = case.z_coefficient * (torch.log(logits.exp().sum(dim=1)) ** 2 * t["mask"].double()).sum() \
+        if case.z_coefficient else torch.zeros((), dtype=torch.float64)
+    (2.5 * (loss + z_loss)).backward()
     assert x.grad is not None and table.grad is not None and bias.grad is not None
-    return loss.detach(), x.grad, table.grad, bias.grad * case.biased, losses.detach()
+    return loss.detach(), x.grad, table.grad, bias.grad * case.biased, losses.detach(), z_loss.detach()
 
 
 @pytest.mark.parametrize(("ranks", "passes"), [(1, False), (2, False), (4, False), (1, True), (4, True)])
@@ -87,7 +95,7 @@ def reference(t: dict[str, torch.Tensor], case: Case) -> tuple[torch.Tensor, ...
 def test_loss_and_gradients_are_those_of_the_full_logits(ranks: int, passes: bool, chunk: int) -> None:
     results = run_ranks(on_ranks, ranks, chunk, passes)
     for number, case in enumerate(CASES):
-        loss, grad_hidden, grad_weight, grad_bias, losses = reference(case.tensors(), case)
+        loss, grad_hidden, grad_weight, grad_bias, losses, z_loss = reference(case.tensors(), case)
         for place, wanted in ((2, grad_weight), (3, grad_bias)):
             torch.testing.assert_close(torch.cat([of_rank[number][place] for of_rank in results]).double(), wanted,
                                        rtol=1e-5, atol=2e-6 * float(wanted.abs().max()))
@@ -95,6 +103,7 @@ def test_loss_and_gradients_are_those_of_the_full_logits(ranks: int, passes: boo
             torch.testing.assert_close(of_rank[number][4].double(), losses, rtol=2e-6,
                                        atol=1e-6 * max(1.0, case.logit_scale))
             torch.testing.assert_close(of_rank[number][0].double(), loss, rtol=2e-6, atol=1e-6)
+            torch.testing.assert_close(of_rank[number][5].double(), z_loss, rtol=2e-6, atol=1e-6)
             torch.testing.assert_close(of_rank[number][1].double(), grad_hidden, rtol=1e-5,
                                        atol=2e-6 * float(grad_hidden.abs().max()))
 
@@ -143,7 +152,7 @@ def half_precision_errors(rank: int, ranks: int, passes: bool) -> dict[str, tupl
     t, shard = case.tensors(torch.bfloat16), VocabShard.of(64, 61, tp)
     shard = replace(shard, passes=PASSES) if passes else shard
     x, table = t["hidden"].clone().requires_grad_(), t["weight"].clone().requires_grad_()
-    loss, _ = head_loss(x, table, t["labels"], t["mask"], shard)
+    loss, _, _ = head_loss(x, table, t["labels"], t["mask"], shard)
     assert loss.dtype is torch.float32
     (2.5 * loss).backward()
     plain_x, plain_table = t["hidden"].clone().requires_grad_(), t["weight"].clone().requires_grad_()

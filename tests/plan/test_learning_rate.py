@@ -17,10 +17,14 @@ STYLES = ["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 PEAK = 3e-4
 
 
-def megatron_rate(schedule: LearningRate, progress: int) -> float:
-    """What megatron-core sets after so much progress."""
+def megatron_rate(schedule: LearningRate, progress: int, decoupled: bool = False) -> float:
+    """What megatron-core sets after so much progress, of --lr or of --decoupled-lr."""
     optimizer, spans = schedule.optimizer, schedule.spans
-    weights = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
+    # The limits of --decoupled-lr are those of a group of parameters there.
+    limits = {"max_lr": optimizer.decoupled_lr, "min_lr": optimizer.decoupled_min_lr}
+    group = {"params": [torch.nn.Parameter(torch.zeros(1))]} | {
+        name: value for name, value in limits.items() if decoupled and value is not None}
+    weights = torch.optim.SGD([group], lr=0.0)
     reference: Any = OptimizerParamScheduler(
         weights, init_lr=optimizer.lr_warmup_init, max_lr=optimizer.lr, min_lr=optimizer.min_lr,
         lr_warmup_steps=spans.warmup, lr_decay_steps=spans.decay, lr_decay_style=optimizer.lr_decay_style,
@@ -51,6 +55,16 @@ def test_after_warm_up_every_rate_is_megatron_cores(schedule: LearningRate, step
 def test_a_step_of_warm_up_has_the_rate_that_megatron_core_gives_the_next(schedule: LearningRate, step: int) -> None:
     if step < schedule.spans.warmup:
         assert schedule.at(step, 0, 1) == pytest.approx(megatron_rate(schedule, step + 1), rel=1e-12)
+
+
+@given(schedules(), st.integers(0, 600), st.sampled_from([PEAK / 10, PEAK * 3]), st.sampled_from([None, 0.0, 2e-5]))
+def test_the_decoupled_rate_is_megatron_cores(
+        schedule: LearningRate, step: int, peak: float, least: float | None) -> None:
+    schedule = replace(schedule, optimizer=replace(schedule.optimizer, decoupled_lr=peak, decoupled_min_lr=least))
+    decoupled = schedule.decoupled()
+    assert decoupled is not None
+    after = max(step, int(schedule.spans.warmup))
+    assert decoupled.at(after, 0, 1) == pytest.approx(megatron_rate(schedule, after, decoupled=True), rel=1e-12)
 
 
 @given(schedules())

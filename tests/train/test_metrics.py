@@ -42,6 +42,14 @@ def test_the_numbers_of_a_step_by_hand() -> None:
     }
 
 
+def test_a_z_loss_and_a_second_learning_rate_are_reported_where_there_are_any() -> None:
+    report = replace(REPORT, z_loss=3.25e-3, decoupled_learning_rate=3e-5)
+    assert report.fields() == REPORT.fields() | {"z_loss": 3.25e-3, "decoupled_learning_rate": 3e-5}
+    values = parsed(report.line())
+    assert values["z loss"] == "3.250000E-03" and values["decoupled learning rate"] == "3.000000E-05"
+    assert values["learning rate"] == "1.500000E-04"
+
+
 def test_where_no_peak_is_known_there_is_no_utilisation() -> None:
     report = replace(REPORT, peak_tflops=None)
     assert report.fields()["mfu"] is None

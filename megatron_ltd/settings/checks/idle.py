@@ -65,6 +65,7 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (optimizer.lr_decay_style != "WSD",
          "lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples lr_wsd_decay_tokens",
          "without --lr-decay-style WSD"),
+        (optimizer.decoupled_lr is None, "decoupled_min_lr", "without --decoupled-lr"),
         (optimizer.optimizer != "muon", "muon_momentum muon_nesterov muon_num_ns_steps muon_scale_mode "
          "muon_extra_scale_factor muon_split_qkv muon_precision", "without --optimizer muon"),
         (optimizer.optimizer == "sgd", "adam_beta1 adam_beta2 adam_eps", "with --optimizer = sgd"),

@@ -38,13 +38,14 @@ def excluded_settings(config: RunConfig) -> Iterator[str]:
         (vit, "pipeline_model_parallel_size", "for ViT, which runs with tensor and data parallelism; leave it out"),
         (vit, "multiple_validation_sets validation_set_names", "for ViT, which has one validation set; leave it out"),
         (vit, "position_embedding_type", "for ViT, which learns positions; leave it out"),
+        (vit, "decoupled_lr", "for ViT, which has no word embedding; leave it out"),
         (not vit and data.train_jsonl is None, "valid_jsonl test_jsonl",
          "without --train-jsonl: there is nothing to train on; add it"),
         (not model.group_query_attention, "num_query_groups",
          "without --group-query-attention: each query head has its own keys and values; add that, or leave it out"),
         (model.parametrization == "standard", "base_hidden_size base_num_layers",
          "without --parametrization completep: no other depends on a base model; add that, or leave it out"),
-        (model.family != "gpt", "parametrization", "for a model that is not a GPT; leave it out"),
+        (model.family != "gpt", "parametrization z_loss_coeff", "for a model that is not a GPT; leave it out"),
         (model.family != "gpt", "mixture_of_depths_capacity",
          "for a model that is not a GPT, whose next tokens its routers are made for; leave it out"),
         (model.family != "gpt", "eval_tasks", "for a model that predicts no next token; leave it out"),
@@ -100,7 +101,8 @@ def weighted(values: tuple[str, ...]) -> bool:
 def exceeded_limits(config: RunConfig) -> Iterator[str]:
     """Settings above another that is their limit."""
     flags = flags_by_field()
-    limits = [("min_lr", "lr"), ("lr_warmup_init", "lr")]
+    limits = [("min_lr", "lr"), ("lr_warmup_init", "lr"), ("lr_warmup_init", "decoupled_lr"),
+              ("min_lr" if config.optimizer.decoupled_min_lr is None else "decoupled_min_lr", "decoupled_lr")]
     scaling = rope_scaling(config.model)
     if scaling is None or scaling.kind != "dynamic":  # which is for samples beyond the positions
         limits.append(("seq_length", "max_position_embeddings"))

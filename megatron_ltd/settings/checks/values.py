@@ -18,11 +18,12 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
         lr_wsd_decay_samples lr_wsd_decay_tokens mask_max_ngram save_interval save_retain_interval log_interval
         eval_interval eval_tasks_interval eval_tasks_limit rotary_seq_len_interpolation_factor"""),
     (Range(0), """
-        min_lr lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_init weight_decay clip_grad num_workers
-        ckpt_step eval_iters"""),
+        min_lr decoupled_min_lr lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_init weight_decay clip_grad
+        num_workers ckpt_step eval_iters"""),
     (Range(0, low_open=True), """
         norm_epsilon init_method_std distributed_timeout_minutes exit_duration_in_mins loss_scale initial_loss_scale
-        min_loss_scale lr adam_eps muon_extra_scale_factor peak_tflops rope_scaling_factor"""),
+        min_loss_scale lr adam_eps muon_extra_scale_factor peak_tflops rope_scaling_factor z_loss_coeff
+        decoupled_lr"""),
     (BELOW_ONE, "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2 muon_momentum"),
     (Range(0, 1, low_open=True), "rotary_percent mixture_of_depths_capacity"),
     (Range(0, 1, low_open=True, high_open=True), "mask_prob"),

@@ -8,6 +8,7 @@
     theoretical_saving    share of the step's FLOPs that dropping and skipped layers left out, against the same tokens
                           read; tokens that a sequence curriculum does not read are no saving
     cumulative_saving     the same for the run so far
+    z_loss                with --z-loss-coeff: its mean, which lm_loss does not contain
     sequence_length       with a sequence curriculum: tokens read of each sample
     skipped_layers        with LayerDrop: the layers that the step skipped
     token_superposition   with token superposition: tokens in a bag; above 1, lm_loss is the mean over the tokens of the
@@ -54,6 +55,8 @@ class StepReport:
     full_step_flops: int
     peak_tflops: float | None
     sentence_order_loss: float | None = None
+    z_loss: float | None = None
+    decoupled_learning_rate: float | None = None
     of_policies: dict[str, Any] = field(default_factory=dict)
     loss_name: str = "lm loss"
 
@@ -61,7 +64,8 @@ class StepReport:
         """One line of the metrics file."""
         seconds = max(self.step_seconds, 1e-9)
         tflops = self.step_flops / seconds / self.devices / 1e12
-        order = {} if self.sentence_order_loss is None else {"sentence_order_loss": self.sentence_order_loss}
+        optional = {"sentence_order_loss": self.sentence_order_loss, "z_loss": self.z_loss,
+                    "decoupled_learning_rate": self.decoupled_learning_rate}
         return {
             "step": self.consumed.steps,
             "consumed_samples": self.consumed.samples,
@@ -69,7 +73,7 @@ class StepReport:
             "consumed_layer_tokens": self.consumed.layer_tokens(len(self.plan.layers)),
             "consumed_flops": self.consumed.flops,
             "lm_loss": self.loss,
-            **order,
+            **{name: value for name, value in optional.items() if value is not None},
             "grad_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
             "global_batch_size": self.global_batch_size,
@@ -90,15 +94,19 @@ class StepReport:
         """Megatron-LM's log line, with the fields that token dropping adds."""
         f = self.fields()
         order = "" if self.sentence_order_loss is None else f" sop loss: {self.sentence_order_loss:.6E} |"
+        order += "" if self.z_loss is None else f" z loss: {self.z_loss:.6E} |"
         length = f" sequence length: {self.plan.read_tokens:5d} |" if "sequence_length" in f else ""
         bags = "" if self.plan.fold == 1 else f" the loss is of bags of {self.plan.fold} tokens |"
+        rate = f" learning rate: {self.learning_rate:.6E} |"
+        if self.decoupled_learning_rate is not None:
+            rate += f" decoupled learning rate: {self.decoupled_learning_rate:.6E} |"
         mfu = "" if f["mfu"] is None else f" MFU: {100 * f['mfu']:.1f}% |"
         return (
             f" [{datetime.now():%Y-%m-%d %H:%M:%S}] iteration {self.consumed.steps:8d}/{self.total_steps:8d} |"
             f" consumed samples: {self.consumed.samples:12d} |"
             f" elapsed time per iteration (ms): {1000 * self.step_seconds:.1f} |"
             f" throughput per GPU (TFLOP/s/GPU): {f['tflops_per_device']:.3g} |"
-            f" learning rate: {self.learning_rate:.6E} | global batch size: {self.global_batch_size:5d} |"
+            f"{rate} global batch size: {self.global_batch_size:5d} |"
             f" {self.loss_name}: {self.loss:.6E} |{bags}{order} loss scale: {self.loss_scale:.1f} |"
             f" grad norm: {self.gradient_norm:.3f} |"
             f" number of skipped iterations: {int(self.skipped):3d} |"
