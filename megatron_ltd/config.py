@@ -58,8 +58,9 @@ class ModelConfig:
     """Tokens in one sample."""
     max_position_embeddings: int | None = None
     """Positions the model can represent. Default: --seq-length."""
-    position_embedding_type: Literal["learned_absolute", "rope", "none"] = "learned_absolute"
-    """Kind of position embedding."""
+    position_embedding_type: Literal["learned_absolute", "rope", "alibi", "none"] = "learned_absolute"
+    """Kind of position embedding. `alibi`: none; attention scores fall with the distance between query and key in the
+    sample, whether or not a layer keeps the tokens between (https://arxiv.org/abs/2108.12409)."""
     rotary_base: int = 10000
     """Base of the rotary frequencies."""
     rotary_percent: float = 1.0
@@ -86,6 +87,10 @@ class ModelConfig:
     """Normalisation before attention, before the MLP, and before the head."""
     norm_epsilon: float = 1e-5
     """Added to the variance in normalisation."""
+    apply_layernorm_1p: bool = False
+    """Norms multiply by 1 + their weight, which starts at 0: with weight decay it is drawn to 1."""
+    embed_layernorm: bool = False
+    """Normalise the word embeddings, before positions are added, as in BLOOM."""
     norm_placement: Literal["before", "after"] = "before"
     """Where a layer's norms stand: before attention and MLP, or after them and before the residual sum, as in OLMo
     2."""
@@ -134,6 +139,8 @@ class ModelConfig:
     0.1."""
     init_method_std: float = 0.02
     """Standard deviation of the initial weights; projections into the residual stream use std / sqrt(2 x layers)."""
+    scaled_init: bool = True
+    """With --no-scaled-init, projections into the residual stream use the same standard deviation as the others."""
     parametrization: Literal["standard", "completep"] = "standard"
     """How initial weights, learning rates and multipliers follow from the model's size. With `completep`
     (https://arxiv.org/abs/2505.01618) the settings that are best for a small base model stay best for wider and deeper
@@ -393,6 +400,8 @@ class OptimizerConfig:
     given by the -tokens flags; by default the decay lasts the whole run."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; biases and norm weights are not decayed."""
+    do_layernorm_bias_weight_decay: bool = False
+    """Decay biases and the weights of norms too."""
     clip_grad: float = 1.0
     """Global gradient norm above which gradients are clipped; 0 turns clipping off."""
     adam_beta1: float = 0.9
@@ -496,6 +505,30 @@ class DataConfig:
     """Count positions from the start of each document."""
     reset_attention_mask: bool = False
     """No attention across document boundaries."""
+    fim_data: bool = False
+    """Fill-in-the-middle (https://arxiv.org/abs/2207.14255): move the middle of some documents of a GPT corpus behind
+    their ends, between the tokens named below. The tokenizer must have these."""
+    fim_rate: float = 0.5
+    """Share of documents, of the part that a sample holds of them, that --fim-data rearranges."""
+    fim_spm_rate: float = 0.5
+    """Share of these in which the suffix comes first (SPM), then the prefix and the middle."""
+    fim_split_sample: str | None = None
+    """Token between the fragments of a document, such as the files of a repository, which are rearranged one by
+    one."""
+    fim_fragment_rate: float | None = None
+    """Share of fragments, in a document that is rearranged, with --fim-split-sample. Default: --fim-rate."""
+    fim_no_prefix: str | None = None
+    """Leave texts alone that begin with this."""
+    fim_prefix_token: str = "<fim_prefix>"
+    """Token before the text before the middle."""
+    fim_middle_token: str = "<fim_middle>"
+    """Token before the middle."""
+    fim_suffix_token: str = "<fim_suffix>"
+    """Token before the text after the middle."""
+    fim_pad_token: str = "<fim_pad>"
+    """Token that fills up a sample which has become shorter; it has no loss."""
+    fim_eod_token: str | None = None
+    """Token between documents. Default: the tokenizer's end-of-document token."""
     mask_prob: float = 0.15
     """Share of BERT's tokens that are predicted."""
     mask_max_ngram: int = 3

@@ -26,6 +26,7 @@ from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import check_manifest, read_manifest
 from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
+from megatron_ltd.data.gpt.fill_in_the_middle import fill_in_the_middle
 from megatron_ltd.data.gpt.index import SPLITS, split_bounds, split_range
 from megatron_ltd.data.gpt.parts import LongSamples, PartedDataset
 from megatron_ltd.data.held_out import together
@@ -80,7 +81,7 @@ def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, 
                     for split, count in enumerate(samples)]
     else:
         corpora: dict[str, IndexedCorpus] = {}
-        datasets = [together({name: _Builder(config, of_split, tokenizer.digest, corpora).blend(split, *source, count)
+        datasets = [together({name: _Builder(config, of_split, tokenizer, corpora).blend(split, *source, count)
                               for name, source in (sources if count != 0 else {}).items()})
                     for split, of_split, sources, count in zip(SPLITS, forms, _sources(config), samples, strict=True)]
     train, valid, test = datasets
@@ -96,7 +97,7 @@ def one_epoch_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset 
     Raises:
         ConfigError, DataError: as `build_datasets`.
     """
-    builder = _Builder(config, _form(config, tokenizer, None), tokenizer.digest, {})
+    builder = _Builder(config, _form(config, tokenizer, None), tokenizer, {})
     skipped = set() if config.logging.evaluates else {"valid", "test"}
     return [together({name: builder.epoch(split, source.prefixes, bounds) for name, (source, bounds) in sources.items()
                       if split not in skipped})
@@ -194,12 +195,12 @@ class _Builder:
     """Builds datasets and opens each corpus once.
 
     Args:
-        tokenizer: digest of the run's tokenizer.
         corpora: those that are open, by prefix; extended.
     """
 
-    def __init__(self, config: RunConfig, form: Form, tokenizer: str, corpora: dict[str, IndexedCorpus]):
+    def __init__(self, config: RunConfig, form: Form, tokenizer: Tokenizer, corpora: dict[str, IndexedCorpus]):
         self.config, self.form, self.tokenizer, self.corpora = config, form, tokenizer, corpora
+        self.middle = fill_in_the_middle(config.data, tokenizer)
         if not corpora and config.data.verify_corpus and config.data.data_cache_path is not None:
             remove_seals(config.data.data_cache_path)
 
@@ -259,7 +260,7 @@ class _Builder:
         seed, cache = self.config.training.seed, data.data_cache_path
         if isinstance(form, BertSampleForm):
             return BertDataset(corpus, part, num_samples, seed, form, cache)
-        return GPTDataset(corpus, part, num_samples, seed, form, cache)
+        return GPTDataset(corpus, part, num_samples, seed, form, cache, self.middle)
 
     def open(self, prefixes: Sequence[str]) -> None:
         """Opens corpora, several at a time, for it is mostly disks that this waits for. The first error is raised."""
@@ -274,6 +275,6 @@ class _Builder:
 
     def _opened(self, prefix: str) -> IndexedCorpus:
         corpus = IndexedCorpus(prefix, self.config.data.data_cache_path)
-        check_manifest(corpus, self.tokenizer)
+        check_manifest(corpus, self.tokenizer.digest)
         corpus.check_ids(np.array(corpus.token_id_range(spans=_VOCABULARY_SPANS)), self.form.vocab_size)
         return corpus

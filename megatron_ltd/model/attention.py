@@ -56,8 +56,8 @@ class TokenContext:
     Shapes:
         angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
         key_angles: of the keys of a cross layer, two of [s, b or 1, 1, r / 2]; None elsewhere
-        mask: attention allowed, [b, 1, k or 1, c] bool, or the same as a summand of the scores; None allows all that
-            `causal` does
+        mask: attention allowed, [b, 1, k or 1, c] bool, or what is added to the scores, [b or 1, 1 or n/t, k, c]; None
+            allows all that `causal` does
         window_mask: the mask of layers with a sliding window; None where the window reaches everything
         hidden_keys: dropout keys of the tokens this process holds between regions, two of [k/t or k, b] int32;
             None without dropout
@@ -191,8 +191,11 @@ class Attention(nn.Module):
 
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext) -> torch.Tensor:
         if tokens.attention_keys is None:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=tokens.mask,
-                                                  is_causal=tokens.causal and tokens.mask is None,
+            mask = tokens.mask
+            if mask is not None and mask.is_floating_point():
+                mask = mask.to(query.dtype)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
+                                                  is_causal=tokens.causal and mask is None,
                                                   enable_gqa=query.shape[1] != key.shape[1])
         return self._core_with_dropout(query, key, value, tokens, tokens.attention_keys)
 
@@ -204,7 +207,9 @@ class Attention(nn.Module):
         if mask is None and tokens.causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
         scores = (query @ key.mT).float() * self.head_dim**-0.5
-        probabilities = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
+        if mask is not None:
+            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, float("-inf"))
+        probabilities = scores.softmax(dim=-1)
         heads = torch.arange(heads_local, dtype=torch.int32, device=query.device)[:, None, None] + self.first_head
         keep = keep_mask(dropout_keys[0] + heads * 0x2545F491, dropout_keys[1], self.dropout)
         return (probabilities * keep * (1.0 / (1.0 - self.dropout))).to(value.dtype) @ value

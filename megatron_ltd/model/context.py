@@ -1,8 +1,8 @@
 """The data that accompany a microbatch's tokens: positions, documents, padding, and the keys of their dropout masks.
 
 A layer that keeps some tokens gets the context of just these, gathered with the same indices: rotary angles are those
-of the true positions, and attention never crosses a document boundary hidden by dropped tokens. Angles and masks are
-computed once per set of tokens, however many layers process it.
+of the true positions, as are ALiBi's distances, and attention never crosses a document boundary hidden by dropped
+tokens. Angles and masks are computed once per set of tokens, however many layers process it.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.alibi import biased, local_slopes
 from megatron_ltd.model.attention import TokenContext
 from megatron_ltd.model.dropout import token_keys
 from megatron_ltd.model.rotary import rotary_angles
@@ -94,6 +95,9 @@ class ContextMaker:
         mask = self._causal_mask(kept, attends_to_all) if gpt else self._padding_mask(kept, attends_to_all)
         window = self._window_mask(kept, attends_to_all) if self.config.window_size is not None else None
         window = window if window is None or mask is None else window & mask
+        if self.config.position_embedding_type == "alibi":
+            mask, window = (None if allowed is None else self._biased(allowed, kept, attends_to_all)
+                            for allowed in (mask, window))
         return TokenContext(causal=gpt, angles=self._angles(kept), mask=self._as_summand(mask),
                             window_mask=self._as_summand(window),
                             key_angles=self._angles(None) if attends_to_all else None)
@@ -134,17 +138,27 @@ class ContextMaker:
         Shapes:
             -> [b or 1, 1, k, c]
         """
-        if self.batch.document_ids is None and not attends_to_all:
+        is_biased = self.config.position_embedding_type == "alibi"
+        if self.batch.document_ids is None and not attends_to_all and not is_biased:
             return None
-        everywhere = self.batch.everywhere.t()
-        queries = everywhere if kept is None else kept
-        keys = everywhere if attends_to_all else queries
+        queries, keys = self._places(kept, attends_to_all)
         mask = queries[:, :, None] >= keys[:, None, :]
         if self.batch.document_ids is not None:
             documents = self.batch.document_ids if kept is None else self.batch.document_ids.gather(1, kept)
             of_keys = self.batch.document_ids if attends_to_all else documents
             mask = mask & (documents[:, :, None] == of_keys[:, None, :])
         return mask[:, None]
+
+    def _biased(self, mask: torch.Tensor, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor:
+        """The mask with ALiBi's biases. Shapes: [b or 1, 1, k, c] bool -> [b or 1, n/t, k, c] fp32"""
+        of_heads = local_slopes(self.config.num_attention_heads, self.tp)
+        return biased(mask, *self._places(kept, attends_to_all), of_heads)
+
+    def _places(self, kept: torch.Tensor | None, attends_to_all: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions in the sample of queries and keys. Shapes: [b or 1, k], [b or 1, c]"""
+        everywhere = self.batch.everywhere.t()
+        queries = everywhere if kept is None else kept
+        return queries, everywhere if attends_to_all else queries
 
     def _window_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
         """Mask of tokens within the sliding window, by their true positions; None if it reaches everything.
@@ -153,11 +167,11 @@ class ContextMaker:
             -> [b or 1, 1, k, c]
         """
         assert self.config.window_size is not None
-        before, everywhere = self.config.window_size[0], self.batch.everywhere.t()
+        before = self.config.window_size[0]
         if before >= self.batch.read_tokens - 1:
             return None
-        queries = everywhere if kept is None else kept
-        distance = queries[:, :, None] - (everywhere if attends_to_all else queries)[:, None, :]
+        queries, keys = self._places(kept, attends_to_all)
+        distance = queries[:, :, None] - keys[:, None, :]
         return ((distance >= 0) & (distance <= before))[:, None]
 
     def _padding_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
@@ -176,7 +190,7 @@ class ContextMaker:
         """The mask as fused kernels add it to the scores: 0 or minus infinity. They would convert a bool mask in each
         layer, and keep each result for the backward pass."""
         dropout = self.training and self.config.attention_dropout > 0.0
-        if mask is None or self.dtype is None or dropout:
+        if mask is None or self.dtype is None or dropout or mask.is_floating_point():
             return mask
         return torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, float("-inf"))
 

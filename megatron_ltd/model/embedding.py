@@ -8,6 +8,7 @@ from torch.distributed.tensor import Replicate
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import TOKEN_TYPES
 from megatron_ltd.model.dropout import dropout
+from megatron_ltd.model.norm import build_norm
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import VocabParallelEmbedding, local, sharded_parameter
 
@@ -24,7 +25,7 @@ class Table(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Word embeddings plus learned positions and BERT's token types, if the model has them.
+    """Word embeddings, normalised or not, plus learned positions and BERT's token types, if the model has them.
 
     Shapes:
         tokens [b, s] or bags [b, s, k], positions [s, b or 1], dropout keys [s/t or s, b], token types [b, s]
@@ -36,6 +37,7 @@ class Embedding(nn.Module):
         self.tp = tp
         self.hidden_dropout = config.hidden_dropout
         self.word = VocabParallelEmbedding(config.padded_vocab_size, config.hidden_size, tp)
+        self.norm = build_norm(config, tp) if config.embed_layernorm else None
         learned = config.position_embedding_type == "learned_absolute"
         self.position = Table(config.max_positions, config, tp) if learned else None
         typed = config.family == "bert" and not config.bert_no_binary_head
@@ -44,6 +46,8 @@ class Embedding(nn.Module):
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None,
                 token_types: torch.Tensor | None = None) -> torch.Tensor:
         x = self.word(tokens.transpose(0, 1))  # [s/t or s, b, h]
+        if self.norm is not None:
+            x = self.norm(x)
         first, count = self.tp.sequence_span(tokens.shape[1])
         if self.position is not None:
             x = x + self.position(positions[first:first + count])

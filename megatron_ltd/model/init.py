@@ -4,10 +4,11 @@
     word, position and output embedding                    normal(0, std)
     weights of qkv, fc1, gate, up                          normal(0, std)
     weights of proj, fc2 (into the residual stream)        normal(0, std / sqrt(2 layers))
-    weights of norms                                       1
+    weights of norms                                       1, or 0 with --apply-layernorm-1p
     biases                                                 0
 
-std is --init-method-std; the division is GPT-2's, as in Megatron-LM's scaled initialisation. With --parametrization
+std is --init-method-std; the division is GPT-2's, as in Megatron-LM's scaled initialisation, unless --no-scaled-init
+is given. With --parametrization
 completep (`model/parametrization.py`) the weights of layers are divided by sqrt(width / base width) as well, and the
 layers above are those of the base model.
 """
@@ -39,11 +40,11 @@ def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) 
     if name.endswith("bias"):
         return torch.zeros(shape)
     if name.endswith("norm.weight"):
-        return torch.ones(shape)
+        return torch.zeros(shape) if config.apply_layernorm_1p else torch.ones(shape)
     std = config.init_method_std
     if name.startswith("layers."):
         std /= math.sqrt(config.width_multiplier)
-    if name.endswith(_INTO_RESIDUAL_STREAM):
+    if config.scaled_init and name.endswith(_INTO_RESIDUAL_STREAM):
         std /= math.sqrt(2.0 * config.num_layers / config.depth_multiplier)
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)

@@ -1,4 +1,5 @@
-"""LayerNorm and RMSNorm of the hidden state, and those of queries and keys."""
+"""LayerNorm and RMSNorm of the hidden state, and those of queries and keys. With --apply-layernorm-1p their weight is
+the distance from 1 of the factor."""
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +11,23 @@ from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import local, sharded_parameter
 
 
+def _factor(weight: torch.Tensor, one_plus: bool) -> torch.Tensor:
+    """What a norm multiplies by."""
+    return 1.0 + weight if one_plus else weight
+
+
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the hidden dim. Shapes: [..., h] -> the same."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
-        self.epsilon = config.norm_epsilon
+        self.epsilon, self.one_plus = config.norm_epsilon, config.apply_layernorm_1p
         self.weight = sharded_parameter((config.hidden_size,), Replicate(), tp)
         self.bias = sharded_parameter((config.hidden_size,), Replicate(), tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], local(self.weight), local(self.bias), self.epsilon)
+        weight = _factor(local(self.weight), self.one_plus)
+        return F.layer_norm(x, x.shape[-1:], weight, local(self.bias), self.epsilon)
 
 
 class RMSNorm(nn.Module):
@@ -28,11 +35,11 @@ class RMSNorm(nn.Module):
 
     def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
-        self.epsilon = config.norm_epsilon
+        self.epsilon, self.one_plus = config.norm_epsilon, config.apply_layernorm_1p
         self.weight = sharded_parameter((config.hidden_size,), Replicate(), tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], local(self.weight), self.epsilon)
+        return F.rms_norm(x, x.shape[-1:], _factor(local(self.weight), self.one_plus), self.epsilon)
 
 
 class HeadNorm(nn.Module):
@@ -40,13 +47,13 @@ class HeadNorm(nn.Module):
 
     def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
-        self.tp, self.epsilon = tp, config.norm_epsilon
+        self.tp, self.epsilon, self.one_plus = tp, config.norm_epsilon, config.apply_layernorm_1p
         self.weight = sharded_parameter((config.head_dim,), Replicate(), tp)
         has_bias = config.normalization == "LayerNorm"
         self.bias = sharded_parameter((config.head_dim,), Replicate(), tp) if has_bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.tp.shared_inside(local(self.weight))
+        weight = _factor(self.tp.shared_inside(local(self.weight)), self.one_plus)
         if self.bias is None:
             return F.rms_norm(x, x.shape[-1:], weight, self.epsilon)
         return F.layer_norm(x, x.shape[-1:], weight, self.tp.shared_inside(local(self.bias)), self.epsilon)
@@ -59,7 +66,7 @@ class AllHeadsRMSNorm(nn.Module):
 
     def __init__(self, config: ModelConfig, heads: int, tp: TensorParallel):
         super().__init__()
-        self.tp, self.epsilon = tp, config.norm_epsilon
+        self.tp, self.epsilon, self.one_plus = tp, config.norm_epsilon, config.apply_layernorm_1p
         self.heads, self.copies = heads, max(1, tp.size // heads)
         self.first_head = tp.shard_span(heads * self.copies)[0] // self.copies
         self.weight = sharded_parameter((heads * config.head_dim,), Shard(0), tp)
@@ -71,7 +78,7 @@ class AllHeadsRMSNorm(nn.Module):
         weight = local(self.weight)
         if self.copies > 1:
             weight = self.tp.gather_shards(weight).chunk(self.heads)[self.first_head]
-        return (normal * weight.unflatten(0, x.shape[-2:])).to(x.dtype)
+        return (normal * _factor(weight, self.one_plus).unflatten(0, x.shape[-2:])).to(x.dtype)
 
 
 def build_query_key_norm(config: ModelConfig, heads: int, tp: TensorParallel) -> nn.Module | None:

@@ -59,8 +59,9 @@ class ShardedOptimizer:
             known_as = global_name(name, config.model)
             in_layer = known_as.startswith("layers.")
             decoupled = config.optimizer.decoupled_lr is not None and known_as in _DECOUPLED
-            does_decay = decays(name, self._parameters[name])
-            rate, epsilon = adam_factors(config.model, in_layer, does_decay)
+            is_matrix = decays(name, self._parameters[name])
+            does_decay = is_matrix or config.optimizer.do_layernorm_bias_weight_decay
+            rate, epsilon = adam_factors(config.model, in_layer, is_matrix)
             # AdamW multiplies weight decay by the learning rate, so dividing keeps what a step takes away.
             decay = config.optimizer.weight_decay / rate if does_decay else 0.0
             groups.setdefault((-decay, rate, epsilon, decoupled), []).append(self._shards[name])

@@ -124,7 +124,8 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     Raises:
         CheckpointError: settings differ; the message names all of them.
     """
-    free = {"hidden_dropout", "attention_dropout", "init_method_std", "seq_length", "max_position_embeddings"}
+    free = {"hidden_dropout", "attention_dropout", "init_method_std", "scaled_init", "seq_length",
+            "max_position_embeddings"}
     if config.model.family == "vit" and config.checkpoint.finetune:
         free |= FREE
     saved, mine = saved_config(manifest, path).to_dict()["model"], config.to_dict()["model"]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -79,6 +81,11 @@ def smollm3(**changes: Any) -> PreTrainedModel:
     return SmolLM3ForCausalLM(SmolLM3Config(**decoder_settings(**(settings | changes))))
 
 
+def bloom(**changes: Any) -> PreTrainedModel:
+    settings = TOKENS | {"hidden_size": 48, "n_layer": 3, "n_head": 6, "seq_length": POSITIONS}
+    return BloomForCausalLM(BloomConfig(**(settings | changes)))
+
+
 def scaled(rope_type: str, **entries: Any) -> dict[str, Any]:
     """Rotary parameters of a model that was first trained on fewer positions than it has."""
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 500.0, **entries}}
@@ -122,6 +129,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "smollm3": smollm3,
     "smollm3-windows-biases": lambda: smollm3(use_sliding_window=True, sliding_window=5, no_rope_layers=[0, 1, 0],
                                               mlp_bias=True, attention_bias=True),
+    "bloom": bloom,
+    "bloom-untied": lambda: bloom(tie_word_embeddings=False, n_head=4),
     "megatron-bert": megatron_bert,
 }
 

@@ -80,6 +80,8 @@ def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.
     everything = torch.arange(config.seq_length)
     positions = batch["position_ids"][b] if "position_ids" in batch else everything
     stream = weights["embedding.word.weight"][batch["tokens"][b]]
+    if config.embed_layernorm:
+        stream = normed(weights, "embedding.norm", config, stream)
     if config.position_embedding_type == "learned_absolute":
         stream = stream + weights["embedding.position.weight"][positions]
     if "embedding.token_type.weight" in weights:
@@ -167,9 +169,22 @@ def attention(weights: Weights, config: ModelConfig, x: torch.Tensor, context: t
     mixed = []
     for number, head in enumerate(query):
         scores = head @ key[number // queries].T / math.sqrt(d)
+        if config.position_embedding_type == "alibi":
+            slope = alibi_slope(number, config.num_attention_heads)
+            scores = scores + torch.tensor([[-slope * (i - j) for j in key_positions.tolist()]
+                                            for i in positions.tolist()], dtype=torch.float64)
         scores = torch.where(mask, scores, torch.full_like(scores, -math.inf))
         mixed.append(scores.softmax(-1) @ value[number // queries])
     return linear(weights, "attention.proj", torch.cat(mixed, dim=-1))
+
+
+def alibi_slope(head: int, heads: int) -> float:
+    """The paper's geometric sequence (section 3); heads beyond a power of two have every other slope of twice as
+    many."""
+    power = 2 ** math.floor(math.log2(heads))
+    if head < power:
+        return 2.0 ** (-8.0 * (head + 1) / power)
+    return 2.0 ** (-8.0 * (2 * (head - power) + 1) / (2 * power))
 
 
 def turned(x: torch.Tensor, positions: torch.Tensor, config: ModelConfig) -> torch.Tensor:
@@ -186,7 +201,8 @@ def turned(x: torch.Tensor, positions: torch.Tensor, config: ModelConfig) -> tor
 def normed(weights: Weights, name: str, config: ModelConfig, x: torch.Tensor) -> torch.Tensor:
     if config.normalization == "LayerNorm":
         x = x - x.mean(-1, keepdim=True)
-    x = x / (x.square().mean(-1, keepdim=True) + config.norm_epsilon).sqrt() * weights[f"{name}.weight"]
+    factor = weights[f"{name}.weight"] + (1.0 if config.apply_layernorm_1p else 0.0)
+    x = x / (x.square().mean(-1, keepdim=True) + config.norm_epsilon).sqrt() * factor
     return x + weights[f"{name}.bias"] if config.normalization == "LayerNorm" else x
 
 

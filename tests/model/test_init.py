@@ -24,16 +24,19 @@ def initialised(config: ModelConfig, tp: TensorParallel, span: tuple[int, int] |
     return model
 
 
-@pytest.mark.parametrize("settings", [{}, LLAMA_LIKE], ids=["GPT-2", "Llama"])
+PUBLISHED = {"scaled_init": False, "apply_layernorm_1p": True, "embed_layernorm": True}
+
+
+@pytest.mark.parametrize("settings", [{}, LLAMA_LIKE, PUBLISHED], ids=["GPT-2", "Llama", "unscaled, norms at 0"])
 def test_every_parameter_has_the_distribution_that_is_documented(tp: TensorParallel, settings: dict) -> None:
     config = tiny_config(**settings, hidden_size=128, init_method_std=0.05, vocab_size=500)
     for name, weight in whole_parameters(initialised(config, tp)).items():
         if name.endswith("bias"):
             assert not bool(weight.any())
         elif "norm" in name:
-            assert bool((weight == 1.0).all())
+            assert bool((weight == (0.0 if config.apply_layernorm_1p else 1.0)).all())
         else:
-            into_stream = name.endswith(("proj.weight", "fc2.weight"))
+            into_stream = config.scaled_init and name.endswith(("proj.weight", "fc2.weight"))
             std = 0.05 / math.sqrt(10.0) if into_stream else 0.05
             noise = 1.0 / math.sqrt(2 * weight.numel())
             assert float(weight.std()) == pytest.approx(std, rel=4.5 * noise), name

@@ -11,6 +11,7 @@ from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.gradients import reduce_replicated
 from tests.gloo import run_ranks
 from tests.model.tiny import (
+    BLOOM_LIKE,
     GPT2_LIKE,
     LLAMA_LIKE,
     OLMO2_LIKE,
@@ -54,6 +55,7 @@ def on_ranks(rank: int, world_size: int, config: ModelConfig, strata: int, seque
     pytest.param(2, True, QWEN3_LIKE | {"num_query_groups": 1}, "full", id="tp2-sp-one-group-qwen3-recompute"),
     pytest.param(4, True, OLMO2_LIKE, "none", id="tp4-sp-two-groups-olmo2"),
     pytest.param(4, False, OLMO2_LIKE | {"num_query_groups": 1}, "none", id="tp4-one-group-olmo2"),
+    pytest.param(2, True, BLOOM_LIKE | DROPOUT, "selective", id="tp2-sp-bloom-selective"),
     pytest.param(2, False, QWEN3_LIKE, "none", id="tp2-qwen3"),
     pytest.param(2, True, QWEN3_LIKE | LAYER_NORM, "selective", id="tp2-sp-norms-with-biases-selective"),
     pytest.param(2, False, OLMO2_LIKE, "full", id="tp2-olmo2-recompute"),

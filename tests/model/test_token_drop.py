@@ -8,6 +8,7 @@ import torch
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model import dense_reference
 from tests.model.tiny import (
+    BLOOM_LIKE,
     GPT2_LIKE,
     LLAMA_LIKE,
     OLMO2_LIKE,
@@ -48,6 +49,11 @@ def kept_sets(batch: dict[str, torch.Tensor], dropped: list[int], keep: int,
     pytest.param(PARTIAL_ROTARY, [1, 2, 3], 10, 1, True, id="partial rotary positions, documents"),
     pytest.param(LLAMA_LIKE, [1, 2, 4], 10, 2, True, id="rotary positions, documents"),
     pytest.param(GPT2_LIKE, [1, 2, 3], 10, 1, True, id="learned positions, documents"),
+    pytest.param(BLOOM_LIKE, [1, 2, 3], 6, 1, False, id="biases by distance"),
+    pytest.param(BLOOM_LIKE | {"hidden_size": 48, "num_attention_heads": 6, "window_size": (6, 0)}, [1, 2, 4], 10, 2,
+                 True, id="biases by distance, windows, documents"),
+    pytest.param(QWEN3_LIKE | {"apply_layernorm_1p": True, "position_embedding_type": "alibi"}, [1, 3], 12, 1, False,
+                 id="every norm with one plus its weight"),
     pytest.param(NO_POSITIONS, [1, 2, 3], 10, 1, False, id="no positions, only the first biases"),
     pytest.param(QWEN3_LIKE, [1, 2, 3], 12, 1, False, id="norms of queries and keys, windows in most layers"),
     pytest.param(OLMO2_LIKE, [1, 2, 4], 10, 2, True, id="norms after, and over all heads, windows, documents"),
@@ -102,7 +108,7 @@ def test_evaluation_never_drops(tp: TensorParallel, settings: dict[str, Any]) ->
     assert torch.equal(dropping, plain)
 
 
-@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE], ids=["learned", "rotary"])
+@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE, BLOOM_LIKE], ids=["learned", "rotary", "alibi"])
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputation_is_bit_for_bit_what_was_kept(tp: TensorParallel, settings: dict[str, Any],
                                                     recompute: str) -> None:

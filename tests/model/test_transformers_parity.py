@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -29,7 +31,7 @@ from tests.model.tiny import (
     tiny_config,
     whole_parameters,
 )
-from tests.model.transformers_weights import of_gpt2, of_gpt_neox, of_llama
+from tests.model.transformers_weights import of_bloom, of_gpt2, of_gpt_neox, of_llama
 
 Mapping = Callable[[dict[str, torch.Tensor], ModelConfig], dict[str, torch.Tensor]]
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}  # a padding token would get no gradient
@@ -91,6 +93,16 @@ def test_gpt2(tp: TensorParallel) -> None:
         vocab_size=61, n_positions=40, n_embd=32, n_layer=5, n_head=4, activation_function="gelu_new", resid_pdrop=0.0,
         embd_pdrop=0.0, attn_pdrop=0.0, layer_norm_epsilon=1e-2, attn_implementation="eager", **TOKENS))
     check(theirs, config, of_gpt2, tp)
+
+
+@pytest.mark.parametrize("heads", [4, 6])
+def test_bloom(tp: TensorParallel, heads: int) -> None:
+    config = tiny_config(position_embedding_type="alibi", embed_layernorm=True, openai_gelu=True, hidden_size=48,
+                         num_attention_heads=heads, norm_epsilon=1e-3)
+    theirs = BloomForCausalLM(BloomConfig(
+        vocab_size=61, hidden_size=48, n_layer=5, n_head=heads, layer_norm_epsilon=1e-3, hidden_dropout=0.0,
+        attention_dropout=0.0, **TOKENS))
+    check(theirs, config, of_bloom, tp)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -38,6 +38,9 @@ SMOLLM3_LIKE: dict[str, Any] = LLAMA_LIKE | {
     "no_rope_freq": (0, 1, 0, 1, 0), "window_size": (7, 0), "window_attn_skip_freq": (1, 0, 0, 1, 0),
     "rotary_seq_len_interpolation_factor": 4, "add_proj_bias": True, "add_mlp_bias": True}
 
+BLOOM_LIKE: dict[str, Any] = {
+    "position_embedding_type": "alibi", "embed_layernorm": True, "openai_gelu": True, "apply_layernorm_1p": True}
+
 
 def tiny_config(**settings: Any) -> ModelConfig:
     """Five layers of width 32 with four heads, 24 tokens, an odd vocabulary of 61 in 64 rows."""
@@ -91,7 +94,8 @@ def lively_weights(model: GPT | BERT | ViT) -> dict[str, torch.Tensor]:
         name = global_name(name, model.config)
         generator = torch.Generator().manual_seed(int(hashlib.md5(name.encode()).hexdigest()[:8], 16))
         noise = torch.randn(parameter.shape, generator=generator)
-        weights[name] = 1.0 + 0.2 * noise if name.endswith("norm.weight") else 0.25 * noise
+        neutral = 0.0 if model.config.apply_layernorm_1p else 1.0
+        weights[name] = neutral + 0.2 * noise if name.endswith("norm.weight") else 0.25 * noise
     return weights
 
 

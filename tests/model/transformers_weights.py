@@ -72,6 +72,21 @@ def of_gpt_neox(theirs: Mapping[str, torch.Tensor], config: ModelConfig) -> Tens
     return ours
 
 
+def of_bloom(theirs: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
+    """Bloom keeps query, key and value of one head together."""
+    ours = {"embedding.word.weight": padded(theirs["transformer.word_embeddings.weight"], config)}
+    names = {"attention_norm": "input_layernorm", "attention.qkv": "self_attention.query_key_value",
+             "attention.proj": "self_attention.dense", "mlp_norm": "post_attention_layernorm",
+             "mlp.fc1": "mlp.dense_h_to_4h", "mlp.fc2": "mlp.dense_4h_to_h"}
+    for kind in ("weight", "bias"):
+        ours[f"embedding.norm.{kind}"] = theirs[f"transformer.word_embeddings_layernorm.{kind}"]
+        ours[f"final_norm.{kind}"] = theirs[f"transformer.ln_f.{kind}"]
+        for i in range(config.num_layers):
+            for new, old in names.items():
+                ours[f"layers.{i}.{new}.{kind}"] = theirs[f"transformer.h.{i}.{old}.{kind}"]
+    return ours
+
+
 def of_megatron_bert(theirs: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
     """`transformers` splits what Megatron-LM's BERT keeps in one projection; its norms lie in the same places."""
     ours = {

@@ -24,6 +24,7 @@ DECOUPLED = 0.3
 """The rate of the word embedding as a share of the others' with --decoupled-lr."""
 RATES = [0.0, 1e-3, 3e-3, 1e-2, 1e-3]
 ADAM = OptimizerConfig(lr=1e-2, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_eps=1e-6)
+ADAM_ALL_DECAY = replace(ADAM, do_layernorm_bias_weight_decay=True)
 ADAM_DECOUPLED = replace(ADAM, decoupled_lr=DECOUPLED * 1e-2)
 SGD = OptimizerConfig(optimizer="sgd", lr=1e-2, weight_decay=0.1)
 MODEL = ModelConfig(num_layers=1, hidden_size=6, num_attention_heads=1, ffn_hidden_size=8, seq_length=8, vocab_size=10)
@@ -64,7 +65,7 @@ def reference(config: OptimizerConfig) -> tuple[dict[str, nn.Parameter], torch.o
          "weight_decay": 0.1},
         {"params": [parameters["embedding.word.weight"]], "weight_decay": 0.1},
         {"params": [parameters[name] for name in ("layers.0.mlp.fc1.bias", "layers.0.mlp_norm.weight")],
-         "weight_decay": 0.0},
+         "weight_decay": 0.1 if config.do_layernorm_bias_weight_decay else 0.0},
     ]
     if config.optimizer == "sgd":
         return parameters, torch.optim.SGD(groups, lr=1e-2, momentum=0.9, foreach=False)
@@ -85,7 +86,8 @@ def train_on_ranks(rank: int, ranks: int, config: OptimizerConfig) -> list[dict[
     return [*weights, full(optimizer.state_tensors(len(RATES)))]
 
 
-@pytest.mark.parametrize("config", [ADAM, ADAM_DECOUPLED, SGD], ids=["adam", "adam-decoupled", "sgd"])
+@pytest.mark.parametrize("config", [ADAM, ADAM_DECOUPLED, ADAM_ALL_DECAY, SGD],
+                         ids=["adam", "adam-decoupled", "adam-all-decay", "sgd"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_weights_and_moments_are_those_of_torch_on_whole_tensors(ranks: int, config: OptimizerConfig) -> None:
     results = run_ranks(train_on_ranks, ranks, config)

@@ -97,6 +97,13 @@ REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"window_size": (7, 0), "window_attn_skip_freq": (1, 0)}, 1, ["--window-attn-skip-freq = 1 0", "24 layers"]),
     ({**ROPE, "no_rope_freq": (0,)}, 1, ["--no-rope-freq = 0: must be one number of at least 1"]),
     ({"qk_layernorm": True, "qk_layernorm_all_heads": True}, 1, ["--qk-layernorm-all-heads", "RMSNorm"]),
+    ({"z_loss_coeff": 0.0}, 1, ["--z-loss-coeff = 0.0: must be above 0"]),
+    ({"family": "bert", "z_loss_coeff": 1e-4}, 1, ["--z-loss-coeff = 0.0001", "not a GPT"]),
+    ({"decoupled_lr": 1e-5, "min_lr": 2e-5}, 1, ["--min-lr = 2e-05: more than --decoupled-lr = 1e-05"]),
+    ({"decoupled_lr": 1e-5, "decoupled_min_lr": 2e-5}, 1, ["--decoupled-min-lr = 2e-05: more than --decoupled-lr"]),
+    ({"family": "bert", "position_embedding_type": "alibi"}, 1, ["--position-embedding-type = alibi", "rope or none"]),
+    ({"fim_rate": 0.9}, 1, ["--fim-rate = 0.9 is given without --fim-data"]),
+    ({"fim_data": True, "mock_data": True, "data_path": None}, 1, ["--fim-data", "without a corpus of text"]),
     # tensor parallelism
     ({"tensor_model_parallel_size": 8}, 8,
      ["--num-attention-heads = 12", "--tensor-model-parallel-size = 8", "8 or 16"]),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_ltd.data.corpus.index_cache import cached_arrays
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
+from megatron_ltd.data.gpt.fill_in_the_middle import FillInTheMiddle
 from megatron_ltd.data.gpt.index import LABEL_TOKENS, GPTIndex, build_gpt_index
 from megatron_ltd.data.sample import GPTSampleForm, Sample, check_index
 from megatron_ltd.errors import DataError
@@ -24,13 +25,14 @@ class GPTDataset:
         seed: decides the order.
         form: how a stretch of tokens becomes a sample.
         cache_path: --data-cache-path.
+        middle: rearranges documents; None leaves them as they are.
 
     Raises:
         DataError: the part holds fewer tokens than one sample.
     """
 
     def __init__(self, corpus: IndexedCorpus, sequences: range, num_samples: int | None, seed: int, form: GPTSampleForm,
-                 cache_path: str | None = None):
+                 cache_path: str | None = None, middle: FillInTheMiddle | None = None):
         part_tokens = corpus.tokens_of(sequences)
         if part_tokens < form.seq_length + LABEL_TOKENS:
             raise DataError(
@@ -44,6 +46,9 @@ class GPTDataset:
         self.index = GPTIndex(*cached_arrays(cache_path, key, lambda: build_gpt_index(
             corpus.sequence_lengths, sequences, num_samples, form.seq_length, seed)))
         key["form"] = dataclasses.asdict(form)
+        self.middle, self._seeds = middle, [seed, int(corpus.content_digest[:8], 16)]
+        if middle is not None:
+            key["fill in the middle"] = middle.settings
         self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -66,4 +71,10 @@ class GPTDataset:
         return text
 
     def sample(self, index: int) -> Sample:
-        return self.form.arrays(self.text(index))
+        text = self.text(index)
+        if self.middle is None:
+            return self.form.arrays(text)
+        text = self.middle.rearranged(text, np.random.RandomState([*self._seeds, index]))
+        sample = self.form.arrays(text)
+        sample["loss_mask"][sample["labels"] == self.middle.pad] = 0.0
+        return sample

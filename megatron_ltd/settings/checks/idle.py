@@ -41,6 +41,8 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (model.position_embedding_type != "rope", "rotary_base rotary_percent use_rope_scaling "
          "rotary_seq_len_interpolation_factor rope_scaling no_rope_freq",
          f"with --position-embedding-type = {model.position_embedding_type}"),
+        (model.position_embedding_type in ("alibi", "none"), "reset_position_ids",
+         f"with --position-embedding-type = {model.position_embedding_type}"),
         (not model.use_rope_scaling, "rope_scaling_factor", "without --use-rope-scaling"),
         (model.window_size is None, "window_attn_skip_freq", "without --window-size"),
         (not model.qk_layernorm, "qk_layernorm_all_heads", "without --qk-layernorm"),
@@ -58,6 +60,7 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (bert, "bos_token eod_token", "on BERT, whose samples have tokens of their own around them"),
         (data.tokenizer_type != "SentencePieceTokenizer", "tokenizer_control_symbols",
          f"with --tokenizer-type = {data.tokenizer_type}, which reads the names of special tokens as these tokens"),
+        (data.fim_data and data.fim_split_sample is None, "fim_fragment_rate", "without --fim-split-sample"),
         (data.data_cache_path is None, "verify_corpus", "without --data-cache-path: every start checks a corpus"),
         (training.train_tokens is None, "token_budget", "without --train-tokens"),
         (not training.fp16, "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",

@@ -27,7 +27,7 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
     (BELOW_ONE, "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2 muon_momentum"),
     (Range(0, 1, low_open=True), "rotary_percent mixture_of_depths_capacity"),
     (Range(0, 1, low_open=True, high_open=True), "mask_prob"),
-    (Range(0, 1), "short_seq_prob"),
+    (Range(0, 1), "short_seq_prob fim_rate fim_spm_rate fim_fragment_rate"),
     (Range(1, low_open=True), "rotary_base"),
     (Range(1, 99), "muon_num_ns_steps"),
     (Range(0, 2**32, high_open=True), "seed"),

@@ -113,8 +113,11 @@ def test_logits_are_those_of_transformers(theirs: PreTrainedModel, tp: TensorPar
 
 
 @torch.no_grad()
-def test_the_multipliers_of_completep_are_folded_into_the_weights(tp: TensorParallel, tmp_path: Path) -> None:
-    completep = {"parametrization": "completep", "base_hidden_size": 8, "base_num_layers": 4, "init_method_std": 0.5}
+def test_the_multipliers_of_completep_and_the_one_of_norms_are_folded_into_the_weights(
+    tp: TensorParallel, tmp_path: Path,
+) -> None:
+    completep = {"parametrization": "completep", "base_hidden_size": 8, "base_num_layers": 4, "init_method_std": 0.5,
+                 "apply_layernorm_1p": True}
     [ending] = launch_ranks(pretrain, 1, {**TINY, **completep, "mock_data": True, "vocab_size": 61, "train_iters": 2,
                                           "lr_warmup_iters": 0, "eval_iters": 0, "save": str(tmp_path / "ours")})
     assert ending.code == EXIT_COMPLETE, ending.said

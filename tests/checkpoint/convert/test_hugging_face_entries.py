@@ -10,7 +10,7 @@ import pytest
 import transformers
 from transformers import AutoConfig
 
-from megatron_ltd.checkpoint.convert.huggingface.config import unread_entries
+from megatron_ltd.checkpoint.convert.huggingface.config import model_config, unread_entries
 from megatron_ltd.checkpoint.convert.huggingface.families import (
     ARCHITECTURE,
     COMPUTED_ELSEWHERE,
@@ -18,6 +18,7 @@ from megatron_ltd.checkpoint.convert.huggingface.families import (
     FAMILY_OF,
     OTHERS,
 )
+from megatron_ltd.errors import CheckpointError
 from tests.checkpoint.hugging_face import MODELS, lively, read_in, saved
 from tools import convert_checkpoint
 
@@ -70,6 +71,14 @@ def test_models_that_are_refused_with_a_reason_and_entries_of_other_models_exist
     texts = [path.read_text() for path in (SOURCES / "models").glob("*/*.py")
              if path.name.startswith(("configuration_", "modeling_"))]
     assert not [name for name in COMPUTED_ELSEWHERE if not any(re.search(rf"\b{name}\b", text) for text in texts)]
+
+
+def test_bloom_is_read_under_the_names_of_its_published_files() -> None:
+    plain = {"model_type": "bloom", "hidden_size": 48, "n_layer": 3, "n_head": 6, "vocab_size": 61}
+    published = {"model_type": "bloom", "n_embed": 48, "n_layer": 3, "num_attention_heads": 6, "vocab_size": 61}
+    assert model_config(published, Path("config.json")) == model_config(plain, Path("config.json"))
+    with pytest.raises(CheckpointError, match="n_embed = 48: must equal hidden_size = 64"):
+        model_config(published | {"hidden_size": 64}, Path("config.json"))
 
 
 def test_entries_that_no_class_reads_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,6 +258,10 @@ ROPE = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu":
     (ROPE | {"qk_layernorm": True, "add_mlp_bias": True}, "--add-mlp-bias must be off for qwen3"),
     (ROPE | {"qk_layernorm": True, "no_rope_freq": (2,)}, "--no-rope-freq must be left out for qwen3"),
     ({"mixture_of_depths_capacity": 0.5}, "--mixture-of-depths-capacity = 0.5: no model there has routers"),
+    ({"position_embedding_type": "alibi", "openai_gelu": True}, "--embed-layernorm must be on for bloom"),
+    ({"embed_layernorm": True}, "--position-embedding-type must be alibi for bloom"),
+    ({"position_embedding_type": "alibi", "embed_layernorm": True}, "--openai-gelu must be on for bloom"),
+    ({"family": "bert", "embed_layernorm": True}, "--embed-layernorm must be off for megatron-bert"),
     ({"family": "bert", "bert_no_binary_head": True}, "--bert-no-binary-head must be off"),
 ])
 def test_a_model_that_has_no_counterpart_is_not_exported_as_another(changes: dict[str, Any], words: str) -> None:

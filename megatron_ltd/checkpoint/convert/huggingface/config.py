@@ -12,6 +12,7 @@ from typing import Any
 from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.convert.huggingface.decoder import decoder_settings
 from megatron_ltd.checkpoint.convert.huggingface.families import (
+    ALIASES,
     COMPUTED_ELSEWHERE,
     DEFAULTS,
     DERIVED,
@@ -64,12 +65,14 @@ def unread_entries(config: Values, path: Path) -> list[str]:
 
 def _read(config: Values, path: Path) -> tuple[ModelConfig, "_Reader"]:
     family = family_of(config, path)
-    reader = _Reader(config)
     kind = config["model_type"]
+    aliases = ALIASES.get(kind, {})
+    reader = _Reader({first: config[second] for second, first in aliases.items() if second in config} | dict(config))
+    reader.must_agree(aliases)
     read: dict[str, Any] = {}
     for name, ours in SIZES[family].items():
         read[ours] = reader.number(name, read) if ours == "norm_epsilon" else reader.size(name, read)
-    read["ffn_hidden_size"] = read.pop("ffn")
+    read["ffn_hidden_size"] = read.pop("ffn", None)
     if family != "vit":
         read["seq_length"] = read["max_position_embeddings"] = read.pop("max_positions")
         read["vocab_size"] = reader.size("vocab_size", read)
@@ -79,6 +82,8 @@ def _read(config: Values, path: Path) -> tuple[ModelConfig, "_Reader"]:
         reader.must_agree({"n_ctx": "n_positions", "hidden_size": "n_embd", "num_hidden_layers": "n_layer",
                            "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"})
         read["openai_gelu"] = _is_tanh_gelu(reader)
+    elif family == "bloom":
+        read |= {"position_embedding_type": "alibi", "embed_layernorm": True, "openai_gelu": True}
     elif family == "megatron-bert":
         read["family"] = "bert"
     elif family == "vit":

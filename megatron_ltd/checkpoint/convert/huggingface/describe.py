@@ -10,7 +10,7 @@ from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.rope_scaling import rope_scaling
 
 _NOT_OF_THE_MODEL = {"seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "hidden_dropout",
-                     "attention_dropout", "init_method_std"}
+                     "attention_dropout", "init_method_std", "scaled_init"}
 _SEVERAL_SPELLINGS = {"use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "rope_scaling",
                       "no_rope_freq", "window_size", "window_attn_skip_freq", "disable_bias_linear", "add_qkv_bias",
                       "add_proj_bias", "add_mlp_bias", "group_query_attention"}
@@ -55,8 +55,11 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 def _kind(config: ModelConfig) -> tuple[str, dict[str, bool]]:
     """The nearest model_type, and what must hold for it to compute the same."""
+    is_bloom = config.family == "gpt" and (config.position_embedding_type == "alibi" or config.embed_layernorm)
+    positions = "alibi" if is_bloom else "learned_absolute"
     classic = {
-        "--position-embedding-type must be learned_absolute": config.position_embedding_type == "learned_absolute",
+        f"--position-embedding-type must be {positions}": config.position_embedding_type == positions,
+        f"--embed-layernorm must be {'on' if is_bloom else 'off'}": config.embed_layernorm == is_bloom,
         "--normalization must be LayerNorm": config.normalization == "LayerNorm",
         "--swiglu must be off": not config.swiglu,
         "--disable-bias-linear must be off": config.qkv_bias and config.proj_bias and config.mlp_bias,
@@ -73,6 +76,9 @@ def _kind(config: ModelConfig) -> tuple[str, dict[str, bool]]:
     if config.family == "bert":
         return "megatron-bert", {**classic, **exact_gelu,
                                  "--bert-no-binary-head must be off": not config.bert_no_binary_head}
+    if is_bloom:
+        return "bloom", {**classic, "--openai-gelu must be on": config.openai_gelu,
+                         "--ffn-hidden-size must be 4 x hidden size": config.ffn == 4 * config.hidden_size}
     if not config.swiglu and config.position_embedding_type != "rope":
         return "gpt2", classic
     return decoder_kind(config)
@@ -84,6 +90,9 @@ def _other_entries(config: ModelConfig, kind: str) -> dict[str, Any]:
         return {"activation_function": "gelu_new" if config.openai_gelu else "gelu",
                 "embd_pdrop": config.hidden_dropout, "resid_pdrop": config.hidden_dropout,
                 "attn_pdrop": config.attention_dropout}
+    if kind == "bloom":
+        return {"hidden_dropout": config.hidden_dropout, "attention_dropout": config.attention_dropout,
+                "pad_token_id": None}
     if FAMILY_OF[kind] in ("llama", "olmo2"):
         return decoder_entries(config, kind)
     dropout = {"hidden_dropout_prob": config.hidden_dropout, "attention_probs_dropout_prob": config.attention_dropout}

@@ -147,6 +147,8 @@ def _write_weights(folder: Path, entries: list[Mapped], tensors: CheckpointTenso
         for name in (chunk.name for chunk in shard):
             entry = source_of[name]
             view, shape = entry.parts(read(entry.ours, entry.shape))[name]
+            if entry.config.apply_layernorm_1p and entry.ours.endswith("norm.weight"):
+                view = 1.0 + view
             tensor = (view.reshape(shape) * folded_scale(entry.ours, entry.config)).to(DTYPE_OF[dtype])
             if not all_finite(tensor):
                 raise CheckpointError(f"{name} does not fit {dtype}: it would be infinite. Choose another --dtype")

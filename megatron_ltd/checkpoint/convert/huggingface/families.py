@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 FAMILY_OF = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama",
-             "smollm3": "llama", "olmo2": "olmo2", "megatron-bert": "megatron-bert", "vit": "vit"}
+             "smollm3": "llama", "olmo2": "olmo2", "bloom": "bloom",
+             "megatron-bert": "megatron-bert", "vit": "vit"}
 """model_type -> how its weights are laid out."""
 
 ARCHITECTURE = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
                 "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
-                "olmo2": "Olmo2ForCausalLM", "megatron-bert": "MegatronBertForPreTraining",
-                "vit": "ViTForImageClassification"}
+                "olmo2": "Olmo2ForCausalLM", "bloom": "BloomForCausalLM",
+                "megatron-bert": "MegatronBertForPreTraining", "vit": "ViTForImageClassification"}
 """model_type -> the class that opens an exported model."""
 
 OTHERS = {
@@ -21,7 +22,7 @@ OTHERS = {
     "starcoder2": "it has LayerNorm and GELU with rotary positions",
     "gpt_bigcode": "all queries share one key and value head beside learned positions",
     "opt": "its learned positions are offset",
-    **dict.fromkeys(("bloom", "mpt"), "it has ALiBi"),
+    "mpt": "its norms have no biases",
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "deepseek_v2", "deepseek_v3", "gpt_oss"),
                     "it has experts"),
     "olmo3": "its layers with and without a window have different rotary frequencies",
@@ -41,12 +42,17 @@ SIZES: dict[str, dict[str, str]] = {
              "n_positions": "max_positions", "layer_norm_epsilon": "norm_epsilon"},
     "llama": _DECODER,
     "olmo2": _DECODER,
+    "bloom": {"n_layer": "num_layers", "hidden_size": "hidden_size", "n_head": "num_attention_heads",
+              "seq_length": "max_positions", "layer_norm_epsilon": "norm_epsilon"},
     "megatron-bert": {**_LAYERS, "intermediate_size": "ffn", "max_position_embeddings": "max_positions",
                       "layer_norm_eps": "norm_epsilon"},
     "vit": {**_LAYERS, "intermediate_size": "ffn", "image_size": "img_h", "patch_size": "patch_dim",
             "num_channels": "num_channels", "layer_norm_eps": "norm_epsilon"},
 }
 """Family -> entry -> what it is of `ModelConfig`; in the order in which an export writes them."""
+
+ALIASES = {"bloom": {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}}
+"""model_type -> entry of published files -> the entry that it stands for."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
@@ -62,6 +68,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm3": {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
                 "tie_word_embeddings": True, "use_sliding_window": False, "no_rope_layer_interval": 4},
     "olmo2": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 8, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
     "megatron-bert": {"layer_norm_eps": 1e-12, "tie_word_embeddings": True},
     "vit": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
             "image_size": 224, "patch_size": 16, "num_channels": 3, "layer_norm_eps": 1e-12, "num_labels": 2},
@@ -69,6 +76,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """model_type -> entry -> its value where the file leaves it out."""
 
 DERIVED: dict[str, Callable[[Mapping[str, Any]], int]] = {
+    "seq_length": lambda read: 2048,  # of BLOOM; its positions are not limited
     "n_inner": lambda read: 4 * read["hidden_size"],
     "num_key_value_heads": lambda read: read["num_attention_heads"],
     "head_dim": lambda read: max(1, read["hidden_size"] // read["num_attention_heads"]),
@@ -97,6 +105,7 @@ REQUIRED: dict[str, dict[str, tuple[Any, ...]]] = {
              "reorder_and_upcast_attn": (False,)},
     "llama": {"hidden_act": ("silu", "swish"), "rope_interleaved": (False,), "partial_rotary_factor": (None, 1.0)},
     "olmo2": {"hidden_act": ("silu", "swish"), "partial_rotary_factor": (None, 1.0)},
+    "bloom": {"apply_residual_connection_post_layernorm": (False,), "slow_but_exact": (False, True)},
     "megatron-bert": {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "type_vocab_size": (2,),
                       "embedding_size": (None,)},
     "vit": {"hidden_act": ("gelu",), "qkv_bias": (True,), "head_dim": (None,)},

@@ -4,6 +4,7 @@
     llama           Llama, Mistral, Qwen2, Qwen3, SmolLM3: rotary positions, RMSNorm, SwiGLU, grouped queries, and what
                     the settings say of biases, windows and norms of queries and keys
     olmo2           the same with norms after attention and MLP
+    bloom           BLOOM: ALiBi, a norm of the embeddings, LayerNorm, GELU, biases
     megatron-bert   pre-norm BERT with masked-token and sentence-order heads
     vit             images as patches, a classifier on the class token
 
@@ -77,6 +78,20 @@ _LLAMA = Family(
 )
 _OLMO2 = replace(_LLAMA, inside={**_LLAMA.inside, "attention_norm": "post_attention_layernorm",
                                  "mlp_norm": "post_feedforward_layernorm"})
+_BLOOM = Family(
+    layer="transformer.h",
+    before={"embedding.word": "transformer.word_embeddings",
+            "embedding.norm": "transformer.word_embeddings_layernorm"},
+    inside={
+        "attention_norm": "input_layernorm",
+        "attention.qkv": "self_attention.query_key_value",
+        "attention.proj": "self_attention.dense",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.fc1": "mlp.dense_h_to_4h",
+        "mlp.fc2": "mlp.dense_4h_to_h",
+    },
+    after={"final_norm": "transformer.ln_f", "head": "lm_head"},
+)
 _MEGATRON_BERT = Family(
     layer="bert.encoder.layer",
     before={
@@ -119,7 +134,8 @@ _VIT = Family(
     },
     after={"final_norm": "vit.layernorm", "classifier": "classifier"},
 )
-FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "olmo2": _OLMO2, "megatron-bert": _MEGATRON_BERT, "vit": _VIT}
+FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "olmo2": _OLMO2, "bloom": _BLOOM, "megatron-bert": _MEGATRON_BERT,
+            "vit": _VIT}
 
 
 @dataclass(frozen=True)
@@ -171,7 +187,7 @@ def _views(whole: torch.Tensor, name: str, family: str, config: ModelConfig) -> 
     if name in VOCABULARY:  # with padding in ours
         assert config.vocab_size is not None
         return [(whole[:config.vocab_size], (config.vocab_size, *shape[1:]))]
-    if ".attention.qkv." in name:
+    if ".attention.qkv." in name and family != "bloom":  # which keeps the three of a head together, as we do
         return _fused_transposed_qkv(whole, config) if family == "gpt2" else _separate_qkv(whole, config)
     if family == "gpt2" and (".attention.proj." in name or ".mlp." in name):
         return [(whole.t(), shape[::-1])]  # GPT-2 keeps its matrices as [in, out]
