@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.alibi import biased, local_slopes
+from megatron_ltd.model.arithmetic.alibi import slopes
 from megatron_ltd.model.attention import TokenContext
 from megatron_ltd.model.dropout import token_keys
 from megatron_ltd.model.rotary import rotary_angles
@@ -20,6 +20,22 @@ from megatron_ltd.parallel.collectives import TensorParallel
 _ATTENTION, _AFTER_ATTENTION, _AFTER_MLP = range(3)
 EMBEDDING_LAYER = 1 << 20
 """Layer number for the embedding's dropout, outside the range of real layers."""
+
+
+def biased(mask: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, config: ModelConfig,
+           tp: TensorParallel) -> torch.Tensor:
+    """A mask as what is added to the scores: ALiBi's bias, and minus infinity where attention is not allowed.
+
+    Args:
+        queries, keys: positions in the sample.
+
+    Shapes:
+        mask [b or 1, 1, k, c] bool, queries [b or 1, k], keys [b or 1, c] -> [b or 1, n/t, k, c] fp32
+    """
+    first, count = tp.shard_span(config.num_attention_heads)
+    slope = torch.tensor(slopes(config.num_attention_heads)[first:first + count], device=mask.device)[:, None, None]
+    distance = (queries[:, None, :, None] - keys[:, None, None, :]).float()
+    return (distance * -slope).masked_fill(~mask, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -151,8 +167,7 @@ class ContextMaker:
 
     def _biased(self, mask: torch.Tensor, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor:
         """The mask with ALiBi's biases. Shapes: [b or 1, 1, k, c] bool -> [b or 1, n/t, k, c] fp32"""
-        of_heads = local_slopes(self.config.num_attention_heads, self.tp)
-        return biased(mask, *self._places(kept, attends_to_all), of_heads)
+        return biased(mask, *self._places(kept, attends_to_all), self.config, self.tp)
 
     def _places(self, kept: torch.Tensor | None, attends_to_all: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions in the sample of queries and keys. Shapes: [b or 1, k], [b or 1, c]"""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from megatron_ltd.model.alibi import biased, local_slopes
 from megatron_ltd.model.attention import KeyValueCache, TokenContext
+from megatron_ltd.model.context import biased
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.rotary import rotary_angles
 from megatron_ltd.parallel.layers import local
@@ -86,9 +86,8 @@ class DecodingGPT(GPT):
             window = mask & (keys >= places[:, None] - self.config.window_size[0])
         if self.config.position_embedding_type == "alibi":
             keys = torch.arange(mask.shape[-1], device=places.device)[None]
-            of_heads = local_slopes(self.config.num_attention_heads, self.tp)
-            mask = biased(mask, places[None], keys, of_heads)
-            window = None if window is None else biased(window, places[None], keys, of_heads)
+            mask = biased(mask, places[None], keys, self.config, self.tp)
+            window = None if window is None else biased(window, places[None], keys, self.config, self.tp)
         return TokenContext(angles=angles, mask=mask, window_mask=window)
 
     def _mask(self, places: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:

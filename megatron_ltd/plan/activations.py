@@ -103,7 +103,7 @@ class Activations:
     def _attention(self, tokens: int, keys: int, masked: bool) -> int:
         model, tp, size = self.model, self.layout.tp, self.value_bytes
         queries = model.num_attention_heads * model.head_dim // tp * size
-        groups = model.query_groups * model.head_dim // tp * size
+        groups = max(1, model.query_groups // tp) * model.head_dim * size  # more processes than groups share them
         rotary = model.position_embedding_type == "rope"
         if model.query_groups != model.num_attention_heads and (masked or model.attention_dropout):
             inputs = tokens * queries + 2 * keys * queries
