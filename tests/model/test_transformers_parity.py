@@ -18,7 +18,10 @@ from transformers import (
 )
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.decoding import DecodeState, DecodingGPT
 from megatron_ltd.model.gpt import GPT
+from megatron_ltd.model.init import materialize
+from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import (
     LLAMA_LIKE,
@@ -97,12 +100,33 @@ def test_gpt2(tp: TensorParallel) -> None:
 
 @pytest.mark.parametrize("heads", [4, 6])
 def test_bloom(tp: TensorParallel, heads: int) -> None:
-    config = tiny_config(position_embedding_type="alibi", embed_layernorm=True, openai_gelu=True, hidden_size=48,
-                         num_attention_heads=heads, norm_epsilon=1e-3)
-    theirs = BloomForCausalLM(BloomConfig(
+    check(bloom(heads), bloom_config(heads), of_bloom, tp)
+
+
+def bloom(heads: int) -> BloomForCausalLM:
+    return BloomForCausalLM(BloomConfig(
         vocab_size=61, hidden_size=48, n_layer=5, n_head=heads, layer_norm_epsilon=1e-3, hidden_dropout=0.0,
         attention_dropout=0.0, **TOKENS))
-    check(theirs, config, of_bloom, tp)
+
+
+def bloom_config(heads: int) -> ModelConfig:
+    return tiny_config(position_embedding_type="alibi", embed_layernorm=True, openai_gelu=True, hidden_size=48,
+                       num_attention_heads=heads, norm_epsilon=1e-3)
+
+
+@torch.no_grad()
+def test_bloom_reads_on_from_what_it_has_cached(tp: TensorParallel) -> None:
+    theirs, config = lively(bloom(6)), bloom_config(6)
+    ours = DecodingGPT(config, tp, StageSpan(0, 5, 5))
+    materialize(ours, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
+    load(ours.eval(), of_bloom({name: p.detach() for name, p in theirs.named_parameters()}, config))
+    tokens = tiny_batch(config)["tokens"]
+    state = DecodeState(range(5), torch.zeros(3, dtype=torch.long), config.seq_length)
+    expected = theirs(tokens).logits
+    for part in tokens.split([7, 1, 1, 5, 10], dim=1):
+        logits = ours(part, state=state)
+        state.length += part.shape[1]
+        torch.testing.assert_close(logits, expected[:, state.length - 1], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
