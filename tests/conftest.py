@@ -8,7 +8,8 @@ import pytest
 import torch
 
 hypothesis.settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, max_examples=50, database=None)
+    "repeatable", deadline=None, derandomize=True, max_examples=50, database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("repeatable")
 
 
