@@ -14,17 +14,12 @@ Precedence: the defaults here < `--config file.toml` < flags. `megatron_ltd.sett
 import dataclasses
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_ltd.token_drop.registry import POLICIES
 
 Family = Literal["gpt", "bert", "vit"]
-
-
-NAMED_PATH = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
-"""NAME=PATH: a validation set with a loss of its own."""
 
 
 def _is_marked(numbers: tuple[int, ...], layer: int, mark: int) -> bool:
@@ -546,18 +541,6 @@ class DataConfig:
     def validation_paths(self) -> tuple[str, ...]:
         """What names the validation sets, apart from --data-path with --split."""
         return (self.valid_data_path if self.train_jsonl is None else self.valid_jsonl) or ()
-
-    @property
-    def validation_sets(self) -> dict[str, tuple[str, ...]]:
-        """The paths of each validation set that has a loss of its own, by name; empty if there is one loss."""
-        values = self.validation_paths
-        named = [NAMED_PATH.fullmatch(value) for value in values]
-        if any(named):
-            return {found[1]: (found[2],) for found in named if found is not None}
-        if not self.multiple_validation_sets:
-            return {}
-        names = self.validation_set_names or tuple(map(str, range(len(values))))
-        return {name: (value,) for name, value in zip(names, values, strict=False)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from megatron_ltd.data.sample import Dataset, GPTSampleForm
 from megatron_ltd.data.text.special_tokens import AUTO
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
 from megatron_ltd.data.text.wordpiece import MaskedVocabulary
+from megatron_ltd.data.validation_sets import validation_sets
 from megatron_ltd.errors import ConfigError, DataError
 
 _VOCABULARY_SPANS = 64
@@ -179,7 +180,7 @@ def _sources(config: RunConfig) -> list[dict[str, tuple[BlendSource, Bounds]]]:
         raise ConfigError("No data: give --data-path, --train-data-path, or --mock-data.")
     sources = []
     for flag, values in flags.items():
-        named = data.validation_sets if flag == "--valid-data-path" else {}
+        named = validation_sets(data) if flag == "--valid-data-path" else {}
         sets = named or ({"": values} if values is not None else {})
         sources.append({name: (_without_one_weight(parse_blend(flag, prefixes)), (0.0, 1.0))
                         for name, prefixes in sets.items()})

@@ -1,18 +1,29 @@
 """Self-attention with grouped queries, rotary positions and sliding windows, on any subset of the tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.dropout import keep_mask
 from megatron_ltd.model.norm import build_query_key_norm
-from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
+
+
+def recomputed(wanted: bool, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, of which, if wanted, only the arguments are kept, and the backward pass computes the rest
+    again. That ends as soon as the last tensor that the backward pass needs exists: before a product at the end."""
+    if not wanted:
+        return function(*args)
+    # Dropout needs no state of a generator.
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class KeyValueCache:

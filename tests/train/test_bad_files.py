@@ -121,10 +121,10 @@ def pretrain_while_it_shrinks(rank: int, world_size: int, init_method: str, sett
     os.chdir(folders[rank])
     plain = recipe.build_model
 
-    def build_model(*args: Any) -> Any:
+    def build_model(*args: Any, **named: Any) -> Any:
         if rank == world_size - 1:
             os.truncate("copy.bin", 0)
-        return plain(*args)
+        return plain(*args, **named)
 
     with mock.patch.object(recipe, "build_model", build_model):
         return pretrain(rank, world_size, init_method, settings)

@@ -12,6 +12,7 @@ from megatron_ltd.data.held_out import in_whole_batches, named_sets, together
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.data.text.beginning import chosen_bos
 from megatron_ltd.data.text.tokenizer import Tokenizer
+from megatron_ltd.data.validation_sets import validation_sets
 from megatron_ltd.errors import DataError
 
 Epoch = tuple[Dataset, Dataset | None, Dataset | None]
@@ -31,7 +32,7 @@ def text_epoch(config: RunConfig, tokenizer: Tokenizer | None) -> Epoch:
     else:
         train = _packed("--train-jsonl", data.train_jsonl, config, tokenizer)
         test = _packed("--test-jsonl", data.test_jsonl, config, tokenizer) if data.test_jsonl else None
-        sets = data.validation_sets or ({"": data.valid_jsonl} if data.valid_jsonl else {})
+        sets = validation_sets(data) or ({"": data.valid_jsonl} if data.valid_jsonl else {})
         valid = together({name: _packed("--valid-jsonl", patterns, config, tokenizer)
                           for name, patterns in sets.items()})
     if train is None:

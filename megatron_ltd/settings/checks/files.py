@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ltd.config import NAMED_PATH, RunConfig
+from megatron_ltd.config import RunConfig
+from megatron_ltd.data.validation_sets import NAMED_PATH
 from megatron_ltd.errors import CheckpointError, DataError
 from megatron_ltd.settings.checks.all import TOKENIZER_FILES
 from megatron_ltd.settings.checks.rules import given

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from megatron_ltd.config import NAMED_PATH, RunConfig
+from megatron_ltd.config import RunConfig
+from megatron_ltd.data.validation_sets import NAMED_PATH, validation_sets
 from megatron_ltd.settings.checks.rules import weighted
 from megatron_ltd.settings.flag_reference import flags_by_field
 
@@ -17,7 +18,7 @@ def validation_violations(config: RunConfig) -> Iterator[str]:
     if 0 < len(unnamed) < len(values):
         yield (f"{flag.spoken(values)}: {unnamed[0]} has no name, others do; write NAME=PATH for each set, and merge "
                "corpora that belong to one (tools/merge_datasets.py)")
-    elif not unnamed and len(data.validation_sets) < len(values):
+    elif not unnamed and len(validation_sets(data)) < len(values):
         yield f"{flag.spoken(values)}: two sets have one name; choose another"
     if data.multiple_validation_sets and weighted(values):
         yield (f"--multiple-validation-sets with {flag.spoken(values)}: weights mix corpora into one set; leave the "
