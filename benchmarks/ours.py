@@ -140,9 +140,9 @@ def _wired(ours: OurModel, clock: StepClock) -> Iterator[None]:
         clock.mark("gradients")
         finish(plan)
 
-    def optimizer_step(learning_rate: float) -> None:
+    def optimizer_step(*of_step: Any) -> None:
         clock.mark("clipped")
-        update(learning_rate)
+        update(*of_step)
 
     hooks = [stage.embedding.register_forward_hook(lambda module, inputs, out: marked(out, clock, "embedded")),
              stage.stack.register_forward_hook(lambda module, inputs, out: marked(out, clock, "stacked"))]

@@ -38,7 +38,7 @@ def test_a_shipped_configuration_made_small_says_what_was_done_until_it_is_compl
     shipped = {"CONFIG": str(ROOT / "examples/configs/gpt_125m.toml")}
     code, said = run(*words, "--exit-interval", "10", **shipped)
     assert code == 11
-    assert re.fullmatch(rf"saved {save}/iter_0000010: step 10, [0-9.]+ [kM]?B, [0-9.]+ s", said[-5]), said[-6:]
+    assert re.fullmatch(rf"saved {save}/iter_0000010: step 10, [0-9.]+ [KM]iB, [0-9.]+ s", said[-5]), said[-6:]
     assert said[-3:] == ["stopped as planned after step 10 of 20: --exit-interval = 10 (exit code 11)",
                          f"newest checkpoint: {save}/iter_0000010", "to continue: the same command again"]
     assert not any("Traceback" in line or "FAILED" in line for line in said)

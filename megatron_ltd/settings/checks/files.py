@@ -31,6 +31,11 @@ def refuse_missing_files(config: RunConfig) -> None:
         raise kind(f"{len(found)} files are missing:\n" + "\n".join(f"  - {text}" for text in found))
 
 
+def misses_checkpoint(config: RunConfig) -> bool:
+    """Whether the checkpoint from which the settings are to come is not there."""
+    return any(True for _ in _checkpoints(config))
+
+
 def _checkpoints(config: RunConfig) -> Iterator[str]:
     # Beside --pretrained-checkpoint, --load names where the run will be.
     for flag in given(config, "load" if config.checkpoint.pretrained_checkpoint is None else "pretrained_checkpoint"):

@@ -16,7 +16,7 @@ from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tok
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError, ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.settings.checks.all import check, notes, refuse, violations
-from megatron_ltd.settings.checks.files import missing_files, refuse_missing_files
+from megatron_ltd.settings.checks.files import misses_checkpoint, missing_files, refuse_missing_files
 from megatron_ltd.settings.checks.rules import finetuning_violations, pretraining_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
@@ -106,7 +106,7 @@ class Recipe:
         if self.finetuning:
             config = from_pretrained(config, console)
         given = config.model
-        if config.checkpoint.use_checkpoint_args:
+        if config.checkpoint.use_checkpoint_args and misses_checkpoint(config):
             refuse_missing_files(config)
         config = with_checkpoint_model(config)
         if config.model.family != self.family:

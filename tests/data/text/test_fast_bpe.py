@@ -152,7 +152,7 @@ def test_the_digest_is_the_same_however_a_vocabulary_is_given(shared_data: Path,
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=20))
 def test_the_end_of_a_document_is_put_behind_each_however_long_they_are(lengths: list[int]) -> None:
     tokens = np.arange(sum(lengths), dtype=np.uint32)
-    ended = encoding._with_eod(tokens, np.cumsum(lengths), 7777)
+    ended = encoding._with_token(tokens, np.cumsum(lengths), 7777)
     assert ended.dtype == tokens.dtype
     assert ended.tolist() == [token for part in np.split(tokens, np.cumsum(lengths)[:-1])
                               for token in [*part.tolist(), 7777]]
