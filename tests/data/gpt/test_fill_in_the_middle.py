@@ -33,7 +33,7 @@ def engine() -> tokenizers.Tokenizer:
     return built
 
 
-TOKENIZER = HuggingFaceEngine(engine(), (), SPECIAL[:1])
+TOKENIZER = HuggingFaceEngine(engine(), ("no-folder/tokenizer.json",), tuple(SPECIAL[:1]))
 EOD, PREFIX, MIDDLE, SUFFIX, PAD, FILE = (TOKENIZER.encode(name)[0] for name in SPECIAL)
 
 
