@@ -13,6 +13,7 @@ from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
 from examples.experiments.saving_map.line import fit, saving
 from examples.experiments.saving_map.run import QUEUE, name_of, plan, read_queue
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.plan.derived import global_batch_size, policies
 
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
 
@@ -85,10 +86,12 @@ def test_a_line_that_is_no_run_is_named(line: str, said: str, tmp_path: Path) ->
 
 
 def test_every_arm_reads_the_same_raw_tokens() -> None:
-    size = SIZES["rehearsal"]
-    tokens = {arm_of(size, name, 0.1).steps * size.budget.step_tokens for name in METHODS}
-    assert len(tokens) == 1
-    assert tokens.pop() == pytest.approx(0.1 * size.budget.parameters, rel=0.02)
+    size = SIZES["small"]
+    for name in METHODS:
+        arm = arm_of(size, name, 2.5)
+        config = size.budget.config(arm.flags, arm.steps)
+        tokens = sum(policies(config).plan(step).text_tokens for step in range(arm.steps))
+        assert global_batch_size(config, 1) * tokens == pytest.approx(2.5 * size.budget.parameters, rel=0.01), name
 
 
 def test_newton_schulz_is_counted_by_hand() -> None:

@@ -91,39 +91,65 @@ def _superposition(size: Size, steps: int) -> Flags:
     return ("--token-superposition", "2", "--token-superposition-steps", str(round(steps / 3)))
 
 
-def _with_muon(flags: Callable[[Size, int], Flags]) -> Callable[[Size, int], Flags]:
-    return lambda size, steps: (*MUON, *flags(size, steps))
+def _progressive(size: Size, steps: int) -> Flags:
+    """The paper's floor and pace; unlike the others it saves most at the end."""
+    return ("--pld-theta", "0.5", "--pld-gamma", f"{100 / steps:g}")
+
+
+def _drop_backward(size: Size, steps: int) -> Flags:
+    return ("--drop-backward-rate", "0.5")
+
+
+def _mixture_of_depths(size: Size, steps: int) -> Flags:
+    return ("--mixture-of-depths-capacity", "0.125")
+
+
+def _curriculum(size: Size, steps: int) -> Flags:
+    """From a quarter of the sequence to all of it in two thirds of the steps, in which it reads three fifths of the tokens."""
+    tokens = size.budget.config((), steps).model.seq_length
+    return ("--seq-length-curriculum-start-length", str(tokens // 4), "--seq-length-curriculum-steps", _until(steps),
+            "--seq-length-curriculum-length-step", str(tokens // 32))
 
 
 @dataclass(frozen=True)
 class Method:
-    """How an arm trains; its flags depend on the model and the number of steps."""
+    """How an arm trains.
+
+    Args:
+        flags: depend on the model and the number of steps.
+        reads: share of the tokens of its steps' samples that it reads; the fewer, the more steps it takes.
+    """
 
     title: str
     flags: Callable[[Size, int], Flags]
+    reads: float = 1.0
+
+    def with_muon(self) -> "Method":
+        return Method(f"{self.title.partition(',')[0]}, Muon", lambda size, steps: (*MUON, *self.flags(size, steps)),
+                      self.reads)
 
 
-METHODS = {
-    "dense": Method("dense, AdamW", _dense),
+DENSE = Method("dense, AdamW", _dense)
+DROPPING_METHODS = {
     "ltd": Method("random-LTD, linear over the run", _ltd),
-    "ltd_two_stages": Method("random-LTD, two stages", _two_stages),
+    "ltd_two_stages": Method("random-LTD in two stages", _two_stages),
     "layer_drop": Method("LayerDrop", _layer_drop),
     "tread": Method("TREAD, half of the tokens for two thirds of the steps", _tread),
     "alternate": Method("alternate tokens, half of them for two thirds of the steps", _alternate),
     "layer_dropout": Method("layer dropout, for two thirds of the steps", _layer_dropout),
-    "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
-    "muon": Method("dense, Muon", _with_muon(_dense)),
-    "muon_ltd": Method("random-LTD, Muon", _with_muon(_ltd)),
-    "muon_tread": Method("TREAD, Muon", _with_muon(_tread)),
-    "muon_alternate": Method("alternate tokens, Muon", _with_muon(_alternate)),
-    "muon_superposition": Method("token superposition, Muon", _with_muon(_superposition)),
-    "muon_layer_dropout": Method("layer dropout, Muon", _with_muon(_layer_dropout)),
+    "progressive": Method("progressive layer dropping", _progressive),
     "raptr": Method("RAPTR, four stages from half of the layers to all", _raptr),
-    "muon_raptr": Method("RAPTR, Muon", _with_muon(_raptr)),
+    "drop_backward": Method("DropBP, half of the backward passes", _drop_backward),
+    "mixture_of_depths": Method("Mixture-of-Depths, an eighth of the tokens in every other layer", _mixture_of_depths),
+    "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
+    "curriculum": Method("sequence curriculum, for two thirds of the steps", _curriculum, reads=0.74),
 }
+METHODS = {"dense": DENSE, **DROPPING_METHODS, "muon": DENSE.with_muon(),
+           **{f"muon_{name}": method.with_muon() for name, method in DROPPING_METHODS.items()}}
 
 
 def arm_of(size: Size, name: str, tokens_per_parameter: float) -> Arm:
     """The arm of a model that reads so many tokens a parameter."""
-    steps, method = size.steps(tokens_per_parameter), METHODS[name]
+    method = METHODS[name]
+    steps = size.steps(tokens_per_parameter / method.reads)
     return Arm(name, method.title, method.flags(size, steps), steps)
