@@ -6,7 +6,8 @@
 Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`); corpus and
 checkpoints are neither needed nor opened. Everything is computed from the settings, nothing is trained. --world-size is
 the number of processes of the launch, from which the default global batch size follows; the default is the number that
-one replica needs. Without --lr the learning rate is left out.
+one replica needs. Without --lr the learning rate is left out. The last lines give what docs/results.md measured for
+such a run: the FLOPs saved at equal loss, with an interval.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config
 from tools.command_line import add_output, exit_code_of, parser_of
+from tools.drop_course.advice import advice, read_map
 from tools.drop_course.course import MEAN_STEPS, Course, Row
 from tools.drop_course.picture import asked_for, draw
 from tools.run_flags import with_learning_rate, without_files
@@ -57,6 +59,7 @@ def report(course: Course) -> str:
         lines.append("no layer drops tokens: give --random-ltd")
     if course.config.parallel.pipeline_model_parallel_size > 1:
         lines += [line for line in describe_pipeline(course.config, course.dp) if line is not None]
+    lines += ["", *advice(course.config, total.tokens, read_map())]
     return "\n".join(lines)
 
 

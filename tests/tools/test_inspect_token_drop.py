@@ -1,5 +1,7 @@
 """What the tool predicts of a run, against counting and drawing."""
 
+import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from examples.experiments.saving_map.report import RUNS, advice_rows, best_points, read_runs
 from megatron_ltd.model.arithmetic.flops import plan_flops
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.sampling import kept_positions
 from tests.plans import plan_of
 from tests.runnable_settings import RUNNABLE, with_settings
 from tools import inspect_token_drop, run_flags
+from tools.drop_course.advice import MAP, Measured, advice, read_map
 from tools.drop_course.course import Course
 from tools.drop_course.picture import asked_for, shares
 
@@ -176,3 +181,27 @@ def test_drawn_layers_are_drawn_and_no_learning_rate_is_needed(tmp_path: Path) -
 def test_what_the_tool_cannot_do_is_refused(words: list[str], fragment: str) -> None:
     done = command(*words)
     assert done.returncode == 20 and fragment in done.stderr and "Traceback" not in done.stderr
+
+
+def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
+    def row(policies: tuple[str, ...], optimizer: str, tokens: float, share: float, seeds: int = 1) -> Measured:
+        interval = None if seeds == 1 else (share - 0.01, share + 0.02)
+        return Measured(f"arm of {optimizer}", policies, optimizer, 10**5, tokens, {"adam": (share, interval, seeds)})
+
+    measured = [row(("random",), "adam", 10, 0.2, 3), row(("random",), "adam", 2.5, 0.3), row((), "muon", 2.5, 0.4),
+                row((), "adam", 2.5, 0.0)]
+    parameters = sum(math.prod(shape) for shape in parameter_shapes(CONFIG.model).values())
+    lines = list(advice(CONFIG, 4 * parameters, measured))
+    assert lines[0].startswith("4 tokens a parameter")
+    assert "+30% at 2.5 (one seed), +20% at 10 (95% interval +19% to +22%, 3 seeds)" in lines[1]
+    assert "longer" not in lines[1] and "longer" in lines[2] and "+40%" in lines[2]
+    assert "shorter" in list(advice(CONFIG, parameters, measured))[1]
+    unknown = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, layer_drop_rate=0.2,
+                            optimizer="muon")
+    assert "no saving at equal loss was measured" in list(advice(unknown, parameters, measured))[1]
+
+
+def test_the_map_is_the_one_that_the_committed_runs_give() -> None:
+    written = advice_rows(best_points(read_runs(RUNS)))
+    assert json.loads(MAP.read_text()) == json.loads(json.dumps(written))
+    assert {("random",), ("tread",), ()} <= {row.policies for row in read_map()}

@@ -105,7 +105,7 @@ def _mixture_of_depths(size: Size, steps: int) -> Flags:
 
 
 def _curriculum(size: Size, steps: int) -> Flags:
-    """From a quarter of the sequence to all of it in two thirds of the steps, in which it reads three fifths of the tokens."""
+    """From a quarter of the sequence to all of it in two thirds of the steps."""
     tokens = size.budget.config((), steps).model.seq_length
     return ("--seq-length-curriculum-start-length", str(tokens // 4), "--seq-length-curriculum-steps", _until(steps),
             "--seq-length-curriculum-length-step", str(tokens // 32))

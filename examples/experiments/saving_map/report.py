@@ -2,7 +2,8 @@
 
     python examples/experiments/saving_map/report.py --output-dir build/saving_map/report
 
-Writes saving_map.md, saving_map_loss.png and saving_map.png. Each arm stands at its best peak rate; what it saves is
+Writes saving_map.md, saving_map_loss.png, saving_map.png, and saving_map.json, which tools/inspect_token_drop.py reads
+its advice from (tools/drop_course). Each arm stands at its best peak rate; what it saves is
 read off the curve of dense AdamW (line.py). Muon's own arithmetic is counted among its FLOPs.
 """
 
@@ -14,18 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a checkout that is not installed
 
 from examples.experiments.runs import digest
 from examples.experiments.saving_map import pictures
-from examples.experiments.saving_map.arms import METHODS, SIZES, Size
+from examples.experiments.saving_map.arms import METHODS, SIZES, Size, arm_of
 from examples.experiments.saving_map.line import LEAST_BUDGETS, Saving, saving
 from megatron_ltd.errors import DataError, UserError
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
+from megatron_ltd.plan.derived import policies
 
 RUNS = Path(__file__).resolve().parent / "runs"
 BASELINES = {"dense": "dense, AdamW", "muon": "dense, Muon"}
+OPTIMIZERS = {"dense": "adam", "muon": "muon"}
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,25 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join([*lines, "", "\\* the lowest or the highest rate tried at this length, or the only one."])
 
 
+def advice_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """The map as tools/drop_course/advice.py reads it; an arm is known by its policies and its optimizer."""
+    found, rows = {baseline: savings(points, baseline) for baseline in BASELINES}, []
+    for point in points:
+        size = SIZES[point.size]
+        arm = arm_of(size, point.arm, point.tokens_per_parameter)
+        config = size.budget.config(arm.flags, arm.steps)
+        saved = {OPTIMIZERS[baseline]: found[baseline].get((point.size, point.tokens_per_parameter, point.arm))
+                 for baseline in BASELINES}
+        rows.append({
+            "title": METHODS[point.arm].title, "policies": sorted(policy.name for policy in policies(config).active),
+            "optimizer": config.optimizer.optimizer, "parameters": size.budget.parameters,
+            "tokens_per_parameter": point.tokens_per_parameter,
+            "against": {optimizer: {"share": round(one.share, 4), "interval": one.interval and [
+                round(bound, 4) for bound in one.interval], "seeds": one.seeds, "extrapolated": one.extrapolated}
+                for optimizer, one in saved.items() if one is not None}})
+    return rows
+
+
 def rates_table(runs: Sequence[Complete]) -> str:
     """Every peak rate that was tried, with the loss of the first seed."""
     rates = sorted({run.rate for run in runs})
@@ -199,6 +222,8 @@ def write(runs: Sequence[Complete], folder: Path) -> str:
     machines = "; ".join(sorted({run.machine for run in runs}))
     (folder / "saving_map.md").write_text(f"{text}\n\n{rates_table(runs)}\n\n{digests_table(runs)}\n\n"
                                           f"fp32; {machines}\n")
+    rows = ",\n".join(map(json.dumps, advice_rows(points)))
+    (folder / "saving_map.json").write_text(f"[\n{rows}\n]\n")
     lines = {size: against(points, size, "dense") for size in SIZES}
     pictures.losses(points, {size: dense for size, dense in lines.items() if dense}, folder / "saving_map_loss.png")
     pictures.saved({baseline: savings(points, baseline) for baseline in BASELINES}, folder / "saving_map.png")

@@ -1,0 +1,98 @@
+"""What the saving map (docs/results.md) says of a run: the FLOPs that its policies saved at equal loss where they were
+measured, and how far the run is from there.
+
+saving_map.json is written by examples/experiments/saving_map/report.py.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import log, prod
+from pathlib import Path
+from typing import Any
+
+from megatron_ltd.config import RunConfig
+from megatron_ltd.model.arithmetic.shapes import parameter_shapes
+from megatron_ltd.plan.derived import policies
+
+MAP = Path(__file__).resolve().parent / "saving_map.json"
+SOURCE = "docs/results.md"
+LARGER = 10
+"""A model so many times larger than the nearest one of the map is told that it is."""
+OPTIMIZERS = {"adam": "AdamW", "muon": "Muon"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an arm saved at one length.
+
+    Args:
+        title: of the arm, with its schedule and its optimizer.
+        policies: names, sorted; none for dense training.
+        parameters: of the model.
+        against: by optimizer of the dense runs: share, interval (None for one seed), number of seeds.
+    """
+
+    title: str
+    policies: tuple[str, ...]
+    optimizer: str
+    parameters: int
+    tokens_per_parameter: float
+    against: dict[str, tuple[float, tuple[float, float] | None, int]]
+
+    def saved(self, optimizer: str) -> str:
+        share, interval, seeds = self.against[optimizer]
+        spread = "one seed" if interval is None else f"95% interval {interval[0]:+.0%} to {interval[1]:+.0%}, " \
+                                                     f"{seeds} seeds"
+        return f"{share:+.0%} at {self.tokens_per_parameter:g} ({spread})"
+
+
+def read_map(path: Path = MAP) -> list[Measured]:
+    def against(found: dict[str, Any]) -> dict[str, tuple[float, tuple[float, float] | None, int]]:
+        return {name: (one["share"], one["interval"] and tuple(one["interval"]), one["seeds"])
+                for name, one in found.items()}
+
+    return [Measured(row["title"], tuple(row["policies"]), row["optimizer"], row["parameters"],
+                     row["tokens_per_parameter"], against(row["against"])) for row in json.loads(path.read_text())]
+
+
+def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> Iterator[str]:
+    """Sentences about what to expect.
+
+    Args:
+        tokens: raw tokens of the run.
+    """
+    if config.model.family != "gpt":
+        yield f"savings at equal loss were measured for GPT only ({SOURCE})"
+        return
+    parameters = sum(prod(shape) for shape in parameter_shapes(config.model).values())
+    ratio, optimizer = tokens / parameters, config.optimizer.optimizer
+    active = tuple(sorted(policy.name for policy in policies(config).active))
+    yield f"{ratio:.3g} tokens a parameter ({parameters / 1e6:.3g} million parameters, embedding included)"
+    size = min((row.parameters for row in measured), key=lambda found: abs(log(found / parameters)))
+    near = [row for row in measured if row.parameters == size]
+    if active:
+        yield from _saved(active, optimizer, ratio, near)
+    if optimizer != "muon":
+        yield from _saved((), "muon", ratio, near)
+    if parameters > LARGER * size:
+        yield (f"measured with {size / 1e6:.3g} million parameters; whether it carries over to this model is not known "
+               f"({SOURCE})")
+
+
+def _saved(active: tuple[str, ...], optimizer: str, ratio: float, measured: Sequence[Measured]) -> Iterator[str]:
+    """What each arm with these policies and this optimizer saved; dense Muon is compared with dense AdamW."""
+    baseline = optimizer if active else "adam"
+    arms: dict[str, list[Measured]] = defaultdict(list)
+    for row in sorted(measured, key=lambda row: row.tokens_per_parameter):
+        if (row.policies, row.optimizer) == (active, optimizer) and baseline in row.against:
+            arms[row.title].append(row)
+    if not arms:
+        yield f"{' with '.join(active)}, optimizer {optimizer}: no saving at equal loss was measured ({SOURCE})"
+    for title, rows in arms.items():
+        below = [row for row in rows if row.tokens_per_parameter <= ratio][-1:]
+        above = [row for row in rows if row.tokens_per_parameter > ratio][:1]
+        where = "" if below and above else f"; the run is {'longer' if below else 'shorter'} than any that was measured"
+        yield (f"{title}: FLOPs saved at the loss of dense {OPTIMIZERS[baseline]}, by tokens a parameter: "
+               f"{', '.join(row.saved(baseline) for row in (*below, *above))}{where}")
