@@ -29,6 +29,7 @@ from threading import Event
 from typing import IO, Any
 
 from benchmarks.machine import processor
+from megatron_ltd.checkpoint.layout import TRACKER_NAME
 from megatron_ltd.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +45,7 @@ class Run:
         arguments: those of `megatron_ltd.pretrain_gpt`, without paths of outputs.
         keeps_model: whether its last checkpoint stays.
         flops: what it will cost, for the forecast.
+        start: checkpoint whose weights it starts from.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class Run:
     arguments: tuple[str, ...]
     keeps_model: bool
     flops: int
+    start: Path | None = None
 
     @property
     def name(self) -> str:
@@ -79,9 +82,12 @@ class Run:
                 "arguments": list(self.arguments), "commit": commit(), "package": package(), "machine": machine()}
 
     def command(self) -> list[str]:
-        outputs = ["--save", str(self.folder / "checkpoints"), "--load", str(self.folder / "checkpoints"),
-                   "--metrics-file", str(self.folder / "metrics.jsonl")]
-        return [sys.executable, "-m", "megatron_ltd.pretrain_gpt", *self.arguments, *outputs]
+        own = self.folder / "checkpoints"
+        load = ["--load", str(own)]
+        if self.start is not None and not (own / TRACKER_NAME).exists():
+            load = ["--load", str(self.start), "--finetune"]
+        return [sys.executable, "-m", "megatron_ltd.pretrain_gpt", *self.arguments, *load, "--save", str(own),
+                "--metrics-file", str(self.folder / "metrics.jsonl")]
 
 
 class Stopped(Exception):

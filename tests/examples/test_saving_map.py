@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from examples.experiments.prepare import Corpus
 from examples.experiments.runs import digest, write_json
 from examples.experiments.saving_map import report
 from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
 from examples.experiments.saving_map.line import fit, saving
-from examples.experiments.saving_map.run import QUEUE, name_of, plan, read_queue
+from examples.experiments.saving_map.run import QUEUE, main, name_of, plan, planned_run, read_queue
+from megatron_ltd.checkpoint.layout import TRACKER_NAME
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import global_batch_size, policies
 
@@ -92,6 +94,22 @@ def test_every_arm_reads_the_same_raw_tokens() -> None:
         config = size.budget.config(arm.flags, arm.steps)
         tokens = sum(policies(config).plan(step).text_tokens for step in range(arm.steps))
         assert global_batch_size(config, 1) * tokens == pytest.approx(2.5 * size.budget.parameters, rel=0.01), name
+
+
+def test_a_continued_run_starts_from_the_other_one_until_it_has_its_own_checkpoint(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path / "tokenizer.json", tmp_path / "train", tmp_path / "valid")
+    run = planned_run(("rehearsal", "ltd", 0.1, 1e-3, 1), corpus, tmp_path / "runs", tmp_path / "base/checkpoints")
+    assert f"--load {tmp_path}/base/checkpoints --finetune --save" in " ".join(run.command())
+    (run.folder / "checkpoints").mkdir(parents=True)
+    (run.folder / "checkpoints" / TRACKER_NAME).write_text("2")
+    assert f"--load {run.folder}/checkpoints --save" in " ".join(run.command())
+
+
+def test_a_start_without_a_model_is_refused_before_anything_is_made(tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--text", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--start", str(tmp_path / "base")]
+    assert main(arguments) == ConfigError.exit_code
+    assert "--keep-models" in capsys.readouterr().err and not (tmp_path / "out" / "corpus").exists()
 
 
 def test_newton_schulz_is_counted_by_hand() -> None:

@@ -2,13 +2,18 @@
 
     python examples/experiments/saving_map/run.py --text DIR --output-dir build/saving_map
     python examples/experiments/saving_map/run.py --text DIR --output-dir build/saving_map --only NAME
+    python examples/experiments/saving_map/run.py --text DIR --output-dir build/continued --queue FILE --start RUN
 
 --text holds *.train.jsonl and *.valid.jsonl (also .gz, .zst), {"text": document} a line. The queue is a text file, read
 again after every run, so that lines may be added while it is worked off. Start the command again after an interruption:
 complete runs are kept, one that was cut off continues from its newest checkpoint. report.py makes tables and pictures.
+
+With --start all runs begin with the weights of another run's folder, made with --keep-models, and read their text with
+its tokenizer: continued pretraining.
 """
 
 import argparse
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +43,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", "--output-dir", dest="output_dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--queue", type=Path, default=QUEUE, metavar="FILE", help="default: queue.txt beside run.py")
     parser.add_argument("--only", metavar="NAME", help="only the run of the queue that has this name")
+    parser.add_argument("--start", type=Path, metavar="RUN",
+                        help="folder of a run to continue, made with --keep-models")
+    parser.add_argument("--keep-models", action="store_true", help="keep the last checkpoint of every run")
     parser.add_argument("--plan", action="store_true", help="print runs, steps and FLOPs, and stop")
     return parser.parse_args(argv)
 
@@ -71,14 +79,19 @@ def name_of(entry: Entry) -> str:
     return f"{size}-{arm}-t{tokens:g}-lr{rate:g}-seed{seed}"
 
 
-def planned_run(entry: Entry, corpus: Corpus, runs: Path) -> Run:
-    """A run as the training program's arguments."""
+def planned_run(entry: Entry, corpus: Corpus, runs: Path, start: Path | None = None, keeps_model: bool = False) -> Run:
+    """A run as the training program's arguments.
+
+    Args:
+        start: folder of checkpoints whose weights it starts from.
+    """
     size, name, tokens, rate, seed = entry
     budget, arm = SIZES[size].budget, arm_of(SIZES[size], name, tokens)
     arguments = ("--config", str(budget.settings.relative_to(ROOT)), *arm.flags, *corpus.flags(), "--train-iters",
                  str(arm.steps), "--lr", f"{rate:g}", "--seed", str(seed), "--save-interval",
                  str(-(-arm.steps // CHECKPOINTS)), "--eval-interval", str(-(-arm.steps // CURVE_POINTS)))
-    return Run(runs / name_of(entry), name, seed, rate, arm.steps, arguments, False, budget.flops(arm.flags, arm.steps))
+    return Run(runs / name_of(entry), name, seed, rate, arm.steps, arguments, keeps_model,
+               budget.flops(arm.flags, arm.steps), start)
 
 
 def work_off(args: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -94,10 +107,27 @@ def work_off(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         if not missing:
             return
         if corpus is None:
-            vocab_size = SIZES[missing[0][0]].budget.vocab_size
-            corpus = prepare(Text.of(args.text), vocab_size, _from_root(args.output_dir) / "corpus", say)
+            folder = _from_root(args.output_dir) / "corpus"
+            if args.start is not None:
+                _take_tokenizer(args.start, ROOT / folder)
+            corpus = prepare(Text.of(args.text), SIZES[missing[0][0]].budget.vocab_size, folder, say)
         say(f"{len(missing)} runs left; next is {name_of(missing[0])}")
-        complete_all([planned_run(missing[0], corpus, args.output_dir / "runs")], 1, say)
+        start = None if args.start is None else args.start / "checkpoints"
+        complete_all([planned_run(missing[0], corpus, args.output_dir / "runs", start, args.keep_models)], 1, say)
+
+
+def _take_tokenizer(start: Path, corpus: Path) -> None:
+    """Give a corpus the tokenizer of the run that is continued, whose folder lies beside its runs.
+
+    Raises:
+        ConfigError: there is no model or no tokenizer.
+    """
+    tokenizer = start.parent.parent / "corpus" / "tokenizer"
+    if not (start / "checkpoints").is_dir() or not tokenizer.is_dir():
+        raise ConfigError(f"--start = {start}: no model there, or no tokenizer in {tokenizer}; make the run with "
+                          "--keep-models and name its folder, build/base/runs/NAME, say")
+    if not (corpus / "tokenizer").exists():
+        shutil.copytree(tokenizer, corpus / "tokenizer")
 
 
 def _from_root(path: Path) -> Path:
@@ -122,7 +152,8 @@ def _interrupt(*_: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
-    args = argparse.Namespace(**vars(args) | {"output_dir": args.output_dir.resolve(), "text": args.text.resolve()})
+    args = argparse.Namespace(**vars(args) | {name: getattr(args, name) and getattr(args, name).resolve()
+                                              for name in ("output_dir", "text", "start")})
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if args.plan:
