@@ -44,6 +44,10 @@ def _ltd(size: Size, steps: int) -> Flags:
     return linear_growth(size.start_tokens, steps)
 
 
+def _ltd_half(size: Size, steps: int) -> Flags:
+    return linear_growth(size.start_tokens, steps // 2)
+
+
 def _ltd_flops(size: Size, steps: int) -> int:
     return size.budget.flops(_ltd(size, steps), steps)
 
@@ -132,6 +136,7 @@ class Method:
 DENSE = Method("dense, AdamW", _dense)
 DROPPING_METHODS = {
     "ltd": Method("random-LTD, linear over the run", _ltd),
+    "ltd_half": Method("random-LTD to half of the run, linear", _ltd_half),
     "ltd_two_stages": Method("random-LTD in two stages", _two_stages),
     "layer_drop": Method("LayerDrop", _layer_drop),
     "tread": Method("TREAD, half of the tokens for two thirds of the steps", _tread),
