@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from typing import IO, Any
 from benchmarks.machine import processor
 from megatron_ltd.checkpoint.layout import TRACKER_NAME
 from megatron_ltd.errors import DataError
+from tools import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPENDENT = ("commit", "package", "machine")
@@ -92,6 +94,24 @@ class Run:
 
 class Stopped(Exception):
     """Someone asked the driver to stop."""
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """The exit code of a driver, which Ctrl-C or SIGTERM stops; an error that the user can repair is one message."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return command_line.exit_code_of(work)
+    except (KeyboardInterrupt, Stopped):
+        print("stopped; start the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def complete_all(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:

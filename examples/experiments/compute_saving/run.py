@@ -9,11 +9,9 @@ newest checkpoint. arms.py says what the arms are, cpu.toml and gpu.toml what th
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a checkout that is not installed
 
@@ -22,8 +20,8 @@ from examples.experiments.compute_saving.arms import arms, budget_of
 from examples.experiments.compute_saving.editions import EDITIONS, Edition
 from examples.experiments.compute_saving.report import report
 from examples.experiments.prepare import Corpus, Text, prepare
-from examples.experiments.runs import ROOT, Run, Stopped, complete_all, write_json
-from megatron_ltd.errors import ConfigError, UserError
+from examples.experiments.runs import ROOT, Run, complete_all, exit_code_of, say, write_json
+from megatron_ltd.errors import ConfigError
 
 CHECKPOINTS = 4
 """Checkpoints of a run; an interruption loses at most what lies between two."""
@@ -110,27 +108,10 @@ def experiment(args: argparse.Namespace) -> None:
     report(known, args.output_dir, say)
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(**vars(args) | {"output_dir": args.output_dir.resolve(), "text": args.text.resolve()})
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        experiment(args)
-    except (KeyboardInterrupt, Stopped):
-        print("stopped; start the same command again to go on", file=sys.stderr)
-        return 130
-    except UserError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: experiment(args))
 
 
 if __name__ == "__main__":

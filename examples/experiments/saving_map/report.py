@@ -23,9 +23,10 @@ from examples.experiments.runs import digest
 from examples.experiments.saving_map import pictures
 from examples.experiments.saving_map.arms import METHODS, SIZES, Size, arm_of
 from examples.experiments.saving_map.line import LEAST_BUDGETS, Saving, saving
-from megatron_ltd.errors import DataError, UserError
+from megatron_ltd.errors import DataError
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
+from tools.command_line import exit_code_of
 
 RUNS = Path(__file__).resolve().parent / "runs"
 BASELINES = {"dense": "dense, AdamW", "muon": "dense, Muon"}
@@ -236,12 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="default: runs beside report.py")
     parser.add_argument("--output", "--output-dir", dest="output_dir", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        print(write(read_runs(args.runs), args.output_dir))
-    except UserError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: print(write(read_runs(args.runs), args.output_dir)))
 
 
 if __name__ == "__main__":

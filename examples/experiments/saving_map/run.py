@@ -14,18 +14,16 @@ its tokenizer: continued pretraining.
 
 import argparse
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # to run from a checkout that is not installed
 
 from examples.experiments.prepare import Corpus, Text, prepare
-from examples.experiments.runs import ROOT, Run, Stopped, complete_all
+from examples.experiments.runs import ROOT, Run, complete_all, exit_code_of, say
 from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
-from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.errors import ConfigError
 
 QUEUE = Path(__file__).resolve().parent / "queue.txt"
 CHECKPOINTS = 4
@@ -142,31 +140,11 @@ def plan(queue: Path, say: Callable[[str], None]) -> None:
         say(f"{name_of(entry)}: {arm.steps} steps, {flops:.4g} FLOPs; {' '.join(arm.flags)}")
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(**vars(args) | {name: getattr(args, name) and getattr(args, name).resolve()
                                               for name in ("output_dir", "text", "start")})
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        if args.plan:
-            plan(args.queue, say)
-        else:
-            work_off(args, say)
-    except (KeyboardInterrupt, Stopped):
-        print("stopped; start the same command again to continue", file=sys.stderr)
-        return 130
-    except UserError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: plan(args.queue, say) if args.plan else work_off(args, say))
 
 
 if __name__ == "__main__":
