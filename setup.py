@@ -44,7 +44,8 @@ setup(
                                    cxx_std=17, optional=True,
                                    # Multiplication and subtraction stay two roundings, as in numpy.
                                    extra_compile_args=["-O3", "-ffp-contract=off"])],
-    package_data={"megatron_ltd.data": ["*.pyi", "*.cpp"], "megatron_ltd.settings": ["*.toml", "*.txt"]},
+    package_data={"megatron_ltd.data": ["*.pyi", "*.cpp"],
+                  "megatron_ltd.settings": ["*.toml", "*.txt", "recipes/*.toml"]},
     packages=find_packages(include=["megatron_ltd", "megatron_ltd.*"]),
     entry_points={"lm_eval.models": ["megatron-ltd = megatron_ltd.lm_eval.harness.plugin:MegatronLtd"]},
     python_requires=">=3.11",

@@ -1,7 +1,7 @@
 """The command line: flags and a TOML file in, a `RunConfig` out.
 
-Precedence: the defaults of `megatron_ltd.config` < `--deepspeed-config file.json` < `--config file.toml` < flags; of a
-flag given twice the last counts.
+Precedence: the defaults of `megatron_ltd.config` < `--recipe NAME` < `--deepspeed-config file.json` <
+`--config file.toml` < flags; of a flag given twice the last counts.
 Flags are written out in full. Everything that is wrong is reported at once.
 """
 
@@ -26,11 +26,13 @@ from megatron_ltd.settings.foreign_flags import (
     nearest,
 )
 from megatron_ltd.settings.help import usual_help, whole_help
+from megatron_ltd.settings.recipe import read_recipe, recipe_note
 from megatron_ltd.settings.toml_file import read_config_file
 from megatron_ltd.settings.weighted_splits import weighted_split
 
-FILE_FLAGS = {"--config": "FILE.toml", "--deepspeed-config": "FILE.json", "--deepspeed_config": "FILE.json"}
-"""Flags that name a file; the last two are one flag."""
+FILE_FLAGS = {"--config": "FILE.toml", "--deepspeed-config": "FILE.json", "--deepspeed_config": "FILE.json",
+              "--recipe": "NAME"}
+"""Flags that name a file; two of them are one flag."""
 IN_SEVERAL_UNITS = (
     "train_iters train_samples train_tokens train_epochs", "lr_decay_iters lr_decay_samples lr_decay_tokens",
     "lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_fraction",
@@ -74,6 +76,14 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
         settings = added | settings
         problems += wrong
         notes += said
+    if "--recipe" in words.files:
+        name = words.files["--recipe"]
+        found, wrong = read_recipe(name)
+        for field in [*_displaced(found, settings), *(settings.keys() & found.keys())]:
+            del found[field]
+        settings = found | settings
+        problems += wrong
+        notes += [] if wrong else [recipe_note(name, found)]
     if (kind := _tokenizer_type(settings, family)) is not None:
         settings = {**settings, "tokenizer_type": kind}
         notes.append(f"--tokenizer-type is not given: taken as {kind}, as in Megatron-LM")
@@ -173,7 +183,8 @@ class _Words:
 
     def _take_file(self, name: str, words: list[str]) -> None:
         if len(words) != 1:
-            self.problems.append(f"{name} needs one path, but {' '.join(words)!r} follows it; "
+            kind = "name" if name == "--recipe" else "path"
+            self.problems.append(f"{name} needs one {kind}, but {' '.join(words)!r} follows it; "
                                  f"write {name} {FILE_FLAGS[name]}")
         known = name.replace("_", "-")
         if known in self.files:

@@ -50,6 +50,8 @@ FILES = """
       Settings that flags may override.
   --deepspeed-config FILE.json
       DeepSpeed's file, of which the block random_ltd is taken.
+  --recipe NAME
+      A named set of settings, printed in full, that files and flags override: muon.
 """
 
 

@@ -17,6 +17,7 @@ from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.cli import FILE_FLAGS, parse_run_config
 from megatron_ltd.settings.flag_reference import Flag, all_flags
 from megatron_ltd.settings.foreign_flags import TRANSLATED
+from megatron_ltd.settings.recipe import FOLDER, recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -270,3 +271,28 @@ def test_a_number_that_would_fill_the_memory_or_last_for_ever_gets_a_sentence(wo
 def test_a_file_without_an_end_is_refused(flag: str) -> None:
     with pytest.raises(ConfigError, match=f"^{flag} = /dev/zero: longer than "):
         parse_run_config([flag, "/dev/zero"])
+
+
+def test_a_recipe_is_printed_in_full_and_files_and_flags_override_it(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("weight_decay = 0.2\n")
+    config, notes = parse_run_config(["--recipe", "muon", "--config", str(tmp_path / "run.toml"),
+                                      "--adam-beta2", "0.9", "--lr-warmup-iters", "3"])
+    optimizer = config.optimizer
+    assert (optimizer.optimizer, optimizer.weight_decay, optimizer.adam_beta2) == ("muon", 0.2, 0.9)
+    assert (optimizer.lr_warmup_iters, optimizer.lr_warmup_fraction) == (3, None)
+    (note,) = [note for note in notes if note.startswith("--recipe muon")]
+    assert "--optimizer muon" in note and "--lr-decay-style cosine" in note and "beta2" not in note
+    spelled, _ = parse_run_config([*note.partition("taken as ")[2].split(), "--weight-decay", "0.2",
+                                   "--adam-beta2", "0.9", "--lr-warmup-iters", "3"])
+    assert spelled == config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_read_and_opens_with_what_it_saves(name: str) -> None:
+    parse_run_config(["--recipe", name])
+    assert "docs/results.md" in (FOLDER / f"{name}.toml").read_text().partition("[")[0]
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
+    assert "--recipe = fast: no such recipe; there is muon" in refused("--recipe", "fast")
+    assert "--recipe needs one name" in refused("--recipe")

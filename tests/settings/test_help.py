@@ -60,7 +60,7 @@ def test_all_help_has_the_flags_of_the_recipe_with_their_defaults(
     lines = printed(capsys, recipe, "--help-all")
     shown = [line.split()[0] for line in lines if line.startswith("  --")]
     known = recipe_flags(RECIPES[recipe].family, finetuning=RECIPES[recipe].finetuning)
-    assert shown == ["--config", "--deepspeed-config", *(flag.name for flag in known)]
+    assert shown == ["--config", "--deepspeed-config", "--recipe", *(flag.name for flag in known)]
     assert "  --adam-beta1 X [0.9]" in lines and "  --exit-signal-handler / --no-exit-signal-handler [on]" in lines
 
 
