@@ -53,11 +53,14 @@ def prepare(text: Text, vocab_size: int, folder: Path, say: Callable[[str], None
         folder: absolute, or relative to the checkout, which is where runs start.
 
     Raises:
+        ConfigError: there is neither text nor corpus.
         DataError: a tool failed.
     """
-    (ROOT / folder).mkdir(parents=True, exist_ok=True)
     corpus = Corpus(folder / "tokenizer" / "tokenizer.json", folder / "train_text_document",
                     folder / "valid_text_document")
+    if not text.train and not (ROOT / folder / "train_text_document.idx").exists():
+        raise ConfigError(f"--text is not given, and there is no corpus in {folder}; give a folder of text")
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
     if not (ROOT / corpus.tokenizer).exists():
         say(f"training a tokenizer of {vocab_size} tokens")
         _tool("train_tokenizer", "--input", *map(str, text.train), "--output", str(corpus.tokenizer.parent), "--type",

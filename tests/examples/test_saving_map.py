@@ -12,7 +12,7 @@ from examples.experiments.runs import digest, write_json
 from examples.experiments.saving_map import report
 from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
 from examples.experiments.saving_map.line import fit, saving
-from examples.experiments.saving_map.run import QUEUE, main, name_of, plan, planned_run, read_queue
+from examples.experiments.saving_map.run import QUEUE, main, name_of, plan, planned_run, read_queue, with_best_rate
 from megatron_ltd.checkpoint.layout import TRACKER_NAME
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import global_batch_size, policies
@@ -110,6 +110,23 @@ def test_a_start_without_a_model_is_refused_before_anything_is_made(tmp_path: Pa
     arguments = ["--text", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--start", str(tmp_path / "base")]
     assert main(arguments) == ConfigError.exit_code
     assert "--keep-models" in capsys.readouterr().err and not (tmp_path / "out" / "corpus").exists()
+
+
+def test_best_is_the_rate_of_the_longest_dense_runs_with_the_same_optimizer(tmp_path: Path) -> None:
+    for arm, tokens, rate, loss in (("dense", 2.5, 1e-3, 1.0), ("dense", 2.5, 2e-3, 2.0), ("dense", 5, 1e-3, 1.9),
+                                    ("dense", 5, 2e-3, 1.8), ("dense", 10, 1e-3, 1.0), ("muon", 5, 4e-3, 1.0)):
+        complete_run(tmp_path, arm, tokens, rate, 1, loss, 1e12)
+    assert with_best_rate(("rehearsal", "ltd", 20, None, 1), tmp_path) == ("rehearsal", "ltd", 20, 2e-3, 1)
+    assert with_best_rate(("rehearsal", "muon_ltd", 20, None, 1), tmp_path) is None
+    assert with_best_rate(("rehearsal", "ltd", 20, None, 2), tmp_path) is None
+
+
+def test_the_gpu_edition_reads_at_most_four_passes_of_forty_megabytes_and_fits_a_quarter_of_an_hour() -> None:
+    size, entries = SIZES["gpu"], read_queue(QUEUE.with_name("queue_gpu.txt"))
+    assert max(tokens for _, _, tokens, _, _ in entries) * size.budget.parameters <= 4 * 20e6
+    arms = [arm_of(size, name, tokens) for _, name, tokens, _, _ in entries]
+    # 60 TFLOP/s, a modest share of what a current GPU does in bf16, leaves time for starts and compilation.
+    assert sum(size.budget.flops(arm.flags, arm.steps) for arm in arms) / 60e12 < 400
 
 
 def test_newton_schulz_is_counted_by_hand() -> None:

@@ -32,6 +32,7 @@ class Size:
 SIZES = {
     "small": Size("small", Budget(HERE / "small.toml", 2048), 32),
     "larger": Size("larger", Budget(HERE / "larger.toml", 2048), 32),
+    "gpu": Size("gpu", Budget(HERE / "gpu.toml", 2048), 64),
     "rehearsal": Size("rehearsal", Budget(HERE / "rehearsal.toml", 320), 16),
 }
 

@@ -13,8 +13,10 @@ its tokenizer: continued pretraining.
 """
 
 import argparse
+import json
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,20 +32,23 @@ CHECKPOINTS = 4
 """Checkpoints of a run; an interruption loses at most what lies between two."""
 CURVE_POINTS = 2
 """Validations of a run: half-way and at its end."""
-Entry = tuple[str, str, float, float, int]
-"""Size, arm, tokens a parameter, peak rate, seed."""
+Entry = tuple[str, str, float, float | None, int]
+"""Size, arm, tokens a parameter, peak rate (None: the best that dense runs found), seed."""
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--text", type=Path, required=True, metavar="DIR", help="folder with the text")
+    parser.add_argument("--text", type=Path, metavar="DIR",
+                        help="folder with the text; may be left out where the corpus is there already")
     parser.add_argument("--output", "--output-dir", dest="output_dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--queue", type=Path, default=QUEUE, metavar="FILE", help="default: queue.txt beside run.py")
     parser.add_argument("--only", metavar="NAME", help="only the run of the queue that has this name")
     parser.add_argument("--start", type=Path, metavar="RUN",
                         help="folder of a run to continue, made with --keep-models")
     parser.add_argument("--keep-models", action="store_true", help="keep the last checkpoint of every run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; 1")
+    parser.add_argument("--corpus-only", action="store_true", help="make tokenizer and corpus, and stop")
     parser.add_argument("--plan", action="store_true", help="print runs, steps and FLOPs, and stop")
     return parser.parse_args(argv)
 
@@ -61,7 +66,7 @@ def read_queue(path: Path) -> list[Entry]:
             continue
         try:
             size, arm, tokens, rate, seed = words
-            entry = (size, arm, float(tokens), float(rate), int(seed))
+            entry = (size, arm, float(tokens), None if rate == "best" else float(rate), int(seed))
         except ValueError:
             raise ConfigError(f"{path}, line {number}: {line!r} is not size, arm, tokens a parameter, peak rate, seed; "
                               "write `small dense 10 0.004 1`, say") from None
@@ -74,7 +79,24 @@ def read_queue(path: Path) -> list[Entry]:
 
 def name_of(entry: Entry) -> str:
     size, arm, tokens, rate, seed = entry
-    return f"{size}-{arm}-t{tokens:g}-lr{rate:g}-seed{seed}"
+    return f"{size}-{arm}-t{tokens:g}-lr{'best' if rate is None else f'{rate:g}'}-seed{seed}"
+
+
+def with_best_rate(entry: Entry, runs: Path) -> Entry | None:
+    """The entry at the best peak rate of the longest dense runs, with its size, optimizer and seed, that tried several;
+    None while there are none."""
+    size, arm, tokens, rate, seed = entry
+    if rate is not None:
+        return entry
+    tried: dict[float, dict[float, float]] = defaultdict(dict)
+    for path in runs.glob(f"{size}-{'muon' if arm.startswith('muon') else 'dense'}-t*-seed{seed}/done.json"):
+        length, _, found = path.parent.name.partition("-t")[2].partition("-seed")[0].partition("-lr")
+        tried[float(length)][float(found)] = json.loads(path.read_text())["validation_loss"]
+    several = {length: losses for length, losses in tried.items() if len(losses) > 1}
+    if not several:
+        return None
+    losses = several[max(several)]
+    return size, arm, tokens, min(losses, key=losses.__getitem__), seed
 
 
 def planned_run(entry: Entry, corpus: Corpus, runs: Path, start: Path | None = None, keeps_model: bool = False) -> Run:
@@ -84,6 +106,7 @@ def planned_run(entry: Entry, corpus: Corpus, runs: Path, start: Path | None = N
         start: folder of checkpoints whose weights it starts from.
     """
     size, name, tokens, rate, seed = entry
+    assert rate is not None
     budget, arm = SIZES[size].budget, arm_of(SIZES[size], name, tokens)
     arguments = ("--config", str(budget.settings.relative_to(ROOT)), *arm.flags, *corpus.flags(), "--train-iters",
                  str(arm.steps), "--lr", f"{rate:g}", "--seed", str(seed), "--save-interval",
@@ -95,23 +118,31 @@ def planned_run(entry: Entry, corpus: Corpus, runs: Path, start: Path | None = N
 def work_off(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Make the runs of the queue that are missing, until there is none."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    corpus: Corpus | None = None
+    corpus, folder = None, args.output_dir / "runs"
     while True:
         queue = read_queue(args.queue)
         if args.only is not None and args.only not in map(name_of, queue):
             raise ConfigError(f"--only = {args.only}: no such run in {args.queue}")
-        missing = [entry for entry in queue if args.only in (None, name_of(entry))
-                   and not (args.output_dir / "runs" / name_of(entry) / "done.json").exists()]
+        known = [with_best_rate(entry, folder) for entry in queue if args.only in (None, name_of(entry))]
+        missing = [entry for entry in known if entry and not (folder / name_of(entry) / "done.json").exists()]
+        if not missing and None in known:
+            raise ConfigError(f"{args.queue}: `best` needs dense runs with several peak rates; add them")
         if not missing:
             return
-        if corpus is None:
-            folder = _from_root(args.output_dir) / "corpus"
-            if args.start is not None:
-                _take_tokenizer(args.start, ROOT / folder)
-            corpus = prepare(Text.of(args.text), SIZES[missing[0][0]].budget.vocab_size, folder, say)
+        corpus = corpus or _corpus(args, SIZES[missing[0][0]].budget.vocab_size)
+        if args.corpus_only:
+            return
         say(f"{len(missing)} runs left; next is {name_of(missing[0])}")
         start = None if args.start is None else args.start / "checkpoints"
-        complete_all([planned_run(missing[0], corpus, args.output_dir / "runs", start, args.keep_models)], 1, say)
+        complete_all([planned_run(entry, corpus, folder, start, args.keep_models)
+                      for entry in missing[:1 if args.jobs == 1 else None]], args.jobs, say)
+
+
+def _corpus(args: argparse.Namespace, vocab_size: int) -> Corpus:
+    folder = _from_root(args.output_dir) / "corpus"
+    if args.start is not None:
+        _take_tokenizer(args.start, ROOT / folder)
+    return prepare(Text((), ()) if args.text is None else Text.of(args.text), vocab_size, folder, say)
 
 
 def _take_tokenizer(start: Path, corpus: Path) -> None:
