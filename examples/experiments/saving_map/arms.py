@@ -116,6 +116,13 @@ def _curriculum(size: Size, steps: int) -> Flags:
             "--seq-length-curriculum-length-step", str(tokens // 32))
 
 
+def _small_batch(size: Size, steps: int) -> Flags:
+    """Saves nothing: what the curriculum's smaller batches alone do. The held-out samples are the same but for a few."""
+    config = size.budget.config((), steps)
+    samples, batches = config.training.micro_batch_size * 3 // 4, config.logging.eval_iters * 4 // 3
+    return ("--micro-batch-size", str(samples), "--global-batch-size", str(samples), "--eval-iters", str(batches))
+
+
 @dataclass(frozen=True)
 class Method:
     """How an arm trains.
@@ -149,6 +156,7 @@ DROPPING_METHODS = {
     "mixture_of_depths": Method("Mixture-of-Depths, an eighth of the tokens in every other layer", _mixture_of_depths),
     "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
     "curriculum": Method("sequence curriculum, for two thirds of the steps", _curriculum, reads=0.74),
+    "small_batch": Method("dense with three quarters of the batch", _small_batch, reads=0.75),
 }
 METHODS = {"dense": DENSE, **DROPPING_METHODS, "muon": DENSE.with_muon(),
            **{f"muon_{name}": method.with_muon() for name, method in DROPPING_METHODS.items()}}
