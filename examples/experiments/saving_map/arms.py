@@ -117,7 +117,7 @@ def _curriculum(size: Size, steps: int) -> Flags:
 
 
 def _small_batch(size: Size, steps: int) -> Flags:
-    """Saves nothing: what the curriculum's smaller batches alone do. The held-out samples are the same but for a few."""
+    """Saves nothing: what the curriculum's smaller batches alone do. The same held-out samples but for a few."""
     config = size.budget.config((), steps)
     samples, batches = config.training.micro_batch_size * 3 // 4, config.logging.eval_iters * 4 // 3
     return ("--micro-batch-size", str(samples), "--global-batch-size", str(samples), "--eval-iters", str(batches))
