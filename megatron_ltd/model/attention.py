@@ -1,29 +1,18 @@
 """Self-attention with grouped queries, rotary positions and sliding windows, on any subset of the tokens."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.dropout import keep_mask
+from megatron_ltd.model.attention_dropout import attend_with_dropout
 from megatron_ltd.model.norm import build_query_key_norm
+from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
-
-
-def recomputed(wanted: bool, function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, of which, if wanted, only the arguments are kept, and the backward pass computes the rest
-    again. That ends as soon as the last tensor that the backward pass needs exists: before a product at the end."""
-    if not wanted:
-        return function(*args)
-    # Dropout needs no state of a generator.
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class KeyValueCache:
@@ -115,7 +104,7 @@ class Attention(nn.Module):
 
     Args:
         recompute: recompute the normalised inputs in the backward pass instead of storing them, under sequence
-            parallelism those of the whole sequence; with dropout, the attention core too.
+            parallelism those of the whole sequence.
 
     Shapes:
         x [k/t or k, b, h]; context, whose keys and values a cross layer takes, [s/t or s, b, h] -> like x
@@ -130,7 +119,7 @@ class Attention(nn.Module):
         self.groups_local = max(1, config.query_groups // tp.size)
         self.queries_per_group = config.num_attention_heads // max(config.query_groups, tp.size)  # of this process
         self.first_head, _ = tp.shard_span(config.num_attention_heads)
-        self.dropout = config.attention_dropout
+        self.dropout, self.most_tokens = config.attention_dropout, config.seq_length
         self.recompute = recompute
         qkv_features = (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
         self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=config.qkv_bias)
@@ -158,7 +147,7 @@ class Attention(nn.Module):
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k or c, d]
-        mixed = recomputed(recompute and tokens.attention_keys is not None, self._core, query, key, value, tokens)
+        mixed = self._core(query, key, value, tokens)
         return self.proj(mixed.permute(2, 0, 1, 3).flatten(2))
 
     def _project(self, norm: nn.Module | None, x: torch.Tensor,
@@ -201,26 +190,12 @@ class Attention(nn.Module):
         return query, *key_value.split((1, 1), dim=3)
 
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext) -> torch.Tensor:
-        if tokens.attention_keys is None:
-            mask = tokens.mask
-            if mask is not None and mask.is_floating_point():
-                mask = mask.to(query.dtype)
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
-                                                  is_causal=tokens.causal and mask is None,
-                                                  enable_gqa=query.shape[1] != key.shape[1])
-        return self._core_with_dropout(query, key, value, tokens, tokens.attention_keys)
-
-    def _core_with_dropout(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext,
-                           dropout_keys: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Attention without a fused kernel, since those cannot draw a dropout mask that is the same in every layout."""
-        length, heads_local = query.shape[2], query.shape[1]
         mask = tokens.mask
-        if mask is None and tokens.causal:
-            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        scores = (query @ key.mT).float() * self.head_dim**-0.5
-        if mask is not None:
-            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, float("-inf"))
-        probabilities = scores.softmax(dim=-1)
-        heads = torch.arange(heads_local, dtype=torch.int32, device=query.device)[:, None, None] + self.first_head
-        keep = keep_mask(dropout_keys[0] + heads * 0x2545F491, dropout_keys[1], self.dropout)
-        return (probabilities * keep * (1.0 / (1.0 - self.dropout))).to(value.dtype) @ value
+        if tokens.attention_keys is not None:
+            return attend_with_dropout(query, key, value, mask, tokens.attention_keys, self.dropout,
+                                       causal=tokens.causal, first_head=self.first_head, most_tokens=self.most_tokens)
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
+                                              is_causal=tokens.causal and mask is None,
+                                              enable_gqa=query.shape[1] != key.shape[1])

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.attention import Attention, TokenContext, recomputed
+from megatron_ltd.model.attention import Attention, TokenContext
 from megatron_ltd.model.dropout import dropout
 from megatron_ltd.model.norm import build_norm
+from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
 

@@ -29,10 +29,10 @@ def token_keys(seed: int, layer: int, site: int, sample_ids: torch.Tensor, posit
 
 
 def _murmur(x: torch.Tensor) -> torch.Tensor:
-    """The 32-bit finaliser of MurmurHash3 on int32."""
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _MURMUR_1
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * _MURMUR_2
-    return x ^ ((x >> 16) & 0xFFFF)
+    """The 32-bit finaliser of MurmurHash3 on int32, in place."""
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_MURMUR_1)
+    x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF)).mul_(_MURMUR_2)
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
 def keep_mask(keys: torch.Tensor, channels: torch.Tensor, probability: float) -> torch.Tensor:
@@ -41,8 +41,8 @@ def keep_mask(keys: torch.Tensor, channels: torch.Tensor, probability: float) ->
     Shapes:
         keys [..., 1] int32, channels [c] int32 -> [..., c] bool
     """
-    noise = _murmur(_murmur(keys + channels * _GOLDEN_32) ^ channels)
-    return (noise & 0x7FFFFFFF) >= int(probability * (1 << 31))
+    noise = _murmur(_murmur(keys + channels * _GOLDEN_32).bitwise_xor_(channels))
+    return noise.bitwise_and_(0x7FFFFFFF) >= int(probability * (1 << 31))
 
 
 def dropout(x: torch.Tensor, keys: torch.Tensor | None, probability: float) -> torch.Tensor:

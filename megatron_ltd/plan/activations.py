@@ -6,13 +6,13 @@ regions under sequence parallelism; d_q the channels of all query heads, d_k tho
     norms       2 n' h inputs, 2 n h outputs, and fp32 statistics
     attention   n (d_q + 2 d_k) / t      query, key and value; rotary positions add n (d_q + d_k) / t;
                                          3 n d_q / t with grouped queries and a mask, for which keys are repeated
-                n d_q / t                result, and fp32 statistics
+                n d_q / t                result, and fp32 statistics without dropout
     MLP         2 n f / t                or 4 with SwiGLU
 
 Selective recomputation spares half of the MLP's, and outputs and statistics of norms before attention or an MLP without
 gate.
 
-(https://arxiv.org/abs/2205.05198, section 4.1, with a fused attention kernel and without dropout.)
+(https://arxiv.org/abs/2205.05198, section 4.1, without scores.)
 """
 
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class Activations:
         width = model.ffn // layout.tp * size
         mlp = (4 if model.swiglu else 2) * tokens * width // (2 if self._selective else 1)
         masked = windowed or layer.attends_to_all
-        return norms + mlp + self._attention(tokens, keys, masked) + self._dropout(tokens, keys, between) \
+        return norms + mlp + self._attention(tokens, keys, masked) + self._dropout(between) \
             + (16 * between if layer.token_set is not None else 0)
 
     def transient(self, layer: LayerPlan) -> int:
@@ -112,8 +112,7 @@ class Activations:
         if model.qk_layernorm:
             inputs += tokens * queries + keys * groups
         statistics = 4 * tokens * model.num_attention_heads // tp
-        repeated = self._selective and model.attention_dropout > 0.0
-        return inputs + tokens * queries + (0 if repeated else statistics)
+        return inputs + tokens * queries + (0 if model.attention_dropout else statistics)
 
     def _norm_extras(self, between: int) -> int:
         """Statistics of a norm; an RMSNorm of several kernels also saves what it computes on the way."""
@@ -122,12 +121,6 @@ class Activations:
         extra = 0 if self.fused_norm else between * self.model.hidden_size * self.value_bytes
         return 4 * between + extra
 
-    def _dropout(self, tokens: int, keys: int, between: int) -> int:
-        """Masks, and the probabilities of attention that is not fused."""
-        model, found = self.model, 0
-        if model.hidden_dropout:
-            found += 2 * between * model.hidden_size
-        if model.attention_dropout and not self._selective:
-            pairs = tokens * keys // self.layout.micro_samples * model.num_attention_heads // self.layout.tp
-            found += pairs * (4 + 1 + 1 + self.value_bytes)
-        return found
+    def _dropout(self, between: int) -> int:
+        """Masks of hidden states; those of attention are computed again."""
+        return 2 * between * self.model.hidden_size if self.model.hidden_dropout else 0

@@ -169,8 +169,7 @@ class Roofline:
             back += ahead
         elif self.layout.recompute == "selective":
             # Norms and activation functions, about half of what is bound by memory.
-            dropout = self.config.model.attention_dropout > 0.0
-            back += Parts(attention=ahead.attention * dropout, memory=0.5 * ahead.memory)
+            back += Parts(memory=0.5 * ahead.memory)
         return ahead, back
 
     def _layer_forward(self, layer: LayerPlan, read_tokens: int, windowed: bool) -> Parts:

@@ -1,10 +1,15 @@
 """Dropout masks: their rate and independence, and that they belong to tokens rather than to a layout."""
 
 import math
+from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
+from megatron_ltd.model import attention_dropout
 from megatron_ltd.model.attention import Attention, TokenContext
 from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.model.dropout import dropout, keep_mask, token_keys
@@ -165,6 +170,51 @@ def test_attention_spelled_out_for_dropout_is_the_fused_one(tp: TensorParallel, 
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=0.0)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], gradient, rtol=0.0, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"position_embedding_type": "alibi"}, {"family": "bert"}],
+                         ids=["causal", "alibi", "padding"])
+@pytest.mark.parametrize("heads_at_once", [1, 3, 8], ids=["one head", "three heads", "two samples"])
+def test_parts_of_attention_with_dropout_are_the_whole_and_keep_no_scores(
+        tp: TensorParallel, settings: dict[str, Any], heads_at_once: int) -> None:
+    samples, heads, length = 5, 4, 12
+    config = tiny_config(**settings, attention_dropout=0.3, seq_length=length)
+    batch = Microbatch(length, torch.arange(samples))
+    if settings.get("family") == "bert":
+        batch = replace(batch, padding_mask=torch.arange(length) < torch.arange(8, 8 + samples)[:, None])
+    tokens = in_layer(ContextMaker(config, tp, 7, True, batch), 1)
+    assert tokens.attention_keys is not None
+
+    def attend(at_once: int) -> tuple[list[torch.Tensor], list[int]]:
+        generator, kept = torch.Generator().manual_seed(0), []
+        inputs = [torch.randn(samples, heads, length, 4, generator=generator, requires_grad=True) for _ in range(3)]
+        with mock.patch.dict(attention_dropout._SCORES_AT_ONCE, cpu=at_once * length * length), \
+                torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            out = attention_dropout.attend_with_dropout(
+                *inputs, tokens.mask, tokens.attention_keys, 0.3, causal=tokens.causal, first_head=0,
+                most_tokens=length)
+        out.square().sum().backward()
+        return [out.detach(), *(x.grad for x in inputs if x.grad is not None)], kept
+
+    (whole, _), (parts, kept) = attend(samples * heads), attend(heads_at_once)
+    assert len(parts) == 4 and all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert max(kept) < samples * heads * length * length
+
+
+def test_compiled_attention_with_dropout_has_one_graph_for_all_numbers_of_tokens(tp: TensorParallel) -> None:
+    config = tiny_config(attention_dropout=0.3, seq_length=64)
+    contexts = ContextMaker(config, tp, 7, True, Microbatch(64, torch.arange(3)))
+    frames = CompileCounter()
+    compiled = torch.compile(attention_dropout.attend_with_dropout, backend=frames, fullgraph=True, dynamic=True)
+    for kept in (8, 12, 32):
+        positions = torch.arange(kept).expand(3, -1).contiguous()
+        tokens = in_layer(contexts, 1, positions)
+        inputs = [torch.randn(3, 4, kept, 4) for _ in range(3)]
+        with mock.patch.dict(attention_dropout._SCORES_AT_ONCE, cpu=5 * 64 * 64):
+            found, expected = (attend(*inputs, None, tokens.attention_keys, 0.3, causal=True, first_head=0,
+                                      most_tokens=64) for attend in (compiled, attention_dropout.attend_with_dropout))
+        torch.testing.assert_close(found, expected)
+    assert frames.frame_count == 1
 
 
 def test_the_embedding_and_both_halves_of_every_layer_are_dropped_out(tp: TensorParallel) -> None:
