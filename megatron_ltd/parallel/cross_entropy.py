@@ -181,7 +181,8 @@ def _accumulate_outer(total: torch.Tensor, gradient: torch.Tensor, x: torch.Tens
         for part, columns in zip(total.split(_TILE_ROWS), gradient.split(_TILE_ROWS, dim=1), strict=True):
             part += columns.t() @ x
     else:
-        total += gradient.t() @ x
+        # The product is not rounded to half precision before it is added, and needs no memory of its own.
+        torch.addmm(total, gradient.t(), x, out_dtype=torch.float32, out=total)
 
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,

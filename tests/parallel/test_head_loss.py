@@ -187,3 +187,28 @@ def test_the_backward_pass_may_be_split() -> None:
     (parts,) = run_ranks(gradients_in_parts, 1)
     for part, expected in zip(parts, reference(Case(61, 64).tensors(), Case(61, 64))[1:3], strict=True):
         torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=2e-6 * float(expected.abs().max()))
+
+
+def products_on_an_accelerator(rank: int, ranks: int) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    """As they would be launched, in two chunks: which one, and the shape and the dtype of what it writes."""
+    case, found = Case(61, 64), []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                found.append((str(func), tuple(result.shape), result.dtype))
+            return result
+
+    t = {name: tensor.to("meta") for name, tensor in case.tensors(torch.bfloat16).items()}
+    shard = VocabShard.of(case.rows, case.vocab_size, tensor_parallel(ranks))
+    logit_chunks._CHUNK_LOGITS["meta"], logit_chunks._LEAST_CHUNK_TOKENS = 1, TOKENS // 2
+    with Products():
+        head_loss(t["hidden"].requires_grad_(), t["weight"].requires_grad_(), t["labels"], t["mask"], shard)
+    return found
+
+
+def test_on_an_accelerator_the_gradient_of_the_weight_is_never_rounded_to_half_precision() -> None:
+    (found,) = run_ranks(products_on_an_accelerator, 1)
+    assert found == 2 * [("aten.mm.out", (35, 64), torch.bfloat16), ("aten.mm.out", (35, WIDTH), torch.bfloat16),
+                         ("aten.addmm.dtype_out", (64, WIDTH), torch.float32)]
