@@ -27,16 +27,18 @@ class GPT(Transformer):
     Shapes:
         x: tokens [b, s] int64 on the first stage, the residual stream [s/t or s, b, h] on the others
         labels [b, s] int64, loss_mask [b, s] fp32, sample_ids [b] int64, position_ids and document_ids [b, s] int64,
-        kept [b, k] int64; with bags of n tokens: tokens, labels and loss_mask [b, s, n]
+        kept [b, k] int64, asked [p] int64; with bags of n tokens: tokens, labels and loss_mask [b, s, n]
         -> the residual stream; on the last stage [1 or 2] fp32 in training, [2, b, s] fp32 in evaluation
     """
 
     def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 position_ids: torch.Tensor | None = None, document_ids: torch.Tensor | None = None,
-                kept: torch.Tensor | None = None, plan: StepPlan | None = None,
+                kept: torch.Tensor | None = None, asked: torch.Tensor | None = None, plan: StepPlan | None = None,
                 loss_record: LossRecord | None = None, router_weight: float | torch.Tensor = 0.0,
                 z_coefficient: float = 0.0) -> torch.Tensor:
         """Args:
+            asked: in evaluation, where the loss mask is not zero, as rows of [s, b]; None looks for them on the device,
+                for which the host waits.
             plan: what the step computes; None: every token in every layer.
             loss_record: records the loss of every predicted token.
             router_weight: of a token in the loss of the routers' predictors (Mixture-of-Depths).
@@ -49,9 +51,9 @@ class GPT(Transformer):
         x = self.stack(x, contexts, plan, given_sets(kept), router_weight)
         if self.final_norm is None:
             return x
-        return self._head(self.final_hidden(x), labels, loss_mask, loss_record, z_coefficient)
+        return self._head(self.final_hidden(x), labels, loss_mask, asked, loss_record, z_coefficient)
 
-    def _head(self, x: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor,
+    def _head(self, x: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor, asked: torch.Tensor | None,
               loss_record: LossRecord | None, z_coefficient: float) -> torch.Tensor:
         hidden = self.tp.enter(x).flatten(0, 1)  # [s * b, h]
         weight = local(self.output_weight())
@@ -63,7 +65,7 @@ class GPT(Transformer):
             # No view: FSDP2 attaches its hooks to what a module returns.
             return torch.stack((total, z_total) if z_coefficient > 0.0 else (total,))
         # The head is most of a small model, so it is applied only to the unmasked tokens.
-        asked = mask.nonzero()[:, 0]
+        asked = mask.nonzero()[:, 0] if asked is None else asked
         both = torch.zeros(2, len(targets), device=hidden.device)
         if len(asked):
             log_probabilities, greedy = token_log_probabilities(hidden[asked], weight, targets[asked], self.vocab)

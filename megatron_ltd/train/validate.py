@@ -39,22 +39,28 @@ def mean_of(found: Sequence[HeldOut]) -> HeldOut:
 
 
 def held_out_loss(model: Model, batches: Iterable[Batch], device: torch.device) -> HeldOut:
-    """The loss over the microbatches of all data-parallel ranks.
+    """The loss over the microbatches of all data-parallel ranks. The host waits once, at the end; what depends on the
+    loss mask's values it looks up in its own copy.
 
     Args:
         batches: microbatches of this data-parallel rank, read as they are needed; every rank has the same number.
     """
     model.eval_mode()
     sums = torch.zeros(6, dtype=torch.float64, device=device)
-    classifies = model.stages[0].config.family == "vit"
+    family = model.stages[0].config.family
+    classifies = family == "vit"
     for batch in batches:
         facts = {name: sent(tensor, device) for name, tensor in batch.items()}
+        real = batch["loss_mask"] > 0
+        if family == "gpt":
+            facts["asked"] = sent(real.t().flatten().nonzero()[:, 0], device)
         scored = model.pipeline.forward(facts.pop("tokens"), facts)
         if scored is not None and model.mesh.tp_rank == 0:
             mask = facts["loss_mask"].double()
             losses = -scored[0].double()
             tokens = losses[:, :mask.shape[1]]
-            order = losses[(mask > 0).any(dim=1), mask.shape[1]:]  # without the samples that fill the last batch
+            samples = sent(real.any(dim=1).nonzero()[:, 0], device)
+            order = losses[samples, mask.shape[1]:]  # without the samples that fill the last batch
             right = (scored[1:].double() * mask).sum(dim=(1, 2)) if classifies else mask.new_zeros(2)  # first, five
             sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_tensor(order.numel()),
                                  *right))

@@ -6,8 +6,9 @@ operation's tensors either all are there or none; the exceptions are copies to t
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,7 @@ from megatron_ltd.plan.derived import policies
 from megatron_ltd.token_drop.importance_table import ImportanceTable
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
+from megatron_ltd.train.validate import held_out_loss
 from tests.gloo import run_ranks
 from tests.policy_settings import ENABLED
 
@@ -152,6 +154,32 @@ def counted(rank: int, ranks: int) -> list[dict[str, int]]:
 def test_a_step_on_a_cpu_has_no_operation_that_would_wait() -> None:
     (found,) = run_ranks(counted, 1, timeout=120)
     assert found == [{}, {}, {}]
+
+
+def evaluated(rank: int, ranks: int) -> dict[str, tuple[int, set[str]]]:
+    """Batches whose evaluation was launched before the host first asked for a value, and operations that mix devices,
+    of each family."""
+    found = {}
+    for family in ("gpt", "bert"):
+        config = config_of({"family": family})
+        mesh = build_mesh("cpu", pp=1, dp=1, tp=1, shard_parameters=False, timeout=timedelta(seconds=60))
+        model, launched, watched = build_model(config, mesh, META), count(), OneDevice()
+        slots = TOKENS if family == "gpt" else 5
+        more = {} if family == "gpt" else {
+            "predicted_positions": torch.arange(slots).repeat(SAMPLES, 1), "sentence_order": torch.ones(SAMPLES).long(),
+            "padding_mask": torch.ones(SAMPLES, TOKENS).bool(), "token_types": torch.zeros(SAMPLES, TOKENS).long()}
+        whole = {"tokens": torch.ones(SAMPLES, TOKENS).long(), "labels": torch.ones(SAMPLES, slots).long(),
+                 "loss_mask": torch.arange(SAMPLES * slots).view(SAMPLES, slots) % 3.0,
+                 "sample_ids": torch.arange(SAMPLES), **more}
+        with a_device_without_values(), watched, suppress(NotImplementedError, RuntimeError):
+            held_out_loss(model, (whole for _ in range(3) if next(launched) < 3), META)
+        found[family] = next(launched), watched.mixed
+    return found
+
+
+def test_an_evaluation_waits_once_at_its_end() -> None:
+    (found,) = run_ranks(evaluated, 1, timeout=120)
+    assert found == {"gpt": (3, set()), "bert": (3, set())}
 
 
 def test_the_watch_sees_reads_and_mixtures() -> None:
