@@ -10,13 +10,13 @@ at every position, as its model does; ours only where a token was masked.
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks import machine
+from benchmarks.rounds import processor_seconds
 from megatron_ltd.config import (
     DataConfig,
     ModelConfig,
@@ -121,14 +121,7 @@ def main(argv: list[str]) -> int:
         rows["transformers"] = transformers_step(args, batch)
     except ImportError:
         print("transformers is not installed: no row of it", file=sys.stderr)
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for number in range(args.rounds + 1):
-        for name, step in rows.items():
-            started = time.process_time()
-            step()
-            if number:
-                seconds[name].append(time.process_time() - started)
-        print(f"round {number}/{args.rounds}", file=sys.stderr, flush=True)
+    seconds = processor_seconds(rows, args.rounds)
     launch.stop()
     print(f"\nBERT {args.layers} x {args.hidden}, sequence {args.sequence}, vocabulary {args.vocabulary:,}, "
           f"{args.samples} samples, half of the tokens kept; fp32, {args.rounds} rounds, cpu clock\n"

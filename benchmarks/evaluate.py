@@ -13,7 +13,6 @@ import io
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from benchmarks import machine
+from benchmarks.rounds import processor_seconds
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.data.text.tokenizer import gpt2_bpe_tokenizer
 from megatron_ltd.lm_eval.results import EvalOptions
@@ -84,14 +84,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         with contextlib.redirect_stderr(io.StringIO()):
             timed = rows(args, write_model(args, Path(temporary)), Path(temporary))
-        seconds: dict[str, list[float]] = {name: [] for name in timed}
-        for number in range(args.rounds + 1):
-            for name, answer in timed.items():
-                started = time.process_time()
-                answer()
-                if number:
-                    seconds[name].append(time.process_time() - started)
-            print(f"round {number}/{args.rounds}", file=sys.stderr, flush=True)
+        seconds = processor_seconds(timed, args.rounds)
         launch.stop()
     print(f"\nGPT-2 of {args.layers} layers x {args.hidden}, first {args.limit} questions, batches of "
           f"{args.batch_size}; fp32, {args.rounds} rounds, cpu clock\n{machine.describe('cpu')}\n\n"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_steps import Bench
+from benchmarks.gpu_bench import Bench
 from benchmarks.ours import OurModel
 from megatron_ltd.model.dropout import dropout, token_keys
 from megatron_ltd.optim.clip import gradient_norm

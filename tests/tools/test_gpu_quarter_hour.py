@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_quarter_hour, plain_gpt
+from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_quarter_hour import PLAN, main, run_step
-from benchmarks.gpu_steps import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 
