@@ -1,5 +1,6 @@
 """Self-attention with grouped queries, rotary positions and sliding windows, on any subset of the tokens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,10 +9,12 @@ from torch import nn
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.attention_dropout import attend_with_dropout
+from megatron_ltd.model.document_attention import Documents, attend_in_documents
 from megatron_ltd.model.norm import build_query_key_norm
-from megatron_ltd.model.recompute import recomputed
+from megatron_ltd.model.projection import project
 from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.parallel.entrance import Linear
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
 
 
@@ -50,6 +53,7 @@ class TokenContext:
 
     Args:
         causal: a token attends to itself and to earlier ones; only used without a mask.
+        documents: within which the tokens attend to earlier ones; None: as the mask says.
         cache: keys and values of earlier tokens, to which those of these tokens are appended; the mask then has a
             column for each.
 
@@ -72,6 +76,7 @@ class TokenContext:
     window_mask: torch.Tensor | None = None
     hidden_keys: tuple[torch.Tensor, torch.Tensor] | None = None
     attention_keys: tuple[torch.Tensor, torch.Tensor] | None = None
+    documents: Documents | None = None
     cache: KeyValueCache | None = None
 
     def for_layer(self, config: ModelConfig, layer: int) -> "TokenContext":
@@ -103,8 +108,7 @@ class Attention(nn.Module):
     copy of its key and value, out of the gathered weight, whose gradient is summed over the copies.
 
     Args:
-        recompute: recompute the normalised inputs in the backward pass instead of storing them, under sequence
-            parallelism those of the whole sequence.
+        recompute: recompute the normalised inputs in the backward pass instead of storing them.
 
     Shapes:
         x [k/t or k, b, h]; context, whose keys and values a cross layer takes, [s/t or s, b, h] -> like x
@@ -134,7 +138,7 @@ class Attention(nn.Module):
             norm: is applied to x and to the context first.
         """
         recompute = self.recompute and self.training
-        query, key, value = recomputed(recompute, self._project, norm, x, context)
+        query, key, value = self._project(norm, x, context, recompute)
         query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -142,24 +146,30 @@ class Attention(nn.Module):
             query, key = rotate(query, *tokens.angles), rotate(key, *(tokens.key_angles or tokens.angles))
         if tokens.cache is not None:
             key, value = tokens.cache.extend(key, value)
-        # Kernels that take a mask do not all take grouped queries; torch would use its slowest one.
-        if self.queries_per_group > 1 and (tokens.mask is not None or tokens.attention_keys is not None):
+        # Kernels that take a mask or documents do not all take grouped queries; torch would use its slowest one.
+        takes_groups = tokens.mask is None and tokens.attention_keys is None and tokens.documents is None
+        if self.queries_per_group > 1 and not takes_groups:
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n/t, k or c, d]
         mixed = self._core(query, key, value, tokens)
         return self.proj(mixed.permute(2, 0, 1, 3).flatten(2))
 
-    def _project(self, norm: nn.Module | None, x: torch.Tensor,
-                 context: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    def _project(self, norm: nn.Module | None, x: torch.Tensor, context: torch.Tensor | None,
+                 recompute: bool) -> tuple[torch.Tensor, ...]:
         """Queries of x, and keys and values of x or of the context. Shapes: [k or c, b, g/t, n/g or 1, d]"""
-        x = self.tp.enter(x if norm is None else norm(x))
-        if context is not None:
-            return self._project_across(x, self.tp.enter(context if norm is None else norm(context)))
-        if self.shares_groups:
-            return self._project_across(x, x)
-        qkv = self.qkv(x).unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
-        return qkv.split((self.queries_per_group, 1, 1), dim=3)
+        if context is None and not self.shares_groups:
+            (qkv,) = project(x, [self.qkv.linear], self.tp, norm, recompute)
+            qkv = qkv.unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
+            return qkv.split((self.queries_per_group, 1, 1), dim=3)
+        queries, keys_and_values = self._linears()
+        if context is None:
+            found = project(x, [queries, keys_and_values], self.tp, norm, recompute)
+        else:
+            found = (*project(x, [queries], self.tp, norm, recompute),
+                     *project(context, [keys_and_values], self.tp, norm, recompute))
+        query, key_value = (part.unflatten(-1, (self.groups_local, -1, self.head_dim)) for part in found)
+        return query, *key_value.split((1, 1), dim=3)
 
     def _rows(self, parameter: torch.Tensor) -> torch.Tensor:
         """This process's rows of the query/key/value weight or bias. Shapes: -> [g/t, (n/g + 2), d, ...]"""
@@ -171,26 +181,18 @@ class Attention(nn.Module):
         queries = heads[:-2].chunk(sharing)[place]
         return torch.cat((queries, heads[-2:]))[None]
 
-    def _project_across(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries of x, and keys and values of the context, each computed with only the rows of the weight that it
-        needs.
-
-        Shapes:
-            x [k, b, h], context [s, b, h] -> [k, b, g/t, n/g, d], twice [s, b, g/t, 1, d]
-        """
+    def _linears(self) -> Iterator[Linear]:
+        """That of the queries, and that of keys and values, for when each reads tokens of its own or has rows of its
+        own."""
         weight = self._rows(self.qkv.weight)
         bias = None if self.qkv.bias is None else self._rows(self.qkv.bias)
-        parts = []
-        queries = slice(None, self.queries_per_group)
-        for source, chosen in ((x, queries), (context, slice(queries.stop, None))):
-            part_bias = None if bias is None else bias[:, chosen].flatten()
-            projected = F.linear(source, weight[:, chosen].flatten(0, 2), part_bias)
-            parts.append(projected.unflatten(-1, (self.groups_local, -1, self.head_dim)))
-        query, key_value = parts
-        return query, *key_value.split((1, 1), dim=3)
+        for chosen in (slice(None, self.queries_per_group), slice(self.queries_per_group, None)):
+            yield weight[:, chosen].flatten(0, 2), None if bias is None else bias[:, chosen].flatten()
 
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext) -> torch.Tensor:
         mask = tokens.mask
+        if tokens.documents is not None:
+            return attend_in_documents(query, key, value, tokens.documents)
         if tokens.attention_keys is not None:
             return attend_with_dropout(query, key, value, mask, tokens.attention_keys, self.dropout,
                                        causal=tokens.causal, first_head=self.first_head, most_tokens=self.most_tokens)

@@ -8,6 +8,7 @@ from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.attention import Attention, TokenContext
 from megatron_ltd.model.dropout import dropout
 from megatron_ltd.model.norm import build_norm
+from megatron_ltd.model.projection import project
 from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -68,7 +69,7 @@ class MLP(nn.Module):
             norm: is applied to x first.
         """
         recompute = self.recompute and self.training
-        wide = recomputed(recompute, lambda x: self.fc1(self.tp.enter(x if norm is None else norm(x))), x)
+        (wide,) = project(x, [self.fc1.linear], self.tp, norm, recompute)
         return recomputed(recompute, lambda wide: self.fc2(F.gelu(wide, approximate=self.approximation)), wide)
 
 
@@ -92,10 +93,9 @@ class GatedMLP(nn.Module):
         """Args:
             norm: is applied to x first.
         """
-        # The output of the norm is kept: to recompute it for the second product, the first would be repeated.
-        x = self.tp.enter(x if norm is None else norm(x))
-        return recomputed(self.recompute and self.training, lambda gate, up: self.fc2(F.silu(gate) * up),
-                          self.gate(x), self.up(x))
+        recompute = self.recompute and self.training
+        gate, up = project(x, [self.gate.linear, self.up.linear], self.tp, norm, recompute)
+        return recomputed(recompute, lambda gate, up: self.fc2(F.silu(gate) * up), gate, up)
 
 
 def build_mlp(config: ModelConfig, tp: TensorParallel, *, recompute: bool) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.alibi import slopes
 from megatron_ltd.model.attention import TokenContext
+from megatron_ltd.model.document_attention import Documents, find_documents, has_kernel
 from megatron_ltd.model.dropout import token_keys
 from megatron_ltd.model.rotary import rotary_angles
 from megatron_ltd.parallel.collectives import TensorParallel
@@ -47,6 +48,7 @@ class Microbatch:
         sample_ids: global sample indices.
         position_ids: positions that count from the start of each document; None counts from the start of the sample.
         document_ids: which document each token belongs to; None allows attention over the whole sample.
+        most_documents: a bound on their number in all samples; None where the host does not know one.
         padding_mask: which tokens are real; None: all.
 
     Shapes:
@@ -57,6 +59,7 @@ class Microbatch:
     sample_ids: torch.Tensor
     position_ids: torch.Tensor | None = None
     document_ids: torch.Tensor | None = None
+    most_documents: int | None = None
     padding_mask: torch.Tensor | None = None
 
     @cached_property
@@ -108,6 +111,9 @@ class ContextMaker:
             kept [b, k]
         """
         gpt = self.config.family == "gpt"
+        documents = None if attends_to_all else self._documents(kept)
+        if documents is not None:
+            return TokenContext(angles=self._angles(kept), documents=documents)
         mask = self._causal_mask(kept, attends_to_all) if gpt else self._padding_mask(kept, attends_to_all)
         window = self._window_mask(kept, attends_to_all) if self.config.window_size is not None else None
         window = window if window is None or mask is None else window & mask
@@ -147,6 +153,18 @@ class ContextMaker:
         samples = torch.arange(kept.shape[0], device=kept.device)
         cos, sin = (table.expand(-1, kept.shape[0], -1, -1)[kept.t(), samples] for table in self._all_angles)
         return cos, sin  # [k, b, 1, r / 2]
+
+    def _documents(self, kept: torch.Tensor | None) -> Documents | None:
+        """The tokens' documents, where a kernel that knows documents computes the attention of all layers."""
+        config, batch = self.config, self.batch
+        masked = (config.window_size is not None or config.position_embedding_type == "alibi"
+                  or config.mixture_of_depths_capacity is not None
+                  or (self.training and config.attention_dropout > 0.0))
+        if batch.document_ids is None or batch.most_documents is None or masked \
+                or not has_kernel(batch.document_ids.device, self.dtype, config.head_dim):
+            return None
+        ids = batch.document_ids if kept is None else batch.document_ids.gather(1, kept)
+        return find_documents(ids, batch.most_documents)
 
     def _causal_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
         """Mask of earlier tokens in the same document; None if plain causal attention is equivalent.

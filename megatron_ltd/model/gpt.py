@@ -33,10 +33,12 @@ class GPT(Transformer):
 
     def forward(self, x: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor, sample_ids: torch.Tensor,
                 position_ids: torch.Tensor | None = None, document_ids: torch.Tensor | None = None,
-                kept: torch.Tensor | None = None, asked: torch.Tensor | None = None, plan: StepPlan | None = None,
+                most_documents: int | None = None, kept: torch.Tensor | None = None,
+                asked: torch.Tensor | None = None, plan: StepPlan | None = None,
                 loss_record: LossRecord | None = None, router_weight: float | torch.Tensor = 0.0,
                 z_coefficient: float = 0.0) -> torch.Tensor:
         """Args:
+            most_documents: see `Microbatch`.
             asked: in evaluation, where the loss mask is not zero, as rows of [s, b]; None looks for them on the device,
                 for which the host waits.
             plan: what the step computes; None: every token in every layer.
@@ -44,7 +46,7 @@ class GPT(Transformer):
             router_weight: of a token in the loss of the routers' predictors (Mixture-of-Depths).
             z_coefficient: of the z-loss; 0 for none.
         """
-        batch = Microbatch(labels.shape[1], sample_ids, position_ids, document_ids)
+        batch = Microbatch(labels.shape[1], sample_ids, position_ids, document_ids, most_documents)
         contexts = self.contexts(batch)
         if self.embedding is not None:
             x = self.embedding(x, batch.positions(), contexts.embedding_keys())

@@ -13,7 +13,7 @@ A tensor-parallel region lies between `enter` and `exit` (f and g of https://arx
 Sequence dims come first, so that a slice of the sequence is contiguous. A group of one does nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,35 @@ def reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     out = x.new_empty((x.shape[0] // group.size(), *x.shape[1:]))
     _reduce_scatter(out, x.contiguous(), group=group)
     return out
+
+
+Pending = Callable[[], torch.Tensor]
+"""Waits for a collective, on an accelerator on its stream, and gives the result."""
+
+
+def start_all_reduce(x: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+    """Begin to overwrite x with the sum over the group."""
+    return _pending(dist.all_reduce(x, group=group, async_op=True), x)
+
+
+def start_all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+    """Begin `all_gather`."""
+    out = x.new_empty((x.shape[0] * group.size(), *x.shape[1:]))
+    return _pending(_all_gather(out, x.contiguous(), group=group, async_op=True), out)
+
+
+def start_reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+    """Begin `reduce_scatter`."""
+    out = x.new_empty((x.shape[0] // group.size(), *x.shape[1:]))
+    return _pending(_reduce_scatter(out, x.contiguous(), group=group, async_op=True), out)
+
+
+def _pending(work: dist.Work, out: torch.Tensor) -> Pending:
+    def finished() -> torch.Tensor:
+        work.wait()
+        return out
+
+    return finished
 
 
 def exchange(outgoing: Sequence[tuple[int, torch.Tensor]], incoming: Sequence[tuple[int, torch.Tensor]],
@@ -142,7 +171,7 @@ class TensorParallel:
         return self.mesh.get_group()
 
     @property
-    def _slices_sequence(self) -> bool:
+    def slices_sequence(self) -> bool:
         return self.sequence_parallel and self.size > 1
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +184,7 @@ class TensorParallel:
     def whole_sequence(self, x: torch.Tensor) -> torch.Tensor:
         """All positions, for a region in which each process reads its own share. Shapes: [s, ...] or [s/t, ...] -> [s,
         ...]"""
-        return self.enter(x) if self._slices_sequence else x
+        return self.enter(x) if self.slices_sequence else x
 
     def exit(self, x: torch.Tensor) -> torch.Tensor:
         """Leave a region with the sum of the ranks' parts. Shapes: [s, ...] -> [s, ...], or [s/t, ...]"""
@@ -184,7 +213,7 @@ class TensorParallel:
 
     def sequence_span(self, sequence_tokens: int) -> tuple[int, int]:
         """First position, and number of positions, that this process holds between regions."""
-        if not self._slices_sequence:
+        if not self.slices_sequence:
             return 0, sequence_tokens
         share = sequence_tokens // self.size
         return self.mesh.get_local_rank() * share, share

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.parallel.entrance import Linear
 
 
 def sharded_parameter(shape: tuple[int, ...], placement: Placement, tp: TensorParallel) -> nn.Parameter:
@@ -39,16 +40,13 @@ def local_part(full: torch.Tensor, parameter: DTensor) -> torch.Tensor:
 
 
 class ColumnParallelLinear(nn.Module):
-    """y = x W^T + b with the output features, the rows of W, sharded.
-
-    The caller enters the tensor-parallel region first, once for all layers that read the same input.
+    """y = x W^T + b with the output features, the rows of W, sharded; computed by `entrance.products` on entering the
+    tensor-parallel region, once for all layers that read the same input.
 
     Args:
         in_features: i, not sharded.
         out_features: o of the whole layer.
 
-    Shapes:
-        x [s, b, i] -> [s, b, o/t]
     """
 
     def __init__(self, in_features: int, out_features: int, tp: TensorParallel, *, bias: bool):
@@ -56,8 +54,9 @@ class ColumnParallelLinear(nn.Module):
         self.weight = sharded_parameter((out_features, in_features), Shard(0), tp)
         self.bias = sharded_parameter((out_features,), Shard(0), tp) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+    @property
+    def linear(self) -> Linear:
+        return local(self.weight), None if self.bias is None else local(self.bias)
 
 
 class RowParallelLinear(nn.Module):

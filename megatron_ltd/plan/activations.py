@@ -3,14 +3,13 @@
 For n tokens of a microbatch, in values of the compute dtype; t tensor-parallel processes; n' = n, or n/t between the
 regions under sequence parallelism; d_q the channels of all query heads, d_k those of all key heads; f the MLP's width:
 
-    norms       2 n' h inputs, 2 n h outputs, and fp32 statistics
+    norms       2 n' h inputs, 2 n' h outputs, and fp32 statistics
     attention   n (d_q + 2 d_k) / t      query, key and value; rotary positions add n (d_q + d_k) / t;
                                          3 n d_q / t with grouped queries and a mask, for which keys are repeated
                 n d_q / t                result, and fp32 statistics without dropout
     MLP         2 n f / t                or 4 with SwiGLU
 
-Selective recomputation spares half of the MLP's, and outputs and statistics of norms before attention or an MLP without
-gate.
+Selective recomputation spares half of the MLP's, and outputs and statistics of norms before attention or the MLP.
 
 (https://arxiv.org/abs/2205.05198, section 4.1, without scores.)
 """
@@ -51,8 +50,8 @@ class Activations:
         tokens = layer.tokens * layout.micro_samples
         keys = (read_tokens if layer.attends_to_all else layer.tokens) * layout.micro_samples
         between = tokens // (layout.tp if layout.sequence_parallel else 1)
-        whole = tokens * model.hidden_size * size
-        norms = 2 * self.stream(layer.tokens) + self._norms_kept * (whole + self._norm_extras(between))
+        outputs = 0 if self._selective and model.norm_placement == "before" else 2
+        norms = 2 * self.stream(layer.tokens) + outputs * (self.stream(layer.tokens) + self._norm_extras(between))
         width = model.ffn // layout.tp * size
         mlp = (4 if model.swiglu else 2) * tokens * width // (2 if self._selective else 1)
         masked = windowed or layer.attends_to_all
@@ -93,12 +92,6 @@ class Activations:
     @property
     def _selective(self) -> bool:
         return self.layout.recompute == "selective"
-
-    @property
-    def _norms_kept(self) -> int:
-        """Norms whose output is kept."""
-        spares = self._selective and self.model.norm_placement == "before"
-        return (1 if self.model.swiglu else 0) if spares else 2
 
     def _attention(self, tokens: int, keys: int, masked: bool) -> int:
         model, tp, size = self.model, self.layout.tp, self.value_bytes

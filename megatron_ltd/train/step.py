@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_ltd.config import RunConfig
+from megatron_ltd.model.document_attention import most_documents
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.clip import gradient_norm, scale_gradients
 from megatron_ltd.token_drop.plan import StepPlan
@@ -53,6 +54,8 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
         weight = loss_scale / (counts[1] * plan.read_tokens)
         # The engine splits tensors over the microbatches.
         of_step["router_weight"] = weight.expand(len(tokens)) if isinstance(weight, torch.Tensor) else weight
+    if "document_ids" in on_host:
+        of_step["most_documents"] = max(most_documents(part["document_ids"]) for part in parts)
     if z_coefficient:
         of_step["z_coefficient"] = z_coefficient
     sums = model.pipeline.train_step(tokens, merged | of_step, microbatches=len(batch),

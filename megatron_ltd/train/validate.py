@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ltd.data.loader import Batch
+from megatron_ltd.model.document_attention import most_documents
 from megatron_ltd.token_drop.transfer import sent
 from megatron_ltd.train.setup import Model
 
@@ -50,10 +51,12 @@ def held_out_loss(model: Model, batches: Iterable[Batch], device: torch.device) 
     family = model.stages[0].config.family
     classifies = family == "vit"
     for batch in batches:
-        facts = {name: sent(tensor, device) for name, tensor in batch.items()}
+        facts: dict[str, Any] = {name: sent(tensor, device) for name, tensor in batch.items()}
         real = batch["loss_mask"] > 0
         if family == "gpt":
             facts["asked"] = sent(real.t().flatten().nonzero()[:, 0], device)
+        if "document_ids" in batch:
+            facts["most_documents"] = most_documents(batch["document_ids"])
         scored = model.pipeline.forward(facts.pop("tokens"), facts)
         if scored is not None and model.mesh.tp_rank == 0:
             mask = facts["loss_mask"].double()

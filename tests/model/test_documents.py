@@ -1,10 +1,13 @@
 """Samples that hold several documents: masks between them and positions from the start of each."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from megatron_ltd.model import context, document_attention
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model import dense_reference
 from tests.model.tiny import (
@@ -115,3 +118,47 @@ def test_layers_that_process_the_same_tokens_keep_one_mask(tp: TensorParallel) -
             total = run(model, batch | ({"kept": torch.arange(8).repeat(samples, 1)} if settings else {}))
         assert sorted(tuple(mask.shape[2:]) for mask in kept.values()) == shapes
         assert total.requires_grad
+
+
+def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, of_keys: torch.Tensor,
+            longest: int, longest_keys: int, window_size: tuple[int, int]) -> torch.Tensor:
+    """Stands in for torch's kernel, which runs on GPUs alone: each sequence by itself."""
+    assert starts is of_keys and starts.dtype is torch.int32 and window_size == (-1, 0)
+    assert query.is_contiguous() and key.shape == value.shape == query.shape
+    found = []
+    for first, end in pairwise(starts.tolist()):
+        assert 0 <= end - first <= longest == longest_keys
+        some = [x[first:end].transpose(0, 1) for x in (query, key, value)]
+        found.append(F.scaled_dot_product_attention(*some, is_causal=True).transpose(0, 1))
+    return torch.cat(found)
+
+
+@BOTH_KINDS
+def test_a_kernel_for_documents_computes_what_a_mask_does(
+        tp: TensorParallel, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In layers that keep all tokens and in those that drop some, in training and in evaluation."""
+    config = tiny_config(**settings)
+    batch = tiny_batch(config) | documents(config)
+    masked = loss_and_gradients(build_gpt(config, tp, dropped=[1, 2, 3], kept=8), batch)
+    with torch.no_grad():
+        scores = run(build_gpt(config, tp).eval(), batch)
+    calls: list[int] = []
+    monkeypatch.setattr(context, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(document_attention, "varlen_attn",
+                        lambda query, *rest, **how: calls.append(len(query)) or by_hand(query, *rest, **how))
+    bound = document_attention.most_documents(batch["document_ids"])
+    batch["most_documents"] = bound  # type: ignore[assignment]
+    packed = loss_and_gradients(build_gpt(config, tp, dropped=[1, 2, 3], kept=8), batch)
+    assert calls == [3 * tokens for tokens in (24, 8, 8, 8, 24)]
+    torch.testing.assert_close(packed[0], masked[0], rtol=1e-6, atol=0.0)
+    assert_gradients_close(packed[1], masked[1])
+    with torch.no_grad():
+        torch.testing.assert_close(run(build_gpt(config, tp).eval(), batch), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_documents_are_found_and_their_number_is_bounded() -> None:
+    ids = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 4, 7]])  # a document does not reach into the next sample
+    assert document_attention.most_documents(ids) == 64 and document_attention.most_documents(
+        torch.arange(65)[None]) == 128
+    found = document_attention.find_documents(ids, 7)
+    assert found.starts.tolist() == [0, 2, 5, 8, 9, 10, 10, 10] and found.longest == 5

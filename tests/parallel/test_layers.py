@@ -1,11 +1,18 @@
 """Tensor-parallel layers against the serial ones of torch, in float64."""
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron_ltd.parallel import collectives
+from megatron_ltd.parallel.entrance import kept, products
 from megatron_ltd.parallel.gradients import reduce_replicated
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from tests.gloo import run_ranks
@@ -28,8 +35,8 @@ class Pair(nn.Module):
         self.last = RowParallelLinear(INNER, WIDTH, self.tp, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.tp.enter(x)
-        return self.last(torch.tanh(self.first(x)) * self.gate(x))
+        first, gate = products(kept(x), [self.first.linear, self.gate.linear], self.tp)
+        return self.last(torch.tanh(first) * gate)
 
 
 def pair_on_ranks(rank: int, ranks: int, sequence_parallel: bool, bias: bool) -> Result:
@@ -71,6 +78,67 @@ def test_column_then_row_is_a_serial_pair(ranks: int, sequence_parallel: bool, b
         assert gradients.keys() == values.keys()
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, values[name].grad, rtol=1e-12, atol=1e-12)
+
+
+class Order(TorchDispatchMode):
+    """Products and collectives in the order in which they are started, and waits for the latter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1].strip("_")
+        if name in ("mm", "addmm", "allreduce", "allgather_base", "reduce_scatter_base"):
+            self.seen.append(name.removesuffix("_base"))
+        return func(*args, **(kwargs or {}))
+
+
+def order_on_ranks(rank: int, ranks: int, sequence_parallel: bool) -> tuple[list[str], list[int]]:
+    """What the backward pass of a region's first products does, and the sizes of what they keep beside weights."""
+    pair, kept_sizes, waits = Pair(ranks, sequence_parallel, False), [], collectives._pending
+    fill(pair)
+    x = noise(pair.tp.sequence_span(SEQUENCE)[1], SAMPLES, WIDTH).requires_grad_()
+
+    def watched(work: dist.Work, out: torch.Tensor) -> collectives.Pending:
+        finish = waits(work, out)
+        return lambda: order.seen.append("wait") or finish()  # type: ignore[func-returns-value]
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept_sizes.append(t.numel()) or t, lambda t: t):
+        first, gate = products(kept(x), [pair.first.linear, pair.gate.linear], pair.tp)
+    with mock.patch.object(collectives, "_pending", watched), Order() as order:
+        (first + gate).sum().backward()
+    return order.seen, kept_sizes
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_collectives_run_beside_products_and_the_slice_is_kept(sequence_parallel: bool) -> None:
+    for order, sizes in run_ranks(order_on_ranks, 2, sequence_parallel):
+        whole, weight = SEQUENCE * SAMPLES * WIDTH, INNER // 2 * WIDTH
+        if sequence_parallel:  # gathered beside the input's gradient, scattered beside the weights'
+            assert order == ["allgather", "mm", "mm", "reduce_scatter", "wait", "mm", "mm", "wait"]
+        else:
+            assert order == ["mm", "mm", "allreduce", "mm", "mm", "wait"]
+        assert sorted(sizes) == sorted([whole // (2 if sequence_parallel else 1), weight, weight])
+
+
+def parts_of_a_split_pass(rank: int, ranks: int) -> list[list[str]]:
+    """The operations of a backward pass for the input, and of one for the weights."""
+    pair, x = Pair(ranks, False, False), noise(SEQUENCE, SAMPLES, WIDTH).requires_grad_()
+    fill(pair)
+    loss = sum(part.sum() for part in products(kept(x), [pair.first.linear, pair.gate.linear], pair.tp))
+    assert isinstance(loss, torch.Tensor)
+    found = []
+    for wanted in ([x], [pair.first.weight, pair.gate.weight]):
+        with Order() as order:
+            torch.autograd.grad(loss, wanted, retain_graph=True)
+        found.append(order.seen)
+    return found
+
+
+def test_a_split_backward_pass_computes_each_product_once() -> None:
+    for for_input, for_weights in run_ranks(parts_of_a_split_pass, 2):
+        assert for_input == ["mm", "mm", "allreduce"] and for_weights == ["mm", "mm"]
 
 
 def embedding_on_ranks(rank: int, ranks: int, sequence_parallel: bool) -> Result:

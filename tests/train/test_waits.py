@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.model import context
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.plan.derived import policies
@@ -51,6 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
     "muon": {"optimizer": "muon"},
     **ENABLED,
 }
+BY_KERNEL = "documents by torch's kernel for them"
 
 
 class OneDevice(TorchDispatchMode):
@@ -139,12 +141,14 @@ def steps_on(device: torch.device, case: Mapping[str, Any], steps: int) -> OneDe
 
 def rehearsed(rank: int, ranks: int) -> dict[str, set[str]]:
     with a_device_without_values():
-        return {name: steps_on(META, case, 1).mixed for name, case in CASES.items()}
+        found = {name: steps_on(META, case, 1).mixed for name, case in CASES.items()}
+        with mock.patch.object(context, "has_kernel", lambda *_: True):
+            return found | {BY_KERNEL: steps_on(META, CASES["documents"], 1).mixed}
 
 
 def test_a_rehearsed_step_reads_nothing_and_mixes_no_devices() -> None:
     (found,) = run_ranks(rehearsed, 1, timeout=120)
-    assert found == {name: set() for name in CASES}
+    assert found == {name: set() for name in (*CASES, BY_KERNEL)}
 
 
 def counted(rank: int, ranks: int) -> list[dict[str, int]]:
