@@ -80,7 +80,8 @@ def parity(bench: Bench) -> None:
     if not bench.tiny:  # without the suite's own conftest.py and settings, which need packages that may be missing
         done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir=.", "-p",
                                "no:cacheprovider", "--confcutdir=tests/gpu", "--import-mode=importlib",
-                               "tests/gpu/test_precision.py", "tests/gpu/test_token_drop.py"],
+                               "tests/gpu/test_documents.py", "tests/gpu/test_precision.py",
+                               "tests/gpu/test_token_drop.py"],
                               cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
         bench.write("tests/gpu", code=done.returncode, said=done.stdout[-3000:] + done.stderr[-1000:])
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_bench import Bench
 from benchmarks.ours import OurModel
+from megatron_ltd.model.document_attention import attend_in_documents, find_documents, has_kernel, most_documents
 from megatron_ltd.model.dropout import dropout, token_keys
 from megatron_ltd.optim.clip import gradient_norm
 from megatron_ltd.parallel.cross_entropy import head_loss
@@ -115,7 +116,11 @@ def _attention(bench: Bench) -> None:
         keys, values = (part.repeat_interleave(heads // groups, dim=1) for part in (few_keys, few_values))
         F.scaled_dot_product_attention(query, keys, values, is_causal=True).sum().backward()
 
+    each = documents.expand(shape.samples, -1)
+    found = find_documents(each, most_documents(each))
+    packed = {"documents by their kernel": lambda: attend_in_documents(query, key, value, found).sum().backward()}
     _rows(bench, f"attention of {tokens} tokens, forward and backward", {
         "causal": attend(key, value, is_causal=True), "mask of documents": attend(key, value, attn_mask=mask),
+        **(packed if has_kernel(device, query.dtype, 64) else {}),
         "grouped, repeated": repeated,
         "grouped, enable_gqa": attend(few_keys, few_values, is_causal=True, enable_gqa=True)})
