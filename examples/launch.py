@@ -11,6 +11,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import global_batch_size
 from megatron_ltd.settings.cli import asks_for_help
 from megatron_ltd.train.process.environment import MOST_PROCESSES, Launch
+from megatron_ltd.train.process.exits import RECORD_NAME, write_exit_record
 
 RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
            "finetune_gpt": finetune_gpt.RECIPE, "finetune_vit": finetune_vit.RECIPE}
@@ -187,8 +189,20 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
                 crash = f"the nodes did not meet at {', '.join(map(str, node.places))}: {str(error).splitlines()[0]}"
             endings = [Ending.read(path) for path in last_attempt(Path(folder))]
         if node.least is None or not apart:
-            return conclude(endings, crash, node.processes)
+            code = conclude(endings, crash, node.processes)
+            if code != EXIT_COMPLETE and len(endings) < node.processes:
+                record_crash(recipe, arguments, node, code, crash)
+            return code
         Console().line("lost the node at which all met")
+
+
+def record_crash(recipe: str, arguments: list[str], node: Node, code: int, crash: str) -> None:
+    """Write `exit.json` for processes that could not: those killed, or aborted as by NCCL's watchdog."""
+    save = RECIPES[recipe].read_settings(arguments, Console(False), node.most_processes).checkpoint.save
+    if save is not None and not (Path(save) / RECORD_NAME).exists():
+        died = re.search(r"exitcode\s*: (-?\d+)", crash)
+        reason = f"a process ended with {died[1]} and said nothing" if died else crash.partition("\n")[0]
+        write_exit_record(save, code, None, reason)
 
 
 def last_attempt(folder: Path) -> list[Path]:
