@@ -130,8 +130,8 @@ class ModelConfig:
     """Dropout on the embeddings and on the outputs of attention and MLP. Megatron-LM's default is 0.1;
     pretraining today uses none."""
     attention_dropout: float = 0.0
-    """Dropout on attention probabilities; above 0 the fused attention kernels cannot be used. Megatron-LM's default is
-    0.1."""
+    """Dropout on attention probabilities; above 0 the fused attention kernels cannot be used, and the backward pass
+    computes the scores again. Megatron-LM's default is 0.1."""
     init_method_std: float = 0.02
     """Standard deviation of the initial weights; projections into the residual stream use std / sqrt(2 x layers)."""
     scaled_init: bool = True
@@ -266,8 +266,8 @@ class ParallelConfig:
     recompute_activations: bool = False
     """Short for --recompute-granularity selective."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """What the backward pass recomputes instead of storing: nothing, norms before a branch and activation functions
-    (with attention dropout the attention core too), or whole layers."""
+    """What the backward pass recomputes instead of storing: nothing, norms before a branch and activation
+    functions, or whole layers."""
     distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
     """Collective library. `auto`: nccl on GPUs, gloo on CPU."""
     distributed_timeout_minutes: float = 10.0
