@@ -19,7 +19,7 @@ shift 2
 mkdir -p "$out" || exit 2
 export PYTHONPATH=$PWD PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 for _ in 1 2 3 4 5 6; do  # a process that the GPU has left is followed by another, which goes on with the next step
-    "${PYTHON:-python3}" -m benchmarks.gpu_quarter_hour "$call" --out "$out" --seconds $((left - SECONDS)) "$@" \
+    "${PYTHON:-python3}" -m benchmarks.gpu.quarter_hour "$call" --out "$out" --seconds $((left - SECONDS)) "$@" \
         2> >(tee -a "$out/$call.err" >&2)
     code=$?
     [[ $code -eq 3 || $code -ge 128 ]] || break

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_quarter_hour, plain_gpt
-from benchmarks.gpu_bench import Bench
-from benchmarks.gpu_quarter_hour import PLAN, main, run_step
+from benchmarks.gpu import plain_gpt, quarter_hour
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.quarter_hour import PLAN, main, run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,14 +63,14 @@ def test_an_error_that_stays_ends_the_process_and_the_next_goes_on_after_it(
     def broken(self: Bench) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setitem(gpu_quarter_hour.PLAN, "first", {
+    monkeypatch.setitem(quarter_hour.PLAN, "first", {
         name: (lambda at, name=name: at.write(f"ran {name}"), 60) for name in ("one", "two", "three")})
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "wait", broken)
-        assert main(["first", "--out", str(tmp_path), "--tiny"]) == gpu_quarter_hour.CANNOT_GO_ON
+        assert main(["first", "--out", str(tmp_path), "--tiny"]) == quarter_hour.CANNOT_GO_ON
     assert main(["first", "--out", str(tmp_path), "--tiny"]) == 0
     assert [row["row"] for row in rows(tmp_path) if row["row"].startswith("ran")] == ["ran one", "ran two", "ran three"]
-    monkeypatch.setitem(gpu_quarter_hour.PLAN, "first", {"late": (broken, 60)})
+    monkeypatch.setitem(quarter_hour.PLAN, "first", {"late": (broken, 60)})
     assert main(["first", "--out", str(tmp_path), "--tiny", "--seconds", "0"]) == 0
     assert rows(tmp_path)[-1] == {"step": "late", "row": "left out", "reason": "no time left"}
 

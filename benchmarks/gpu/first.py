@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import machine
-from benchmarks.gpu_bench import TINY, Bench
+from benchmarks.gpu.bench import TINY, Bench
 from benchmarks.ours import OurModel
 from benchmarks.shapes import Shape, run_config
 from megatron_ltd.config import RunConfig
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.train.process.launch import Runtime
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Shape(4, 128, 4, 128, 1000, 4)  # for losses that a CPU computes too
 
 

@@ -18,8 +18,8 @@ from types import FrameType
 
 import torch
 
-from benchmarks import gpu_first, gpu_micro, gpu_second
-from benchmarks.gpu_bench import TINY, Bench
+from benchmarks.gpu import first, micro, second
+from benchmarks.gpu.bench import TINY, Bench
 from benchmarks.shapes import run_config
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
@@ -32,23 +32,23 @@ _PATIENCE = 6
 
 PLAN: dict[str, dict[str, tuple[Callable[[Bench], None], int]]] = {
     "first": {
-        "machine": (gpu_first.machine_facts, 15),
-        "350m": (gpu_first.gpt_350m, 30),
-        "1.3b": (gpu_first.gpt_1b, 45),
-        "vocabularies": (gpu_first.vocabularies, 25),
-        "parity": (gpu_first.parity, 60),
-        "350m compiled": (gpu_first.compiled_350m, 75),
+        "machine": (first.machine_facts, 15),
+        "350m": (first.gpt_350m, 30),
+        "1.3b": (first.gpt_1b, 45),
+        "vocabularies": (first.vocabularies, 25),
+        "parity": (first.parity, 60),
+        "350m compiled": (first.compiled_350m, 75),
     },
     "second": {
-        "traces": (gpu_second.traces, 45),
-        "micro": (gpu_micro.micro, 45),
-        "1.3b compiled": (gpu_second.compiled_1b, 90),
-        "growing length": (gpu_second.growing_length, 100),
-        "bert-large": (gpu_second.bert_large, 50),
-        "against plain": (gpu_second.against_plain, 110),
-        "fp16": (gpu_second.half_precision, 30),
-        "llama": (gpu_second.llama, 40),
-        "vit-b": (gpu_second.vit_base, 30),
+        "traces": (second.traces, 45),
+        "micro": (micro.micro, 45),
+        "1.3b compiled": (second.compiled_1b, 90),
+        "growing length": (second.growing_length, 100),
+        "bert-large": (second.bert_large, 50),
+        "against plain": (second.against_plain, 110),
+        "fp16": (second.half_precision, 30),
+        "llama": (second.llama, 40),
+        "vit-b": (second.vit_base, 30),
     },
 }
 """Steps of each call in the order of their worth, with the seconds after which they are ended."""

@@ -1,5 +1,5 @@
-"""The steps of the second call of `benchmarks/gpu_quarter_hour.sh`, see `gpu_first.py`; those that take single
-operations apart are in `gpu_micro.py`."""
+"""The steps of the second call of `benchmarks/gpu_quarter_hour.sh`, see `first.py`; those that take single
+operations apart are in `micro.py`."""
 
 import argparse
 import functools
@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks import bert, plain_gpt
-from benchmarks.gpu_bench import TINY, Bench, ratio
+from benchmarks import bert
+from benchmarks.gpu import plain_gpt
+from benchmarks.gpu.bench import TINY, Bench, ratio
 from benchmarks.nanogpt import NanoGPT
 from benchmarks.ours import OurModel
 from megatron_ltd.config import ModelConfig

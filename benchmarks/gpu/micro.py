@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_bench import Bench
+from benchmarks.gpu.bench import Bench
 from benchmarks.ours import OurModel
 from megatron_ltd.model.document_attention import attend_in_documents, find_documents, has_kernel, most_documents
 from megatron_ltd.model.dropout import dropout, token_keys
