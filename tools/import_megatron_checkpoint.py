@@ -190,8 +190,9 @@ def run(args: argparse.Namespace) -> None:
         write(args)
         return
     folder, counters = Path(args.from_megatron), TrainState().counters()
-    Console().line(f"{folder} holds pickles, which are opened with torch's restricted unpickler; import only files "
-                   "whose origin you know")
+    if folder.is_dir():
+        Console().line(f"{folder} is read as pickles, with torch's restricted unpickler; import only files whose "
+                       "origin you know")
     if (folder / INDEX).is_file():
         path, config = import_distributed(opened(folder / SETTINGS), read_index(folder), Path(args.output), counters,
                                           vocab_size=args.vocab_size)
