@@ -49,6 +49,7 @@ def model_config(state: State, vocab_size: int | None) -> ModelConfig:
                               "of tokens of the tokenizer, at most that")
     settings = {name: argument(state, name, getattr(ModelConfig, name)) for name in _SAME_NAME}
     settings |= {name: _needed(state, name) for name in _NEEDED}
+    settings["rotary_base"] = int(settings["rotary_base"])
     settings["norm_epsilon"] = argument(state, "norm_epsilon", argument(state, "layernorm_epsilon", 1e-5))
     rope = argument(state, "use_rotary_position_embeddings", False)
     groups = argument(state, "num_query_groups", None) if argument(state, "group_query_attention", False) else None
