@@ -82,9 +82,10 @@ def _needed(state: State, name: str) -> int:
 def _windows(state: State, bert: bool) -> dict[str, Any]:
     """The sliding window; -1 tokens before, as there, are all of them."""
     window = argument(state, "window_size", None)
-    if window is None or tuple(window)[:1] == (-1,):
+    if window is None or (isinstance(window, (tuple, list)) and tuple(window[:1]) == (-1,)):
         return {}
-    if bert or len(window) != 2 or window[1] not in (0, -1) or window[0] < 0:
+    is_pair = isinstance(window, (tuple, list)) and len(window) == 2 and all(type(size) is int for size in window)
+    if bert or not is_pair or window[1] not in (0, -1) or window[0] < 0:
         raise CheckpointError(f"--window-size {window}: only a GPT's windows of earlier tokens are supported")
     return {"window_size": (int(window[0]), 0), "window_attn_skip_freq": _of_layers(state, "window_attn_skip_freq")}
 
@@ -94,7 +95,7 @@ def _of_layers(state: State, name: str) -> tuple[int, ...] | None:
     value = argument(state, name, None)
     if not value:
         return None
-    numbers = (value,) if isinstance(value, int) else tuple(value)
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     layers = _needed(state, "num_layers")
     if isinstance(value, int) or (len(numbers) == layers and set(numbers) <= {0, 1}):
         return numbers
