@@ -24,6 +24,7 @@ import pathlib
 import pickle
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,9 @@ def write(args: argparse.Namespace) -> None:
     state = exported(model, lambda name: tensors.read(PREFIX + name), settings["padded_vocab_size"])
     folder = target / "release"
     folder.mkdir(parents=True)
-    save(state, storage_writer=filesystem.FileSystemWriter(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch tells that there is a single process
+        save(state, storage_writer=filesystem.FileSystemWriter(str(folder)), no_dist=True)
     torch.save({"args": argparse.Namespace(**settings), "checkpoint_version": 3.0, "iteration": 0}, folder / SETTINGS)
     (folder / "metadata.json").write_text(json.dumps({
         "sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
