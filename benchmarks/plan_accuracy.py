@@ -63,6 +63,10 @@ def _cases() -> tuple[Case, ...]:
         Case("GPT, 32 of 128 kept, full", f"{GPT} --global-batch-size 8 --recompute-granularity full" + LTD),
         Case("GPT, 512 tokens", f"{LONG} --global-batch-size 4"),
         Case("GPT, 512 tokens, full", f"{LONG} --global-batch-size 4 --recompute-granularity full"),
+        Case("GPT, 512 tokens, ALiBi", f"{LONG} --global-batch-size 4 --position-embedding-type alibi"),
+        Case("GPT, 512 tokens, ALiBi, 32 kept, bf16", f"{LONG} --global-batch-size 4 --bf16 --position-embedding-type "
+             "alibi" + LTD),
+        Case("GPT, 512 tokens, window", f"{LONG} --global-batch-size 4 --window-size 63 0"),
         Case("GPT, 512 wide", f"{WIDE} --global-batch-size 4"),
         Case("GPT, bf16", f"{GPT} --global-batch-size 8 --bf16"),
         Case("GPT, tp 2", f"{GPT} --global-batch-size 8 {tp} 2", 2),
@@ -133,7 +137,7 @@ def _process(rank: int, case: Case, folder: str, steps: int, memory: bool) -> No
     parallel, dp = config.parallel, data_parallel_size(config, case.processes)
     mesh = build_mesh("cpu", pp=parallel.pipeline_model_parallel_size, dp=dp, tp=parallel.tensor_model_parallel_size,
                       shard_parameters=parallel.sharding != "no_shard", timeout=timeout)
-    runtime = Runtime(Launch(rank, rank, case.processes, None), torch.device("cpu"), mesh, [])
+    runtime = Runtime(Launch(rank, rank, case.processes, None), torch.device("cpu"), mesh, [], dist.HashStore())
     microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
     before = _resident("VmRSS")
     plan, seconds, processor = policies(config).plan(0), [], []

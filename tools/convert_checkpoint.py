@@ -96,8 +96,8 @@ def read_model(args: argparse.Namespace, console: Console) -> None:
     if config.model.family == "vit":
         console.line(f"images of {config.model.img_h} x {config.model.img_w}, {config.model.num_classes} classes")
     elif config.data.tokenizer_type is None:
-        console.warn(f"{args.from_hf} has no tokenizer files; name the tokenizer (--tokenizer-type and its files) when "
-                     "you use the checkpoint")
+        console.warn(f"{args.from_hf} has no tokenizer that can be read; name one (--tokenizer-type and its files) "
+                     "when you use the checkpoint")
     else:
         tell_tokenizer(config, console)
     console.line(f"wrote {path}: {config.model.num_layers} layers x {config.model.hidden_size}, {reads}; "

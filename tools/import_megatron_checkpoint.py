@@ -10,7 +10,7 @@ as far as the unpickler can be trusted; the index of the distributed format is o
 torch's index. Import only files whose origin you know. This is the only command of the project that opens pickles; its
 output is safetensors.
 
-Supported are GPT and BERT, any tensor- and pipeline-parallel size, and of classic files (mp_rank_XX[_YYY]/
+Supported are GPT and BERT, any tensor- and pipeline-parallel size, and of pickled files (mp_rank_XX[_YYY]/
 model_optim_rng.pt) the three orders of query/key/value rows. Optimizer state is not read. Train the checkpoint further
 with --load DIR --finetune --use-checkpoint-args and a tokenizer. An exported folder is what Megatron-LM loads with
 --load DIR --ckpt-format torch_dist and the printed flags; the model must fit into memory.
@@ -24,6 +24,7 @@ import pathlib
 import pickle
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,8 @@ import torch
 from torch.distributed.checkpoint import filesystem, planner, save
 from torch.distributed.checkpoint import metadata as index_types
 
-from megatron_ltd.checkpoint.convert.megatron.distributed import (
-    Piece,
-    Stored,
-    exported,
-    flags_of,
-    import_distributed,
-    megatron_settings,
-)
+from megatron_ltd.checkpoint.convert.megatron.args import flags_of, megatron_settings
+from megatron_ltd.checkpoint.convert.megatron.distributed import Piece, Stored, exported, import_distributed
 from megatron_ltd.checkpoint.convert.megatron.importing import import_model
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
@@ -181,7 +176,9 @@ def write(args: argparse.Namespace) -> None:
     state = exported(model, lambda name: tensors.read(PREFIX + name), settings["padded_vocab_size"])
     folder = target / "release"
     folder.mkdir(parents=True)
-    save(state, storage_writer=filesystem.FileSystemWriter(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch tells that there is a single process
+        save(state, storage_writer=filesystem.FileSystemWriter(str(folder)), no_dist=True)
     torch.save({"args": argparse.Namespace(**settings), "checkpoint_version": 3.0, "iteration": 0}, folder / SETTINGS)
     (folder / "metadata.json").write_text(json.dumps({
         "sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
@@ -196,6 +193,9 @@ def run(args: argparse.Namespace) -> None:
         write(args)
         return
     folder, counters = Path(args.from_megatron), TrainState().counters()
+    if folder.is_dir():
+        Console().line(f"{folder} is read as pickles, with torch's restricted unpickler; import only files whose "
+                       "origin you know")
     if (folder / INDEX).is_file():
         path, config = import_distributed(opened(folder / SETTINGS), read_index(folder), Path(args.output), counters,
                                           vocab_size=args.vocab_size)

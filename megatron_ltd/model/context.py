@@ -223,8 +223,10 @@ class ContextMaker:
         """The mask as fused kernels add it to the scores: 0 or minus infinity. They would convert a bool mask in each
         layer, and keep each result for the backward pass."""
         dropout = self.training and self.config.attention_dropout > 0.0
-        if mask is None or self.dtype is None or dropout or mask.is_floating_point():
+        if mask is None or self.dtype is None or dropout:
             return mask
+        if mask.is_floating_point():
+            return mask.to(self.dtype)
         return torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, float("-inf"))
 
     def _hidden_keys(self, layer: int, site: int, places: torch.Tensor) -> torch.Tensor | None:

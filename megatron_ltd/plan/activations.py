@@ -7,6 +7,8 @@ regions under sequence parallelism; d_q the channels of all query heads, d_k tho
     attention   n (d_q + 2 d_k) / t      query, key and value; rotary positions add n (d_q + d_k) / t;
                                          3 n d_q / t with grouped queries and a mask, for which keys are repeated
                 n d_q / t                result, and fp32 statistics without dropout
+    masks       k c for a run of layers that process the same k of each sample's tokens and attend to c: of windows,
+                and with ALiBi n_heads k c / t biases; for each sample where tokens are dropped
     MLP         2 n f / t                or 4 with SwiGLU
 
 Selective recomputation spares half of the MLP's, and outputs and statistics of norms before attention or the MLP.
@@ -44,18 +46,19 @@ class Activations:
         between = tokens * self.layout.micro_samples // (self.layout.tp if self.layout.sequence_parallel else 1)
         return between * self.model.hidden_size * self.value_bytes
 
-    def saved(self, layer: LayerPlan, read_tokens: int, *, windowed: bool = False) -> int:
+    def saved(self, plan: StepPlan, number: int) -> int:
         """What a layer saves without full recomputation, its input included."""
+        layer = plan.layers[number]
         model, layout, size = self.model, self.layout, self.value_bytes
         tokens = layer.tokens * layout.micro_samples
-        keys = (read_tokens if layer.attends_to_all else layer.tokens) * layout.micro_samples
+        keys = (plan.read_tokens if layer.attends_to_all else layer.tokens) * layout.micro_samples
         between = tokens // (layout.tp if layout.sequence_parallel else 1)
         outputs = 0 if self._selective and model.norm_placement == "before" else 2
         norms = 2 * self.stream(layer.tokens) + outputs * (self.stream(layer.tokens) + self._norm_extras(between))
         width = model.ffn // layout.tp * size
         mlp = (4 if model.swiglu else 2) * tokens * width // (2 if self._selective else 1)
-        masked = windowed or layer.attends_to_all
-        return norms + mlp + self._attention(tokens, keys, masked) + self._dropout(between) \
+        attention = self._attention(tokens, keys, self._masked(plan, number))
+        return norms + mlp + attention + self._dropout(between) \
             + (16 * between if layer.token_set is not None else 0)
 
     def transient(self, layer: LayerPlan) -> int:
@@ -64,21 +67,24 @@ class Activations:
         width = self.model.ffn // self.layout.tp * self.value_bytes
         return (3 if self.model.swiglu else 2) * tokens * width + 2 * self.stream(layer.tokens)
 
-    def layer(self, layer: LayerPlan, read_tokens: int) -> int:
+    def layer(self, plan: StepPlan, number: int) -> int:
         """What a layer keeps until its backward pass."""
+        layer = plan.layers[number]
         if layer.skipped or not layer.backward:
             return 0
         if self.layout.recompute == "full":
             return self.stream(layer.tokens) + (16 * layer.tokens if layer.token_set is not None else 0)
-        return self.saved(layer, read_tokens)
+        return self.saved(plan, number)
 
     def stage(self, plan: StepPlan, first: int, stop: int) -> int:
         """What the layers of a stage keep, and its output."""
         if id(plan) not in self._sums:  # a plan of many layers takes long to hash
-            of_kind = {layer: self.layer(layer, plan.read_tokens) for layer in set(plan.layers)}
-            self._sums[id(plan)] = plan, [0, *accumulate(of_kind[layer] for layer in plan.layers)]
+            kinds = [(layer, self._masked(plan, number)) for number, layer in enumerate(plan.layers)]
+            of_kind = {kind: self.layer(plan, kinds.index(kind)) for kind in set(kinds)}
+            self._sums[id(plan)] = plan, [0, *accumulate(of_kind[kind] for kind in kinds)]
         sums = self._sums[id(plan)][1]
-        return sums[stop] - sums[first] + (self.stream(plan.read_tokens) if stop < len(plan.layers) else 0)
+        return sums[stop] - sums[first] + self._masks(plan, first, stop) + (
+            self.stream(plan.read_tokens) if stop < len(plan.layers) else 0)
 
     def output_gradients(self, plan: StepPlan, first: int, stop: int) -> int:
         """The gradients from which a split backward pass computes those of a stage's weights later."""
@@ -88,6 +94,34 @@ class Activations:
         a_token = (sharded // tp + 2 * model.hidden_size) * self.value_bytes
         tokens = sum(layer.tokens for layer in plan.layers[first:stop] if layer.learns)
         return tokens * self.layout.micro_samples * a_token
+
+    def _windowed(self, plan: StepPlan, number: int) -> bool:
+        window = self.model.window_size
+        return window is not None and self.model.is_windowed(number) and window[0] < plan.read_tokens - 1
+
+    def _masked(self, plan: StepPlan, number: int) -> bool:
+        """Whether attention takes a mask, for which grouped keys and values are repeated."""
+        return plan.layers[number].attends_to_all or self.model.position_embedding_type == "alibi" or \
+            self._windowed(plan, number)
+
+    def _masks(self, plan: StepPlan, first: int, stop: int) -> int:
+        """Masks of windows and ALiBi's biases, which the layers of a run share."""
+        alibi = self.model.position_embedding_type == "alibi"
+        if not alibi and self.model.window_size is None:
+            return 0
+        found: dict[tuple[object, int], int] = {}
+        heads = self.model.num_attention_heads // self.layout.tp if alibi else 1
+        run = 0
+        for number in range(first, stop):
+            layer = plan.layers[number]
+            run += number > first and layer.token_set != plan.layers[number - 1].token_set
+            if layer.skipped or not layer.backward or not self._masked(plan, number):
+                continue
+            samples = 1 if layer.token_set is None else self.layout.micro_samples
+            keys = plan.read_tokens if layer.attends_to_all else layer.tokens
+            of_run = None if layer.token_set is None else (run, layer.attends_to_all)
+            found[of_run, self._windowed(plan, number)] = samples * heads * layer.tokens * keys
+        return self.value_bytes * sum(found.values())
 
     @property
     def _selective(self) -> bool:

@@ -101,7 +101,7 @@ class MemoryModel:
         of_layers = self._backward(plan)
         working = [max(of_layers[first:stop]) for first, stop in stages]
         waiting = [late * self.activations.output_gradients(plan, first, stop) if late else 0 for first, stop in stages]
-        of_last = [self.activations.layer(plan.layers[stop - 1], plan.read_tokens) for _, stop in stages]
+        of_last = [self.activations.layer(plan, stop - 1) for _, stop in stages]
         for chunk, counts in held_activations(self.layout.order, rank):
             (first, stop), held = stages[chunk], sum(map(mul, saved, counts))
             head = sum(map(mul, heads, counts))
@@ -184,9 +184,9 @@ class MemoryModel:
         """What the backward pass of each layer needs while it runs."""
         recomputes = self.layout.recompute == "full"
         of_kind: dict[int, int] = {}  # by identity: thousands of layers are compared in a search
-        for layer in plan.layers:
+        for number, layer in enumerate(plan.layers):
             if id(layer) not in of_kind:
-                again = self.activations.saved(layer, plan.read_tokens) - self.activations.stream(layer.tokens)
+                again = self.activations.saved(plan, number) - self.activations.stream(layer.tokens)
                 of_kind[id(layer)] = (self.activations.transient(layer) + again * recomputes) * layer.learns
         return [of_kind[id(layer)] for layer in plan.layers]
 

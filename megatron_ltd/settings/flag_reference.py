@@ -17,6 +17,9 @@ from megatron_ltd.config import RunConfig
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}(_[0-9]{1,40})*")
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
+LONGEST_LIST = 100_000
+"""Numbers that a flag takes."""
+
 REQUIRED = {"num_layers": "the number of transformer layers", "hidden_size": "the width of the residual stream",
             "num_attention_heads": "the number of query heads", "seq_length": "the tokens of one sample",
             "lr": "the peak learning rate"}
@@ -92,7 +95,9 @@ class Flag:
             ValueError: they stand for none; the message says what is wrong, and what is wanted.
         """
         given = " ".join(words)
-        if self.kind is int and self.count != 1 and len(words) == 1 and (words[0][0] in "([" or "," in words[0]):
+        if self.kind is int and self.count is None and "[" in given and set("*+") & set(given):
+            words = [str(number) for number in list_of(name, given)]
+        elif self.kind is int and self.count != 1 and len(words) == 1 and (words[0][0] in "([" or "," in words[0]):
             words = words[0].strip("()[]").replace(",", " ").split()  # as Megatron-LM writes it: (127,0) or 127,0
         if self.kind is bool and words:
             raise ValueError(f"{name} takes no value, but {given!r} follows it; leave that out")
@@ -150,6 +155,32 @@ class Flag:
 def flag_name(field: str) -> str:
     """The flag of a field."""
     return "--" + field.replace("_", "-")
+
+
+def list_of(name: str, text: str) -> list[int]:
+    """The numbers that a flag has in Megatron-LM's scripts as sums and multiples of lists: `([1]*3+[0])*8`.
+
+    Raises:
+        ValueError: it is something else, or longer than any stack of layers.
+    """
+    wrong = ValueError(f"{name} = {text[:200]}: no list of whole numbers; write it as [1,1,1,0] or ([1]*3+[0])*8")
+
+    def numbers(node: ast.expr) -> list[int]:
+        match node:
+            case ast.List(elts=items) if all(isinstance(item, ast.Constant) and type(item.value) is int
+                                             for item in items):
+                return [ast.literal_eval(item) for item in items]
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return numbers(left) + numbers(right)
+            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(times))):
+                if len(found := numbers(left)) * times <= LONGEST_LIST:
+                    return found * times
+        raise wrong
+
+    try:
+        return numbers(ast.parse(text, mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise wrong from None
 
 
 @functools.cache

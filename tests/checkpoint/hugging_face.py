@@ -31,6 +31,7 @@ from transformers import (
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.whole_tensors import PREFIX
 from megatron_ltd.config import RunConfig
+from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import materialize
 from megatron_ltd.model.transformer import StageSpan
@@ -151,21 +152,47 @@ def saved(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
     return folder
 
 
-@torch.no_grad()
-def our_logits(checkpoints: Path, step: int, tp: TensorParallel, tokens: torch.Tensor) -> torch.Tensor:
-    """Of the GPT in a checkpoint. Shapes: tokens [b, s] -> [b, s, v]"""
+def our_model(checkpoints: Path, step: int, tp: TensorParallel) -> GPT | BERT:
+    """The model of a checkpoint."""
     config = RunConfig.from_dict(read_manifest(checkpoints / f"iter_{step:07d}").config).model
-    model = GPT(config, tp, StageSpan(0, config.num_layers, config.num_layers))
+    kind = BERT if config.family == "bert" else GPT
+    model = kind(config, tp, StageSpan(0, config.num_layers, config.num_layers))
     materialize(model, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
     load(model, {name.removeprefix(PREFIX): tensor for name, tensor in saved_tensors(checkpoints, step).items()
                  if name.startswith(PREFIX)})
+    return model.eval()
+
+
+@torch.no_grad()
+def our_logits(checkpoints: Path, step: int, tp: TensorParallel, tokens: torch.Tensor) -> torch.Tensor:
+    """Of the GPT in a checkpoint. Shapes: tokens [b, s] -> [b, s, v]"""
+    model = our_model(checkpoints, step, tp)
     hidden: list[torch.Tensor] = []
     assert model.final_norm is not None
     model.final_norm.register_forward_hook(lambda module, inputs, output: hidden.append(output))
-    model.eval()(tokens, labels=tokens, loss_mask=torch.ones(tokens.shape), sample_ids=torch.zeros(len(tokens)).long())
+    model(tokens, labels=tokens, loss_mask=torch.ones(tokens.shape), sample_ids=torch.zeros(len(tokens)).long())
     table = whole_parameters(model)
     output = table.get("head.weight", table["embedding.word.weight"])
-    return (hidden.pop().transpose(0, 1) @ output.T)[..., :config.vocab_size]
+    return (hidden.pop().transpose(0, 1) @ output.T)[..., :model.config.vocab_size]
+
+
+@torch.no_grad()
+def check_bert(model: BERT, theirs: PreTrainedModel, tokens: torch.Tensor) -> None:
+    """Both heads predict what theirs predict. Shapes: tokens [3, s], s > 17"""
+    types = (torch.arange(tokens.shape[1]) > 9).long().expand_as(tokens)
+    real = torch.ones(tokens.shape, dtype=torch.bool)
+    real[1, 17:] = False
+    wanted = theirs(tokens, attention_mask=real.long(), token_type_ids=types)
+    positions = torch.tensor([[0, 3, 16]] * 3)
+    samples = torch.arange(3)[:, None]
+    for order in (0, 1):
+        found = model(tokens, padding_mask=real, predicted_positions=positions, labels=tokens[samples, positions],
+                      loss_mask=torch.ones(3, 3), sample_ids=torch.zeros(3).long(), token_types=types,
+                      sentence_order=torch.full((3,), order))
+        words = wanted.prediction_logits.log_softmax(-1)[samples, positions, tokens[samples, positions]]
+        torch.testing.assert_close(found[0, :, :3], words, rtol=1e-5, atol=1e-5)
+        orders = wanted.seq_relationship_logits.log_softmax(-1)[:, order]
+        torch.testing.assert_close(found[0, :, 3], orders, rtol=1e-5, atol=1e-5)
 
 
 def assert_logits_close(found: torch.Tensor, wanted: torch.Tensor) -> None:

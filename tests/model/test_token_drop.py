@@ -120,6 +120,20 @@ def test_recomputation_is_bit_for_bit_what_was_kept(tp: TensorParallel, settings
     assert [name for name in gradients if not torch.equal(gradients[name], expected[name])] == []
 
 
+def test_in_half_precision_all_layers_keep_the_same_biases_of_alibi(tp: TensorParallel) -> None:
+    config = tiny_config(**BLOOM_LIKE)
+    model, kept = build_gpt(config, tp).to(torch.bfloat16), set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (config.seq_length, config.seq_length):
+            kept.add((tensor.dtype, tensor.data_ptr()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss_and_gradients(model, tiny_batch(config))
+    assert len(kept) == 1
+
+
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_dropped_layers_save_nothing_of_full_length(tp: TensorParallel, recompute: str,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:

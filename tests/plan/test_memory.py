@@ -1,5 +1,6 @@
 """The memory that a run is predicted to need, by hand. `benchmarks/plan_accuracy.py` holds it against processes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,19 @@ def test_dropped_layers_keep_what_they_process() -> None:
     dropped = 4 * tokens * 16 * H + 16 * tokens + 4 * tokens * N + 16 * tokens  # and two lists of rows
     found = of().peak(0, plan_of(S, L, kept, [1])).activations
     assert found == of().peak(0, WHOLE).activations * 2 // 3 + dropped
+
+
+def test_the_layers_of_a_run_share_a_mask() -> None:
+    kept, tokens = 4, B * 4
+    dropped = plan_of(S, L, kept, [1])  # the others, which process all tokens, share theirs
+    plain = of().peak(0, dropped).activations
+    alibi = replace(MODEL, position_embedding_type="alibi")
+    assert of(model=alibi).peak(0, dropped).activations == plain + 4 * N * (S * S + tokens * kept)
+    assert of(model=alibi, bf16=True).peak(0, WHOLE).activations == of(bf16=True).peak(
+        0, WHOLE).activations + 2 * N * S * S
+    window = replace(MODEL, window_size=(5, 0))
+    assert of(model=window).peak(0, dropped).activations == plain + 4 * (S * S + tokens * kept)
+    assert of(model=replace(window, window_size=(S, 0))).peak(0, dropped).activations == plain
 
 
 def test_a_stage_holds_the_microbatches_that_1f1b_has_in_flight_and_a_buffer_for_each_of_the_step() -> None:

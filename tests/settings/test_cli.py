@@ -98,6 +98,8 @@ def test_what_is_written_on_the_command_line_is_what_the_configuration_holds(giv
     (["--normalization", "RMSNorm"], "model", "normalization", "RMSNorm"),
     (["--no-load-optim"], "checkpoint", "no_load_optim", True),
     (["--split=98,2,0"], "data", "split", "98,2,0"),
+    (["--window-attn-skip-freq", "([1]*3+[0])*2"], "model", "window_attn_skip_freq", (1, 1, 1, 0) * 2),
+    (["--no-rope-freq", "[0,1]*2"], "model", "no_rope_freq", (0, 1, 0, 1)),
 ])
 def test_values_are_read_as_the_type_of_their_field(words: list[str], section: str, field: str, value: Any) -> None:
     config, _ = parse_run_config(words)
@@ -125,6 +127,8 @@ def test_values_are_read_as_the_type_of_their_field(words: list[str], section: s
     (["--hiden-size", "4"], ["nearest: --hidden-size"]),
     (["--micro_batch_sise", "4"], ["nearest: --micro-batch-size"]),
     (["--confg", "x.toml"], ["nearest: --config"]),
+    (["--no-rope-freq", "[1]*9999999999"], ["--no-rope-freq = [1]*9999999999: no list of whole numbers", "([1]*3"]),
+    (["--no-rope-freq", "[exit()]*2"], ["--no-rope-freq = [exit()]*2: no list of whole numbers"]),
 ])
 def test_what_cannot_be_read_is_answered_with_value_and_remedy(words: list[str], fragments: list[str]) -> None:
     message = refused(*words)

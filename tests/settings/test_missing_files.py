@@ -24,6 +24,8 @@ GPT2 = "--tokenizer-type GPT2BPETokenizer --vocab-file no.json --merge-file no.t
      ["--fp16", "no.json", "no.txt", "a.idx"]),
     (pretrain_gpt, "--lr abc " + GPT2 + "--train-iters 1 --data-path here " + SIZES[:-7], ConfigError,
      ["--lr = abc", "no.json", "no.txt"]),
+    (pretrain_gpt, SIZES + "--train-iters 1 --data-path a --vocab-file no.json --tokenizer-model no.model", ConfigError,
+     ["--tokenizer-type is required", "--tokenizer-model: no file no.model", "--vocab-file: no file no.json", "a.idx"]),
     (pretrain_gpt, "--load gone --use-checkpoint-args --train-iters 1 --data-path here", CheckpointError, []),
 ])
 def test_every_missing_file_is_named_once(

@@ -3,6 +3,7 @@ classes, and what is refused.
 """
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,8 @@ def test_a_trained_model_is_exported_and_scored_by_transformers(
 ) -> None:
     assert convert_checkpoint.main(["--load", str(truth[1]), "--to-hf", str(tmp_path / "hf")]) == 0
     theirs = ViTForImageClassification.from_pretrained(tmp_path / "hf").eval()
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert written.keys() <= {"model_type", "architectures", "torch_dtype", *vars(theirs.config)}
     images, labels = patterns(30, 12, 2)
     with torch.no_grad():
         logits = theirs(torch.from_numpy(images.astype(np.float32) / 127.5 - 1.0)[:, None]).logits

@@ -45,7 +45,8 @@ def _checkpoints(config: RunConfig) -> Iterator[str]:
 
 
 def _tokenizer(config: RunConfig) -> Iterator[str]:
-    fields = TOKENIZER_FILES.get(config.data.tokenizer_type or "", "")
+    kind, every = config.data.tokenizer_type, " ".join(sorted({*" ".join(TOKENIZER_FILES.values()).split()}))
+    fields = every if kind is None else TOKENIZER_FILES.get(kind, "")
     for flag in given(config, f"{fields} chat_template"):
         if not Path(flag.of(config)).exists():
             yield f"{flag.name}: no file {flag.of(config)}"

@@ -19,44 +19,74 @@ LLAMA: dict[str, Any] = {
     "ffn_hidden_size": 48, "position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True,
     "add_bias_linear": False, "group_query_attention": True, "num_query_groups": 2,
     "untie_embeddings_and_output_weights": True}
-KINDS: dict[str, dict[str, Any]] = {"gpt": ARGS, "llama": ARGS | LLAMA, "bert": ARGS}
+TODAY: dict[str, Any] = {
+    "qk_layernorm": True, "window_size": (5, 0), "window_attn_skip_freq": [1, 0, 1, 1], "no_rope_freq": [0, 0, 1, 0]}
+ONE_PLUS: dict[str, Any] = {"qk_layernorm": True, "apply_layernorm_1p": True, "window_size": (3, 0),
+                            "window_attn_skip_freq": 2}
+KINDS: dict[str, dict[str, Any]] = {"gpt": ARGS, "llama": ARGS | LLAMA, "bert": ARGS, "today": ARGS | LLAMA | TODAY,
+                                    "one-plus": ARGS | ONE_PLUS}
+SAME_NAME = ("ffn_hidden_size", "normalization", "num_query_groups", "add_bias_linear", "qk_layernorm", "window_size",
+             "window_attn_skip_freq", "no_rope_freq")
+"""Of a TransformerConfig."""
+
+
+class Affine:
+    """apex's layer norm, without which megatron-core computes no 1 + weight."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shape: torch.Size,
+                eps: float) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
+
+    apply = forward
 
 
 def without_gpu() -> None:
     """megatron-core asks for a GPU here and there, where the CPU would do."""
     import megatron.core.tensor_parallel as tensor_parallel
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.fusions import fused_layer_norm
 
     torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+    on_device = torch.ones
+    torch.ones = lambda *sizes, device=None, **more: on_device(*sizes, **more)  # type: ignore[assignment]
     filesystem_async._process_memory = lambda: 0
+    fused_layer_norm.HAVE_FUSED_LAYER_NORM = True
+    fused_layer_norm.FusedLayerNormAffineFunction = Affine
     tensor_parallel.get_cuda_rng_tracker = lambda: SimpleNamespace(fork=contextlib.nullcontext)
 
 
 def model_of(kind: str, tp: int, pp: int) -> torch.nn.Module:
     from megatron.core import parallel_state
+    from megatron.core.fusions.fused_layer_norm import FusedLayerNorm
+    from megatron.core.models import backends
     from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
     from megatron.core.models.bert.bert_model import BertModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer import transformer_block
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    settings, llama = KINDS[kind], kind == "llama"
-    activation = {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu} if llama else {}
+    settings = KINDS[kind]
+    one_plus = settings.get("apply_layernorm_1p", False)
+    backends.LNImpl = transformer_block.LayerNormImpl = FusedLayerNorm if one_plus else WrappedTorchNorm
+    swiglu = {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu}
     config = TransformerConfig(
-        num_layers=LAYERS, hidden_size=HIDDEN, num_attention_heads=HEADS, ffn_hidden_size=settings["ffn_hidden_size"],
-        num_query_groups=2 if llama else HEADS, normalization="RMSNorm" if llama else "LayerNorm",
-        add_bias_linear=not llama, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
-        use_cpu_initialization=True, pipeline_dtype=torch.float32, attention_dropout=0.0, hidden_dropout=0.0,
-        init_method_std=0.2, **activation)
+        num_layers=LAYERS, hidden_size=HIDDEN, num_attention_heads=HEADS, tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp, use_cpu_initialization=True, pipeline_dtype=torch.float32,
+        attention_dropout=0.0, hidden_dropout=0.0, init_method_std=0.2, layernorm_zero_centered_gamma=one_plus,
+        **{name: settings[name] for name in SAME_NAME if name in settings}, **(swiglu if "swiglu" in settings else {}))
     stage = {"pre_process": parallel_state.is_pipeline_first_stage(), "parallel_output": False,
              "post_process": parallel_state.is_pipeline_last_stage(),
-             "share_embeddings_and_output_weights": not llama}
+             "share_embeddings_and_output_weights": "untie_embeddings_and_output_weights" not in settings}
     if kind == "bert":
         return BertModel(config, 2, bert_layer_local_spec, ROWS, POSITIONS, add_binary_head=True, **stage)
-    return GPTModel(config, get_gpt_layer_local_spec(normalization=config.normalization), vocab_size=ROWS,
-                    max_sequence_length=POSITIONS, position_embedding_type=settings["position_embedding_type"], **stage)
+    spec = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
+    return GPTModel(config, spec, vocab_size=ROWS, max_sequence_length=POSITIONS,
+                    position_embedding_type=settings["position_embedding_type"], **stage)
 
 
 @torch.no_grad()
@@ -93,8 +123,18 @@ def written(rank: int, world_size: int, folder: str, kinds: list[str], tokens: t
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     parameter.fill_(0.1)
+                elif "layernorm" in name:
+                    parameter.copy_(torch.linspace(-0.5, 1.5, len(parameter)))
         args = argparse.Namespace(**KINDS[kind], attention_backend=AttnBackend.auto)
-        Path(folder, kind).mkdir(exist_ok=True)
+        for wanted in (kind, f"pickled-{kind}"):
+            Path(folder, wanted).mkdir(exist_ok=True)
+        of_rank = Path(folder, f"pickled-{kind}", f"mp_rank_{parallel_state.get_tensor_model_parallel_rank():02d}_"
+                       f"{parallel_state.get_pipeline_model_parallel_rank():03d}")
+        of_rank.mkdir()
+        layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+        torch.save({"args": argparse.Namespace(**KINDS[kind], **layout), "checkpoint_version": 3.0, "iteration": 5,
+                    "model": model.state_dict_for_save_checkpoint()},  # type: ignore[operator]
+                   of_rank / "model_optim_rng.pt")
         dist.barrier()
         dist_checkpointing.save({"model": model.sharded_state_dict(), "args": args,  # type: ignore[operator]
                                  "iteration": 5, "checkpoint_version": 3.0}, str(Path(folder, kind)))

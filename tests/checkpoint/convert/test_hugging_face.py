@@ -14,18 +14,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraini
 from megatron_ltd.checkpoint.convert.huggingface.importing import SOURCE
 from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_out
 from megatron_ltd.checkpoint.manifest import read_manifest, write_manifest
-from megatron_ltd.checkpoint.whole_tensors import PREFIX
 from megatron_ltd.config import DataConfig, RunConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.errors import EXIT_COMPLETE
 from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.gpt import GPT
-from megatron_ltd.model.init import materialize
-from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
-from tests.checkpoint.hugging_face import MODELS, gpt2, lively, llama, read_in, saved, weights, write_out
+from tests.checkpoint.hugging_face import (
+    MODELS,
+    check_bert,
+    gpt2,
+    lively,
+    llama,
+    our_model,
+    read_in,
+    saved,
+    weights,
+    write_out,
+)
 from tests.gloo import launch_ranks
-from tests.model.tiny import load, whole_parameters
+from tests.model.tiny import whole_parameters
 from tests.train.runs import TINY, pretrain, saved_tensors
 
 
@@ -95,15 +103,10 @@ def forget_origin(save_dir: Path) -> None:
 @torch.no_grad()
 def test_logits_are_those_of_transformers(theirs: PreTrainedModel, tp: TensorParallel, tmp_path: Path) -> None:
     read_in(saved(theirs, tmp_path / "source"), tmp_path / "ours")
-    config = RunConfig.from_dict(read_manifest(tmp_path / "ours" / "iter_0000000").config).model
-    kind = BERT if config.family == "bert" else GPT
-    model = kind(config, tp, StageSpan(0, config.num_layers, config.num_layers))
-    materialize(model, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
-    tensors = saved_tensors(tmp_path / "ours", 0)
-    load(model, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
-    model.eval()
+    model = our_model(tmp_path / "ours", 0, tp)
+    config = model.config
     assert config.vocab_size is not None
-    word = tensors["model.embedding.word.weight"]
+    word = saved_tensors(tmp_path / "ours", 0)["model.embedding.word.weight"]
     assert config.padded_vocab_size % 128 == 0 and not word[config.vocab_size:].any()
     tokens = torch.randint(0, config.vocab_size, (3, config.seq_length), generator=torch.Generator().manual_seed(5))
     if isinstance(model, BERT):
@@ -122,14 +125,10 @@ def test_the_multipliers_of_completep_and_the_one_of_norms_are_folded_into_the_w
                                           "lr_warmup_iters": 0, "eval_iters": 0, "save": str(tmp_path / "ours")})
     assert ending.code == EXIT_COMPLETE, ending.said
     assert write_out(tmp_path / "ours", tmp_path / "back") == EXIT_COMPLETE
-    config = RunConfig.from_dict(read_manifest(tmp_path / "ours" / "iter_0000002").config).model
-    model = GPT(config, tp, StageSpan(0, config.num_layers, config.num_layers))
-    materialize(model, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
-    load(model, {name.removeprefix(PREFIX): tensor for name, tensor in saved_tensors(tmp_path / "ours", 2).items()
-                 if name.startswith(PREFIX)})
+    model = our_model(tmp_path / "ours", 2, tp)
     tokens = torch.randint(0, 61, (3, 32), generator=torch.Generator().manual_seed(5))
     labels = tokens.roll(-1, 1)
-    found = model.eval()(tokens, labels=labels, loss_mask=torch.ones(tokens.shape), sample_ids=torch.zeros(3).long())
+    found = model(tokens, labels=labels, loss_mask=torch.ones(tokens.shape), sample_ids=torch.zeros(3).long())
     wanted = opened(tmp_path / "back")(tokens).logits
     assert float(wanted.std()) > 0.3, "logits near zero would agree whatever the model does"
     expected = wanted.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
@@ -150,23 +149,6 @@ def check_gpt(model: GPT, theirs: PreTrainedModel, tokens: torch.Tensor) -> None
     torch.testing.assert_close(logits, wanted, rtol=0.0, atol=1e-5 * float(wanted.abs().max()))
     expected = wanted.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)
-
-
-def check_bert(model: BERT, theirs: PreTrainedModel, tokens: torch.Tensor) -> None:
-    types = (torch.arange(tokens.shape[1]) > 9).long().expand_as(tokens)
-    real = torch.ones(tokens.shape, dtype=torch.bool)
-    real[1, 17:] = False
-    wanted = theirs(tokens, attention_mask=real.long(), token_type_ids=types)
-    positions = torch.tensor([[0, 3, 16]] * 3)
-    samples = torch.arange(3)[:, None]
-    for order in (0, 1):
-        found = model(tokens, padding_mask=real, predicted_positions=positions, labels=tokens[samples, positions],
-                      loss_mask=torch.ones(3, 3), sample_ids=torch.zeros(3).long(), token_types=types,
-                      sentence_order=torch.full((3,), order))
-        words = wanted.prediction_logits.log_softmax(-1)[samples, positions, tokens[samples, positions]]
-        torch.testing.assert_close(found[0, :, :3], words, rtol=1e-5, atol=1e-5)
-        orders = wanted.seq_relationship_logits.log_softmax(-1)[:, order]
-        torch.testing.assert_close(found[0, :, 3], orders, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

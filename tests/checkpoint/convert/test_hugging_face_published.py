@@ -11,11 +11,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraining, PreTrainedModel
 
+from megatron_ltd.model.bert import BERT
 from megatron_ltd.parallel.collectives import TensorParallel
-from tests.checkpoint.hugging_face import MODELS, assert_logits_close, lively, our_logits, read_in, saved, write_out
-from tests.train.runs import TINY, Corpus, run, write_corpus
+from tests.checkpoint.hugging_face import (
+    MODELS,
+    assert_logits_close,
+    check_bert,
+    lively,
+    our_logits,
+    our_model,
+    read_in,
+    saved,
+    write_out,
+)
+from tests.train.runs import TINY, Corpus, run, write_corpus, write_sentence_corpus
 
 PUBLISHED = ("codellama-7b", "distilgpt2", "gpt2", "llama-2-7b", "llama-3-8b", "llama-3.1-8b", "longchat-linear",
              "mistral-7b-v0.1", "olmo2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "smollm2-135m", "tinyllama-1.1b")
@@ -32,6 +43,7 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
                                "window_attn_skip_freq": (3,)}),
     "olmo2": ("olmo2", ROPE | OLMO2 | {"rope_scaling": '{"type": "yarn", "factor": 4, '
                                                        '"original_max_position_embeddings": 8}'}),
+    "bloom": ("bloom", {"position_embedding_type": "alibi", "embed_layernorm": True, "openai_gelu": True}),
     "smollm3": ("smollm3", ROPE | {"no_rope_freq": (2,), "add_mlp_bias": True}),
 }
 """The type a model is exported as, and its settings."""
@@ -112,7 +124,8 @@ def test_a_model_trained_here_computes_the_same_there(
 ) -> None:
     kind, settings = TRAINED[name]
     run(tmp_path, {**TINY, **corpus.settings, **settings, "num_layers": 3, "random_ltd_strata": 1,
-                   "init_method_std": 0.1, "eval_iters": 0, "save": str(tmp_path / "trained")})
+                   "init_method_std": 0.1, "global_batch_size": 2, "eval_iters": 0,
+                   "save": str(tmp_path / "trained")})
     # `transformers` opens every Qwen2 with Qwen2's own tokenizer, so one with another goes out as another type.
     flags = ["--no-tokenizer"] if kind == "qwen2" else []
     if kind == "qwen2":
@@ -125,6 +138,25 @@ def test_a_model_trained_here_computes_the_same_there(
     tokens = torch.arange(2 * 32).reshape(2, 32) * 7 % 61
     with torch.no_grad():
         assert_logits_close(our_logits(tmp_path / "trained", 20, tp, tokens), theirs.eval()(tokens).logits)
-    theirs_alone = {"model_type", "architectures", "torch_dtype", "rope_theta", "rope_scaling", "head_dim"}
     assert written["model_type"] == kind
+    assert_known_there(written, theirs)
+
+
+def assert_known_there(written: dict[str, Any], theirs: PreTrainedModel) -> None:
+    """No entry of a config.json is ours alone."""
+    theirs_alone = {"model_type", "architectures", "torch_dtype", "rope_theta", "rope_scaling", "head_dim",
+                    "seq_length"}  # which BLOOM's own files name, and its class leaves to others
     assert written.keys() <= theirs_alone | {field.name for field in dataclasses.fields(theirs.config)}
+
+
+def test_a_bert_trained_here_computes_the_same_there(tp: TensorParallel, tmp_path: Path) -> None:
+    run(tmp_path, {**TINY, **write_sentence_corpus(tmp_path).settings, "family": "bert", "num_layers": 3,
+                   "random_ltd_strata": 1, "init_method_std": 0.1, "global_batch_size": 2, "eval_iters": 0,
+                   "save": str(tmp_path / "trained")})
+    assert write_out(tmp_path / "trained", tmp_path / "there") == 0
+    theirs, report = AutoModelForPreTraining.from_pretrained(tmp_path / "there", output_loading_info=True)
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    model = our_model(tmp_path / "trained", 20, tp)
+    assert isinstance(model, BERT)
+    check_bert(model, theirs.eval(), torch.arange(3 * 32).reshape(3, 32) * 7 % 61)
+    assert_known_there(json.loads((tmp_path / "there" / "config.json").read_text()), theirs)

@@ -82,7 +82,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any
     ({"logit_scale": 0.5}, "logit_scale = 0.5: models of another model_type compute with it"),
     ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map names Python code"),
     ({"model_type": "mamba"}, "model_type = 'mamba'"),
-    ({"model_type": "phi3"}, "model_type = 'phi3' is not supported, since its projections are fused"),
+    ({"model_type": "phi3", "auto_map": {}}, "model_type = 'phi3' is not supported, since its projections are fused"),
     ({"num_key_value_heads": 3}, "must divide num_attention_heads"),
     ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
     ({"num_hidden_layers": None}, "num_hidden_layers = None"),

@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_out, make_agree
+from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_in, carry_out, make_agree
 from megatron_ltd.config import DataConfig
-from megatron_ltd.data.text.tokenizer import build_tokenizer
+from megatron_ltd.data.text.tokenizer import build_tokenizer, hugging_face_tokenizer
 from megatron_ltd.errors import CheckpointError
 from tests.checkpoint.hugging_face import assert_logits_close, lively, qwen2, read_in, saved, write_out
 
@@ -64,6 +64,18 @@ def test_a_sentencepiece_model(settings: dict[str, Any], tmp_path: Path) -> None
     assert opened.decode(opened("the ship sailed", add_special_tokens=False)["input_ids"]) == "the ship sailed"
 
 
+def test_what_the_files_of_a_sentencepiece_model_declare_is_kept(tmp_path: Path) -> None:
+    model = sentencepiece_model(tmp_path / "tokenizer.model", model_type="unigram")
+    declared = {"add_bos_token": True, "chat_template": "{{ messages }}", "tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
+    settings = DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(model))
+    opened, ours = exported(settings, tmp_path / "out"), build_tokenizer(settings, None)
+    assert opened("the ship")["input_ids"] == [ours.bos, *ours.encode("the ship")]
+    assert opened.bos_token_id == ours.bos == 1 and opened.chat_template == "{{ messages }}"
+    again = hugging_face_tokenizer(str(tmp_path / "out"))
+    assert (again.bos, again.adds_bos, again.eod) == (1, True, ours.eod)
+
+
 @pytest.mark.parametrize("settings", [{"model_type": "char"}, {"model_type": "bpe", "user_defined_symbols": ["ship"]}])
 def test_a_sentencepiece_model_of_another_kind_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     model = sentencepiece_model(tmp_path / "tokenizer.model", **settings)
@@ -85,6 +97,14 @@ def test_gpt2_files_of_a_llama_with_another_tokenizer_beside_them(tmp_path: Path
     other.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     exported(settings, tmp_path / "beside")
+
+
+@pytest.mark.parametrize(("kind", "read"), [("Qwen2Tokenizer", None), ("GPT2Tokenizer", "GPT2BPETokenizer")])
+def test_files_of_another_class_are_not_read_as_gpt2s(kind: str, read: str | None, tmp_path: Path) -> None:
+    for name, text in (("vocab.json", '{"a": 0}'), ("merges.txt", ""), ("tokenizer_config.json",
+                                                                        json.dumps({"tokenizer_class": kind}))):
+        (tmp_path / name).write_text(text)
+    assert carry_in(tmp_path, tmp_path / "ours", "gpt").tokenizer_type == read
 
 
 @pytest.mark.parametrize("windows", [{}, {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}],

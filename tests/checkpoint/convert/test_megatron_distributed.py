@@ -18,7 +18,7 @@ from tests.train.runs import saved_tensors
 from tools import import_megatron_checkpoint as tool
 
 pytest.importorskip("megatron.core")
-KINDS = ["gpt", "llama", "bert"]
+KINDS = ["gpt", "llama", "bert", "today", "one-plus"]
 TOKENS = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(5))
 Written = tuple[Path, dict[str, torch.Tensor]]
 
@@ -42,15 +42,27 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 def test_a_gpt_computes_what_megatron_core_computes(theirs: Written, tp: TensorParallel) -> None:
     folder, logits = theirs
-    for kind in ("gpt", "llama"):
+    for kind in (kind for kind in KINDS if kind != "bert"):
         found = our_logits(folder / f"our-{kind}", 0, tp, TOKENS)
         assert_logits_close(found, logits[kind][..., :61])
 
 
-def test_megatron_core_loads_what_is_written_for_it(theirs: Written) -> None:
+def test_what_megatron_core_pickles_is_the_same_model(theirs: Written) -> None:
+    for kind in KINDS:
+        ours = theirs[0] / f"unpickled-{kind}"
+        assert tool.main(["--from-megatron", str(theirs[0] / f"pickled-{kind}"), "--output", str(ours)]) == 0
+        found, expected = saved_tensors(ours, 0), saved_tensors(theirs[0] / f"our-{kind}", 0)
+        assert found.keys() == expected.keys()
+        assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+
+
+def test_megatron_core_loads_what_is_written_for_it(theirs: Written, capsys: pytest.CaptureFixture[str]) -> None:
     folder, logits = theirs
     for kind in KINDS:
         assert tool.main(["--load", str(folder / f"our-{kind}"), "--output", str(folder / f"back-{kind}")]) == 0
+    said = capsys.readouterr().out
+    assert "--window-size 5,0" in said and "--window-attn-skip-freq [1,0,1,1] --no-rope-freq [0,0,1,0]" in said
+    assert said.count("--qk-layernorm") == 2 and said.count("--apply-layernorm-1p") == 1
     folders = {kind: str(folder / f"back-{kind}" / "release") for kind in KINDS}
     for kind, found in zip(KINDS, run_ranks(answered, 1, folders, TOKENS, timeout=240.0)[0], strict=True):
         assert_logits_close(found[..., :61], logits[kind][..., :61])

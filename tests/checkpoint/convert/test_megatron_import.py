@@ -156,7 +156,7 @@ def test_the_settings_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def tool_config(state: Any) -> ModelConfig:
-    from megatron_ltd.checkpoint.convert.megatron.importing import model_config
+    from megatron_ltd.checkpoint.convert.megatron.args import model_config
     return model_config(state, 61)
 
 
@@ -169,6 +169,9 @@ class Harmful:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "experts": ({"num_experts": 8}, "--num-experts (experts)"),
+    "later tokens": ({"window_size": (4, 4)}, "--window-size (4, 4): only a GPT's windows of earlier tokens"),
+    "layers": ({"window_size": (4, 0), "window_attn_skip_freq": [1, 0]}, "must be 0 or 1 for each of 4 layers"),
+    "softmax": ({"softmax_type": "learnable"}, "--softmax-type learnable: must be one of vanilla"),
     "padding": ({"padded_vocab_size": 32}, "--vocab-size = 61: the files tell only the padded size, 32"),
     "no layers": ({"num_layers": None}, "the file's args have no num_layers"),
     "other width": ({"ffn_hidden_size": 64}, "layers.0.mlp.fc1.weight has shape (128, 32), expected (64, 32)"),

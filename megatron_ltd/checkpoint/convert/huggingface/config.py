@@ -38,15 +38,15 @@ def family_of(config: Values, path: Path) -> str:
     Raises:
         CheckpointError: another kind of model.
     """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILY_OF:
+        why = f", since {OTHERS[kind]}" if isinstance(kind, str) and kind in OTHERS else ""
+        raise CheckpointError(f"{path}: model_type = {kind!r} is not supported{why}; it must be one of "
+                              f"{', '.join(FAMILY_OF)}")
     if REMOTE_CODE in config:
         raise CheckpointError(f"{path}: {REMOTE_CODE} names Python code that comes with the model; no code is run. If "
-                              f"the model is one of {', '.join(FAMILY_OF)} without it, remove the entry.")
-    kind = config.get("model_type")
-    if isinstance(kind, str) and kind in FAMILY_OF:
-        return FAMILY_OF[kind]
-    why = f", since {OTHERS[kind]}" if isinstance(kind, str) and kind in OTHERS else ""
-    raise CheckpointError(f"{path}: model_type = {kind!r} is not supported{why}; it must be one of "
-                          f"{', '.join(FAMILY_OF)}")
+                              f"the model is a {kind} without it, remove the entry.")
+    return FAMILY_OF[kind]
 
 
 def model_config(config: Values, path: Path) -> ModelConfig:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from megatron_ltd.checkpoint.agreement import raise_problems
-from megatron_ltd.checkpoint.convert.megatron.importing import State, fitted, model_config
+from megatron_ltd.checkpoint.convert.megatron.args import State, model_config
+from megatron_ltd.checkpoint.convert.megatron.importing import fitted
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, write_weights
 from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.errors import CheckpointError
@@ -164,49 +165,6 @@ def _found(stored: Mapping[str, Stored], config: ModelConfig) -> dict[str, Place
 def _read(stored: Mapping[str, Stored], place: Place) -> torch.Tensor:
     whole = stored[place.name].read(place.layer)
     return whole if place.half is None else whole.chunk(2)[place.half]
-
-
-def megatron_settings(config: ModelConfig) -> dict[str, Any]:
-    """The `args` of Megatron-LM that make the same model there.
-
-    Raises:
-        CheckpointError: no model there computes the same.
-    """
-    foreign = {
-        "--norm-placement after": config.norm_placement == "after", "--rope-scaling": config.rope_scaling is not None,
-        "--qk-layernorm-all-heads": config.qk_layernorm_all_heads, "a ViT": config.family == "vit",
-        "--parametrization completep": config.parametrization != "standard",
-        "--add-proj-bias, --add-mlp-bias": config.disable_bias_linear and (config.add_proj_bias or config.add_mlp_bias)}
-    raise_problems("the model cannot be written for megatron-core",
-                   [f"{what} is not supported there" for what, used in foreign.items() if used])
-    same = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "group_query_attention",
-            "num_query_groups", "seq_length", "position_embedding_type", "rotary_base", "rotary_percent",
-            "use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "normalization",
-            "norm_epsilon", "qk_layernorm", "swiglu", "untie_embeddings_and_output_weights", "add_qkv_bias",
-            "vocab_size", "window_size", "window_attn_skip_freq", "no_rope_freq")
-    return {name: getattr(config, name) for name in same} | {
-        "ffn_hidden_size": config.ffn, "max_position_embeddings": config.max_positions,
-        "padded_vocab_size": config.padded_vocab_size, "add_bias_linear": not config.disable_bias_linear,
-        # Megatron-LM's fused GELU, its default, is the tanh approximation.
-        "openai_gelu": config.openai_gelu, "bias_gelu_fusion": config.openai_gelu}
-
-
-def flags_of(settings: Mapping[str, Any]) -> list[str]:
-    """The command line of such `args`."""
-    negative = {"add_bias_linear": "--disable-bias-linear", "bias_gelu_fusion": "--no-bias-gelu-fusion"}
-    left_out = {"padded_vocab_size", "openai_gelu", *negative}
-    if not settings["use_rope_scaling"]:
-        left_out.add("rope_scaling_factor")
-    if settings["position_embedding_type"] != "rope":
-        left_out |= {"rotary_base", "rotary_percent"}
-    words = [flag for name, flag in negative.items() if not settings[name]]
-    for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name in left_out or value is None or value is False:
-            continue
-        listed = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        words.append(flag if value is True else f"{flag} {listed}")
-    return words
 
 
 def exported(config: ModelConfig, read: Callable[[str], torch.Tensor], padded_vocab_size: int) -> dict[str, Any]:

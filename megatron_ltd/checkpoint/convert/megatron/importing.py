@@ -1,6 +1,7 @@
-"""Turns Megatron-LM's classic files, already read, into a checkpoint of weights.
+"""Turns Megatron-LM's pickled files (`--ckpt-format torch`), already read, into a checkpoint of weights.
 
-A rank (tensor t, pipeline p) holds the layers of its stage, counted from 0, and of each tensor its part:
+The modules of the classic models and of megatron-core's have different names (classic: dense_h_to_4h). A rank
+(tensor t, pipeline p) holds the layers of its stage, counted from 0, and of each tensor its part:
 
     rows cut        word embedding, output layer, query/key/value, dense_h_to_4h, the vocabulary's bias
     columns cut     attention.dense and dense_4h_to_h
@@ -11,6 +12,7 @@ rank; 1.0 interleaved by channel; from 2.0 on query, key and value of each head 
 the last. With SwiGLU a rank's dense_h_to_4h holds its gate rows and then its up rows.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,55 +21,51 @@ from typing import Any
 import torch
 
 from megatron_ltd.checkpoint.agreement import raise_problems
+from megatron_ltd.checkpoint.convert.megatron.args import State, argument, model_config
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, write_weights
 from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.model.arithmetic.shapes import VOCABULARY, parameter_shapes
 
-State = Mapping[str, Any]
 Tensors = dict[str, torch.Tensor]
 
 _ROWS_CUT = (*VOCABULARY, "attention.qkv.weight", "attention.qkv.bias", "mlp.fc1.weight", "mlp.fc1.bias")
 _COLUMNS_CUT = ("attention.proj.weight", "mlp.fc2.weight")
-_ENCODER = "language_model.encoder"
+_STACKS = ("language_model.encoder.", "decoder.", "encoder.")
+"""Where the layers are: before megatron-core, in its GPT and in its BERT."""
 _NAMES = {
-    "language_model.embedding.word_embeddings": "embedding.word",
-    "language_model.embedding.position_embeddings": "embedding.position",
-    "language_model.embedding.tokentype_embeddings": "embedding.token_type",
-    "language_model.output_layer": "head",
-    f"{_ENCODER}.final_layernorm": "final_norm",
-    "language_model.pooler.dense": "pooler",
+    "embedding.word_embeddings": "embedding.word",
+    "embedding.position_embeddings": "embedding.position",
+    "embedding.tokentype_embeddings": "embedding.token_type",
+    "output_layer": "head",
+    "pooler.dense": "pooler",
     "lm_head": "lm_head",
     "lm_head.dense": "lm_head.dense",
     "lm_head.layernorm": "lm_head.norm",
+    "lm_head.layer_norm": "lm_head.norm",
     "binary_head": "binary_head",
 }
 """Their module -> ours."""
 _LAYER_NAMES = {
     "input_layernorm": "attention_norm",
     "self_attention.query_key_value": "attention.qkv",
+    "self_attention.linear_qkv": "attention.qkv",
+    "self_attention.q_layernorm": "attention.query_norm",
+    "self_attention.k_layernorm": "attention.key_norm",
     "self_attention.dense": "attention.proj",
+    "self_attention.linear_proj": "attention.proj",
     "post_attention_layernorm": "mlp_norm",
+    "pre_mlp_layernorm": "mlp_norm",
     "mlp.dense_h_to_4h": "mlp.fc1",
+    "mlp.linear_fc1": "mlp.fc1",
     "mlp.dense_4h_to_h": "mlp.fc2",
+    "mlp.linear_fc2": "mlp.fc2",
 }
+_FUSED = {"self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+          "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm."}
+"""A norm that Transformer Engine keeps in the projection after it -> the norm by itself."""
 _DERIVED = ("_extra_state", "word_embeddings_for_head", "rotary_pos_emb")
 """In the names of what is not read: the copy of a tied embedding, and what follows from the settings."""
-_REFUSED = {
-    "apply_residual_connection_post_layernorm": "post-norm residual connections",
-    "num_experts": "experts",
-    "squared_relu": "squared ReLU",
-    "apply_layernorm_1p": "norms with 1 + weight",
-    "multi_latent_attention": "multi-latent attention",
-    "qk_layernorm": "norms of queries and keys",
-    "window_size": "sliding windows",
-    "no_rope_freq": "layers without rotary positions",
-}
-_NEEDED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
-_SAME_NAME = ("kv_channels", "max_position_embeddings", "rotary_base", "rotary_percent", "use_rope_scaling",
-              "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "normalization", "swiglu", "add_qkv_bias",
-              "untie_embeddings_and_output_weights")
-"""Settings whose name and default are ours."""
 
 
 def import_model(folder: Path, read: Callable[[Path], State], save_dir: Path, counters: State, *,
@@ -83,7 +81,7 @@ def import_model(folder: Path, read: Callable[[Path], State], save_dir: Path, co
         CheckpointError: files are missing or contradict each other, or hold an unsupported model.
     """
     first = read(_file(folder, 0, 0))
-    tp, pp = (_argument(first, f"{kind}_model_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    tp, pp = (argument(first, f"{kind}_model_parallel_size", 1) for kind in ("tensor", "pipeline"))
     # The heads, which tell the families apart, are on the last stage.
     config = RunConfig(model=model_config(read(_file(folder, 0, pp - 1, pp)), vocab_size))
     wanted = parameter_shapes(config.model)
@@ -93,39 +91,6 @@ def import_model(folder: Path, read: Callable[[Path], State], save_dir: Path, co
                             lambda name: _whole_tensor(cuts, wanted, name.removeprefix(PREFIX)),
                             config=config.to_dict(), counters=dict(counters))
     return written, config
-
-
-def model_config(state: State, vocab_size: int | None) -> ModelConfig:
-    """The model that the `args` and the heads in a file of the last stage describe.
-
-    Raises:
-        CheckpointError: it is unsupported, or its vocabulary is not known.
-    """
-    raise_problems("the model is not supported",
-                   [f"--{name.replace('_', '-')} ({what})" for name, what in _REFUSED.items()
-                    if _argument(state, name, None)])
-    named: Mapping[str, Any] = state.get("model", state.get("model0", {}))
-    real = vocab_size if vocab_size is not None else _argument(state, "vocab_size", None)
-    padded = _argument(state, "padded_vocab_size", None)
-    if real is None or (padded is not None and real > padded):
-        raise CheckpointError(f"--vocab-size = {real}: the files tell only the padded size, {padded}; give the number "
-                              "of tokens of the tokenizer, at most that")
-    settings = {name: _argument(state, name, getattr(ModelConfig, name)) for name in _SAME_NAME}
-    settings |= {name: _needed(state, name) for name in _NEEDED}
-    settings["norm_epsilon"] = _argument(state, "norm_epsilon", _argument(state, "layernorm_epsilon", 1e-5))
-    rope = _argument(state, "position_embedding_type", None) == "rope" or \
-        _argument(state, "use_rotary_position_embeddings", False)
-    groups = _argument(state, "num_query_groups", None) if _argument(state, "group_query_attention", False) else None
-    # Megatron-LM's fused GELU, its default, is the tanh approximation.
-    tanh_gelu = _argument(state, "openai_gelu", False) or _argument(state, "bias_gelu_fusion", True)
-    bert = "binary_head" in named or "lm_head" in named
-    return ModelConfig(
-        **settings, family="bert" if bert else "gpt", vocab_size=int(real),
-        position_embedding_type="rope" if rope else "learned_absolute",
-        group_query_attention=groups is not None, num_query_groups=groups,
-        openai_gelu=bool(tanh_gelu and not settings["swiglu"]),
-        disable_bias_linear=not _argument(state, "add_bias_linear", True),
-        bert_no_binary_head=bert and "binary_head" not in named)
 
 
 @dataclass(frozen=True)
@@ -152,6 +117,8 @@ def _cuts(folder: Path, read: Callable[[Path], State], config: ModelConfig, tp: 
             raise CheckpointError(f"{folder} was written with virtual pipeline stages (model0, model1, ...), which are "
                                   "not supported; save it again without --num-layers-per-virtual-pipeline-stage")
         ranks = [our_names(state["model"], layers) for state in states]
+        if config.tied:  # the last stage has a copy of the embedding
+            ranks = [{name: part for name, part in names.items() if name != "head.weight"} for names in ranks]
         raise_problems(f"{folder}: the tensor-parallel ranks of stage {stage} differ",
                        [f"rank {number} has other tensors than rank 0" for number, names in enumerate(ranks)
                         if names.keys() != ranks[0].keys()])
@@ -204,18 +171,6 @@ def _file(folder: Path, tensor: int, stage: int, stages: int | None = None) -> P
                           "(iter_0001000, or release), with the files of all ranks in it.")
 
 
-def _argument(state: State, name: str, default: Any) -> Any:
-    value = getattr(state.get("args"), name, None)
-    return default if value is None else value
-
-
-def _needed(state: State, name: str) -> int:
-    value = _argument(state, name, None)
-    if not isinstance(value, int):
-        raise CheckpointError(f"the file's args have no {name}, without which its model is not known")
-    return value
-
-
 def flattened(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of nested dictionaries by dotted names."""
     for name, value in state.items():
@@ -249,19 +204,24 @@ def our_names(state: Mapping[str, Any], first_layer: int) -> Tensors:
         else:
             found[ours] = tensor
     if unknown:
-        raise CheckpointError(f"{len(unknown)} tensors are none of the classic GPT's or BERT's, such as {unknown[0]}; "
-                              "models of megatron.core are saved under other names and cannot be imported")
+        raise CheckpointError(f"{len(unknown)} tensors belong to no part of a GPT or BERT, such as {unknown[0]}; other "
+                              "models cannot be imported")
     return found
 
 
 def _our_name(name: str, first_layer: int) -> str | None:
     """None for what is not known."""
+    for fused, norm in _FUSED.items():
+        name = name.replace(fused, norm)
     module, _, kind = name.rpartition(".")
-    ours = _NAMES.get(module)
-    if ours is None and module.startswith(f"{_ENCODER}.layers."):
-        number, _, inner = module.removeprefix(f"{_ENCODER}.layers.").partition(".")
-        if number.isdigit() and inner in _LAYER_NAMES:
-            ours = f"layers.{first_layer + int(number)}.{_LAYER_NAMES[inner]}"
+    inner = next((module.removeprefix(stack) for stack in _STACKS if module.startswith(stack)), None)
+    ours = _NAMES.get(module.removeprefix("language_model."))
+    if inner == "final_layernorm":
+        ours = "final_norm"
+    elif inner is not None and (match := re.fullmatch(r"layers\.(\d+)\.(.+)", inner)) and match[2] in _LAYER_NAMES:
+        ours = f"layers.{first_layer + int(match[1])}.{_LAYER_NAMES[match[2]]}"
+    elif name == "output_layer.bias":
+        return "lm_head.bias"
     return None if ours is None else f"{ours}.{kind}"
 
 
