@@ -5,9 +5,9 @@
     python tools/plan_run.py --gpus 256 --gpu h100 --search --hf-config model/config.json --global-batch-size 512 --bf16
     python tools/plan_run.py --gpus 512 --dry-run --config examples/configs/gpt_13b.toml --global-batch-size 1024
 
-Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`), which may be the
-arguments of a Megatron-LM script. Neither corpus nor checkpoints are opened, nothing is trained, no GPU is needed. What
-the numbers are made of, and how far they can be trusted: docs/planning.md.
+Takes the flags of a run of `megatron_ltd.pretrain_gpt`, or of the program that --recipe names; they may be the
+arguments of a Megatron-LM script. Nothing is read but the settings of a checkpoint with --use-checkpoint-args, nothing
+is trained, no GPU is needed. What the numbers are made of, and how far they can be trusted: docs/planning.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from tools.command_line import add_output, exit_code_of, parser_of
 from tools.planning.answers import Answer, of_layout, of_search
-from tools.planning.inputs import read_plan
+from tools.planning.inputs import RECIPES, read_plan
 from tools.planning.page import page
 from tools.report_page import markdown_table
 
@@ -32,8 +32,9 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     for flag, path in (("--json", args.json), ("--output", args.output)):
         if path is not None and not Path(path).parent.is_dir():
             raise ConfigError(f"{flag} = {path}: its folder does not exist; choose another")
-    planned = read_plan(flags, family="bert" if args.bert else "gpt", gpus=args.gpus, gpu=args.gpu,
-                        cluster_file=args.cluster, hf_config=args.hf_config, searches=args.search, console=console)
+    planned = read_plan(flags, recipe="pretrain_bert" if args.bert else args.recipe, gpus=args.gpus, gpu=args.gpu,
+                        cluster_file=args.cluster, hf_config=args.hf_config, epoch_samples=args.epoch_samples,
+                        searches=args.search, console=console)
     if args.dry_run:
         from tools.planning.dry_run import of_dry_run  # imports torch
 
@@ -73,7 +74,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true",
                         help="build the run without memory and go through one step of its schedule")
     parser.add_argument("--rank", type=int, metavar="R", help="with --dry-run: of this process (default: one a stage)")
-    parser.add_argument("--bert", action="store_true", help="the flags are those of a BERT run")
+    parser.add_argument("--recipe", choices=RECIPES, default="pretrain_gpt", help="the program whose flags they are")
+    parser.add_argument("--bert", action="store_true", help="short for --recipe pretrain_bert")
+    parser.add_argument("--epoch-samples", type=int, metavar="N", help="samples of an epoch, for --train-epochs")
     parser.add_argument("--json", metavar="FILE", help="write everything, unrounded")
     add_output(parser, "--page", metavar="FILE.html", help="write a page with tables and pictures")
     args, flags = parser.parse_known_args(argv)

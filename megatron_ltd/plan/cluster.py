@@ -8,9 +8,9 @@ from typing import Any
 from megatron_ltd.errors import ConfigError
 
 MOST_GPUS = 1 << 20
-SHARES = ("product_efficiency", "attention_efficiency", "memory_efficiency", "link_efficiency", "usable_memory",
-          "fused", "overlap")
-"""Entries that are shares and have a default."""
+DEFAULTED = ("product_efficiency", "attention_efficiency", "memory_efficiency", "link_efficiency", "usable_memory",
+             "fused", "overlap", "scatter_cost")
+"""Entries that have a default; all but the last are shares."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Cluster:
         usable_memory: share of the memory that tensors may take; the rest is for the driver, libraries and fragments.
         fused: share of the memory traffic between products that a compiler leaves.
         overlap: share of a stage's computation that can hide data-parallel communication.
+        scatter_cost: bytes that a reduce-scatter moves, as a multiple of a ring's; 2 if it is an all-reduce, as in gloo.
     """
 
     gpus: int
@@ -50,6 +51,7 @@ class Cluster:
     usable_memory: float = 0.92
     fused: float = 1.0
     overlap: float = 0.8
+    scatter_cost: float = 1.0
 
     @property
     def usable_bytes(self) -> int:
@@ -125,7 +127,7 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
         if name in kinds and name != "gpu" and (isinstance(value, bool) or not isinstance(value, int | float)
                                                 or not 0 < value < 1e9):
             problems.append(f"{name} = {value!r}: must be a number above 0")
-        elif name in SHARES and not 0 < value <= 1:
+        elif name in DEFAULTED[:-1] and not 0 < value <= 1:
             problems.append(f"{name} = {value!r}: a share, so at most 1")
         elif name in ("gpus", "gpus_per_node") and not isinstance(value, int):
             problems.append(f"{name} = {value!r}: must be a whole number")
@@ -134,7 +136,7 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
         problems.append(f"gpu = {kind!r}: must be the name of a kind")
     known = GPUS.get(kind.lower(), {}) if isinstance(kind, str) else {}
     values = {**known, **content, "gpu": kind} | ({"gpus": gpus} if gpus is not None else {})
-    required = [field.name for field in fields(Cluster) if field.name not in (*SHARES, "gpu")]
+    required = [field.name for field in fields(Cluster) if field.name not in (*DEFAULTED, "gpu")]
     problems += [f"{name} is missing" + (": give it, or --gpus" if name == "gpus" else "")
                  for name in required if name not in values]
     if problems:

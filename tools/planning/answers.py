@@ -112,7 +112,7 @@ def command(planned: Planned, layout: Layout) -> str:
     launcher = f"torchrun --nnodes {nodes} --nproc-per-node {each}"
     if nodes > 1:
         launcher += " --rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:29500"
-    return " \\\n    ".join([f"{launcher} -m megatron_ltd.pretrain_{planned.family}", *flags_of(config, SECTIONS)])
+    return " \\\n    ".join([f"{launcher} -m megatron_ltd.{planned.recipe}", *flags_of(config, SECTIONS)])
 
 
 def _too_large(planned: Planned, layout: Layout, peak: int) -> str:
