@@ -28,10 +28,10 @@ from benchmarks.ours import OurModel
 from benchmarks.shapes import Shape, run_config
 from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.parallel.mesh import build_mesh
+from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import policies, predictions_per_sample
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train.process.launch import Runtime
-from megatron_ltd.train.report.metrics import peak_tflops
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {

@@ -79,7 +79,7 @@ BIG = ("--num-layers 8 --hidden-size 256 --num-attention-heads 8 --seq-length 25
 
 
 def _timed_cases() -> tuple[Case, ...]:
-    """Layouts of one step of eight samples, on one or two processes."""
+    """Layouts of one step of eight samples."""
     tp, pp = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
     long = BIG.replace("--train-iters", "--random-ltd --random-ltd-start-length 64 --random-ltd-steps 1000 "
                                         "--train-iters")
@@ -100,7 +100,14 @@ def _timed_cases() -> tuple[Case, ...]:
         Case("dp 2, 64 of 256 kept", f"{long} --micro-batch-size 4", 2),
         Case("pp 2, 64 of 256 kept, full recomputation",
              f"{long} --micro-batch-size 2 {pp} --recompute-granularity full", 2),
+        # Chosen after the arithmetic was complete.
+        Case("tp 2 x pp 2, 1f1b, 4 microbatches *", f"{BIG} --micro-batch-size 2 {tp} {pp}", 4),
+        Case("dp 4, ZeRO-2, 2 microbatches *", f"{BIG} --micro-batch-size 1 --use-distributed-optimizer", 4),
+        Case("pp 2, zbv, 4 microbatches *", f"{BIG} --micro-batch-size 2 {pp} --pipeline-schedule zbv", 2),
+        Case("tp 2, 64 of 256 kept *", f"{long} --micro-batch-size 4 {tp}", 2),
     )
 
 
 TIMED_CASES = _timed_cases()
+FITTED = ("1 process", "dp 2, ZeRO-3, 4 microbatches")
+"""To these the machine's constants are fitted: with little memory traffic and communication, and with much of both."""

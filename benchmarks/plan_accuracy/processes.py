@@ -12,6 +12,7 @@ from benchmarks.plan_accuracy.cases import Case
 from benchmarks.plan_accuracy.critical_path import Note, Notebook
 from megatron_ltd.plan.derived import data_parallel_size, global_batch_size, policies
 
+
 @dataclass(frozen=True)
 class Measured:
     """Of one process.
@@ -72,8 +73,8 @@ def _process(rank: int, case: Case, folder: str, steps: int, memory: bool) -> No
 def _read(path: Path) -> Measured:
     live, resident, notes = json.loads(path.read_text())
     return Measured(live, resident, tuple(
-        tuple(Note(kind, tuple(key), receives, tuple(members), seconds) for kind, key, receives, members, seconds in step)
-        for step in notes))
+        tuple(Note(kind, tuple(key), receives, tuple(members), seconds)
+              for kind, key, receives, members, seconds in step) for step in notes))
 
 
 def measure(case: Case, steps: int = 2, *, memory: bool = True) -> list[Measured]:

@@ -33,7 +33,7 @@ class Cluster:
         usable_memory: share of the memory that tensors may take; the rest is for the driver, libraries and fragments.
         fused: share of the memory traffic between products that a compiler leaves.
         overlap: share of a stage's computation that can hide data-parallel communication.
-        scatter_cost: bytes that a reduce-scatter moves, as a multiple of a ring's; 2 if it is an all-reduce, as in gloo.
+        scatter_cost: bytes that a reduce-scatter moves, as a multiple of a ring's; 2 for an all-reduce, as in gloo.
     """
 
     gpus: int
@@ -81,6 +81,9 @@ GPUS: dict[str, dict[str, Any]] = {
     "h100": {"memory_gb": 80, "peak_tflops": 989, "memory_gb_per_second": 3350, "gpus_per_node": 8,
              "node_gb_per_second": 450, "network_gb_per_second": 50,
              "product_efficiency": 0.65, "attention_efficiency": 0.35},
+    "h100-pcie": {"memory_gb": 80, "peak_tflops": 756, "memory_gb_per_second": 2000, "gpus_per_node": 8,
+                  "node_gb_per_second": 64, "network_gb_per_second": 50,
+                  "product_efficiency": 0.65, "attention_efficiency": 0.35},
     "h200": {"memory_gb": 141, "peak_tflops": 989, "memory_gb_per_second": 4800, "gpus_per_node": 8,
              "node_gb_per_second": 450, "network_gb_per_second": 50,
              "product_efficiency": 0.65, "attention_efficiency": 0.35},
@@ -93,6 +96,12 @@ GPUS: dict[str, dict[str, Any]] = {
 """Data sheets of the makers, for machines of eight with one network adapter for each accelerator (V100: 100 Gb/s, A100:
 200 Gb/s, later ones 400 Gb/s). Efficiencies are ours: what large products reach of the peak under the power limit;
 attention on NVIDIA's newer ones is that of FlashAttention-2 on H100 (https://arxiv.org/abs/2407.08608)."""
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Dense 16-bit peak of an accelerator by the name that its driver gives it, in TFLOP/s; None for others."""
+    kinds = [kind for kind in GPUS if all(word in device_name.lower() for word in kind.split("-"))]
+    return float(GPUS[max(kinds, key=len)]["peak_tflops"]) if kinds else None
 
 
 def known_cluster(gpus: int, gpu: str) -> Cluster:

@@ -17,7 +17,6 @@ from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.train.process.recipe import Recipe
 from tools.run_flags import flags_of, with_learning_rate, without_files
 
-
 RECIPES = {"pretrain_gpt": Recipe("gpt"), "pretrain_bert": Recipe("bert"),
            "finetune_gpt": Recipe("gpt", finetuning=True), "finetune_vit": Recipe("vit", finetuning=True)}
 """Programs whose runs can be planned, by the name of their module."""
@@ -47,6 +46,9 @@ def read_plan(flags: list[str], *, recipe: str, gpus: int | None, gpu: str, clus
         ConfigError: settings or a cluster that cannot be.
         CheckpointError: the settings are to be a checkpoint's, which cannot be read.
     """
+    if recipe not in RECIPES:
+        raise ConfigError(f"--script: it runs {recipe}, which is not planned here; with --recipe name what it is like: "
+                          f"{', '.join(RECIPES)}")
     if cluster_file is None:
         cluster = known_cluster(1 if gpus is None else gpus, gpu)
     else:
