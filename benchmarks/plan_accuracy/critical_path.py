@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 COLLECTIVES = ("allreduce", "allreduce_coalesced", "all_gather_single", "all_gather_single_coalesced",
-               "_allgather_base", "allgather_into_tensor_coalesced", "allgather", "reduce_scatter_single", "_reduce_scatter_base",
-               "reduce_scatter_single_coalesced", "reduce_scatter_tensor_coalesced", "reduce_scatter", "broadcast",
-               "all_to_all_single", "alltoall_base", "gather", "scatter")
+               "_allgather_base", "allgather_into_tensor_coalesced", "allgather", "reduce_scatter_single",
+               "_reduce_scatter_base", "reduce_scatter_single_coalesced", "reduce_scatter_tensor_coalesced",
+               "reduce_scatter", "broadcast", "all_to_all_single", "alltoall_base", "gather", "scatter")
 """Methods of torch's process groups, old names and new."""
 
 

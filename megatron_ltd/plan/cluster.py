@@ -151,5 +151,6 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
     if problems:
         raise ConfigError(f"--cluster = {path}: " + "; ".join(problems))
     if not 1 <= values["gpus"] <= MOST_GPUS:
-        raise ConfigError(f"gpus = {values['gpus']}: must be from 1 to {MOST_GPUS}")
+        raise ConfigError(f"--cluster = {path}: gpus = {values['gpus']}: must be from 1 to {MOST_GPUS}; give the "
+                          "number of accelerators")
     return Cluster(**values)

@@ -10,8 +10,8 @@ Of a microbatch on one process, in seconds:
     tensor      2 (t - 1) / t bytes of the stream, twice forward and twice backward, / rate of the link
     pipeline    the stream received forward and its gradient received backward
 
-    step        m max + e (sum - max) over processes (`pipeline_costs`), + what of data-parallel communication exceeds
-                the computation that can hide it, + update
+    step        the pipeline's time by the works of its processes (`pipeline_costs`), + what of data-parallel
+                communication exceeds the computation that can hide it, + update
 
 A ring moves (d - 1) / d of the bytes to gather or to reduce-scatter, twice that to all-reduce
 (https://arxiv.org/abs/2104.04473, section 3).
@@ -27,7 +27,7 @@ from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.pipeline_costs import exposed_share
+from megatron_ltd.plan.pipeline_costs import pipeline_time
 from megatron_ltd.plan.shards import Shards
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 from megatron_ltd.token_drop.registry import Policies
@@ -102,8 +102,7 @@ class Roofline:
         forward, backward = zip(*(self._seconds(rank, plan) for rank in range(layout.pp)), strict=True)
         works = [ahead + back for ahead, back in zip(forward, backward, strict=True)]
         busiest = max(range(layout.pp), key=works.__getitem__)
-        exposed = exposed_share(layout.schedule, layout.chunks, layout.splits_backward)
-        pipeline = layout.microbatches * works[busiest] + exposed * (sum(works) - works[busiest])
+        pipeline = pipeline_time(works, layout.microbatches, layout.schedule, layout.chunks, layout.splits_backward)
         data = max(self._data_parallel(rank, layers, forward[rank], backward[rank])
                    for rank in {0, layout.pp - 1, busiest})
         update = self._update(layers)

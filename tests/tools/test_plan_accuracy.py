@@ -49,7 +49,7 @@ def test_a_process_needs_the_memory_that_is_predicted(tmp_path: Path) -> None:
     """One case of the table, so that the benchmark keeps running."""
     case: Case = next(case for case in CASES if case.name == "GPT, one microbatch")
     threads = torch.get_num_threads()
-    _process(0, case, str(tmp_path), 1, True)
+    _process(0, case, str(tmp_path), 2, True)
     torch.set_num_threads(threads)
     found = _read(tmp_path / "0.json")
     model = MemoryModel(case.config, Layout.of(case.config, 1), "cpu")

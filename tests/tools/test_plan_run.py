@@ -55,6 +55,15 @@ def test_a_cluster_that_cannot_hold_the_model_is_told_which_can(capsys: pytest.C
     assert "the least that a process needs" in said and re.search(r"the least of this kind that can hold it: \d+", said)
 
 
+def test_a_model_that_no_number_of_accelerators_can_hold_is_told_the_memory_that_could(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    flags = MODEL.replace("--global-batch-size 64", "--global-batch-size 8").replace("--num-layers 8", "--num-layers 1")
+    assert main(f"--gpus 2 --gpu v100 --search {flags} --hidden-size 65536".split()) == 20
+    said = capsys.readouterr().err
+    found = re.search(r"No number of this kind .* on ([\d,]+) .* a memory of ([\d.]+) GB", said)
+    assert found is not None and float(found.group(2)) > 32 and "--global-batch-size" in said
+
+
 def test_a_hugging_face_model_is_planned_from_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"model_type": "llama", "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 160,
               "max_position_embeddings": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -101,7 +110,8 @@ def test_a_dry_run_moves_the_bytes_that_the_layout_means(tmp_path: Path) -> None
     ("finetune_gpt", f"{SMALL.replace('--train-iters 8', '--train-epochs 2')} --train-jsonl lines.jsonl --random-ltd "
                      "--pipeline-model-parallel-size 2", 128 * 32),
     ("finetune_vit", "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --patch-dim 4 --img-h 16 --img-w 16 "
-                     "--num-classes 10 --train-data-path images --train-epochs 3 --micro-batch-size 2 --lr 1e-3", 17 * 32),
+                     "--num-classes 10 --train-data-path images --train-epochs 3 --micro-batch-size 2 --lr 1e-3",
+     17 * 32),
 ])
 def test_every_recipe_can_be_dry_run(recipe: str, flags: str, least: int, tmp_path: Path) -> None:
     path = tmp_path / "dry.json"
