@@ -32,6 +32,8 @@ UNFUSED = {"attention_efficiency": 0.08}
 (heads of 96 to 128 channels, half of the scores needed), which is 8% of an A100's peak."""
 SLOW_H100 = {"memory_gb": 96, "memory_gb_per_second": 2400, "product_efficiency": 0.55, "fused": 0.6}
 """torchtitan's H100s have HBM2e at 2.4 TB/s and a limit of 500 W instead of 700 W (their text); compiled layers."""
+FLOAT8 = SLOW_H100 | {"product_efficiency": 2 * 0.55}
+"""Products of 8 bits at twice the rate, casts for nothing: at the best."""
 
 
 def _megatron(name: str, tp: int, pp: int, micro: int, batch: int, layers: int, hidden: int, heads: int, gpus: int,
@@ -71,13 +73,18 @@ TITAN = (
               SLOW_H100 | {"fused": 1.0}),
     Published("Llama 3.1 8B, 128 H100, compiled", f"{EIGHT} --micro-batch-size 2 --global-batch-size 256", 128, "h100",
               6514, SLOW_H100),
+    Published("Llama 3.1 8B, 8 H100, compiled, Float8", f"{EIGHT} --micro-batch-size 2 --global-batch-size 16", 8,
+              "h100", 8532, FLOAT8),
+    Published("Llama 3.1 70B, 256 H100, tensor 8, full, compiled, Float8", f"{SEVENTY} --micro-batch-size 16 "
+              "--global-batch-size 512 --tensor-model-parallel-size 8 --sequence-parallel "
+              "--recompute-granularity full", 256, "h100", 829, FLOAT8),
     Published("Llama 3 8B, 64 A100", f"{EIGHT} --micro-batch-size 1 --global-batch-size 64", 64, "a100", 2904,
               {"fused": 0.6}),
     Published("Llama 3 70B, 64 A100, full", f"{SEVENTY} --micro-batch-size 1 --global-batch-size 64 "
               "--recompute-granularity full", 64, "a100", 331, {"fused": 0.6}),
 )
-"""github.com/pytorch/torchtitan: benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3; docs/performance.md at
-commit 0413364. Their 70B and 405B on H100 use Float8, which is not modelled."""
+"""github.com/pytorch/torchtitan: benchmarks/llama3_h100_202412_torchtitan.md, tables 1, 3 and 4; docs/performance.md at
+commit 0413364."""
 
 
 def published_tables() -> str:
