@@ -6,7 +6,7 @@
     python tools/plan_run.py --script train_gpt3_175b_distributed.sh --gpus 1024
     python tools/plan_run.py --gpus 512 --dry-run --config examples/configs/gpt_13b.toml --global-batch-size 1024
 
-Takes the flags of a run of `megatron_ltd.pretrain_gpt`, or of the program that --recipe names; they may be the
+Takes the flags of a run of `megatron_ltd.pretrain_gpt`, or of the program that --program names; they may be the
 arguments of a Megatron-LM script. Nothing is read but the settings of a checkpoint with --use-checkpoint-args, nothing
 is trained, no GPU is needed. What the numbers are made of, and how far they can be trusted: docs/planning.md.
 """
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     for flag, path in (("--json", args.json), ("--output", args.output)):
         if path is not None and not Path(path).parent.is_dir():
             raise ConfigError(f"{flag} = {path}: its folder does not exist; choose another")
-    recipe, gpus = "pretrain_bert" if args.bert else args.recipe, args.gpus
+    recipe, gpus = "pretrain_bert" if args.bert else args.program, args.gpus
     if args.script is not None:
         script = read_script(Path(args.script))
         flags = [*script.arguments, *flags]
@@ -84,9 +84,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true",
                         help="build the run without memory and go through one step of its schedule")
     parser.add_argument("--rank", type=int, metavar="R", help="with --dry-run: of this process (default: one a stage)")
-    parser.add_argument("--recipe", choices=RECIPES,
+    parser.add_argument("--program", choices=RECIPES,
                         help="the program whose flags they are (default: the script's, or pretrain_gpt)")
-    parser.add_argument("--bert", action="store_true", help="short for --recipe pretrain_bert")
+    parser.add_argument("--bert", action="store_true", help="short for --program pretrain_bert")
     parser.add_argument("--epoch-samples", type=int, metavar="N", help="samples of an epoch, for --train-epochs")
     parser.add_argument("--json", metavar="FILE", help="write everything, unrounded")
     add_output(parser, "--page", metavar="FILE.html", help="write a page with tables and pictures")

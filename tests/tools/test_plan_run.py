@@ -115,14 +115,14 @@ def test_a_dry_run_moves_the_bytes_that_the_layout_means(tmp_path: Path) -> None
 ])
 def test_every_recipe_can_be_dry_run(recipe: str, flags: str, least: int, tmp_path: Path) -> None:
     path = tmp_path / "dry.json"
-    assert main(f"--dry-run --recipe {recipe} --gpus 2 --json {path} {flags}".split()) == 0
+    assert main(f"--dry-run --program {recipe} --gpus 2 --json {path} {flags}".split()) == 0
     processes = json.loads(path.read_text())["processes"]
     assert all(process["problem"] is None and process["collectives"] for process in processes)
     assert processes[0]["parameters"] >= 2 * 12 * 32 * 32 // 2 + least // 2
 
 
 def test_a_finetuning_run_costs_its_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = (f"--recipe finetune_gpt --gpus 1 --json {tmp_path / 'p'} {SMALL.replace('--train-iters 8', '')} "
+    flags = (f"--program finetune_gpt --gpus 1 --json {tmp_path / 'p'} {SMALL.replace('--train-iters 8', '')} "
              "--train-epochs 3 --global-batch-size 4 --train-jsonl lines.jsonl")
     assert main([*flags.split(), "--epoch-samples", "10"]) == 0
     assert json.loads((tmp_path / "p").read_text())["runs"]["as planned"]["steps"] == 8  # 30 samples, 4 a step
