@@ -47,8 +47,8 @@ def read_plan(flags: list[str], *, recipe: str, gpus: int | None, gpu: str, clus
         CheckpointError: the settings are to be a checkpoint's, which cannot be read.
     """
     if recipe not in RECIPES:
-        raise ConfigError(f"--script: it runs {recipe}, which is not planned here; with --program name what it is like: "
-                          f"{', '.join(RECIPES)}")
+        raise ConfigError(f"--script: it runs {recipe}, which is not planned here; name with --program what it is "
+                          f"like: {', '.join(RECIPES)}")
     if cluster_file is None:
         cluster = known_cluster(1 if gpus is None else gpus, gpu)
     else:
