@@ -31,12 +31,12 @@ from benchmarks.nanogpt import NanoGPT, load_source
 from benchmarks.ours import OurModel
 from benchmarks.shapes import SHAPES, Shape, run_config
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
-from megatron_ltd.train.report.metrics import peak_tflops
 from tools.command_line import add_output, exit_code_of, parser_of
 
 Rows = dict[str, Callable[[], Any]]

@@ -3,15 +3,17 @@
     python tools/plan_run.py --gpus 128 --gpu h100 --config examples/configs/gpt_13b.toml
     python tools/plan_run.py --gpus 1024 --gpu h100 --search --global-batch-size 1536 --num-layers 96 ...
     python tools/plan_run.py --gpus 256 --gpu h100 --search --hf-config model/config.json --global-batch-size 512 --bf16
+    python tools/plan_run.py --script train_gpt3_175b_distributed.sh --gpus 1024
     python tools/plan_run.py --gpus 512 --dry-run --config examples/configs/gpt_13b.toml --global-batch-size 1024
 
-Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`), which may be the
-arguments of a Megatron-LM script. Neither corpus nor checkpoints are opened, nothing is trained, no GPU is needed. What
-the numbers are made of, and how far they can be trusted: docs/planning.md.
+Takes the flags of a run of `megatron_ltd.pretrain_gpt`, or of the program that --program names; they may be the
+arguments of a Megatron-LM script. Nothing is read but the settings of a checkpoint with --use-checkpoint-args, nothing
+is trained, no GPU is needed. What the numbers are made of, and how far they can be trusted: docs/planning.md.
 """
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from tools.command_line import add_output, exit_code_of, parser_of
 from tools.planning.answers import Answer, of_layout, of_search
-from tools.planning.inputs import read_plan
+from tools.planning.inputs import RECIPES, read_plan
 from tools.planning.page import page
+from tools.planning.scripts import read_script
 from tools.report_page import markdown_table
 
 
@@ -32,8 +35,15 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     for flag, path in (("--json", args.json), ("--output", args.output)):
         if path is not None and not Path(path).parent.is_dir():
             raise ConfigError(f"{flag} = {path}: its folder does not exist; choose another")
-    planned = read_plan(flags, family="bert" if args.bert else "gpt", gpus=args.gpus, gpu=args.gpu,
-                        cluster_file=args.cluster, hf_config=args.hf_config, searches=args.search, console=console)
+    recipe, gpus = "pretrain_bert" if args.bert else args.program, args.gpus
+    if args.script is not None:
+        script = read_script(Path(args.script))
+        flags = [*script.arguments, *flags]
+        recipe, gpus = recipe or script.program, gpus or (script.processes if args.cluster is None else None)
+        console.line(f"{args.script}: {script.program or 'arguments'} {shlex.join(script.arguments)}")
+    planned = read_plan(flags, recipe=recipe or "pretrain_gpt", gpus=gpus, gpu=args.gpu, cluster_file=args.cluster,
+                        hf_config=args.hf_config, epoch_samples=args.epoch_samples, searches=args.search,
+                        console=console)
     if args.dry_run:
         from tools.planning.dry_run import of_dry_run  # imports torch
 
@@ -68,12 +78,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--gpus", type=int, metavar="N", help="accelerators in all (default: those of one replica)")
     parser.add_argument("--gpu", default="h100", metavar="KIND", help="kind of accelerator (default: h100)")
     parser.add_argument("--cluster", metavar="FILE.toml", help="the cluster, in place of --gpu")
+    parser.add_argument("--script", metavar="FILE", help="a launch script, whose flags come before those here")
     parser.add_argument("--hf-config", metavar="FILE", help="a Hugging Face config.json, in place of the model's flags")
     parser.add_argument("--search", action="store_true", help="find the fastest layouts that fit")
     parser.add_argument("--dry-run", action="store_true",
                         help="build the run without memory and go through one step of its schedule")
     parser.add_argument("--rank", type=int, metavar="R", help="with --dry-run: of this process (default: one a stage)")
-    parser.add_argument("--bert", action="store_true", help="the flags are those of a BERT run")
+    parser.add_argument("--program", choices=RECIPES,
+                        help="the program whose flags they are (default: the script's, or pretrain_gpt)")
+    parser.add_argument("--bert", action="store_true", help="short for --program pretrain_bert")
+    parser.add_argument("--epoch-samples", type=int, metavar="N", help="samples of an epoch, for --train-epochs")
     parser.add_argument("--json", metavar="FILE", help="write everything, unrounded")
     add_output(parser, "--page", metavar="FILE.html", help="write a page with tables and pictures")
     args, flags = parser.parse_known_args(argv)

@@ -18,15 +18,20 @@ def without_files(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: the vocabulary size or the length of the run is unknown.
     """
-    if config.training.train_epochs is not None:
+    if config.training.train_epochs is not None and config.training.epoch_samples is None:
         raise ConfigError(f"--train-epochs = {config.training.train_epochs}: how many steps that is follows from the "
                           "data, which are not read here; give --train-iters in its place")
+    if config.model.family == "vit":
+        return replace(config, checkpoint=CheckpointConfig(), data=DataConfig(train_data_path=("images",)))
     vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
     if vocabulary is None:
         raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "
                           "head's FLOPs depend on it; give --vocab-size")
+    packed = config.data.train_jsonl is not None  # several examples in a sample, as with these two settings
     return replace(config, model=replace(config.model, vocab_size=vocabulary), checkpoint=CheckpointConfig(),
-                   data=DataConfig(mock_data=True, mask_prob=config.data.mask_prob))
+                   data=DataConfig(mock_data=True, mask_prob=config.data.mask_prob,
+                                   reset_position_ids=packed or config.data.reset_position_ids,
+                                   reset_attention_mask=packed or config.data.reset_attention_mask))
 
 
 def with_learning_rate(config: RunConfig) -> RunConfig:

@@ -15,10 +15,10 @@ from torch._dynamo.utils import counters
 from benchmarks.ours import OurModel
 from benchmarks.shapes import Shape, run_config
 from megatron_ltd.config import RunConfig
+from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train.process.launch import Runtime
-from megatron_ltd.train.report.metrics import peak_tflops
 
 SHAPES = {
     "125m": Shape(12, 768, 12, 1024, 50304, 16),

@@ -8,9 +8,9 @@ from typing import Any
 from megatron_ltd.errors import ConfigError
 
 MOST_GPUS = 1 << 20
-SHARES = ("product_efficiency", "attention_efficiency", "memory_efficiency", "link_efficiency", "usable_memory",
-          "fused", "overlap")
-"""Entries that are shares and have a default."""
+DEFAULTED = ("product_efficiency", "attention_efficiency", "memory_efficiency", "link_efficiency", "usable_memory",
+             "fused", "overlap", "scatter_cost")
+"""Entries that have a default; all but the last are shares."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Cluster:
         usable_memory: share of the memory that tensors may take; the rest is for the driver, libraries and fragments.
         fused: share of the memory traffic between products that a compiler leaves.
         overlap: share of a stage's computation that can hide data-parallel communication.
+        scatter_cost: bytes that a reduce-scatter moves, as a multiple of a ring's; 2 for an all-reduce, as in gloo.
     """
 
     gpus: int
@@ -50,6 +51,7 @@ class Cluster:
     usable_memory: float = 0.92
     fused: float = 1.0
     overlap: float = 0.8
+    scatter_cost: float = 1.0
 
     @property
     def usable_bytes(self) -> int:
@@ -79,6 +81,9 @@ GPUS: dict[str, dict[str, Any]] = {
     "h100": {"memory_gb": 80, "peak_tflops": 989, "memory_gb_per_second": 3350, "gpus_per_node": 8,
              "node_gb_per_second": 450, "network_gb_per_second": 50,
              "product_efficiency": 0.65, "attention_efficiency": 0.35},
+    "h100-pcie": {"memory_gb": 80, "peak_tflops": 756, "memory_gb_per_second": 2000, "gpus_per_node": 8,
+                  "node_gb_per_second": 64, "network_gb_per_second": 50,
+                  "product_efficiency": 0.65, "attention_efficiency": 0.35},
     "h200": {"memory_gb": 141, "peak_tflops": 989, "memory_gb_per_second": 4800, "gpus_per_node": 8,
              "node_gb_per_second": 450, "network_gb_per_second": 50,
              "product_efficiency": 0.65, "attention_efficiency": 0.35},
@@ -91,6 +96,12 @@ GPUS: dict[str, dict[str, Any]] = {
 """Data sheets of the makers, for machines of eight with one network adapter for each accelerator (V100: 100 Gb/s, A100:
 200 Gb/s, later ones 400 Gb/s). Efficiencies are ours: what large products reach of the peak under the power limit;
 attention on NVIDIA's newer ones is that of FlashAttention-2 on H100 (https://arxiv.org/abs/2407.08608)."""
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Dense 16-bit peak of an accelerator by the name that its driver gives it, in TFLOP/s; None for others."""
+    kinds = [kind for kind in GPUS if all(word in device_name.lower() for word in kind.split("-"))]
+    return float(GPUS[max(kinds, key=len)]["peak_tflops"]) if kinds else None
 
 
 def known_cluster(gpus: int, gpu: str) -> Cluster:
@@ -125,7 +136,7 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
         if name in kinds and name != "gpu" and (isinstance(value, bool) or not isinstance(value, int | float)
                                                 or not 0 < value < 1e9):
             problems.append(f"{name} = {value!r}: must be a number above 0")
-        elif name in SHARES and not 0 < value <= 1:
+        elif name in DEFAULTED[:-1] and not 0 < value <= 1:
             problems.append(f"{name} = {value!r}: a share, so at most 1")
         elif name in ("gpus", "gpus_per_node") and not isinstance(value, int):
             problems.append(f"{name} = {value!r}: must be a whole number")
@@ -134,11 +145,12 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
         problems.append(f"gpu = {kind!r}: must be the name of a kind")
     known = GPUS.get(kind.lower(), {}) if isinstance(kind, str) else {}
     values = {**known, **content, "gpu": kind} | ({"gpus": gpus} if gpus is not None else {})
-    required = [field.name for field in fields(Cluster) if field.name not in (*SHARES, "gpu")]
+    required = [field.name for field in fields(Cluster) if field.name not in (*DEFAULTED, "gpu")]
     problems += [f"{name} is missing" + (": give it, or --gpus" if name == "gpus" else "")
                  for name in required if name not in values]
     if problems:
         raise ConfigError(f"--cluster = {path}: " + "; ".join(problems))
     if not 1 <= values["gpus"] <= MOST_GPUS:
-        raise ConfigError(f"gpus = {values['gpus']}: must be from 1 to {MOST_GPUS}")
+        raise ConfigError(f"--cluster = {path}: gpus = {values['gpus']}: must be from 1 to {MOST_GPUS}; give the "
+                          "number of accelerators")
     return Cluster(**values)

@@ -7,9 +7,12 @@ the run, since attention is quadratic; the embedding is a lookup and counts as f
     time of a step    m max + e (sum - max)       m microbatches; max and sum over processes, of one microbatch's work
     e                 1 under 1f1b; with v chunks per process 1/v under interleaved schedules and zbv
                       1/(3 v) and 0 where the backward pass is split in two (https://arxiv.org/abs/2401.10241)
+    at least          sum + (m - 1) max / v, since a microbatch passes through all stages, one after the other; it
+                      counts if there are fewer microbatches than processes; 2/3 of it where the pass is split in two
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -108,12 +111,12 @@ def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
     """Evaluate the work and speed of a split."""
     pp, schedule = config.parallel.pipeline_model_parallel_size, config.parallel.pipeline_schedule
     microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
-    exposed = _exposed(config, dp)
+    splits = schedule in ("interleaved-zero-bubble", "zbv") and not whole_backward(config, dp)
     totals, seconds, samples_of_run = [0] * pp, 0.0, 0
     for plan, samples in plan_samples(config, dp).items():
         costs = rank_costs(split, layer_costs(config, plan), head_cost(config, plan), schedule, pp)
         totals = [total + samples * cost for total, cost in zip(totals, costs, strict=True)]
-        seconds += samples * (max(costs) + exposed * (sum(costs) - max(costs)) / microbatches)
+        seconds += samples * pipeline_time(costs, microbatches, schedule, virtual_chunks(config), splits) / microbatches
         samples_of_run += samples
     mean = sum(totals) / pp
     return Prediction(tuple(cost / mean for cost in totals), seconds / samples_of_run, 1.0 - mean / seconds)
@@ -143,24 +146,20 @@ def _uniform(config: RunConfig) -> tuple[int, ...]:
                                config.parallel.pipeline_model_parallel_size * virtual_chunks(config)))
 
 
-def _exposed(config: RunConfig, dp: int) -> float:
-    schedule = config.parallel.pipeline_schedule
-    splits = schedule in ("interleaved-zero-bubble", "zbv") and not whole_backward(config, dp)
-    return exposed_share(schedule, virtual_chunks(config), splits)
-
-
-def exposed_share(schedule: str, chunks: int, splits: bool) -> float:
-    """Share of the first and last passes through the pipeline that is not overlapped.
+def pipeline_time(works: Sequence[float], microbatches: int, schedule: str, chunks: int, splits: bool) -> float:
+    """Time of a step, in the unit of the work.
 
     Args:
+        works: of each process on one microbatch.
         chunks: model chunks of a process.
         splits: the backward pass is split in two.
     """
-    if schedule == "1f1b":
-        return 1.0
-    if not splits:
-        return 1.0 / chunks
-    return 0.0 if schedule == "zbv" else 1.0 / (3.0 * chunks)
+    most, total = max(works), sum(works)
+    exposed = 1.0 if schedule == "1f1b" else 1.0 / chunks
+    if splits:
+        exposed = 0.0 if schedule == "zbv" else exposed / 3.0
+    in_turn = (total + (microbatches - 1) * most / chunks) * (2.0 / 3.0 if splits else 1.0)
+    return max(microbatches * most + exposed * (total - most), in_turn)
 
 
 def _text(split: tuple[int, ...]) -> str:

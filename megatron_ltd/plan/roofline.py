@@ -5,11 +5,13 @@ Of a microbatch on one process, in seconds:
     products    FLOPs / (peak x efficiency), or reading the weights if that takes longer; backward twice forward
     attention   FLOPs / (peak x efficiency of attention); backward 2.5 x forward, since scores are computed again
     memory      bytes of norms, activations, residual sums and logits / (rate x efficiency); backward twice forward
+    gradients   of the weights: bytes to add them to those of earlier microbatches, or to copy them where they are
+                reduced; under ZeRO-3 also to copy the weights from where they are gathered, forward and backward
     tensor      2 (t - 1) / t bytes of the stream, twice forward and twice backward, / rate of the link
     pipeline    the stream received forward and its gradient received backward
 
-    step        m max + e (sum - max) over processes (`pipeline_costs`), + what of data-parallel communication exceeds
-                the computation that can hide it, + update
+    step        the pipeline's time by the works of its processes (`pipeline_costs`), + what of data-parallel
+                communication exceeds the computation that can hide it, + update
 
 A ring moves (d - 1) / d of the bytes to gather or to reduce-scatter, twice that to all-reduce
 (https://arxiv.org/abs/2104.04473, section 3).
@@ -25,7 +27,7 @@ from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.pipeline_costs import exposed_share
+from megatron_ltd.plan.pipeline_costs import pipeline_time
 from megatron_ltd.plan.shards import Shards
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 from megatron_ltd.token_drop.registry import Policies
@@ -100,8 +102,7 @@ class Roofline:
         forward, backward = zip(*(self._seconds(rank, plan) for rank in range(layout.pp)), strict=True)
         works = [ahead + back for ahead, back in zip(forward, backward, strict=True)]
         busiest = max(range(layout.pp), key=works.__getitem__)
-        exposed = exposed_share(layout.schedule, layout.chunks, layout.splits_backward)
-        pipeline = layout.microbatches * works[busiest] + exposed * (sum(works) - works[busiest])
+        pipeline = pipeline_time(works, layout.microbatches, layout.schedule, layout.chunks, layout.splits_backward)
         data = max(self._data_parallel(rank, layers, forward[rank], backward[rank])
                    for rank in {0, layout.pp - 1, busiest})
         update = self._update(layers)
@@ -111,25 +112,35 @@ class Roofline:
     def parts(self, plan: StepPlan) -> Parts:
         """The work of the busiest process in a step, by kind."""
         works = [sum(self._seconds(rank, plan)) for rank in range(self.layout.pp)]
-        found = Parts()
-        for first, stop in self.layout.stages(max(range(self.layout.pp), key=works.__getitem__)):
+        found, rank = Parts(), max(range(self.layout.pp), key=works.__getitem__)
+        for first, stop in self.layout.stages(rank):
             for number in range(first, stop):
                 if not plan.layers[number].skipped:
                     ahead, back = self._layer(plan.layers[number], plan.read_tokens,
                                               self.config.model.is_windowed(number))
                     found += (ahead + back) * self.policies.share(number)
             found += self._ends(plan, first, stop)[0] + self._ends(plan, first, stop)[1]
+        found += Parts(memory=self._gradients(rank, len(plan.layers)))
         return found * self.layout.microbatches
 
     def _seconds(self, rank: int, plan: StepPlan) -> tuple[float, float]:
         """Forward and backward work of a process on one microbatch."""
-        forward, backward = 0.0, 0.0
+        forward, backward = 0.0, self._gradients(rank, len(plan.layers))
         ahead, back = self._sums(plan)
         for first, stop in self.layout.stages(rank):
             ends = self._ends(plan, first, stop)
             forward += ahead[stop] - ahead[first] + ends[0].total
             backward += back[stop] - back[first] + ends[1].total
         return forward, backward
+
+    def _gradients(self, rank: int, layers: int) -> float:
+        """Seconds in which a microbatch's gradients of a process's weights are added up or copied."""
+        layout, reads_and_writes = self.layout, 0
+        if layout.dp > 1 and layout.sharding != "no_shard":
+            reads_and_writes = self.values + 4 + (4 * self.values if layout.sharding == "optim_grads_params" else 0)
+        elif layout.microbatches > 1:
+            reads_and_writes = self.values + 8
+        return reads_and_writes * self.shards.of_stages(layout.stages(rank), layers) / self.memory
 
     def _sums(self, plan: StepPlan) -> tuple[list[float], list[float]]:
         """Seconds of the layers before each, forward and backward."""
@@ -155,6 +166,12 @@ class Roofline:
         head = self._head(plan) if stop == layers else Parts()
         return (head + Parts(pipeline=received if first > 0 else 0.0),
                 Parts(pipeline=received if stop < layers else 0.0))
+
+    @cached_property
+    def _moved(self) -> float:
+        """Bytes that a tensor-parallel process moves for each of an all-reduce, or a gather and a reduce-scatter."""
+        tp = self.layout.tp
+        return (1 + self.cluster.scatter_cost if self.layout.sequence_parallel else 2) * (tp - 1) / tp
 
     @cached_property
     def _pipeline_link(self) -> float:
@@ -184,7 +201,7 @@ class Roofline:
         if model.position_embedding_type == "rope":
             width += 2 * (model.num_attention_heads + model.query_groups) * model.head_dim / tp
         traffic = self.values * (between * h * stream + tokens * width) * self.cluster.fused
-        moved = 2 * 2 * (tp - 1) / tp * tokens * h * self.values
+        moved = 2 * self._moved * tokens * h * self.values
         return Parts(max(flops / self.products, self.values * self.shards.layer / self.memory), scores / self.scores,
                      traffic / self.memory, moved / self.cluster.link(tp, 1))
 
@@ -196,7 +213,7 @@ class Roofline:
         rows = 0 if model.family == "vit" else model.padded_vocab_size // self.layout.tp
         tokens = samples * (plan.read_tokens if predictions is None else predictions)
         logits = tokens * rows * 4 * 8 * self.cluster.fused  # written, shifted, exponentiated, scaled, read twice
-        moved = 2 * 2 * (self.layout.tp - 1) / self.layout.tp * tokens * model.hidden_size * self.values
+        moved = 2 * self._moved * tokens * model.hidden_size * self.values
         return Parts(flops / self.products, 0.0, logits / self.memory, moved / self.cluster.link(self.layout.tp, 1))
 
     def _data_parallel(self, rank: int, layers: int, forward: float, backward: float) -> float:
@@ -209,6 +226,7 @@ class Roofline:
         reduce, gather = 4 * numbers * share, self.values * numbers * share
         if layout.sharding == "no_shard":
             return max(0.0, 2 * reduce - hides * backward)
+        reduce *= self.cluster.scatter_cost
         if layout.sharding == "optim_grads":
             return layout.microbatches * max(0.0, reduce - hides * backward) + max(0.0, gather - hides * forward)
         return layout.microbatches * (max(0.0, gather - hides * forward)

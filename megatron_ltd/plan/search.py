@@ -186,12 +186,16 @@ MOST_DOUBLINGS = 16
 
 def least_cluster(search: Search) -> tuple[Cluster, Candidate] | None:
     """The smallest cluster of the same kind, with a power of two times as many accelerators, that can hold the run, and
-    its layout that needs least; None if none can."""
+    its layout that needs least; if none can, the one on which a process needs least. None if no larger one can run it
+    in any layout."""
+    best: tuple[Cluster, Candidate] | None = None
     for power in range(1, MOST_DOUBLINGS + 1):
         larger = replace(search.cluster, gpus=search.cluster.gpus << power)
         least = Search(search.config, larger, search.samples, search.shares).least()
         if least is None:
-            return None
+            break
+        if best is None or least.memory.total < best[1].memory.total:
+            best = larger, least
         if least.memory.total <= larger.usable_bytes:
-            return larger, least
-    return None
+            break
+    return best

@@ -25,6 +25,7 @@ from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import after_step
 from megatron_ltd.plan.batch_ramp import BatchRamp
+from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import batch_ramp, policies, total_steps
 from megatron_ltd.plan.flops import step_flops, whole_step_flops
 from megatron_ltd.plan.learning_rate import LearningRate
@@ -35,7 +36,7 @@ from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import measured_memory
 from megatron_ltd.train.report.log_writers import Metrics
-from megatron_ltd.train.report.metrics import StepReport, peak_tflops
+from megatron_ltd.train.report.metrics import StepReport
 from megatron_ltd.train.report.profiling import StepProfiler
 from megatron_ltd.train.report.summary import StepTimes, summary
 from megatron_ltd.train.result import StepResult

@@ -1,4 +1,4 @@
-"""The memory that a run is predicted to need, by hand. `benchmarks/plan_accuracy.py` holds it against processes."""
+"""The memory that a run is predicted to need, by hand. `benchmarks/plan_accuracy` holds it against processes."""
 
 from dataclasses import replace
 from typing import Any

@@ -14,6 +14,7 @@ from megatron_ltd.plan.pipeline_costs import (
     head_cost,
     layer_costs,
     pipeline_layers,
+    pipeline_time,
     plan_samples,
     predict,
 )
@@ -127,3 +128,20 @@ def test_schedules_of_several_chunks_are_balanced_too(parallel: dict[str, Any]) 
     assert max(found.shares) < 1.08
     assert max(found.shares) <= max(predict(config, 1, pipeline_layers(replace(config, parallel=replace(
         config.parallel, pipeline_split="uniform")), 1)).shares)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zbv"])
+def test_a_single_microbatch_passes_through_one_process_at_a_time(schedule: str) -> None:
+    assert pipeline_time([1.0, 2.0, 1.5], 1, schedule, 1 if schedule == "1f1b" else 2, False) == pytest.approx(4.5)
+
+
+def test_fewer_microbatches_than_processes_leave_gaps_that_chunks_do_not_fill() -> None:
+    # Four processes of two chunks. With as many microbatches, only the end of a round waits: 4 + 3 / 2. With two, the
+    # second follows the first half a unit later through all eight chunks.
+    works = [1.0] * 4
+    assert pipeline_time(works, 4, "interleaved", 2, False) == pytest.approx(5.5)
+    assert pipeline_time(works, 2, "interleaved", 2, False) == pytest.approx(4.5)
+    assert pipeline_time(works, 16, "interleaved", 2, False) == pytest.approx(17.5)
+    # Split in two, a third of the work waits for later.
+    assert pipeline_time(works, 1, "zbv", 2, True) == pytest.approx(8 / 3)
+    assert pipeline_time(works, 16, "zbv", 2, True) == pytest.approx(16.0)

@@ -73,6 +73,30 @@ def test_data_parallel_communication_that_computation_hides_takes_no_time() -> N
     assert roofline(8, cluster=slow).step(WHOLE).data == 0.0
 
 
+def test_a_reduce_scatter_that_is_an_all_reduce_costs_as_much() -> None:
+    numbers = (V + S) * H + L * (12 * H * H + 13 * H) + 2 * H
+    gloo = replace(CLUSTER, scatter_cost=2.0, overlap=1e-9)
+    share = 4 * numbers * (4 - 1) / 4 / NODE
+    assert roofline(4, 3, gloo, data_parallel_sharding_strategy="optim_grads").step(WHOLE).data == pytest.approx(
+        (3 * 2 + 1) * share)
+    split = {"tensor_model_parallel_size": 4, "sequence_parallel": True}
+    ring, whole = (roofline(cluster=cluster, **split).parts(WHOLE).tensor for cluster in (CLUSTER, gloo))
+    assert whole == pytest.approx(1.5 * ring)  # half of the bytes are gathered, half reduced
+
+
+@pytest.mark.parametrize(("dp", "microbatches", "sharding", "each"), [
+    (1, 1, "no_shard", 0), (1, 2, "no_shard", 12), (2, 1, "no_shard", 0), (2, 2, "optim_grads", 8),
+    (2, 2, "optim_grads_params", 24)])
+def test_gradients_are_read_and_written_with_every_microbatch(dp: int, microbatches: int, sharding: str,
+                                                              each: int) -> None:
+    """Added up: one read, the sum read and written. Copied for reduction: read and written. ZeRO-3 also copies the
+    weights that were gathered, twice."""
+    numbers = (V + S) * H + L * (12 * H * H + 13 * H) + 2 * H
+    found = roofline(dp, microbatches, data_parallel_sharding_strategy=sharding).parts(WHOLE).memory
+    alone = roofline(1, 1).parts(WHOLE).memory
+    assert found == pytest.approx(microbatches * (alone + each * numbers / MEMORY))
+
+
 def test_a_pipeline_waits_as_long_as_all_others_work_on_a_microbatch() -> None:
     model = roofline(pipeline_model_parallel_size=2, microbatches=6)
     works = [sum(model._seconds(rank, WHOLE)) for rank in range(2)]

@@ -55,6 +55,15 @@ def test_a_cluster_that_cannot_hold_the_model_is_told_which_can(capsys: pytest.C
     assert "the least that a process needs" in said and re.search(r"the least of this kind that can hold it: \d+", said)
 
 
+def test_a_model_that_no_number_of_accelerators_can_hold_is_told_the_memory_that_could(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    flags = MODEL.replace("--global-batch-size 64", "--global-batch-size 8").replace("--num-layers 8", "--num-layers 1")
+    assert main(f"--gpus 2 --gpu v100 --search {flags} --hidden-size 65536".split()) == 20
+    said = capsys.readouterr().err
+    found = re.search(r"No number of this kind .* on ([\d,]+) .* a memory of ([\d.]+) GB", said)
+    assert found is not None and float(found.group(2)) > 32 and "--global-batch-size" in said
+
+
 def test_a_hugging_face_model_is_planned_from_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"model_type": "llama", "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 160,
               "max_position_embeddings": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -90,6 +99,46 @@ def test_a_dry_run_moves_the_bytes_that_the_layout_means(tmp_path: Path) -> None
     # Two layers, two all-reduces each way, and the embedding's, of two microbatches.
     assert moved["allreduce", "tensor"]["calls"] == 2 * (2 * 4 + 1)
     assert moved["allreduce", "tensor"]["bytes"] == 2 * (2 * 4 + 1) * stream
+    assert moved["allreduce", "all"]["calls"] == 3  # counts, losses, the norm of the gradients
     assert moved["recv", "pipeline"]["bytes"] == 2 * stream  # the gradients of two microbatches
     layer = 12 * 32 * 32 // 2 + 7 * 32 // 2 + 6 * 32
     assert first["parameters"] == (128 * 32 // 2 + 16 * 32 + 2 * layer) // 2
+
+
+@pytest.mark.parametrize(("recipe", "flags", "least"), [
+    ("pretrain_bert", f"{SMALL} --tensor-model-parallel-size 2", 128 * 32),
+    ("finetune_gpt", f"{SMALL.replace('--train-iters 8', '--train-epochs 2')} --train-jsonl lines.jsonl --random-ltd "
+                     "--pipeline-model-parallel-size 2", 128 * 32),
+    ("finetune_vit", "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --patch-dim 4 --img-h 16 --img-w 16 "
+                     "--num-classes 10 --train-data-path images --train-epochs 3 --micro-batch-size 2 --lr 1e-3",
+     17 * 32),
+])
+def test_every_recipe_can_be_dry_run(recipe: str, flags: str, least: int, tmp_path: Path) -> None:
+    path = tmp_path / "dry.json"
+    assert main(f"--dry-run --program {recipe} --gpus 2 --json {path} {flags}".split()) == 0
+    processes = json.loads(path.read_text())["processes"]
+    assert all(process["problem"] is None and process["collectives"] for process in processes)
+    assert processes[0]["parameters"] >= 2 * 12 * 32 * 32 // 2 + least // 2
+
+
+def test_a_finetuning_run_costs_its_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = (f"--program finetune_gpt --gpus 1 --json {tmp_path / 'p'} {SMALL.replace('--train-iters 8', '')} "
+             "--train-epochs 3 --global-batch-size 4 --train-jsonl lines.jsonl")
+    assert main([*flags.split(), "--epoch-samples", "10"]) == 0
+    assert json.loads((tmp_path / "p").read_text())["runs"]["as planned"]["steps"] == 8  # 30 samples, 4 a step
+    assert main(flags.split()) == 0
+    assert "give --epoch-samples" in capsys.readouterr().out
+    assert json.loads((tmp_path / "p").read_text())["runs"] == {}
+    assert main([*flags.split(), "--epoch-samples", "0"]) == 20
+
+
+def test_a_launch_script_is_planned_as_it_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(f"torchrun --nproc_per_node 2 pretrain_bert.py {SMALL} --no-such-flag $1 2>&1 | tee log")
+    assert main(["--script", str(script)]) == 20 and "--no-such-flag" in capsys.readouterr().err
+    script.write_text(script.read_text().replace("--no-such-flag $1", "--data-path $1"))
+    assert main(["--script", str(script), "--hidden-size", "64", "--json", str(tmp_path / "p")]) == 0
+    found = json.loads((tmp_path / "p").read_text())
+    assert found["cluster"]["gpus"] == 2 and found["parameters"] > 4 * 12 * 64 * 64
+    script.write_text(script.read_text().replace("pretrain_bert", "pretrain_t5"))
+    assert main(["--script", str(script)]) == 20 and "pretrain_t5" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def command(planned: Planned, layout: Layout) -> str:
     launcher = f"torchrun --nnodes {nodes} --nproc-per-node {each}"
     if nodes > 1:
         launcher += " --rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:29500"
-    return " \\\n    ".join([f"{launcher} -m megatron_ltd.pretrain_{planned.family}", *flags_of(config, SECTIONS)])
+    return " \\\n    ".join([f"{launcher} -m megatron_ltd.{planned.recipe}", *flags_of(config, SECTIONS)])
 
 
 def _too_large(planned: Planned, layout: Layout, peak: int) -> str:
@@ -145,9 +145,14 @@ def _nothing_fits(search: Search) -> str:
              f"{size_text(least.memory.total)} ({layout_text(least.layout)}), and tensors may take "
              f"{size_text(cluster.usable_bytes)}")
     larger = least_cluster(search)
-    if larger is None:
-        return f"{needs}; use accelerators with at least that much memory, or a larger --global-batch-size"
-    return (f"{needs}; the least of this kind that can hold it: {larger[0].gpus:,} ({layout_text(larger[1].layout)}, "
-            f"{gigabytes(larger[1].memory.total)} GB)")
+    if larger is not None and larger[1].memory.total <= cluster.usable_bytes:
+        return (f"{needs}; the least of this kind that can hold it: {larger[0].gpus:,} "
+                f"({layout_text(larger[1].layout)}, {gigabytes(larger[1].memory.total)} GB)")
+    best, gpus = (least, cluster.gpus) if larger is None or larger[1].memory.total >= least.memory.total else (
+        larger[1], larger[0].gpus)
+    memory = best.memory.total / cluster.usable_memory
+    return (f"{needs}. No number of this kind can hold it with --global-batch-size = {search.samples}: at the best, on "
+            f"{gpus:,} ({layout_text(best.layout)}), an accelerator needs a memory of {gigabytes(memory)} GB; use such "
+            "accelerators, or a larger --global-batch-size, which more of them can share")
 
 

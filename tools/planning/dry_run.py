@@ -19,22 +19,25 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
 from megatron_ltd.config import RunConfig
+from megatron_ltd.data.build import build_datasets
+from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import size_text
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.layers import local
 from megatron_ltd.parallel.mesh import AXES, Mesh, build_mesh
-from megatron_ltd.plan.derived import policies
+from megatron_ltd.plan.derived import long_samples, policies, predictions_per_sample
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.memory import MemoryModel
 from megatron_ltd.settings.checks.layout import needed_microbatches
+from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.live_bytes import LiveBytes
 from megatron_ltd.train.setup import build_model
+from megatron_ltd.train.step import train_step
 from tools.planning.answers import Answer
 from tools.planning.inputs import Planned
 from tools.planning.report import layout_text
@@ -96,10 +99,8 @@ class Dry:
 
 def of_dry_run(planned: Planned, rank: int | None) -> Answer:
     """Raises:
-        ConfigError: there is no such rank, or the model is BERT.
+        ConfigError: there is no such rank.
     """
-    if planned.family == "bert":
-        raise ConfigError("--dry-run with --bert: BERT's samples are not made up here; leave --dry-run out")
     layout = Layout.of(planned.config, planned.cluster.gpus)
     if rank is not None and not 0 <= rank < layout.world_size:
         raise ConfigError(f"--rank = {rank}: the run has {layout.world_size} processes; choose 0 to "
@@ -167,6 +168,7 @@ def _without_memory(world_size: int, rank: int) -> Iterator[None]:
         # The stages of a pipeline vote for shapes that are given; a vote has a value.
         stack.enter_context(patch.object(PipelineStage, "_warmup_backward_result",
                                          lambda stage, received_result=None: SimpleNamespace(item=lambda: 1)))
+        stack.enter_context(patch("megatron_ltd.train.step._global_counts", _counts))
         yield
 
 
@@ -175,7 +177,7 @@ def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder)
     mesh = build_mesh("cpu", pp=layout.pp, dp=layout.dp, tp=layout.tp,
                       shard_parameters=parallel.sharding != "no_shard", timeout=timedelta(minutes=1))
     recorder.axes = _axes(mesh)
-    plan, samples = policies(config).plan(0), run.microbatches * layout.micro_samples
+    plan, sample = policies(config).plan(0), _sample(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(config, mesh, device, draw=False)
         optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
@@ -183,26 +185,43 @@ def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder)
         first = min(p.layer for p in model.parameters if p.layer is not None)
         run.shapes = {p.name: tuple(local(p.parameter).shape) for p in model.parameters if p.layer in (None, first)}
         run.stream = model.pipeline.hidden_shape
-        shape = (samples, plan.read_tokens, *((plan.fold,) if plan.fold > 1 else ()))
-        tokens = torch.zeros(shape, dtype=torch.int64)
-        batch: dict[str, Any] = {"labels": tokens.clone(), "loss_mask": torch.ones(shape),
-                                 "sample_ids": torch.arange(samples), "plan": plan, "loss_record": None}
-        if config.token_drop.policy == "importance" and plan.kept_tokens < plan.read_tokens:
-            batch["kept"] = torch.zeros(samples, plan.kept_tokens, dtype=torch.int64)
-        model.train_mode(plan)
-        model.pipeline.train_step(tokens, batch, microbatches=run.microbatches,
-                                  loss_weights=torch.ones(model.pipeline.loss_terms))
-        model.finish_gradients(plan)
-        optimizer.step(1e-3)
+        if config.token_drop.policy == "importance":
+            model.choose_by(importance_table(config, _tokenizer(config), device))
+        samples = layout.micro_samples
+        microbatch = {name: torch.empty((samples, *values.shape), dtype=values.dtype)
+                      for name, values in sample.items()} | {"sample_ids": torch.arange(samples)}
+        batch = [microbatch] * run.microbatches
+        train_step(model, optimizer, batch, config, plan, learning_rate=1e-3, loss_scale=1.0, stop_level=0,
+                   device=device, decoupled_rate=config.optimizer.decoupled_lr)
 
 
-def _local(parameter: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a parameter."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+def _sample(config: RunConfig) -> dict[str, torch.Tensor]:
+    """One sample in the form of the run's."""
+    model = config.model
+    if model.family == "vit":
+        assert model.num_channels and model.img_h and model.img_w
+        return {"tokens": torch.empty(model.num_channels, model.img_h, model.img_w),
+                "labels": torch.empty(1, dtype=torch.int64), "loss_mask": torch.empty(1)}
+    longer = long_samples(config, 1)
+    train = build_datasets(config, _tokenizer(config), 1 if longer is None else longer[0], 0, 0,
+                           predictions_per_sample(config), longer).train
+    return {name: torch.as_tensor(values) for name, values in train.sample(0).items()}
+
+
+def _tokenizer(config: RunConfig) -> NullTokenizer:
+    assert config.model.vocab_size is not None
+    return NullTokenizer(config.model.vocab_size - 1)
+
+
+def _counts(model: Any, loss_mask: torch.Tensor, stop_level: int) -> tuple[list[float], int]:
+    """In place of the numbers of tokens and samples in the global batch, which have no values here."""
+    dist.all_reduce(torch.zeros(4, dtype=torch.float64))
+    return [1.0, 1.0], stop_level
 
 
 def _axes(mesh: Mesh) -> dict[str, str]:
     """What the processes of each group share, by the group's name."""
     names = {"pp": "pipeline", "dp_replicate": "data", "dp_shard": "data", "tp": "tensor"}
-    found = {str(mesh.world[axis].get_group().group_name): names[axis] for axis in AXES}
+    found = {str(dist.group.WORLD.group_name): "all"}  # type: ignore[union-attr]
+    found |= {str(mesh.world[axis].get_group().group_name): names[axis] for axis in AXES}
     return found if mesh.embedding is None else found | {str(mesh.embedding.group_name): "tied embedding"}

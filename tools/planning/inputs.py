@@ -10,16 +10,23 @@ from megatron_ltd.config import ModelConfig, RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.cluster import Cluster, known_cluster, read_cluster
+from megatron_ltd.plan.derived import data_parallel_size
 from megatron_ltd.settings.checks.all import BUDGETS, check
 from megatron_ltd.settings.checks.rules import given
 from megatron_ltd.settings.cli import parse_run_config
+from megatron_ltd.train.process.recipe import Recipe
 from tools.run_flags import flags_of, with_learning_rate, without_files
+
+RECIPES = {"pretrain_gpt": Recipe("gpt"), "pretrain_bert": Recipe("bert"),
+           "finetune_gpt": Recipe("gpt", finetuning=True), "finetune_vit": Recipe("vit", finetuning=True)}
+"""Programs whose runs can be planned, by the name of their module."""
 
 
 @dataclass(frozen=True)
 class Planned:
     """Args:
         config: complete enough to calculate with.
+        recipe: name of the program.
         has_budget: the length of the run is given.
         has_rate: the learning rate is given.
         searches: the layout is to be found.
@@ -27,45 +34,75 @@ class Planned:
 
     config: RunConfig
     cluster: Cluster
-    family: str
+    recipe: str
     has_budget: bool
     has_rate: bool
     searches: bool
 
 
-def read_plan(flags: list[str], *, family: str, gpus: int | None, gpu: str, cluster_file: str | None,
-              hf_config: str | None, searches: bool, console: Console) -> Planned:
+def read_plan(flags: list[str], *, recipe: str, gpus: int | None, gpu: str, cluster_file: str | None,
+              hf_config: str | None, epoch_samples: int | None, searches: bool, console: Console) -> Planned:
     """Raises:
         ConfigError: settings or a cluster that cannot be.
+        CheckpointError: the settings are to be a checkpoint's, which cannot be read.
     """
+    if recipe not in RECIPES:
+        raise ConfigError(f"--script: it runs {recipe}, which is not planned here; name with --program what it is "
+                          f"like: {', '.join(RECIPES)}")
     if cluster_file is None:
         cluster = known_cluster(1 if gpus is None else gpus, gpu)
     else:
         cluster = read_cluster(Path(cluster_file), gpus)
-    given_names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("--")}
-    words = [] if hf_config is None else [word for text in described_by(Path(hf_config), given_names)
-                                          for word in text.split(" ", 1)]
-    config, notes = parse_run_config([*words, *flags], family)  # type: ignore[arg-type]
+    config, notes = _read_run(flags, RECIPES[recipe], hf_config, console)
     for note in notes:
         console.line(note)
+    config, has_budget = _with_length(config, epoch_samples, console)
     has_rate = config.optimizer.lr is not None
     config = with_learning_rate(without_files(config))
-    has_budget = bool(given(config, BUDGETS))
-    if not has_budget:
-        config = replace(config, training=replace(config.training, train_iters=1))
     if searches:
         config = replace(config, parallel=type(config.parallel)(), training=replace(
             config.training, micro_batch_size=1))
         if config.training.global_batch_size is None:
             raise ConfigError("--search needs --global-batch-size, the samples of a step, so that layouts are compared "
                               "on equal steps; add it")
-        check(config, 1)
-    else:
-        replica = config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size
-        if gpus is None and cluster_file is None:
-            cluster = replace(cluster, gpus=replica)
-        check(config, cluster.gpus)
-    return Planned(config, cluster, family, has_budget, has_rate, searches)
+    elif gpus is None and cluster_file is None:
+        cluster = replace(cluster, gpus=config.parallel.tensor_model_parallel_size
+                          * config.parallel.pipeline_model_parallel_size)
+    world_size = 1 if searches else cluster.gpus
+    check(config, world_size)
+    if RECIPES[recipe].finetuning:
+        from megatron_ltd.train.finetune import with_epoch  # imports torch
+
+        config = with_epoch(config, epoch_samples or 1, data_parallel_size(config, world_size))
+        check(config, world_size)
+    return Planned(config, cluster, recipe, has_budget, has_rate, searches)
+
+
+def _read_run(flags: list[str], recipe: Recipe, hf_config: str | None,
+              console: Console) -> tuple[RunConfig, list[str]]:
+    """The settings of the run, and what the user should be told about them."""
+    given_names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("--")}
+    words = [] if hf_config is None else [word for text in described_by(Path(hf_config), given_names)
+                                          for word in text.split(" ", 1)]
+    config, notes = parse_run_config([*words, *flags], recipe.family, finetuning=recipe.finetuning)
+    return recipe.completed(config, console), notes
+
+
+def _with_length(config: RunConfig, epoch_samples: int | None, console: Console) -> tuple[RunConfig, bool]:
+    """The settings of a run whose length can be told, and whether it is the real one."""
+    training = config.training
+    if epoch_samples is not None:
+        if training.train_epochs is None or epoch_samples < 1:
+            raise ConfigError(f"--epoch-samples = {epoch_samples}: the samples of an epoch, at least 1, for a run of "
+                              "--train-epochs; add that, or leave it out")
+        return replace(config, training=replace(training, epoch_samples=epoch_samples)), True
+    if training.train_epochs is not None:
+        console.line(f"--train-epochs = {training.train_epochs}: how many steps that is follows from the data, which "
+                     "are not read; one step is planned. For the whole run give --epoch-samples N")
+        training = replace(training, train_epochs=None)
+    if given(replace(config, training=training), BUDGETS):
+        return config, True
+    return replace(config, training=replace(training, train_iters=1)), False
 
 
 def described_by(path: Path, given_names: set[str]) -> list[str]:

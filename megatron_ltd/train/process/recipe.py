@@ -103,6 +103,15 @@ class Recipe:
                                         also=lambda config: self._problems(config, world_size))
         for note in said:
             console.line(note)
+        return self.completed(config, console)
+
+    def completed(self, config: RunConfig, console: Console) -> RunConfig:
+        """The settings with those of the checkpoint that the run starts from, if it asks for them, and the recipe's own
+        defaults.
+
+        Raises:
+            UserError: a checkpoint that is missing, damaged, or of another family.
+        """
         if self.finetuning:
             config = from_pretrained(config, console)
         given = config.model

@@ -27,14 +27,6 @@ from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.task_scores import TaskScores
 from megatron_ltd.train.validate import HeldOut
 
-# Dense bf16 peaks from the vendors' data sheets.
-_PEAK_TFLOPS = {"A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "V100": 125.0}
-
-
-def peak_tflops(device_name: str) -> float | None:
-    """Dense bf16 peak of a GPU by its name, in TFLOP/s; None for others."""
-    return next((peak for name, peak in _PEAK_TFLOPS.items() if name in device_name), None)
-
 
 @dataclass(frozen=True)
 class StepReport:
