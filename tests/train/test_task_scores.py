@@ -25,7 +25,8 @@ SLICED: dict[str, Any] = {**SP2, **ZERO_3}
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Passages and questions of several lengths, some longer than the model; and a file that no task can read."""
+    """Passages and questions of several lengths, some longer than the model, also to be answered in words; and a file
+    that no task can read."""
     folder = tmp_path_factory.mktemp("tasks")
     words = " ".join(documents()[:3]).split()
     passages = [" ".join(words[start:start + 3 + start % 11]) for start in range(0, 330, 30)]
@@ -33,12 +34,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     questions = [{"premise": f"{text}.", "choice1": "It is.", "choice2": "It was so.", "question": "cause", "label": 0}
                  for text in passages[:5]]
     (folder / "val.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    asked = [{"question": text, "answer": {"aliases": [text]}} for text in passages[:3]]
+    (folder / "wikipedia-nocontext-dev.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
     (folder / "bad.jsonl").write_text('{"sentence": 3}\n')
     return folder
 
 
 def scored(corpus: Corpus, tasks: Path, **settings: Any) -> dict[str, Any]:
-    return {**SETTINGS, **corpus.settings, "eval_tasks": f"lambada,winogrande={tasks / 'bad.jsonl'},copa",
+    return {**SETTINGS, **corpus.settings, "eval_tasks": f"lambada,winogrande={tasks / 'bad.jsonl'},copa,triviaqa",
             "eval_tasks_interval": 2, "task_data": str(tasks), **settings}
 
 
@@ -62,6 +65,7 @@ def test_training_does_not_notice_and_every_layout_gives_the_same_scores(
     found = alone[0] if ranks == 1 else run(tmp_path, scored(corpus, tasks, **layout), ranks)
     assert curve([line for line in found.lines if line not in scores(found)]) == curve(plain.lines)
     assert [line["step"] for line in scores(found)] == [2, 4]
+    assert all("eval/triviaqa/exact_match" in line for line in scores(found))
     for line, truth in zip(scores(found), scores(alone[0]), strict=True):
         assert line == pytest.approx(truth, rel=1e-4, abs=1e-7)
 
