@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaTokenizerFast, PreTrainedModel
 
-from megatron_ltd.lm_eval.harness.local import LocalSplits
 from megatron_ltd.lm_eval.harness.metrics import metrics_of
+from megatron_ltd.lm_eval.harness.tasks import Harness
 from megatron_ltd.lm_eval.table import table
 from megatron_ltd.lm_eval.tasks.wikitext import split_articles
 from megatron_ltd.train.process import launch
@@ -148,14 +148,10 @@ class Found:
 
 
 def load_tasks(folder: Path, names: list[str]) -> list[Any]:
-    """The harness's tasks on these files, as in megatron_ltd.lm_eval.harness.tasks."""
-    manager = importlib.import_module("lm_eval.tasks").TaskManager()
-    loaded = []
-    for name in names:
-        local = LocalSplits(folder / name)
-        definition = {"task": name, "custom_dataset": lambda local=local, **settings: local}
-        loaded.append(manager.load([{"group": name + "_local", "task": [definition]}])["groups"][name + "_local"])
-    return loaded
+    """The harness's tasks on these files."""
+    manager = Harness(folder, None).manager
+    groups = {name: f"{name}_local" for name in names}
+    return [manager.load([{"group": group, "task": [name]}])["groups"][group] for name, group in groups.items()]
 
 
 def hf_model(folder: Path) -> Any:

@@ -2,16 +2,22 @@
 
 import hashlib
 import importlib
+import re
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
-from megatron_ltd.lm_eval.tasks.task_files import sha256_of
+from megatron_ltd.lm_eval.tasks.task_files import plain_suffix, read_records, sha256_of
 
-SUFFIXES = {".jsonl": "json", ".jsonl.gz": "json", ".jsonl.zst": "json", ".json": "json", ".parquet": "parquet"}
-"""Of local files, and who reads them; of two files for one split the first counts."""
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+"""Of local files, all but .parquet also packed; of two files for one split the first of these counts."""
+OTHER_NAMES = {"validation": ("valid", "val", "dev")}
+TABLES = {".parquet": ("pyarrow.parquet", "read_table"), ".csv": ("pyarrow.csv", "read_csv")}
+"""Who reads what is not JSON."""
+SHARD = re.compile(r"-\d+-of-\d+$")
+"""As the hub numbers the files of a split: validation-00000-of-00002.parquet."""
 
 
 class LocalSplits(dict[str, Any]):
@@ -21,33 +27,35 @@ class LocalSplits(dict[str, Any]):
     it does not use. `must_have` finds out whether one that it does use is there.
 
     Args:
-        folder: holds SPLIT.jsonl and the like; None for no local files.
+        folder: holds SPLIT.jsonl and the like, or has them in a folder `data`; None for no local files.
     """
 
     def __init__(self, folder: Path | None):
         super().__init__()
         self.folder = Path("hub") if folder is None else folder
-        found = [] if folder is None else sorted(folder.glob("*.*"))
-        self.paths: dict[str, Path] = {}
+        found = [] if folder is None else sorted([*folder.glob("*.*"), *folder.glob("data/*.*")])
+        self.files: dict[str, list[Path]] = {}
         for suffix in SUFFIXES:
+            of_suffix: dict[str, list[Path]] = {}
             for path in found:
-                split = path.name.removesuffix(suffix)
-                if path.name.endswith(suffix) and "." not in split and split:
-                    self.paths.setdefault(split, path)
+                split = SHARD.sub("", path.name.partition(".")[0])
+                if plain_suffix(path) == suffix and path.name.count(".") <= 2 and split and path.is_file():
+                    of_suffix.setdefault(split, []).append(path)
+            self.files = of_suffix | self.files
         self.problems: dict[str, Exception] = {}
         self.stood_in: set[str] = set()
 
     @cached_property
     def sha256(self) -> str:
         """Of the digests of the files, in order of name."""
-        parts = [f"{split} {sha256_of(path)}" for split, path in sorted(self.paths.items())]
+        parts = [f"{split} {sha256_of(path)}" for split, paths in sorted(self.files.items()) for path in paths]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def __missing__(self, split: str) -> Any:
         docs = self._read(split)
         if docs is None:
             self.stood_in.add(split)
-            others = (self._read(other) for other in self.paths)
+            others = (self._read(other) for other in self.files)
             docs = next((other.select([0]) for other in others if other is not None), None)
         if docs is None:
             self.must_have(next(iter(self.problems)))
@@ -60,13 +68,12 @@ class LocalSplits(dict[str, Any]):
         Raises:
             DataError: it is not there, or cannot be read.
         """
-        if split not in self.paths:
-            raise DataError(f"the split {split!r} is needed and is not there: looked for {self.looked_for(split)}. "
-                            f"{self.folder} holds {', '.join(path.name for path in self.paths.values())}.")
         if split in self.problems:
-            error = self.problems[split]
-            raise DataError(f"{self.paths[split]} cannot be read: {error.__cause__ or error}"[:500]
-                            ) from self.problems[split]
+            raise DataError(self._why(split)) from self.problems[split]
+        if not self._paths(split):
+            held = ", ".join(path.name for paths in self.files.values() for path in paths)
+            raise DataError(f"the split {split!r} is needed and is not there: looked for {self.looked_for(split)}. "
+                            f"{self.folder} holds {held}.")
 
     def looked_for(self, split: str = "SPLIT") -> str:
         """Where a split is looked for."""
@@ -75,22 +82,43 @@ class LocalSplits(dict[str, Any]):
 
     def absent(self) -> str:
         """What to say of splits that were asked for and could not be read."""
-        return "".join(f" {self.paths[split]}: {self.problems[split].__cause__ or self.problems[split]}"[:300]
-                       if split in self.problems else f" The split {split!r} is not there." for split in self.stood_in)
+        return "".join(f" {self._why(split)}" if split in self.problems else f" The split {split!r} is not there."
+                       for split in sorted(self.stood_in))
+
+    def _paths(self, split: str) -> list[Path]:
+        names = (split, *OTHER_NAMES.get(split, ()))
+        return next((self.files[name] for name in names if name in self.files), [])
+
+    def _why(self, split: str) -> str:
+        error = self.problems[split]
+        if isinstance(error, DataError):
+            return str(error)
+        return f"{self._paths(split)[0]} cannot be read: {error.__cause__ or error}"[:500]
 
     def _read(self, split: str) -> Any:
-        path = self.paths.get(split)
-        if path is None or split in self.problems:
+        paths = self._paths(split)
+        if not paths or split in self.problems:
             return None
-        kind = next(kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix))
         try:
-            docs = importlib.import_module("datasets").load_dataset(kind, data_files=str(path), split="train")
+            docs = importlib.import_module("datasets").concatenate_datasets([_docs(path) for path in paths])
             if not len(docs):
-                raise DataError(f"{path} has no examples")
-        except Exception as error:  # the library raises whatever its readers raise
+                raise DataError(f"{paths[0]} has no examples. Get it again.")
+        except Exception as error:  # the libraries raise whatever their readers raise
             self.problems[split] = error
             return None
         return docs
+
+
+def _docs(path: Path) -> Any:
+    """The examples of a file as a data set."""
+    datasets = importlib.import_module("datasets")
+    if plain_suffix(path) in TABLES:
+        module, reader = TABLES[plain_suffix(path)]
+        table = getattr(importlib.import_module(module), reader)(path)
+        return datasets.Dataset(datasets.table.InMemoryTable(table))
+    records = [record.values for record in read_records(path)]
+    names = dict.fromkeys(name for record in records for name in record)
+    return datasets.Dataset.from_dict({name: [record.get(name) for record in records] for name in names})
 
 
 def needed_splits(task: Any, num_fewshot: int | None) -> list[str]:

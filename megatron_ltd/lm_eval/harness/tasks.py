@@ -1,9 +1,10 @@
 """Runs tasks of lm-evaluation-harness, on local files in place of downloads where there are any."""
 
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -23,16 +24,40 @@ GROUP = "chosen"
 
 
 class Harness:
-    """The harness with its index of tasks, and our model as one of its models."""
+    """The harness with its index of tasks, of which those with local files read these, and our model as one of its
+    models.
 
-    def __init__(self, num_fewshot: int | None):
-        self.num_fewshot = num_fewshot
+    Args:
+        folder: has a folder of files for each task.
+    """
+
+    def __init__(self, folder: Path | None, num_fewshot: int | None):
+        self.folder, self.num_fewshot = folder, num_fewshot
+        self.local: dict[str, LocalSplits] = {}
         self._model: Any = None
 
     @cached_property
     def manager(self) -> Any:
         """The index of the harness's tasks, which takes seconds to read."""
-        return importlib.import_module("lm_eval.tasks").TaskManager()
+        manager = importlib.import_module("lm_eval.tasks").TaskManager()
+        names = set(manager.all_subtasks)
+        for path in () if self.folder is None or not self.folder.is_dir() else self.folder.iterdir():
+            splits = LocalSplits(path) if path.name in names and path.is_dir() else None
+            if splits is not None and splits.files:
+                self.local[path.name] = splits
+                entry = manager.task_index[path.name]
+                config = _config(entry) | {"custom_dataset": lambda splits=splits, **settings: splits}
+                manager.task_index[path.name] = replace(entry, yaml_path=None, cfg=config)
+        return manager
+
+    def leaves(self, name: str) -> list[str]:
+        """The tasks of a group or tag, or the task itself."""
+        entry = self.manager.task_index.get(name)
+        if entry is None or name in self.manager.all_subtasks:
+            return [name]
+        members = entry.tags if name in self.manager.all_tags else _config(entry).get("task") or ()
+        names = [one if isinstance(one, str) else one.get("task") or one.get("group") for one in members]
+        return sorted({leaf for one in names if isinstance(one, str) for leaf in self.leaves(one)})
 
     def model(self, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> Any:
         if self._model is None:
@@ -41,16 +66,24 @@ class Harness:
         return self._model
 
 
+def _config(entry: Any) -> dict[str, Any]:
+    """What a task or group of the index is defined by."""
+    if entry.yaml_path is None:
+        return dict(entry.cfg or {})
+    read = importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml
+    return dict(read(entry.yaml_path, resolve_func=True))
+
+
 @dataclass(frozen=True)
 class HarnessTask:
     """A task or group of the harness.
 
     Args:
-        local: the files of its splits, which may be none.
+        local: the files of its splits, by task, of those that have any.
     """
 
     name: str
-    local: LocalSplits
+    local: dict[str, LocalSplits]
     harness: Harness
 
     def evaluate(self, scorer: TokenScorer, tokenizer: Tokenizer, options: EvalOptions) -> dict[str, TaskResult]:
@@ -72,7 +105,7 @@ class HarnessTask:
             if model.scoring:
                 raise
             raise DataError(f"{self.name}: lm-evaluation-harness cannot score it: {_said(error)}. "
-                            f"Check the examples in {self.local.folder}.") from error
+                            f"Check the examples in {self.place}.") from error
         # On all but the first process of a machine the harness returns nothing.
         leaves = {} if found is None else {name: [name] for name in found["configs"]} | {
             part.name: [task.task_name for task in part.get_all_tasks()] for part in group.get_all_groups()}
@@ -100,25 +133,41 @@ class HarnessTask:
             DataError: its examples are not there, or cannot be read.
         """
         try:
-            # Inside a group, settings are laid over those of the task of that name.
-            loaded = self.harness.manager.load([{"group": GROUP, "task": [self._definition()]}])
+            loaded = self.harness.manager.load([{"group": GROUP, "task": [self.name]}])
             tasks = loaded["tasks"].values()
             for task in tasks:
-                for split in needed_splits(task, self.harness.num_fewshot) if self.local.paths else ():
-                    self.local.must_have(split)
+                if task.task_name in self.local:
+                    for split in needed_splits(task, self.harness.num_fewshot):
+                        self.local[task.task_name].must_have(split)
             notes = tuple(note for task in tasks for note in check_answers(task, options.limit))
             return loaded["groups"][GROUP], notes
         except UserError:
             raise
         except Exception as error:  # a task may hold any code, and a download fails in many ways
+            absent = "".join(splits.absent() for splits in self.local.values())
+            folder = self.place if self.is_one else self.place / "TASK"
             raise DataError(f"{self.name}: lm-evaluation-harness cannot load it: {_said(error)}. Looked for "
-                            f"{self.local.looked_for()}; what is not there is downloaded.{self.local.absent()}"
+                            f"{LocalSplits(folder).looked_for()}; what is not there is downloaded.{absent}"
                             ) from error
 
-    def _definition(self) -> str | dict[str, Any]:
-        if not self.local.paths:
-            return self.name
-        return {"task": self.name, "custom_dataset": lambda **settings: self.local}
+    @property
+    def is_one(self) -> bool:
+        """Whether it is a single task."""
+        return self.harness.leaves(self.name) == [self.name]
+
+    @property
+    def place(self) -> Path:
+        """Where its files are, or where they were looked for."""
+        folder = self.harness.folder or Path("hub")
+        return folder / self.name if self.is_one else folder
+
+    @property
+    def sha256(self) -> str:
+        """Of its files; of the digests of its tasks where it has several."""
+        if self.is_one and self.local:
+            return self.local[self.name].sha256
+        digests = [f"{name} {splits.sha256}" for name, splits in sorted(self.local.items())]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else ""
 
 
 def _said(error: BaseException) -> str:
@@ -128,7 +177,7 @@ def _said(error: BaseException) -> str:
 
 
 def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
-    """The harness's tasks of these names, with the files `folder`/TASK/SPLIT.jsonl.
+    """The harness's tasks, groups and tags of these names, with the files `folder`/TASK/SPLIT.jsonl.
 
     Args:
         num_fewshot: None for each task's own.
@@ -140,16 +189,15 @@ def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | N
         raise ConfigError(f"task {', '.join(names)} needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
     if len(set(names)) < len(names):
         raise ConfigError(f"tasks {', '.join(names)}: name every task of the harness once.")
-    harness, runs = Harness(num_fewshot), []
+    harness, runs = Harness(folder, num_fewshot), []
     unknown = [name for name in names if name not in harness.manager.all_tasks]
     if unknown:
         raise ConfigError(f"there is no task {', '.join(map(repr, unknown))} in lm-evaluation-harness "
                           f"{version('lm_eval')}; `lm-eval ls tasks` lists its tasks.")
     for name in names:
-        task = HarnessTask(name, LocalSplits(None if folder is None else folder / name), harness)
-        place = task.local.folder if task.local.paths else Path("hub")
-        runs.append(TaskRun(name, place, task.local.sha256 if task.local.paths else "", task.evaluate,
-                            load=task.loaded))
+        local = {leaf: harness.local[leaf] for leaf in harness.leaves(name) if leaf in harness.local}
+        task = HarnessTask(name, local, harness)
+        runs.append(TaskRun(name, task.place if local else Path("hub"), task.sha256, task.evaluate, load=task.loaded))
     return runs
 
 
