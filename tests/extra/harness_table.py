@@ -150,8 +150,7 @@ class Found:
 def load_tasks(folder: Path, names: list[str]) -> list[Any]:
     """The harness's tasks on these files."""
     manager = Harness(folder, None).manager
-    groups = {name: f"{name}_local" for name in names}
-    return [manager.load([{"group": group, "task": [name]}])["groups"][group] for name, group in groups.items()]
+    return [*manager.load(names)["tasks"].values()]
 
 
 def hf_model(folder: Path) -> Any:
@@ -179,7 +178,7 @@ def one_process(rank: int, world_size: int, meeting: Path, build: Callable[[], A
     seconds = time.process_time() - started
     launch.stop()
     metrics = {task: {name: metric.value for name, metric in metrics_of(numbers).items()}
-               for task, numbers in found["results"].items() if not task.endswith("_local")}
+               for task, numbers in found["results"].items()}
     output.with_suffix(f".{rank}").write_text(json.dumps([metrics, seconds]))
 
 

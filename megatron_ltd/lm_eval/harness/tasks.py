@@ -20,8 +20,6 @@ from megatron_ltd.lm_eval.rows import notes_on_examples
 from megatron_ltd.lm_eval.tasks.names import TaskRun
 from megatron_ltd.parallel.agreement import gather_json
 
-GROUP = "chosen"
-
 
 class Harness:
     """The harness with its index of tasks, of which those with local files read these, and our model as one of its
@@ -44,9 +42,13 @@ class Harness:
         for path in () if self.folder is None or not self.folder.is_dir() else self.folder.iterdir():
             splits = LocalSplits(path) if path.name in names and path.is_dir() else None
             if splits is not None and splits.files:
-                self.local[path.name] = splits
                 entry = manager.task_index[path.name]
-                config = _config(entry) | {"custom_dataset": lambda splits=splits, **settings: splits}
+                try:
+                    config = _config(entry)
+                except Exception:  # a task may hold any code; what is wrong with it is told when it is asked for
+                    continue
+                self.local[path.name] = splits
+                config["custom_dataset"] = lambda splits=splits, **settings: splits
                 manager.task_index[path.name] = replace(entry, yaml_path=None, cfg=config)
         return manager
 
@@ -92,12 +94,14 @@ class HarnessTask:
         Raises:
             DataError: the harness cannot run it on these files.
         """
-        group, notes = self._agreed(options)
+        loaded, notes = self._agreed(options)
+        groups = loaded.get("groups", {})
         model = self.harness.model(scorer, tokenizer, options)
         model.forget()
         try:
             found = importlib.import_module("lm_eval.evaluator").simple_evaluate(
-                model=model, tasks=[group], task_manager=self.harness.manager, num_fewshot=self.harness.num_fewshot,
+                model=model, tasks=[groups[self.name]] if groups else [*loaded["tasks"].values()],
+                task_manager=self.harness.manager, num_fewshot=self.harness.num_fewshot,
                 limit=options.limit, log_samples=options.log_samples)
         except UserError:
             raise
@@ -108,39 +112,39 @@ class HarnessTask:
                             f"Check the examples in {self.place}.") from error
         # On all but the first process of a machine the harness returns nothing.
         leaves = {} if found is None else {name: [name] for name in found["configs"]} | {
-            part.name: [task.task_name for task in part.get_all_tasks()] for part in group.get_all_groups()}
+            group: [task.task_name for task in part.get_all_tasks()] for group, part in groups.items()}
         return {} if found is None else {
             name: _result(name, numbers, found, model, leaves.get(name, []), notes)
-            for name, numbers in found["results"].items() if name != GROUP}
+            for name, numbers in found["results"].items()}
 
-    def _agreed(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
+    def _agreed(self, options: EvalOptions) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The task as the harness loads it, on every process or on none, and what is to be told of it."""
-        group, problem = None, None
+        loaded, problem = {}, None
         notes: tuple[str, ...] = ()
         try:
-            group, notes = self.loaded(options)
+            loaded, notes = self.loaded(options)
         except UserError as error:
             problem = str(error)
         problems = {found for found in gather_json(problem) if found is not None}
         if problems:
             raise DataError("\n".join(sorted(problems)))
-        return group, notes
+        return loaded, notes
 
-    def loaded(self, options: EvalOptions) -> tuple[Any, tuple[str, ...]]:
-        """The task as the harness loads it, and what is to be told of it.
+    def loaded(self, options: EvalOptions) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The tasks and groups as the harness loads them, and what is to be told of them.
 
         Raises:
             DataError: its examples are not there, or cannot be read.
         """
         try:
-            loaded = self.harness.manager.load([{"group": GROUP, "task": [self.name]}])
+            loaded = self.harness.manager.load([self.name])
             tasks = loaded["tasks"].values()
             for task in tasks:
                 if task.task_name in self.local:
                     for split in needed_splits(task, self.harness.num_fewshot):
                         self.local[task.task_name].must_have(split)
             notes = tuple(note for task in tasks for note in check_answers(task, options.limit))
-            return loaded["groups"][GROUP], notes
+            return loaded, notes
         except UserError:
             raise
         except Exception as error:  # a task may hold any code, and a download fails in many ways
