@@ -33,7 +33,7 @@ from tests.train.runs import launched
 NAMES = {"lambada": "lambada_openai", "wikitext": "wikitext", **{name: name for name in CHOICE_TASKS}}
 """Task here -> its name in the harness."""
 SPLITS = {"race": "test", "multirc": "validation", "webqs": "test", "anli_r1": "test_r1"}
-ROUNDS = 3
+ROUNDS = 2
 
 
 def write_invented(folder: Path, count: int) -> None:
