@@ -62,7 +62,7 @@ class LocalSplits(dict[str, Any]):
         self[split] = docs
         return docs
 
-    def must_have(self, split: str) -> None:
+    def must_have(self, split: str, purpose: str = "") -> None:
         """Check that a split was read.
 
         Raises:
@@ -72,7 +72,7 @@ class LocalSplits(dict[str, Any]):
             raise DataError(self._why(split)) from self.problems[split]
         if not self._paths(split):
             held = ", ".join(path.name for paths in self.files.values() for path in paths)
-            raise DataError(f"the split {split!r} is needed and is not there: looked for {self.looked_for(split)}. "
+            raise DataError(f"the split {split!r} is needed{purpose} and is not there: looked for {self.looked_for(split)}. "
                             f"{self.folder} holds {held}.")
 
     def looked_for(self, split: str = "SPLIT") -> str:

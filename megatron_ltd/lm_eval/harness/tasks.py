@@ -119,7 +119,8 @@ class HarnessTask:
 
     def _agreed(self, options: EvalOptions) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The task as the harness loads it, on every process or on none, and what is to be told of it."""
-        loaded, problem = {}, None
+        loaded: dict[str, Any] = {}
+        problem = None
         notes: tuple[str, ...] = ()
         try:
             loaded, notes = self.loaded(options)
@@ -141,8 +142,10 @@ class HarnessTask:
             tasks = loaded["tasks"].values()
             for task in tasks:
                 if task.task_name in self.local:
-                    for split in needed_splits(task, self.harness.num_fewshot):
-                        self.local[task.task_name].must_have(split)
+                    scored, *solved = needed_splits(task, self.harness.num_fewshot)
+                    self.local[task.task_name].must_have(scored)
+                    for split in solved:
+                        self.local[task.task_name].must_have(split, " for solved examples (none with --num-fewshot 0)")
             notes = tuple(note for task in tasks for note in check_answers(task, options.limit))
             return loaded, notes
         except UserError:
@@ -200,8 +203,12 @@ def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | N
                           f"{version('lm_eval')}; `lm-eval ls tasks` lists its tasks.")
     for name in names:
         local = {leaf: harness.local[leaf] for leaf in harness.leaves(name) if leaf in harness.local}
-        task = HarnessTask(name, local, harness)
-        runs.append(TaskRun(name, task.place if local else Path("hub"), task.sha256, task.evaluate, load=task.loaded))
+        task, sha256, problem = HarnessTask(name, local, harness), "", None
+        try:
+            sha256 = task.sha256
+        except UserError as error:
+            problem = error
+        runs.append(TaskRun(name, task.place if local else Path("hub"), sha256, task.evaluate, problem, task.loaded))
     return runs
 
 
