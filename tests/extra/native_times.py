@@ -30,7 +30,7 @@ from tests.extra.harness_table import FED, write_tasks
 from tests.lm_eval import harness
 from tests.train.runs import launched
 
-NAMES = {"lambada": "lambada_openai", "wikitext": "wikitext", **{name: name for name in CHOICE_TASKS}}
+NAMES = {**{name: name for name in reversed(CHOICE_TASKS)}, "lambada": "lambada_openai", "wikitext": "wikitext"}
 """Task here -> its name in the harness."""
 SPLITS = {"race": "test", "multirc": "validation", "webqs": "test", "anli_r1": "test_r1"}
 ROUNDS = 2
@@ -68,11 +68,11 @@ def main(argv: list[str]) -> int:
     with launched(Launch()):
         scorer = build_scorer(str(args.load), step=None, tensor_parallel=1, pipeline_parallel=1, micro_batch_size=8)
     tokens = tokenizer_of_model(scorer.tokenizer_config, scorer.config.model.vocab_size)
-    options = EvalOptions(limit=args.limit)
     for name, theirs in NAMES.items():
         if theirs not in FED and name not in SPLITS and name != "blimp":
             continue
         own = TASKS[name]
+        options = EvalOptions(limit=2 if name == "wikitext" else args.limit)
         path = args.work / name / f"{SPLITS[name]}.jsonl" if name in SPLITS else find_task_file(
             name, args.data / "tasks", own.files)
         native, mine = seconds(lambda own=own, path=path: {"": own.evaluate(path, scorer, tokens, options)})

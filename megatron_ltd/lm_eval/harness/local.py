@@ -72,8 +72,8 @@ class LocalSplits(dict[str, Any]):
             raise DataError(self._why(split)) from self.problems[split]
         if not self._paths(split):
             held = ", ".join(path.name for paths in self.files.values() for path in paths)
-            raise DataError(f"the split {split!r} is needed{purpose} and is not there: looked for {self.looked_for(split)}. "
-                            f"{self.folder} holds {held}.")
+            raise DataError(f"the split {split!r} is needed{purpose} and is not there: looked for "
+                            f"{self.looked_for(split)}. {self.folder} holds {held}.")
 
     def looked_for(self, split: str = "SPLIT") -> str:
         """Where a split is looked for."""
