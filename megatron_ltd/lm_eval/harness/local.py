@@ -5,6 +5,7 @@ import importlib
 import re
 from functools import cached_property
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,19 @@ def _docs(path: Path) -> Any:
     return datasets.Dataset.from_dict({name: [record.get(name) for record in records] for name in names})
 
 
-def needed_splits(task: Any, num_fewshot: int | None) -> list[str]:
-    """The splits that an evaluation draws examples from: the one that is scored, and the one of solved examples."""
+def needed_splits(task: Any, num_fewshot: int | None) -> dict[str, str]:
+    """The splits that an evaluation draws examples from: the one that is scored, and the one of solved examples, with
+    what it is needed for."""
     config = task.config
     scored = config.test_split if task.has_test_docs() else config.validation_split
     own = config.num_fewshot
     shots = own if num_fewshot is None or own == 0 else num_fewshot
-    needed = [scored]
+    needed = {}
     if shots and config.fewshot_config.samples is None:
-        needed.append(config.fewshot_config.split or config.training_split or config.validation_split
-                      or config.test_split)
-    return [split for split in needed if split is not None]
+        solved = (config.fewshot_config.split or config.training_split or config.validation_split
+                  or config.test_split)
+        needed = {solved: " for solved examples (none with --num-fewshot 0)"}
+    return {split: purpose for split, purpose in {**needed, scored: ""}.items() if split is not None}
 
 
 def check_answers(task: Any, limit: int | None) -> list[str]:
@@ -149,7 +152,7 @@ def check_answers(task: Any, limit: int | None) -> list[str]:
     for doc in islice(task.eval_docs, limit):
         gold, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
         golds = gold if isinstance(gold, list) else [gold]
-        known = [0 <= one < len(choices) if isinstance(one, int) else one in choices for one in golds]
+        known = [one in (range(len(choices)) if isinstance(one, Real) else choices) for one in golds]
         if not any(known):
             bad, seen = bad + 1, seen or f"{gold!r}, where the choices are {choices!r}"
         count += 1

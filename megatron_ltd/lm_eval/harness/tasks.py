@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -48,8 +48,7 @@ class Harness:
                 except Exception:  # a task may hold any code; what is wrong with it is told when it is asked for
                     continue
                 self.local[path.name] = splits
-                config["custom_dataset"] = lambda splits=splits, **settings: splits
-                manager.task_index[path.name] = replace(entry, yaml_path=None, cfg=config)
+                manager.task_index[path.name] = replace(entry, yaml_path=None, cfg=config | _reading(splits, config))
         return manager
 
     def leaves(self, name: str) -> list[str]:
@@ -74,6 +73,14 @@ def _config(entry: Any) -> dict[str, Any]:
         return dict(entry.cfg or {})
     read = importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml
     return dict(read(entry.yaml_path, resolve_func=True))
+
+
+def _reading(splits: LocalSplits, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What lets a task read these files: a setting, or a method where it is a class of its own."""
+    if "class" not in config:
+        return {"custom_dataset": lambda **settings: splits}
+    kind = config["class"]
+    return {"class": type(kind.__name__, (kind,), {"download": lambda self, *a, **k: setattr(self, "dataset", splits)})}
 
 
 @dataclass(frozen=True)
@@ -142,10 +149,8 @@ class HarnessTask:
             tasks = loaded["tasks"].values()
             for task in tasks:
                 if task.task_name in self.local:
-                    scored, *solved = needed_splits(task, self.harness.num_fewshot)
-                    self.local[task.task_name].must_have(scored)
-                    for split in solved:
-                        self.local[task.task_name].must_have(split, " for solved examples (none with --num-fewshot 0)")
+                    for split, purpose in needed_splits(task, self.harness.num_fewshot).items():
+                        self.local[task.task_name].must_have(split, purpose)
             notes = tuple(note for task in tasks for note in check_answers(task, options.limit))
             return loaded, notes
         except UserError:
@@ -153,6 +158,10 @@ class HarnessTask:
         except Exception as error:  # a task may hold any code, and a download fails in many ways
             absent = "".join(splits.absent() for splits in self.local.values())
             folder = self.place if self.is_one else self.place / "TASK"
+            leaves = self.harness.leaves(self.name)
+            without = [leaf for leaf in leaves if leaf not in self.local]
+            if self.local and without:
+                absent += f" {len(without)} of {len(leaves)} tasks have no files: {', '.join(without)}"[:300] + "."
             raise DataError(f"{self.name}: lm-evaluation-harness cannot load it: {_said(error)}. Looked for "
                             f"{LocalSplits(folder).looked_for()}; what is not there is downloaded.{absent}"
                             ) from error
