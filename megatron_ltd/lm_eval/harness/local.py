@@ -17,6 +17,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 OTHER_NAMES = {"validation": ("valid", "val", "dev")}
 TABLES = {".parquet": ("pyarrow.parquet", "read_table"), ".csv": ("pyarrow.csv", "read_csv")}
 """Who reads what is not JSON."""
+LAST_WORD = re.compile(r"[-_ ]")
 SHARD = re.compile(r"-\d+-of-\d+$")
 """As the hub numbers the files of a split: validation-00000-of-00002.parquet."""
 
@@ -27,14 +28,16 @@ class LocalSplits(dict[str, Any]):
     For a split that is not there, or cannot be read, one example of another stands in: the harness looks at splits that
     it does not use. `must_have` finds out whether one that it does use is there.
 
+    A file whose name ends in that of a split, such as `swag_val.jsonl`, stands for the split if it is the only one.
+
     Args:
-        folder: holds SPLIT.jsonl and the like, or has them in a folder `data`; None for no local files.
+        folder: holds SPLIT.jsonl and the like, or has them in a folder `data`; or a file that stands for every split.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path):
         super().__init__()
-        self.folder = Path("hub") if folder is None else folder
-        found = [] if folder is None else sorted([*folder.glob("*.*"), *folder.glob("data/*.*")])
+        self.folder, self.is_file = folder, folder.is_file()
+        found = [folder] if self.is_file else sorted([*folder.glob("*.*"), *folder.glob("data/*.*")])
         self.files: dict[str, list[Path]] = {}
         for suffix in SUFFIXES:
             of_suffix: dict[str, list[Path]] = {}
@@ -88,7 +91,17 @@ class LocalSplits(dict[str, Any]):
 
     def _paths(self, split: str) -> list[Path]:
         names = (split, *OTHER_NAMES.get(split, ()))
-        return next((self.files[name] for name in names if name in self.files), [])
+        if self.is_file:
+            return [self.folder]
+        exact = next((self.files[name] for name in names if name in self.files), None)
+        alike = [paths for name, paths in self.files.items() if LAST_WORD.split(name.lower())[-1] in names]
+        return exact or (alike[0] if len(alike) == 1 else [])
+
+    def told(self, split: str) -> list[str]:
+        """What is to be told of where a split was found."""
+        paths = self._paths(split)
+        known = self.is_file or split in self.files or not paths
+        return [] if known else [f"{paths[0].name} was read as the split {split!r}"]
 
     def _why(self, split: str) -> str:
         error = self.problems[split]

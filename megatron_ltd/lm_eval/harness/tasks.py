@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
-from megatron_ltd.lm_eval.harness.local import LocalSplits, check_answers, needed_splits
+from megatron_ltd.lm_eval.harness.local import SUFFIXES, LocalSplits, check_answers, needed_splits
 from megatron_ltd.lm_eval.harness.metrics import metrics_of, samples_of
 from megatron_ltd.lm_eval.requests import TokenScorer
 from megatron_ltd.lm_eval.results import EvalOptions, TaskResult
@@ -27,10 +27,11 @@ class Harness:
 
     Args:
         folder: has a folder of files for each task.
+        files: of tasks, in place of their folders.
     """
 
-    def __init__(self, folder: Path | None, num_fewshot: int | None):
-        self.folder, self.num_fewshot = folder, num_fewshot
+    def __init__(self, folder: Path | None, num_fewshot: int | None, files: Mapping[str, Path] | None = None):
+        self.folder, self.num_fewshot, self.files = folder, num_fewshot, files or {}
         self.local: dict[str, LocalSplits] = {}
         self._model: Any = None
 
@@ -39,16 +40,17 @@ class Harness:
         """The index of the harness's tasks, which takes seconds to read."""
         manager = importlib.import_module("lm_eval.tasks").TaskManager()
         names = set(manager.all_subtasks)
-        for path in () if self.folder is None or not self.folder.is_dir() else self.folder.iterdir():
-            splits = LocalSplits(path) if path.name in names and path.is_dir() else None
+        folders = () if self.folder is None or not self.folder.is_dir() else self.folder.iterdir()
+        for name, path in ({path.name: path for path in folders if path.is_dir()} | dict(self.files)).items():
+            splits = LocalSplits(path) if name in names else None
             if splits is not None and splits.files:
-                entry = manager.task_index[path.name]
+                entry = manager.task_index[name]
                 try:
                     config = _config(entry)
                 except Exception:  # a task may hold any code; what is wrong with it is told when it is asked for
                     continue
-                self.local[path.name] = splits
-                manager.task_index[path.name] = replace(entry, yaml_path=None, cfg=config | _reading(splits, config))
+                self.local[name] = splits
+                manager.task_index[name] = replace(entry, yaml_path=None, cfg=config | _reading(splits, config))
         return manager
 
     def leaves(self, name: str) -> list[str]:
@@ -144,6 +146,7 @@ class HarnessTask:
         Raises:
             DataError: its examples are not there, or cannot be read.
         """
+        notes: list[str] = []
         try:
             loaded = self.harness.manager.load([self.name])
             tasks = loaded["tasks"].values()
@@ -151,8 +154,8 @@ class HarnessTask:
                 if task.task_name in self.local:
                     for split, purpose in needed_splits(task, self.harness.num_fewshot).items():
                         self.local[task.task_name].must_have(split, purpose)
-            notes = tuple(note for task in tasks for note in check_answers(task, options.limit))
-            return loaded, notes
+                        notes += [f"{task.task_name}: {note}" for note in self.local[task.task_name].told(split)]
+            return loaded, (*notes, *(note for task in tasks for note in check_answers(task, options.limit)))
         except UserError:
             raise
         except Exception as error:  # a task may hold any code, and a download fails in many ways
@@ -175,7 +178,7 @@ class HarnessTask:
     def place(self) -> Path:
         """Where its files are, or where they were looked for."""
         folder = self.harness.folder or Path("hub")
-        return folder / self.name if self.is_one else folder
+        return self.harness.files.get(self.name, folder / self.name) if self.is_one else folder
 
     @property
     def sha256(self) -> str:
@@ -192,20 +195,23 @@ def _said(error: BaseException) -> str:
     return text if error.__cause__ is None else f"{text}, from {_said(error.__cause__)}"
 
 
-def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
+def plan_harness(items: Sequence[str], folder: Path | None, num_fewshot: int | None) -> list[TaskRun]:
     """The harness's tasks, groups and tags of these names, with the files `folder`/TASK/SPLIT.jsonl.
 
     Args:
+        items: names, or NAME=FILE with the examples of a task.
         num_fewshot: None for each task's own.
 
     Raises:
         ConfigError: the harness is not installed, or there is no such task.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(f"task {', '.join(names)} needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
+        raise ConfigError(f"task {', '.join(items)} needs lm-evaluation-harness: pip install 'megatron_ltd[eval]'.")
+    given = {name: Path(file) for name, named, file in (item.partition("=") for item in items) if named}
+    names = [item.partition("=")[0] for item in items]
     if len(set(names)) < len(names):
         raise ConfigError(f"tasks {', '.join(names)}: name every task of the harness once.")
-    harness, runs = Harness(folder, num_fewshot), []
+    harness, runs = Harness(folder, num_fewshot, given), []
     unknown = [name for name in names if name not in harness.manager.all_tasks]
     if unknown:
         raise ConfigError(f"there is no task {', '.join(map(repr, unknown))} in lm-evaluation-harness "
@@ -214,6 +220,9 @@ def plan_harness(names: Sequence[str], folder: Path | None, num_fewshot: int | N
         local = {leaf: harness.local[leaf] for leaf in harness.leaves(name) if leaf in harness.local}
         task, sha256, problem = HarnessTask(name, local, harness), "", None
         try:
+            if name in given and not local:
+                raise DataError(f"task {name}={given[name]}: there is no such file, or it is none of {', '.join(SUFFIXES)}"
+                                f", or {name} is a group. Check the path.")
             sha256 = task.sha256
         except UserError as error:
             problem = error

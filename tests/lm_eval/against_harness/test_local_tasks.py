@@ -39,6 +39,8 @@ def score(folder: Path, listed: str, num_fewshot: int | None = None) -> dict[str
     found: dict[str, TaskResult | str] = {}
     for run in plan_harness(listed.split(","), folder, num_fewshot):
         try:
+            if run.problem is not None:
+                raise run.problem
             found |= run.evaluate(UniformScorer(), WordTokenizer(), EvalOptions())
         except DataError as error:
             found[run.name] = str(error)
@@ -81,7 +83,7 @@ def test_files_as_others_name_and_write_them_are_read(tmp_path: Path) -> None:
     for i, line in enumerate(lines["social_iqa"]):
         table = {name: [value] for name, value in json.loads(line).items()}
         parquet.write_table(pyarrow.table(table), shards / f"validation-0000{i}-of-00003.parquet")
-    files = {"cb/val.csv": "premise,hypothesis,label\r\n" + "It rains.,It is wet.,0.0\r\n" * 3,
+    files = {"cb/cb_val.csv": "premise,hypothesis,label\r\n" + "It rains.,It is wet.,0.0\r\n" * 3,
              "pubmedqa/test.json": f"\ufeff[{','.join(lines['pubmedqa'])}]",
              "wsc/dev.jsonl": "\ufeff" + "\r\n".join(lines["wsc"])}
     for name, text in files.items():
@@ -93,6 +95,12 @@ def test_files_as_others_name_and_write_them_are_read(tmp_path: Path) -> None:
     found = score(tmp_path, ",".join(DOCS))
     assert {name: (result.n, result.metrics["acc"].value) for name, result in found.items()
             if isinstance(result, TaskResult)} == dict.fromkeys(DOCS, (3, 1.0)), found
+    told = [found[name].notes for name in ("social_iqa", "cb", "wsc") if isinstance(found[name], TaskResult)]
+    assert told == [(), ("cb: cb_val.csv was read as the split 'validation'",),
+                    ("wsc: dev.jsonl was read as the split 'validation'",)]
+    [named] = score(tmp_path, f"pubmedqa={tmp_path / 'pubmedqa' / 'test.json'}").values()
+    assert named == found["pubmedqa"]
+    assert "there is no such file" in str(score(tmp_path, f"cb={tmp_path / 'none.jsonl'}")["cb"])
 
 
 def test_groups_and_tags_read_the_files_of_their_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
