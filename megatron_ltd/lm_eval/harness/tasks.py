@@ -221,8 +221,8 @@ def plan_harness(items: Sequence[str], folder: Path | None, num_fewshot: int | N
         task, sha256, problem = HarnessTask(name, local, harness), "", None
         try:
             if name in given and not local:
-                raise DataError(f"task {name}={given[name]}: there is no such file, or it is none of {', '.join(SUFFIXES)}"
-                                f", or {name} is a group. Check the path.")
+                raise DataError(f"task {name}={given[name]}: there is no such file, or it is none of "
+                                f"{', '.join(SUFFIXES)}, or {name} is a group. Check the path.")
             sha256 = task.sha256
         except UserError as error:
             problem = error
