@@ -68,7 +68,7 @@ def test_what_is_missing_is_named_with_its_path_and_other_tasks_run(
     found = score(tmp_path, "pubmedqa,wsc,piqa,social_iqa")
     assert f"the split 'test' is needed and is not there: looked for {tmp_path}/pubmedqa/test.jsonl" in str(
         found["pubmedqa"])
-    assert f"{tmp_path}/wsc/validation.jsonl cannot be read" in str(found["wsc"])
+    assert f"{tmp_path}/wsc/validation.jsonl:1 is not JSON" in str(found["wsc"])
     assert f"Looked for {tmp_path}/piqa/SPLIT.jsonl" in str(found["piqa"])
     assert isinstance(found["social_iqa"], TaskResult)
     few = score(tmp_path, "social_iqa", num_fewshot=1)
