@@ -143,7 +143,7 @@ def _records(place: str, name: PurePath, lines: Lines) -> Iterator[Record]:
     if suffix not in (".json", ".tsv"):
         raise DataError(f"{place} has the suffix {suffix!r}. A task file is .jsonl, .json, .tsv or .zip, the first "
                         "three also with .gz or .zst.")
-    data = b"\n".join(line for _, line in lines)
+    data = b"\n".join(line for _, line in lines).removeprefix(BOM)
     if suffix == ".tsv":
         return _table(place, data, group)
     if data.lstrip().startswith(b"["):

@@ -83,7 +83,7 @@ def test_files_as_others_name_and_write_them_are_read(tmp_path: Path) -> None:
     for i, line in enumerate(lines["social_iqa"]):
         table = {name: [value] for name, value in json.loads(line).items()}
         parquet.write_table(pyarrow.table(table), shards / f"validation-0000{i}-of-00003.parquet")
-    files = {"cb/cb_val.csv": "premise,hypothesis,label\r\n" + "It rains.,It is wet.,0.0\r\n" * 3,
+    files = {"cb/cb_val.csv": "premise,hypothesis,label\r\n" + "It rains.,It is wet.,0\r\n" * 3,
              "pubmedqa/test.json": f"\ufeff[{','.join(lines['pubmedqa'])}]",
              "wsc/dev.jsonl": "\ufeff" + "\r\n".join(lines["wsc"])}
     for name, text in files.items():

@@ -56,6 +56,13 @@ def test_a_file_that_is_not_packed_as_its_name_says_is_reported(tmp_path: Path, 
         read_json_lines(path)
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", '{"a": "1"}'), ("a.json", '[{"a": "1"}]'),
+                                            ("a.json", '{"a": "1"}'), ("a.tsv", "a\r\n1")])
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_file(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(f"\ufeff{text}\r\n".encode())
+    assert [record.values for record in read_records(tmp_path / name)] == [{"a": "1"}]
+
+
 def test_what_a_mac_adds_to_an_archive_is_no_task_file(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "blimp.zip", "w") as archive:
         archive.writestr("blimp/wh_island.jsonl", '{"a": 1}\n')
