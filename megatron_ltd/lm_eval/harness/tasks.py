@@ -33,6 +33,7 @@ class Harness:
     def __init__(self, folder: Path | None, num_fewshot: int | None, files: Mapping[str, Path] | None = None):
         self.folder, self.num_fewshot, self.files = folder, num_fewshot, files or {}
         self.local: dict[str, LocalSplits] = {}
+        self.broken: dict[str, Exception] = {}
         self._model: Any = None
 
     @cached_property
@@ -47,7 +48,8 @@ class Harness:
                 entry = manager.task_index[name]
                 try:
                     config = _config(entry)
-                except Exception:  # a task may hold any code; what is wrong with it is told when it is asked for
+                except Exception as error:  # a task may hold any code; told when it is asked for
+                    self.broken[name] = error
                     continue
                 self.local[name] = splits
                 manager.task_index[name] = replace(entry, yaml_path=None, cfg=config | _reading(splits, config))
@@ -148,6 +150,9 @@ class HarnessTask:
         """
         notes: list[str] = []
         try:
+            for leaf in self.harness.leaves(self.name):
+                if leaf in self.harness.broken:
+                    raise self.harness.broken[leaf]
             loaded = self.harness.manager.load([self.name])
             tasks = loaded["tasks"].values()
             for task in tasks:
