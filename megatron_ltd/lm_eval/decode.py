@@ -117,7 +117,8 @@ class Decoder:
               generator: torch.Generator) -> torch.Tensor:
         """Read the tokens and choose one more for each text, on the last stage and for all."""
         pipeline = self.model.pipeline
-        logits = pipeline.forward(tokens, {"state": state})
+        with self.model.tp.whole_sequences():  # a single token has no share for each process
+            logits = pipeline.forward(tokens, {"state": state}, sliced=False)
         state.length += tokens.shape[1]
         chosen = torch.zeros(tokens.shape[0], dtype=torch.int64, device=self.device)
         if logits is not None:

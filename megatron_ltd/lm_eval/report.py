@@ -78,16 +78,26 @@ def result_of(entry: dict[str, Any]) -> TaskResult:
 
 
 def finished_before(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The tasks of a results file that the same command has written; none if there is no such file."""
+    """The tasks of a results file that the same command has written, as far as they are whole; none if there is no such
+    file."""
     if path.suffix != ".json" or not path.is_file():
         return {}
     try:
         found = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     same = isinstance(found, dict) and all(
         found.get(part) == record[part] for part in ("model", "tokenizer_digest", "options", "versions"))
-    return found["tasks"] if same else {}
+    tasks = found.get("tasks") if same else None
+    return {name: entry for name, entry in tasks.items() if _is_whole(entry)} if isinstance(tasks, dict) else {}
+
+
+def _is_whole(entry: Any) -> bool:
+    try:
+        result_of(entry)
+        return {"listed_as", "file", "sha256"} <= entry.keys()
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _finite(value: Any) -> Any:

@@ -53,10 +53,13 @@ def read_results(path: Path) -> dict[str, Scored]:
 
 
 def _ours(path: Path, record: dict[str, Any]) -> dict[str, Scored]:
-    return {task: Scored({name: math.inf if metric["value"] is None else float(metric["value"])
-                          for name, metric in entry["metrics"].items()},
-                         entry.get("samples", {}), {"file": entry["sha256"]} if entry["sha256"] else {})
-            for task, entry in record["tasks"].items()}
+    found = {}
+    for task, entry in record["tasks"].items():
+        metrics = {name: math.inf if metric["value"] is None else float(metric["value"])
+                   for name, metric in entry["metrics"].items()}
+        samples = {name: list(each) for name, each in entry.get("samples", {}).items()}
+        found[task] = Scored(metrics, samples, {"file": entry["sha256"]} if entry["sha256"] else {})
+    return found
 
 
 def _of_harness(path: Path, record: dict[str, Any]) -> dict[str, Scored]:
@@ -83,5 +86,5 @@ def _text(path: Path) -> str:
 def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}. Score again.") from error

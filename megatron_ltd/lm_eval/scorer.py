@@ -93,14 +93,7 @@ class ModelScorer:
     def generate(self, texts: list[list[int]], new_tokens: int, eod: int, finished: Finished,
                  sampling: Sampling = GREEDY) -> list[list[int]]:
         """What follows each text; data-parallel ranks take batches in turn, or each all of them if they must gather
-        parameters together for every token.
-
-        Raises:
-            ConfigError: under sequence parallelism, which cannot share out a single token.
-        """
-        if self.slices > 1:
-            raise ConfigError("--sequence-parallel: the task generates text token by token, and one token has no share "
-                              "for each process; score it from a checkpoint, or leave the flag out")
+        parameters together for every token."""
         mine: list[tuple[int, list[int]]] = []
         mesh, batches = self.runtime.mesh, self._batches(texts, new_tokens)
         for batch in batches if self.in_step else batches[mesh.dp_rank::mesh.dp_size]:

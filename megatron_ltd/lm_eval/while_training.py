@@ -99,7 +99,10 @@ def _check_unchanged(run: TaskRun) -> None:
     """
     problem = None
     if run.path.is_file():
-        problem = None if sha256_of(run.path) == run.sha256 else f"{run.path} has changed since the run began"
+        try:
+            problem = None if sha256_of(run.path) == run.sha256 else f"{run.path} has changed since the run began"
+        except UserError as error:
+            problem = str(error).rstrip(".")
     elif run.sha256 and not run.of_harness:
         problem = f"{run.path} was there when the run began, and is not there now"
     problems = {found for found in gather_json(problem) if found is not None}

@@ -13,7 +13,8 @@ A tensor-parallel region lies between `enter` and `exit` (f and g of https://arx
 Sequence dims come first, so that a slice of the sequence is contiguous. A group of one does nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +151,7 @@ class _ScatterThenGatherGradient(torch.autograd.Function):
         return all_gather(grad, ctx.group), None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TensorParallel:
     """The tensor-parallel axis, as layers see it.
 
@@ -173,6 +174,16 @@ class TensorParallel:
     @property
     def slices_sequence(self) -> bool:
         return self.sequence_parallel and self.size > 1
+
+    @contextmanager
+    def whole_sequences(self) -> Iterator[None]:
+        """Let each rank hold the whole sequence meanwhile: for passes over fewer tokens than there are ranks. Their
+        results are the same; gradients are not synchronised for it."""
+        sliced, self.sequence_parallel = self.sequence_parallel, False
+        try:
+            yield
+        finally:
+            self.sequence_parallel = sliced
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
         """Enter a tensor-parallel region. Shapes: [s, ...], or [s/t, ...] with sequence parallelism -> [s, ...]"""

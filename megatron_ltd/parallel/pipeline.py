@@ -144,8 +144,11 @@ class Pipeline:
         return sums.detach().view(microbatches, self.loss_terms).sum(dim=0)  # of consecutive microbatches
 
     @torch.no_grad()
-    def forward(self, tokens: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor | None:
+    def forward(self, tokens: torch.Tensor, batch: Mapping[str, Any], *, sliced: bool = True) -> torch.Tensor | None:
         """Run one microbatch through all stages without gradients.
+
+        Args:
+            sliced: stages exchange what they exchange in training; False: all tokens, also with sequence parallelism.
 
         Returns:
             the output of the last stage, on the process that holds it; None elsewhere.
@@ -157,7 +160,8 @@ class Pipeline:
             if stage == 0:
                 x = tokens
             elif stage - 1 not in self.local:
-                shape = (self._slice_length(tokens.shape[1]), tokens.shape[0], self.hidden_shape[2])
+                length = self._slice_length(tokens.shape[1]) if sliced else tokens.shape[1]
+                shape = (length, tokens.shape[0], self.hidden_shape[2])
                 x = torch.empty(shape, dtype=self.dtype, device=self.device)
                 dist.recv(x, group=self.group, group_src=self._owner(stage - 1))
             x = self.modules[self.local.index(stage)](x, **batch)

@@ -25,12 +25,9 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaTokenizerFast, PreTrainedModel
 
-from megatron_ltd.lm_eval.harness.local import LocalSplits
 from megatron_ltd.lm_eval.harness.metrics import metrics_of
-from megatron_ltd.lm_eval.results import EvalOptions
+from megatron_ltd.lm_eval.harness.tasks import Harness
 from megatron_ltd.lm_eval.table import table
-from megatron_ltd.lm_eval.tasks.names import TASKS
-from megatron_ltd.lm_eval.tasks.task_files import find_task_file
 from megatron_ltd.lm_eval.tasks.wikitext import split_articles
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
@@ -151,14 +148,9 @@ class Found:
 
 
 def load_tasks(folder: Path, names: list[str]) -> list[Any]:
-    """The harness's tasks on these files, as in megatron_ltd.lm_eval.harness.tasks."""
-    manager = importlib.import_module("lm_eval.tasks").TaskManager()
-    loaded = []
-    for name in names:
-        local = LocalSplits(folder / name)
-        definition = {"task": name, "custom_dataset": lambda local=local, **settings: local}
-        loaded.append(manager.load([{"group": name + "_local", "task": [definition]}])["groups"][name + "_local"])
-    return loaded
+    """The harness's tasks on these files."""
+    manager = Harness(folder, None).manager
+    return [*manager.load(names)["tasks"].values()]
 
 
 def hf_model(folder: Path) -> Any:
@@ -186,7 +178,7 @@ def one_process(rank: int, world_size: int, meeting: Path, build: Callable[[], A
     seconds = time.process_time() - started
     launch.stop()
     metrics = {task: {name: metric.value for name, metric in metrics_of(numbers).items()}
-               for task, numbers in found["results"].items() if not task.endswith("_local")}
+               for task, numbers in found["results"].items()}
     output.with_suffix(f".{rank}").write_text(json.dumps([metrics, seconds]))
 
 
@@ -236,53 +228,10 @@ def compared(name: str, args: argparse.Namespace, names: list[str], tasks: list[
     return rows
 
 
-NATIVE = {"lambada_openai": "lambada", **{name: name for name in FED if name in TASKS}}
-"""Task of the harness -> its name here."""
-ROUNDS = 3
-
-
-def one_process_both_ways(work: Path, shared_tasks: Path, tasks: dict[str, Any], limit: int, output: Path) -> None:
-    """Score the tasks that are built in here by themselves and through the harness, in turns; the shortest of some
-    rounds each, in processor seconds."""
-    torch.set_num_threads(1)
-    evaluate = importlib.import_module("lm_eval.evaluator").simple_evaluate
-    times = {}
-    with launched(Launch()):
-        model = our_model(work, 1, 1)
-        options = EvalOptions(limit=limit, bos=model.encoder.bos)
-        for name, task in tasks.items():
-            own = TASKS[NATIVE[name]]
-            path = find_task_file(NATIVE[name], shared_tasks, own.files)
-            ways: dict[str, Callable[[], Any]] = {
-                "native": lambda own=own, path=path: own.evaluate(path, model.scorer, model.tokens, options),
-                "harness": lambda task=task: evaluate(model=model, tasks=[task], limit=limit, log_samples=False)}
-            seconds = {way: min(processor_seconds(run) for _ in range(ROUNDS)) for way, run in ways.items()}
-            times[name] = [seconds["native"], seconds["harness"]]
-    launch.stop()
-    output.write_text(json.dumps(times))
-
-
-def processor_seconds(run: Callable[[], Any]) -> float:
-    started = time.process_time()
-    run()
-    return time.process_time() - started
-
-
-def both_ways(name: str, args: argparse.Namespace, tasks: dict[str, Any]) -> list[list[str]]:
-    """The rows of one model: how much longer the harness's way takes."""
-    output = args.work / name / "both_ways.json"
-    process = multiprocessing.get_context("fork").Process(
-        target=one_process_both_ways, args=(args.work / name, args.data / "tasks", tasks, args.limit, output))
-    process.start()
-    process.join()
-    return [[name, task, f"{own:.3f}", f"{other:.3f}", f"{other / own:.1f}"]
-            for task, (own, other) in json.loads(output.read_text()).items()]
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "work", "output"):
-        parser.add_argument(f"--{name}", type=Path)
+        parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--models", default=",".join(MODELS))
     args = parser.parse_args(argv)
@@ -291,16 +240,12 @@ def main(argv: list[str]) -> int:
     tasks = load_tasks(args.work / "tasks", names)
     head = ["model", "scored by", "metrics equal in all printed digits", "largest relative difference",
             "processor seconds"]
-    rows = [row for name in args.models.split(",") for row in compared(name, args, names, tasks)]
-    text = f"{len(names)} tasks, the first {args.limit} examples of each\n\n{table([head, *rows], '<<>>>')}\n"
-    print(text, flush=True)
-    head = ["model", "task", "native, s", "through the harness, s", "factor"]
-    native = {name: task for name, task in zip(names, tasks, strict=True) if name in NATIVE}
-    rows = [row for name in args.models.split(",") for row in both_ways(name, args, native)]
-    text += f"\nThe same model both ways, {args.limit} examples\n\n{table([head, *rows], '<<>>>')}\n"
-    print(text)
-    if args.output is not None:
+    rows = [head]
+    for name in args.models.split(","):
+        rows += compared(name, args, names, tasks)
+        text = f"{len(names)} tasks, the first {args.limit} examples of each\n\n{table(rows, '<<>>>')}\n"
         args.output.write_text(text)
+    print(text)
     return 0
 
 

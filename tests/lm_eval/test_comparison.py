@@ -88,7 +88,9 @@ def test_files_of_both_kinds_are_compared(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize(("text", "message"), [
     (None, "cannot be read"), ("{", "is not JSON"), ("[]", "is no results file"),
-    ('{"tasks": {"copa": {"metrics": 3}}}', "is damaged"), ('{"tasks": {}}', "no task in common"),
+    ('{"tasks": {"copa": {"metrics": 3}}}', "is damaged"), ("[" * 100_000, "is not JSON"),
+    ('{"tasks": {"copa": {"metrics": {}, "sha256": "", "samples": [1]}}}', "is damaged"),
+    ('{"tasks": {}}', "no task in common"),
 ])
 def test_a_file_that_is_none_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str,

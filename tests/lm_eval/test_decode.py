@@ -47,16 +47,16 @@ def test_greedy_texts_are_those_of_transformers_on_every_layout(
     drawn = Sampling(temperature=1.3, top_k=20, top_p=0.9, seed=3)
     ranks = launch_ranks(decode, tp * pp, checkpoints, TEXTS, NEW, [Sampling(), drawn], tp, pp, NEVER)
     wanted = [greedy(theirs, text, NEW) for text in TEXTS]
-    assert all(answers[0] == wanted for answers in ranks)
-    [[_, alone]] = launch_ranks(decode, 1, checkpoints, TEXTS, NEW, [Sampling(), drawn], 1, 1, NEVER)
-    assert all(answers[1] == alone for answers in ranks)
+    assert all(answers[0] == answers[2] == wanted for answers in ranks)
+    [[_, alone, *_]] = launch_ranks(decode, 1, checkpoints, TEXTS, NEW, [Sampling(), drawn], 1, 1, NEVER)
+    assert all(answers[1] == answers[3] == alone for answers in ranks)
 
 
 def test_a_text_ends_with_its_document_and_the_others_go_on(model: tuple[PreTrainedModel, str]) -> None:
     theirs, checkpoints = model
     wanted = [greedy(theirs, text, NEW) for text in TEXTS]
     eod = wanted[0][4]
-    [[found]] = launch_ranks(decode, 1, checkpoints, TEXTS, NEW, [Sampling()], 1, 1, eod)
+    [[found, _]] = launch_ranks(decode, 1, checkpoints, TEXTS, NEW, [Sampling()], 1, 1, eod)
     assert found == [tokens[:tokens.index(eod)] if eod in tokens else tokens for tokens in wanted]
     assert len(found[0]) <= 4
 
@@ -64,7 +64,7 @@ def test_a_text_ends_with_its_document_and_the_others_go_on(model: tuple[PreTrai
 def test_a_long_text_is_cut_on_the_left(model: tuple[PreTrainedModel, str]) -> None:
     theirs, checkpoints = model
     text = [i * 7 % 61 for i in range(40)]
-    [[found]] = launch_ranks(decode, 1, checkpoints, [text], NEW, [Sampling()], 1, 1, NEVER)
+    [[found, _]] = launch_ranks(decode, 1, checkpoints, [text], NEW, [Sampling()], 1, 1, NEVER)
     assert found == [greedy(theirs, text[-(24 - NEW):], NEW)]
 
 

@@ -164,6 +164,12 @@ def test_a_repeated_command_runs_what_is_not_finished(folder: Path, stand_in: St
     assert evaluate(folder, *flags, "--limit", "1") == 0
     assert len(stand_in.rows) == rows + 2, "with other options everything is scored again"
 
+    for damage in ({"wikitext": {"metrics": {}}}, [], {"wikitext": 3}):
+        record = results_of(output)
+        output.write_text(json.dumps(record | {"tasks": damage}))
+        assert evaluate(folder, *flags, "--limit", "1") == 0
+        assert results_of(output)["tasks"] == record["tasks"]
+
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def test_other_names_are_tasks_of_the_harness(
     (tmp_path / "boolq" / "validation.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (tmp_path / "boolq" / "dev.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (tmp_path / "boolq-seq2seq").symlink_to(tmp_path / "boolq")
-    plain = run(tmp_path, {**SETTINGS, **corpus.settings})
-    found = run(tmp_path, {**SETTINGS, **corpus.settings, "eval_tasks": "boolq,boolq-seq2seq", "eval_tasks_limit": 2,
-                           "task_data": str(tmp_path)})
+    plain = run(tmp_path, {**SETTINGS, **corpus.settings, **SP2}, 2)
+    found = run(tmp_path, {**SETTINGS, **corpus.settings, **SP2, "eval_tasks": "boolq,boolq-seq2seq",
+                           "eval_tasks_limit": 2, "task_data": str(tmp_path)}, 2)
     missing = refused_in_this_process({**SETTINGS, **corpus.settings, "eval_tasks": "pubmedqa,boolq-seq2seq",
                                        "task_data": str(tmp_path)})
     assert missing.code == DATA and "pubmedqa: lm-evaluation-harness cannot load it" in missing.said

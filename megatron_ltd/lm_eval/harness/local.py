@@ -2,16 +2,24 @@
 
 import hashlib
 import importlib
+import re
 from functools import cached_property
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
-from megatron_ltd.lm_eval.tasks.task_files import sha256_of
+from megatron_ltd.lm_eval.tasks.task_files import plain_suffix, read_records, sha256_of
 
-SUFFIXES = {".jsonl": "json", ".jsonl.gz": "json", ".jsonl.zst": "json", ".json": "json", ".parquet": "parquet"}
-"""Of local files, and who reads them; of two files for one split the first counts."""
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+"""Of local files, all but .parquet also packed; of two files for one split the first of these counts."""
+OTHER_NAMES = {"validation": ("valid", "val", "dev")}
+TABLES = {".parquet": ("pyarrow.parquet", "read_table"), ".csv": ("pyarrow.csv", "read_csv")}
+"""Who reads what is not JSON."""
+LAST_WORD = re.compile(r"[-_ ]")
+SHARD = re.compile(r"-\d+-of-\d+$")
+"""As the hub numbers the files of a split: validation-00000-of-00002.parquet."""
 
 
 class LocalSplits(dict[str, Any]):
@@ -20,53 +28,56 @@ class LocalSplits(dict[str, Any]):
     For a split that is not there, or cannot be read, one example of another stands in: the harness looks at splits that
     it does not use. `must_have` finds out whether one that it does use is there.
 
+    A file whose name ends in that of a split, such as `swag_val.jsonl`, stands for the split if it is the only one.
+
     Args:
-        folder: holds SPLIT.jsonl and the like; None for no local files.
+        folder: holds SPLIT.jsonl and the like, or has them in a folder `data`; or a file that stands for every split.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path):
         super().__init__()
-        self.folder = Path("hub") if folder is None else folder
-        found = [] if folder is None else sorted(folder.glob("*.*"))
-        self.paths: dict[str, Path] = {}
+        self.folder, self.is_file = folder, folder.is_file()
+        found = [folder] if self.is_file else sorted([*folder.glob("*.*"), *folder.glob("data/*.*")])
+        self.files: dict[str, list[Path]] = {}
         for suffix in SUFFIXES:
+            of_suffix: dict[str, list[Path]] = {}
             for path in found:
-                split = path.name.removesuffix(suffix)
-                if path.name.endswith(suffix) and "." not in split and split:
-                    self.paths.setdefault(split, path)
+                split = SHARD.sub("", path.name.partition(".")[0])
+                if plain_suffix(path) == suffix and path.name.count(".") <= 2 and split and path.is_file():
+                    of_suffix.setdefault(split, []).append(path)
+            self.files = of_suffix | self.files
         self.problems: dict[str, Exception] = {}
         self.stood_in: set[str] = set()
 
     @cached_property
     def sha256(self) -> str:
         """Of the digests of the files, in order of name."""
-        parts = [f"{split} {sha256_of(path)}" for split, path in sorted(self.paths.items())]
+        parts = [f"{split} {sha256_of(path)}" for split, paths in sorted(self.files.items()) for path in paths]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def __missing__(self, split: str) -> Any:
         docs = self._read(split)
         if docs is None:
             self.stood_in.add(split)
-            others = (self._read(other) for other in self.paths)
+            others = (self._read(other) for other in self.files)
             docs = next((other.select([0]) for other in others if other is not None), None)
         if docs is None:
             self.must_have(next(iter(self.problems)))
         self[split] = docs
         return docs
 
-    def must_have(self, split: str) -> None:
+    def must_have(self, split: str, purpose: str = "") -> None:
         """Check that a split was read.
 
         Raises:
             DataError: it is not there, or cannot be read.
         """
-        if split not in self.paths:
-            raise DataError(f"the split {split!r} is needed and is not there: looked for {self.looked_for(split)}. "
-                            f"{self.folder} holds {', '.join(path.name for path in self.paths.values())}.")
         if split in self.problems:
-            error = self.problems[split]
-            raise DataError(f"{self.paths[split]} cannot be read: {error.__cause__ or error}"[:500]
-                            ) from self.problems[split]
+            raise DataError(self._why(split)) from self.problems[split]
+        if not self._paths(split):
+            held = ", ".join(path.name for paths in self.files.values() for path in paths)
+            raise DataError(f"the split {split!r} is needed{purpose} and is not there: looked for "
+                            f"{self.looked_for(split)}. {self.folder} holds {held}.")
 
     def looked_for(self, split: str = "SPLIT") -> str:
         """Where a split is looked for."""
@@ -75,35 +86,68 @@ class LocalSplits(dict[str, Any]):
 
     def absent(self) -> str:
         """What to say of splits that were asked for and could not be read."""
-        return "".join(f" {self.paths[split]}: {self.problems[split].__cause__ or self.problems[split]}"[:300]
-                       if split in self.problems else f" The split {split!r} is not there." for split in self.stood_in)
+        return "".join(f" {self._why(split)}" if split in self.problems else f" The split {split!r} is not there."
+                       for split in sorted(self.stood_in))
+
+    def _paths(self, split: str) -> list[Path]:
+        names = (split, *OTHER_NAMES.get(split, ()))
+        if self.is_file:
+            return [self.folder]
+        exact = next((self.files[name] for name in names if name in self.files), None)
+        alike = [paths for name, paths in self.files.items() if LAST_WORD.split(name.lower())[-1] in names]
+        return exact or (alike[0] if len(alike) == 1 else [])
+
+    def told(self, split: str) -> list[str]:
+        """What is to be told of where a split was found."""
+        paths = self._paths(split)
+        known = self.is_file or split in self.files or not paths
+        return [] if known else [f"{paths[0].name} was read as the split {split!r}"]
+
+    def _why(self, split: str) -> str:
+        error = self.problems[split]
+        if isinstance(error, DataError):
+            return str(error)
+        return f"{self._paths(split)[0]} cannot be read: {error.__cause__ or error}"[:500]
 
     def _read(self, split: str) -> Any:
-        path = self.paths.get(split)
-        if path is None or split in self.problems:
+        paths = self._paths(split)
+        if not paths or split in self.problems:
             return None
-        kind = next(kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix))
         try:
-            docs = importlib.import_module("datasets").load_dataset(kind, data_files=str(path), split="train")
+            docs = importlib.import_module("datasets").concatenate_datasets([_docs(path) for path in paths])
             if not len(docs):
-                raise DataError(f"{path} has no examples")
-        except Exception as error:  # the library raises whatever its readers raise
+                raise DataError(f"{paths[0]} has no examples. Get it again.")
+        except Exception as error:  # the libraries raise whatever their readers raise
             self.problems[split] = error
             return None
         return docs
 
 
-def needed_splits(task: Any, num_fewshot: int | None) -> list[str]:
-    """The splits that an evaluation draws examples from: the one that is scored, and the one of solved examples."""
+def _docs(path: Path) -> Any:
+    """The examples of a file as a data set."""
+    datasets = importlib.import_module("datasets")
+    if plain_suffix(path) in TABLES:
+        module, reader = TABLES[plain_suffix(path)]
+        table = getattr(importlib.import_module(module), reader)(path)
+        return datasets.Dataset(datasets.table.InMemoryTable(table))
+    records = [record.values for record in read_records(path)]
+    names = dict.fromkeys(name for record in records for name in record)
+    return datasets.Dataset.from_dict({name: [record.get(name) for record in records] for name in names})
+
+
+def needed_splits(task: Any, num_fewshot: int | None) -> dict[str, str]:
+    """The splits that an evaluation draws examples from: the one that is scored, and the one of solved examples, with
+    what it is needed for."""
     config = task.config
     scored = config.test_split if task.has_test_docs() else config.validation_split
     own = config.num_fewshot
     shots = own if num_fewshot is None or own == 0 else num_fewshot
-    needed = [scored]
+    needed = {}
     if shots and config.fewshot_config.samples is None:
-        needed.append(config.fewshot_config.split or config.training_split or config.validation_split
-                      or config.test_split)
-    return [split for split in needed if split is not None]
+        solved = (config.fewshot_config.split or config.training_split or config.validation_split
+                  or config.test_split)
+        needed = {solved: " for solved examples (none with --num-fewshot 0)"}
+    return {split: purpose for split, purpose in {**needed, scored: ""}.items() if split is not None}
 
 
 def check_answers(task: Any, limit: int | None) -> list[str]:
@@ -121,7 +165,7 @@ def check_answers(task: Any, limit: int | None) -> list[str]:
     for doc in islice(task.eval_docs, limit):
         gold, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
         golds = gold if isinstance(gold, list) else [gold]
-        known = [0 <= one < len(choices) if isinstance(one, int) else one in choices for one in golds]
+        known = [one in (range(len(choices)) if isinstance(one, Real) else choices) for one in golds]
         if not any(known):
             bad, seen = bad + 1, seen or f"{gold!r}, where the choices are {choices!r}"
         count += 1

@@ -153,6 +153,8 @@ class HarnessModel(LM):
         settings = normalize_gen_kwargs(settings, NEW_TOKENS)
         stops = [stop for stop in settings["until"] if stop]
         new_tokens = min(settings["max_gen_toks"], self.scorer.max_length - 1)
+        if new_tokens < 1:
+            return [""] * len(requests)
         texts = []
         for request in requests:
             one = self.encoder.open_prompt(request.args[0], new_tokens, _place(request))

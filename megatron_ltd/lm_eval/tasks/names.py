@@ -11,7 +11,6 @@ from megatron_ltd.lm_eval.requests import TokenScorer
 from megatron_ltd.lm_eval.results import EvalOptions, TaskResult
 from megatron_ltd.lm_eval.tasks import lambada, perplexity, questions, wikitext
 from megatron_ltd.lm_eval.tasks.choices import ChoiceTask
-from megatron_ltd.lm_eval.tasks.open_questions import AnswerTask
 from megatron_ltd.lm_eval.tasks.questions import QUESTION, from_template
 from megatron_ltd.lm_eval.tasks.task_files import find_task_file, sha256_of
 
@@ -84,8 +83,6 @@ CHOICE_TASKS = {
     "blimp": ChoiceTask(("blimp/blimp.zip", "blimp/blimp.jsonl"),
                         from_template("", "{sentence_good}", "{sentence_bad}", right=0), ("acc",), by_group=True,
                         fewshot=False, protocol="mean over the paradigms, each as in lm-evaluation-harness"),
-    "triviaqa": AnswerTask(("triviaqa/wikipedia-nocontext-dev.jsonl", "triviaqa/validation.jsonl"), questions.triviaqa,
-                           ("exact_match",), training=("train.jsonl",)),
     "webqs": ChoiceTask(("webqs/test.jsonl", "webqs/test.json"), questions.webqs, ("exact_match",),
                         training=("train.jsonl", "train.json"), draws_a_spare=False),
 }

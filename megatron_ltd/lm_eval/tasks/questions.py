@@ -5,7 +5,6 @@ Prompts are lm-evaluation-harness's. Of a task that is published in several layo
 
 import ast
 import re
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,11 +155,6 @@ def _race_problems(record: Record) -> list[Record]:
     return [Record(problem, f"{record.place}, problem {i + 1}") for i, problem in enumerate(problems)]
 
 
-def without_punctuation(text: str) -> str:
-    """A text in lower case and without punctuation."""
-    return text.lower().translate(str.maketrans("", "", string.punctuation))
-
-
 def arc(record: Record) -> Example:
     """A question of the AI2 Reasoning Challenge."""
     stem, texts, gold = _labelled(record)
@@ -213,10 +207,3 @@ def webqs(record: Record) -> Example:
         if not kept or not answer.startswith(kept[-1]):
             kept.append(answer)
     return question(record, [(record.filled(QUESTION), answer) for answer in kept], range(len(kept)))
-
-
-def triviaqa(record: Record) -> Example:
-    """A trivia question with all names of its answer."""
-    pairs = [(record.filled("Question: {question}?\nAnswer:"), alias)
-             for alias in record.part("answer").texts("aliases")]
-    return Example(tuple(pairs), frozenset(range(len(pairs))), record.place)

@@ -56,9 +56,16 @@ def plain_suffix(path: PurePath) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of the file as stored."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of the file as stored.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
 
 
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -118,7 +125,7 @@ def _members(path: Path) -> Iterator[tuple[PurePath, Lines]]:
         with zipfile.ZipFile(path) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 name = PurePosixPath(info.filename)
-                if name.suffix not in (".jsonl", ".json", ".tsv"):
+                if name.suffix not in (".jsonl", ".json", ".tsv") or name.name.startswith("._"):  # of macOS
                     continue
                 if info.file_size > MEMBER_LIMIT_BYTES:
                     raise DataError(f"{path}/{name} unpacks to {info.file_size} bytes, more than "
@@ -136,7 +143,7 @@ def _records(place: str, name: PurePath, lines: Lines) -> Iterator[Record]:
     if suffix not in (".json", ".tsv"):
         raise DataError(f"{place} has the suffix {suffix!r}. A task file is .jsonl, .json, .tsv or .zip, the first "
                         "three also with .gz or .zst.")
-    data = b"\n".join(line for _, line in lines)
+    data = b"\n".join(line for _, line in lines).removeprefix(BOM)
     if suffix == ".tsv":
         return _table(place, data, group)
     if data.lstrip().startswith(b"["):

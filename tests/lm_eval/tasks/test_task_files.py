@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ import zstandard
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.lm_eval.listed import plan_listed
 from megatron_ltd.lm_eval.tasks.names import plan_tasks
-from megatron_ltd.lm_eval.tasks.task_files import find_task_file, plain_suffix, read_json_lines, read_text, sha256_of
+from megatron_ltd.lm_eval.tasks.task_files import (
+    find_task_file,
+    plain_suffix,
+    read_json_lines,
+    read_records,
+    read_text,
+    sha256_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +54,20 @@ def test_a_file_that_is_not_packed_as_its_name_says_is_reported(tmp_path: Path, 
     path.write_text('{"text": "a b"}\n')
     with pytest.raises(DataError, match=re.escape(f"{path}, near byte")):
         read_json_lines(path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", '{"a": "1"}'), ("a.json", '[{"a": "1"}]'),
+                                            ("a.json", '{"a": "1"}'), ("a.tsv", "a\r\n1")])
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_file(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(f"\ufeff{text}\r\n".encode())
+    assert [record.values for record in read_records(tmp_path / name)] == [{"a": "1"}]
+
+
+def test_what_a_mac_adds_to_an_archive_is_no_task_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "blimp.zip", "w") as archive:
+        archive.writestr("blimp/wh_island.jsonl", '{"a": 1}\n')
+        archive.writestr("__MACOSX/blimp/._wh_island.jsonl", b"\0\5\x16\7")
+    assert [record.values for record in read_records(tmp_path / "blimp.zip")] == [{"a": 1}]
 
 
 def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
