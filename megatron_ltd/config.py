@@ -318,6 +318,12 @@ class TrainingConfig:
     exit_signal_handler: bool = True
     """On SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal) save and stop with exit code 10; a second Ctrl-C ends
     the run immediately."""
+    iterations_to_skip: tuple[int, ...] | None = None
+    """Steps whose samples are passed over without an update, each named by the steps before it: 0 is the first, and
+    the one that the log calls 5 is 4. Learning rate and kept length go on as if it had been trained."""
+    skip_nonfinite: int = 0
+    """Go on without the update when the loss or the gradient norm is not finite, up to this many times in a row. With 0
+    the first one ends the run with exit code 30."""
     z_loss_coeff: float | None = None
     """Add to GPT's loss this times the mean over tokens of the square of log Z, the logarithm of the softmax's
     denominator (PaLM, https://arxiv.org/abs/2204.02311, section 5). Published runs use 1e-4. Reported as z_loss, apart

@@ -3,7 +3,7 @@
     while steps remain:
         read the step's microbatches, a function of the samples consumed so far
         choose what to compute and the learning rate, functions of the counters
-        launch the step
+        launch the step, unless it is one to skip
         read the result of the step before, which is ready by now: count; log; stop if it is not finite
         at intervals: read this step's result too; validate, score tasks, save
         stop if the run is complete or was asked to stop
@@ -11,7 +11,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -109,6 +109,7 @@ class Trainer:
         self.launched: _Launched | None = None
         self.finished = 0.0
         self.loss_scale = self.state.loss_scale.on(self.runtime.device)
+        self.to_skip = {done + 1 for done in self.config.training.iterations_to_skip or ()}
         self.times = StepTimes(whole.read_tokens, step_flops(self.config, whole))
 
     def run(self, watcher: StopWatcher) -> int:
@@ -148,24 +149,41 @@ class Trainer:
         state, started = self.state, time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
         plan = self.policies.plan(state.consumed.steps)
-        flops, whole_flops = step_flops(self.config, plan), whole_step_flops(self.config, plan)
+        skipped = state.consumed.steps + 1 in self.to_skip
+        flops, whole_flops = (0, 0) if skipped else (step_flops(self.config, plan), whole_step_flops(self.config, plan))
         consumed = state.consumed.after_step(plan, samples=samples, sample_flops=flops, full_sample_flops=whole_flops)
+        epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
+        if skipped:
+            self._settle()
+            state.consumed = consumed
+            self.metrics.console.line(f"step {consumed.steps}: its {samples} samples are skipped")
+            code = watcher.exit_code(consumed.steps, self.total_steps, 0)
+        else:
+            launched = self._launch(loader, watcher, consumed, plan, samples, started)
+            state.consumed = consumed
+            self._settle()
+            self.launched = launched
+            code = watcher.exit_code(consumed.steps, self.total_steps, launched.result.stop_level)
+        logging, save_interval = self.config.logging, self.config.checkpoint.save_interval
+        intervals = logging.log_interval, logging.eval_interval, logging.eval_tasks_interval, save_interval
+        if code is not None or epoch_ends or any(n and consumed.steps % n == 0 for n in intervals):
+            self._settle()
+        return self._after_step(consumed.steps, code, epoch_ends)
+
+    def _launch(self, loader: Loader, watcher: StopWatcher, consumed: Consumed, plan: StepPlan, samples: int,
+                started: float) -> _Launched:
+        """Launch the next step.
+
+        Args:
+            consumed: by the end of it.
+        """
         rate, decoupled = self._rates(consumed, samples)
         result = train_step(
             self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
             loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0,
             stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled)
         self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
-        epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
-        state.consumed = consumed
-        self._settle()
-        self.launched = _Launched(result, consumed, plan, samples, rate, decoupled, started)
-        code = watcher.exit_code(consumed.steps, self.total_steps, result.stop_level)
-        logging, save_interval = self.config.logging, self.config.checkpoint.save_interval
-        intervals = logging.log_interval, logging.eval_interval, logging.eval_tasks_interval, save_interval
-        if code is not None or epoch_ends or any(n and consumed.steps % n == 0 for n in intervals):
-            self._settle()
-        return self._after_step(consumed.steps, code, epoch_ends)
+        return _Launched(result, consumed, plan, samples, rate, decoupled, started)
 
     def _settle(self) -> None:
         """Wait for the result of the step launched last, and count, report and judge it.
@@ -192,12 +210,28 @@ class Trainer:
         if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
             self._report(launched, scale.scale)
         if diverged:
-            error = DivergenceError(
-                f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale.scale}: not "
-                f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
-                "lower --lr, a smaller --clip-grad, or --bf16")
-            error.step = step
-            raise error
+            self._judge_nonfinite(launched, scale.scale)
+        elif result.updated:
+            self.state.faults = replace(self.state.faults, nonfinite=0)
+
+    def _judge_nonfinite(self, launched: _Launched, scale: float) -> None:
+        """Go on without the update, or end the run.
+
+        Raises:
+            DivergenceError: there were too many of its kind in a row.
+        """
+        result, step, allowed = launched.result, launched.step, self.config.training.skip_nonfinite
+        in_a_row = self.state.faults.nonfinite + 1
+        found = (f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale}: not "
+                 "finite, so the step was not applied")
+        if in_a_row <= allowed:
+            self.state.faults = replace(self.state.faults, nonfinite=in_a_row)
+            self.metrics.console.warn(f"{found}; {in_a_row} of at most {allowed} in a row (--skip-nonfinite)")
+            return
+        error = DivergenceError(f"{found}. Continue from the checkpoint of step {self.saved_step} with a lower --lr, a "
+                                "smaller --clip-grad, or --bf16")
+        error.step = step
+        raise error
 
     def _rates(self, after: Consumed, samples: int) -> tuple[float, float | None]:
         """The learning rate of the next step, and that of --decoupled-lr.

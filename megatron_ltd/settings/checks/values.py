@@ -19,7 +19,7 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
         eval_interval eval_tasks_interval eval_tasks_limit rotary_seq_len_interpolation_factor"""),
     (Range(0), """
         min_lr decoupled_min_lr lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_init weight_decay clip_grad
-        num_workers ckpt_step eval_iters"""),
+        num_workers ckpt_step eval_iters skip_nonfinite"""),
     (Range(0, low_open=True), """
         norm_epsilon init_method_std distributed_timeout_minutes exit_duration_in_mins loss_scale initial_loss_scale
         min_loss_scale lr adam_eps muon_extra_scale_factor peak_tflops rope_scaling_factor z_loss_coeff
