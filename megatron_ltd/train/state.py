@@ -51,8 +51,8 @@ class TrainState:
         """
         try:
             # Checkpoints of earlier versions have no best evaluation, and those of a sound run no faults.
-            faults = {name: tuple(value) if isinstance(value, list) else value
-                      for name, value in counters.get("faults", {}).items()}
+            faults: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                      for name, value in counters.get("faults", {}).items()}
             return cls(Consumed(**counters["consumed"]), LossScale(**counters["loss_scale"]), counters["updates"],
                        BestSoFar(**counters.get("best", {})), FaultRecord(**faults))
         except (KeyError, TypeError) as error:

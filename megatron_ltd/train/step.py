@@ -22,7 +22,7 @@ from megatron_ltd.train.setup import Model
 
 def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[str, torch.Tensor]], config: RunConfig,
                plan: StepPlan, *, learning_rate: float, loss_scale: float | torch.Tensor, stop_level: int,
-               device: torch.device, decoupled_rate: float | None = None) -> StepResult:
+               device: torch.device, decoupled_rate: float | None = None, update: bool = True) -> StepResult:
     """One optimizer step on the microbatches of this data-parallel rank.
 
     The loss is the mean over the tokens of the global batch that the loss mask keeps, whichever microbatch they are in;
@@ -33,6 +33,7 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
         plan: what the step computes; samples are truncated to its tokens of text.
         loss_scale: of fp16, a scalar on the device; 1 otherwise.
         decoupled_rate: learning rate of the word embedding and the head, with --decoupled-lr.
+        update: False: compute everything and change nothing.
         stop_level: how urgently this process was asked to stop (0: not at all); every process receives the maximum.
     """
     parts = [in_bags(cut(part, plan.text_tokens, config.model.seq_length), plan.fold) for part in batch]
@@ -64,9 +65,10 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     clip = config.optimizer.clip_grad
     coefficient = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0.0 else torch.ones_like(norm)
     scale_gradients((p.parameter for p in model.parameters), (coefficient / loss_scale).float())
-    optimizer.step(learning_rate, void, decoupled_rate)
-    _learn_importance(model, void)
-    return StepResult(losses, norm, void, stop_level, z_loss=bool(z_coefficient))
+    held = void if update else torch.ones_like(void)
+    optimizer.step(learning_rate, held, decoupled_rate)
+    _learn_importance(model, held)
+    return StepResult(losses, norm, void, stop_level, sums, z_loss=bool(z_coefficient))
 
 
 def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:

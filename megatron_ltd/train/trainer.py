@@ -11,17 +11,19 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.loader import Batch, Loader, read_microbatch, sample_ids
 from megatron_ltd.data.sample import Dataset
-from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
+from megatron_ltd.errors import EXIT_COMPLETE, DataError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import after_step
 from megatron_ltd.plan.batch_ramp import BatchRamp
@@ -31,6 +33,9 @@ from megatron_ltd.plan.learning_rate import LearningRate
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
+from megatron_ltd.train.faults.bad_steps import BadSteps, RollBack
+from megatron_ltd.train.faults.retry import Retry
+from megatron_ltd.train.faults.spikes import SpikeWatch
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import measured_memory
@@ -38,7 +43,8 @@ from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.metrics import StepReport, peak_tflops
 from megatron_ltd.train.report.profiling import StepProfiler
 from megatron_ltd.train.report.summary import StepTimes, summary
-from megatron_ltd.train.result import StepResult
+from megatron_ltd.train.result import Launched
+from megatron_ltd.train.resume import roll_back
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import train_step
@@ -47,28 +53,6 @@ from megatron_ltd.train.validate import HeldOut, held_out_loss, mean_of
 
 MEASURED_STEPS = 3
 """Steps after which memory has been allocated."""
-
-
-@dataclass(frozen=True)
-class _Launched:
-    """A step that the device may still be computing, and what the host knows of it.
-
-    Args:
-        consumed: by the end of it.
-        started: when the host began it, by the monotonic clock.
-    """
-
-    result: StepResult
-    consumed: Consumed
-    plan: StepPlan
-    samples: int
-    rate: float
-    decoupled: float | None
-    started: float
-
-    @property
-    def step(self) -> int:
-        return self.consumed.steps
 
 
 @dataclass
@@ -106,10 +90,16 @@ class Trainer:
         self.saved_step = self.state.consumed.steps
         self.unreported_seconds, self.unreported_steps = 0.0, 0
         whole = self.policies.whole
-        self.launched: _Launched | None = None
+        self.launched: Launched | None = None
         self.finished = 0.0
         self.loss_scale = self.state.loss_scale.on(self.runtime.device)
+        self.first_step = self.state.consumed.steps
         self.to_skip = {done + 1 for done in self.config.training.iterations_to_skip or ()}
+        training = self.config.training
+        self.bad_steps = BadSteps(
+            training, self.metrics.console, Retry(self.config, self.runtime, self.model, self.optimizer,
+                                                  self.datasets.train),
+            SpikeWatch(training.loss_spike_window, self.policies.changes) if training.on_loss_spike else None)
         self.times = StepTimes(whole.read_tokens, step_flops(self.config, whole))
 
     def run(self, watcher: StopWatcher) -> int:
@@ -120,6 +110,7 @@ class Trainer:
 
         Raises:
             DivergenceError: the loss or a gradient is not finite. The step is not applied and nothing is saved.
+            HardwareError: the same, and not because of the data.
             CheckpointError: a checkpoint could not be written.
             DataError: a sample could not be read.
         """
@@ -132,7 +123,10 @@ class Trainer:
                 self._validate()  # what the finetuning starts from
             profiler = StepProfiler(self.config.logging, self.runtime.launch.rank, self.metrics.console)
             while code is None:
-                code = self._one_step(loader, watcher)
+                try:
+                    code = self._one_step(loader, watcher)
+                except RollBack as request:
+                    self._roll_back(request.skip)
                 profiler.step()
             profiler.close()
         if self.writer is not None:
@@ -149,7 +143,7 @@ class Trainer:
         state, started = self.state, time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
         plan = self.policies.plan(state.consumed.steps)
-        skipped = state.consumed.steps + 1 in self.to_skip
+        skipped = state.consumed.steps + 1 in self.to_skip.union(state.faults.skipped)
         flops, whole_flops = (0, 0) if skipped else (step_flops(self.config, plan), whole_step_flops(self.config, plan))
         consumed = state.consumed.after_step(plan, samples=samples, sample_flops=flops, full_sample_flops=whole_flops)
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
@@ -171,25 +165,26 @@ class Trainer:
         return self._after_step(consumed.steps, code, epoch_ends)
 
     def _launch(self, loader: Loader, watcher: StopWatcher, consumed: Consumed, plan: StepPlan, samples: int,
-                started: float) -> _Launched:
+                started: float) -> Launched:
         """Launch the next step.
 
         Args:
             consumed: by the end of it.
         """
         rate, decoupled = self._rates(consumed, samples)
+        loss_scale = self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0
         result = train_step(
             self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
-            loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0,
-            stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled)
+            loss_scale=loss_scale, stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled)
         self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
-        return _Launched(result, consumed, plan, samples, rate, decoupled, started)
+        return Launched(result, consumed, plan, samples, rate, decoupled, loss_scale, started)
 
     def _settle(self) -> None:
         """Wait for the result of the step launched last, and count, report and judge it.
 
         Raises:
-            DivergenceError: see `run`.
+            DivergenceError, HardwareError: see `run`.
+            RollBack: the run must return to its newest checkpoint.
         """
         if self.launched is None:
             return
@@ -206,32 +201,36 @@ class Trainer:
         if self.times.steps == MEASURED_STEPS:
             self.metrics.console.line(measured_memory(self.runtime.device))
         settings = self.config.training
+        score = self.bad_steps.score(launched, self.state) if result.updated else None
         diverged = not result.updated and (settings.precision != "fp16" or scale.exhausted(settings))
         if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
-            self._report(launched, scale.scale)
+            self._report(launched, scale.scale, score)
         if diverged:
-            self._judge_nonfinite(launched, scale.scale)
-        elif result.updated:
-            self.state.faults = replace(self.state.faults, nonfinite=0)
+            self.bad_steps.nonfinite(launched, scale.scale, self.state, self._own_checkpoint())
+        self.bad_steps.spike(launched, score, self._own_checkpoint())
 
-    def _judge_nonfinite(self, launched: _Launched, scale: float) -> None:
-        """Go on without the update, or end the run.
+    def _own_checkpoint(self) -> int | None:
+        """The step of this run's newest checkpoint; None if there is none to return to."""
+        settings = self.config.checkpoint
+        if self.writer is None or settings.no_save_optim or not self.saved_step:
+            return None
+        resumes = settings.load is not None and Path(settings.load).resolve() == self.writer.save_dir.resolve()
+        return self.saved_step if self.saved_step > self.first_step or resumes else None
 
-        Raises:
-            DivergenceError: there were too many of its kind in a row.
+    def _roll_back(self, skip: range) -> None:
+        """Return to this run's newest checkpoint.
+
+        Args:
+            skip: steps after it whose samples are passed over from now on.
         """
-        result, step, allowed = launched.result, launched.step, self.config.training.skip_nonfinite
-        in_a_row = self.state.faults.nonfinite + 1
-        found = (f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale}: not "
-                 "finite, so the step was not applied")
-        if in_a_row <= allowed:
-            self.state.faults = replace(self.state.faults, nonfinite=in_a_row)
-            self.metrics.console.warn(f"{found}; {in_a_row} of at most {allowed} in a row (--skip-nonfinite)")
-            return
-        error = DivergenceError(f"{found}. Continue from the checkpoint of step {self.saved_step} with a lower --lr, a "
-                                "smaller --clip-grad, or --bf16")
-        error.step = step
-        raise error
+        assert self.writer is not None
+        self.writer.wait()
+        record, self.launched = self.state.faults, None
+        roll_back(checkpoint_path(self.writer.save_dir, self.saved_step), self.model, self.optimizer, self.writer.group,
+                  self.state)
+        self.state.faults = self.state.faults.without({*record.skipped, *skip})
+        self.loss_scale = self.state.loss_scale.on(self.runtime.device)
+        self.metrics.roll_back(self.saved_step)
 
     def _rates(self, after: Consumed, samples: int) -> tuple[float, float | None]:
         """The learning rate of the next step, and that of --decoupled-lr.
@@ -294,7 +293,7 @@ class Trainer:
         self.best.save(step, named_tensors(self.model, None, self.state.updates), config=self.config.to_dict(),
                        counters=self.state.counters())
 
-    def _report(self, launched: _Launched, scale: float) -> None:
+    def _report(self, launched: Launched, scale: float, score: float | None) -> None:
         result, plan, samples = launched.result, launched.plan, launched.samples
         self.metrics.step(StepReport(
             consumed=launched.consumed, total_steps=self.total_steps, loss=result.loss,
@@ -304,7 +303,7 @@ class Trainer:
             devices=self.runtime.launch.world_size, step_flops=samples * step_flops(self.config, plan),
             full_step_flops=samples * whole_step_flops(self.config, plan), peak_tflops=self.peak,
             sentence_order_loss=result.sentence_order_loss, z_loss=result.z_loss,
-            of_policies=self.policies.log_fields(plan),
+            of_policies=self.policies.log_fields(plan), loss_z_score=score,
             loss_name="loss" if self.config.model.family == "vit" else "lm loss"))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
@@ -347,3 +346,4 @@ class Trainer:
         self.writer.save(step, named_tensors(self.model, optimizer, self.state.updates), config=self.config.to_dict(),
                          counters=self.state.counters())
         self.saved_step = step
+        self.bad_steps.saved()

@@ -1,6 +1,7 @@
 """What a run remembers of its bad steps. It is saved with the counters, so that a resumed run decides as the
 uninterrupted one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 
@@ -20,6 +21,6 @@ class FaultRecord:
     phase: int = 0
     losses: tuple[float, ...] = ()
 
-    def without(self, steps: range) -> "FaultRecord":
-        """The record once these steps too are to be skipped."""
+    def without(self, steps: Iterable[int]) -> "FaultRecord":
+        """The record once the samples of these steps too are to be skipped."""
         return replace(self, skipped=tuple(sorted({*self.skipped, *steps})))

@@ -9,6 +9,8 @@
                           read; tokens that a sequence curriculum does not read are no saving
     cumulative_saving     the same for the run so far
     z_loss                with --z-loss-coeff: its mean, which lm_loss does not contain
+    loss_z_score          with --on-loss-spike: how many standard deviations the loss lies above the median of the steps
+                          before it, both estimated robustly
     sequence_length       with a sequence curriculum: tokens read of each sample
     skipped_layers        with LayerDrop: the layers that the step skipped
     token_superposition   with token superposition: tokens in a bag; above 1, lm_loss is the mean over the tokens of the
@@ -57,6 +59,7 @@ class StepReport:
     sentence_order_loss: float | None = None
     z_loss: float | None = None
     decoupled_learning_rate: float | None = None
+    loss_z_score: float | None = None
     of_policies: dict[str, Any] = field(default_factory=dict)
     loss_name: str = "lm loss"
 
@@ -65,7 +68,7 @@ class StepReport:
         seconds = max(self.step_seconds, 1e-9)
         tflops = self.step_flops / seconds / self.devices / 1e12
         optional = {"sentence_order_loss": self.sentence_order_loss, "z_loss": self.z_loss,
-                    "decoupled_learning_rate": self.decoupled_learning_rate}
+                    "decoupled_learning_rate": self.decoupled_learning_rate, "loss_z_score": self.loss_z_score}
         return {
             "step": self.consumed.steps,
             "consumed_samples": self.consumed.samples,
