@@ -1,6 +1,7 @@
 """The result of a step, on its way from the device."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ class StepResult:
         void: whether something was not finite, so that the update was skipped.
         stop_level: the highest `stop_level` of any process, known to the host.
         own_part: sums of the losses on this process, zeros if it has none; read only after a fault.
+        told: by each process, where numbers were asked for.
+        met_at: time of this host's clock when all processes had met.
         z_loss: whether the second loss is the z-loss, which the gradient contains and `loss` does not.
 
     Shapes:
@@ -29,7 +32,9 @@ class StepResult:
     """
 
     def __init__(self, losses: torch.Tensor, norm: torch.Tensor, void: torch.Tensor, stop_level: int,
-                 own_part: torch.Tensor, *, z_loss: bool = False):
+                 own_part: torch.Tensor, *, z_loss: bool = False, told: Sequence[Sequence[float]] = (),
+                 met_at: float = 0.0):
+        self.told, self.met_at = told, met_at
         self.void, self.stop_level, self._own_part, self._has_z_loss = void, stop_level, own_part, z_loss
         numbers = torch.cat((losses.double(), norm.double()[None], void.double()[None]))
         on_gpu = numbers.is_cuda

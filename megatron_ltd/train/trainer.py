@@ -26,6 +26,7 @@ from megatron_ltd.data.sample import Dataset
 from megatron_ltd.errors import EXIT_COMPLETE, DataError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import after_step
+from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import batch_ramp, policies, total_steps
 from megatron_ltd.plan.flops import step_flops, whole_step_flops
@@ -34,6 +35,7 @@ from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
 from megatron_ltd.train.faults.bad_steps import BadSteps, RollBack
+from megatron_ltd.train.faults.peers import OwnTime, Peers, free_memory
 from megatron_ltd.train.faults.retry import Retry
 from megatron_ltd.train.faults.spikes import SpikeWatch
 from megatron_ltd.train.process.launch import Runtime
@@ -95,6 +97,9 @@ class Trainer:
         self.loss_scale = self.state.loss_scale.on(self.runtime.device)
         self.first_step = self.state.consumed.steps
         self.to_skip = {done + 1 for done in self.config.training.iterations_to_skip or ()}
+        self.own_time = OwnTime(self.model.stages, self.runtime.device.type == "cuda")
+        self.peers = Peers(self.runtime.hosts, gather_json(self.runtime.mesh.pp_rank), self.metrics.console)
+        self.met_at = 0.0
         training = self.config.training
         self.bad_steps = BadSteps(
             training, self.metrics.console, Retry(self.config, self.runtime, self.model, self.optimizer,
@@ -173,9 +178,14 @@ class Trainer:
         """
         rate, decoupled = self._rates(consumed, samples)
         loss_scale = self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0
+        batch, seconds = self._read(loader, samples), time.monotonic() - started
+        is_logged = consumed.steps % self.config.logging.log_interval == 0 or consumed.steps == self.total_steps
         result = train_step(
-            self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
-            loss_scale=loss_scale, stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled)
+            self.model, self.optimizer, batch, self.config, plan, learning_rate=rate, loss_scale=loss_scale,
+            stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled,
+            tell=(self.own_time.take(), free_memory(), self.met_at) if is_logged else ())
+        self.own_time.step(seconds)
+        self.met_at = result.met_at
         self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
         return Launched(result, consumed, plan, samples, rate, decoupled, loss_scale, started)
 
@@ -304,6 +314,7 @@ class Trainer:
             full_step_flops=samples * whole_step_flops(self.config, plan), peak_tflops=self.peak,
             sentence_order_loss=result.sentence_order_loss, z_loss=result.z_loss,
             of_policies=self.policies.log_fields(plan), loss_z_score=score,
+            of_peers=self.peers.hear(result.told) if result.told and result.told[0] else {},
             loss_name="loss" if self.config.model.family == "vit" else "lm loss"))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 

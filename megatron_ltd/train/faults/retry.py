@@ -8,7 +8,6 @@ Kernels may differ in the last bits from run to run, so finite is compared with 
 each process keeps its own part of the loss on the device, and it is read and gathered only here.
 """
 
-import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -85,11 +84,10 @@ class Retry:
                 if not finite}
 
     def _verdict(self, failing: Collection[int], *, passed: bool, is_hardware: bool) -> Verdict:
-        places = gather_json([self.runtime.mesh.dp_rank, socket.gethostname()])
+        replicas = gather_json(self.runtime.mesh.dp_rank)
         if self.runtime.mesh.dp_size == 1:
             failing = {0}
         elif len(failing) == self.runtime.mesh.dp_size:
             failing = ()
-        found = [(rank, host) for rank, (replica, host) in enumerate(places) if replica in failing]
-        return Verdict(passed, is_hardware, tuple(rank for rank, _ in found),
-                       tuple(dict.fromkeys(host for _, host in found)))
+        ranks = tuple(rank for rank, replica in enumerate(replicas) if replica in failing)
+        return Verdict(passed, is_hardware, ranks, tuple(dict.fromkeys(self.runtime.hosts[rank] for rank in ranks)))

@@ -25,14 +25,15 @@ _M_MMAP_THRESHOLD = -3
 
 @dataclass(frozen=True)
 class Runtime:
-    """The running process: its ranks, device and mesh, the other processes of the run on this host, and the store by
-    which all have met."""
+    """The running process: its ranks, device and mesh, the other processes of the run on this host, the store by which
+    all have met, and the host of each rank."""
 
     launch: Launch
     device: torch.device
     mesh: Mesh
     siblings: list[siblings.Sibling]
     store: dist.Store
+    hosts: list[str]
 
 
 def choose_device(config: RunConfig, launch: Launch) -> torch.device:
@@ -82,7 +83,8 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
     mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,
                       shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout)
-    return Runtime(launch, device, mesh, siblings.on_this_host(gather_json(siblings.identity())), store)
+    return Runtime(launch, device, mesh, siblings.on_this_host(gather_json(siblings.identity())), store,
+                   gather_json(socket.gethostname()))
 
 
 def _return_freed_memory() -> None:

@@ -108,7 +108,7 @@ class _TensorBoard:
 
     def write(self, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
-            if name != "step" and value is not None:
+            if name != "step" and isinstance(value, int | float):
                 self._writer.add_scalar(self._tag(name), value, fields["step"])
 
     def _tag(self, name: str) -> str:

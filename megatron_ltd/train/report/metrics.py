@@ -15,6 +15,11 @@
     skipped_layers        with LayerDrop: the layers that the step skipped
     token_superposition   with token superposition: tokens in a bag; above 1, lm_loss is the mean over the tokens of the
                           next bag, which is not comparable with the loss of the next token
+    own_seconds           median over the processes of the time that each spends on forward passes and reading, a step
+    own_seconds_slowest, slowest_rank    the longest, and whose it is
+    stragglers            the processes that take much longer than others of their stage: rank and host
+    host_memory_free      the smallest share of a host's memory that is available
+    clock_skew_seconds    how far a host's clock is from the median of all
 
 The loss is that of the logged step, not a mean since the last line, so that a resumed run logs the same numbers.
 """
@@ -61,6 +66,7 @@ class StepReport:
     decoupled_learning_rate: float | None = None
     loss_z_score: float | None = None
     of_policies: dict[str, Any] = field(default_factory=dict)
+    of_peers: dict[str, Any] = field(default_factory=dict)
     loss_name: str = "lm loss"
 
     def fields(self) -> dict[str, Any]:
@@ -91,6 +97,7 @@ class StepReport:
             "cumulative_saving": self.consumed.saving,
             "loss_scale": self.loss_scale,
             "skipped": self.skipped,
+            **self.of_peers,
         }
 
     def line(self) -> str:
