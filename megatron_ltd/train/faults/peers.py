@@ -20,6 +20,8 @@ SLOW = 1.5
 """A process is a straggler if its time is so many times the median of the others', and outside their range."""
 SPREADS = 5.0
 """Half the width of that range, in robust standard deviations."""
+LEAST_DELAY_SECONDS = 0.05
+"""Half its least width; below it times vary by chance."""
 LEAST_MEMORY = 0.05
 """Share of a host's memory below which it is reported."""
 MOST_SKEW_SECONDS = 1.0
@@ -33,7 +35,7 @@ class OwnTime:
     """
 
     def __init__(self, stages: Iterable[nn.Module], on_gpu: bool):
-        self._on_gpu, self._seconds, self._steps = on_gpu, 0.0, 0
+        self._on_gpu, self._seconds, self._steps, self._is_warm = on_gpu, 0.0, 0, False
         self._began: Any = None
         self._spans: list[tuple[Any, Any]] = []
         for stage in stages:
@@ -55,12 +57,16 @@ class OwnTime:
             self._spans.append((self._began, self._now()))
 
     def step(self, seconds: float) -> None:
-        """Count a step whose samples took so long to read."""
-        self._seconds += seconds
-        self._steps += 1
+        """Count a step whose samples took so long to read; not the first one, which also compiles and allocates."""
+        if self._is_warm:
+            self._seconds += seconds
+            self._steps += 1
+        else:
+            self._is_warm = True
+            self._spans.clear()
 
     def take(self) -> float:
-        """Seconds a step since the last call; 0 before the first step."""
+        """Seconds a step since the last call; 0 before the first one that counts."""
         steps, seconds = self._steps, self._seconds
         left = [span for span in self._spans if self._on_gpu and not span[1].query()]
         seconds += sum(begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin
@@ -144,4 +150,4 @@ def is_slow(seconds: float, others: Sequence[float]) -> bool:
         return False
     median = statistics.median(others)
     spread = 1.4826 * statistics.median(abs(other - median) for other in others)
-    return seconds > max(SLOW * median, median + SPREADS * spread)
+    return seconds > max(SLOW * median, median + max(SPREADS * spread, LEAST_DELAY_SECONDS))
