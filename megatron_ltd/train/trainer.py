@@ -4,9 +4,11 @@
         read the step's microbatches, a function of the samples consumed so far
         choose what to compute and the learning rate, functions of the counters
         launch the step, unless it is one to skip
-        read the result of the step before, which is ready by now: count; log; stop if it is not finite
+        read the result of the step before, which is ready by now: count; log; judge it
         at intervals: read this step's result too; validate, score tasks, save
         stop if the run is complete or was asked to stop
+
+A step that is judged bad is left out, ends the run, or takes it back to its newest checkpoint (`faults/bad_steps.py`).
 """
 
 import time
