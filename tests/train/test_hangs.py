@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from megatron_ltd.model.stack import Stack
+from tests import gloo
 from tests.gloo import RankFailure, launch_ranks
 from tests.train.runs import Corpus, Ending, Settings, pretrain
 from tests.train.test_bad_steps import SHORT
@@ -48,7 +49,7 @@ def stuck_run(corpus: Corpus, folder: Path, how: str) -> tuple[float, int, str]:
     """Seconds until the first rank had ended, its exit code and what it said."""
     settings = {**SHORT, **corpus.settings, "save": str(folder / "checkpoints"),
                 "distributed_timeout_minutes": TIMEOUT_MINUTES}
-    with pytest.raises(RankFailure, match="rank 1"):
+    with mock.patch.object(gloo, "GRACE_SECONDS", 10.0), pytest.raises(RankFailure, match="rank 1"):
         launch_ranks(pretrain_and_get_stuck, 2, settings, folder, how, timeout=60)
     ended, code, said = json.loads((folder / "rank-0").read_text())
     return ended - float((folder / "stuck-at").read_text()), code, said

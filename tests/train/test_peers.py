@@ -17,7 +17,7 @@ from tests.gloo import launch_ranks
 from tests.train.runs import Corpus, Ending, Settings, pretrain, read_lines
 from tests.train.test_bad_steps import SHORT
 
-SLOW_STEPS = range(5, 9)
+SLOW_STEPS = (6, 7)
 
 
 def pretrain_on_a_slow_machine(rank: int, world_size: int, init_method: str, settings: Settings) -> Ending:
@@ -26,7 +26,7 @@ def pretrain_on_a_slow_machine(rank: int, world_size: int, init_method: str, set
 
     def forward(stack: Stack, *args: Any) -> torch.Tensor:
         if rank == 1 and next(passes) // 2 in SLOW_STEPS:
-            time.sleep(0.6)
+            time.sleep(0.3)
         return whole(stack, *args)
 
     with mock.patch.object(Stack, "forward", forward), \
@@ -42,11 +42,11 @@ def test_a_rank_that_takes_longer_than_the_others_is_named_while_it_does(corpus:
     assert {ending.code for ending in endings} == {0}, endings[0].said
     lines = {line["step"]: line for line in read_lines(tmp_path / "metrics.jsonl")}
     slow = lines[8]
-    assert slow["slowest_rank"] == 1 and slow["own_seconds_slowest"] >= 1.2
+    assert slow["slowest_rank"] == 1 and slow["own_seconds_slowest"] >= 0.6
     assert slow["stragglers"] == [name for name in slow["stragglers"] if name.startswith("rank 1 on ")] != []
     assert endings[0].said.count("straggler: rank 1 on ") >= 1 and "straggler" not in endings[1].said
     assert 59 < 2 * slow["clock_skew_seconds"] < 61  # from the median, which of two is their mean
-    assert endings[0].said.count("30.0 s behind the others") == 1
+    assert endings[0].said.count(": 30.0 s ahead of the others") == 1  # of a host, by the first of its ranks
     assert slow["host_memory_free"] == 0.01
 
 
