@@ -318,6 +318,21 @@ class TrainingConfig:
     exit_signal_handler: bool = True
     """On SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal) save and stop with exit code 10; a second Ctrl-C ends
     the run immediately."""
+    iterations_to_skip: tuple[int, ...] | None = None
+    """Steps whose samples are passed over without an update, each named by the steps before it: 0 is the first, and
+    the one that the log calls 5 is 4. Learning rate and kept length go on as if it had been trained."""
+    skip_nonfinite: int = 0
+    """Go on without the update when the loss or the gradient norm is not finite, up to this many times in a row. With 0
+    the first one ends the run with exit code 30."""
+    on_loss_spike: Literal["warn", "skip"] | None = None
+    """When the loss of a step jumps: say so; or go back to the newest checkpoint and skip the samples of that step and
+    of those just before it."""
+    loss_spike_threshold: float = 8.0
+    """A loss jumps when it lies so many standard deviations above the median of the steps before it, both estimated
+    robustly."""
+    loss_spike_window: int = 128
+    """Number of steps with which a loss is compared, those of the present kept length, bag size or stage; a quarter of
+    them is enough."""
     z_loss_coeff: float | None = None
     """Add to GPT's loss this times the mean over tokens of the square of log Z, the logarithm of the softmax's
     denominator (PaLM, https://arxiv.org/abs/2204.02311, section 5). Published runs use 1e-4. Reported as z_loss, apart

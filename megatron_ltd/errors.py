@@ -45,6 +45,12 @@ class DivergenceError(UserError):
     exit_code = 30
 
 
+class HardwareError(UserError):
+    """A machine that computes numbers which another computation does not confirm; it should be replaced."""
+
+    exit_code = 50
+
+
 EXIT_COMPLETE = 0
 EXIT_ON_SIGNAL = 10
 """Stopped by a signal after saving; the same command continues the run."""

@@ -52,7 +52,7 @@ def _process(rank: int, case: Case, folder: str, steps: int, memory: bool) -> No
     parallel, dp = config.parallel, data_parallel_size(config, case.processes)
     mesh = build_mesh("cpu", pp=parallel.pipeline_model_parallel_size, dp=dp, tp=parallel.tensor_model_parallel_size,
                       shard_parameters=parallel.sharding != "no_shard", timeout=timeout)
-    runtime = Runtime(Launch(rank, rank, case.processes, None), torch.device("cpu"), mesh, [], store)
+    runtime = Runtime(Launch(rank, rank, case.processes, None), torch.device("cpu"), mesh, [], store, [])
     microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
     before = _resident("VmRSS")
     plan, notes, live, notebook = policies(config).plan(0), [], LiveBytes(), Notebook()

@@ -21,7 +21,7 @@ from megatron_ltd.plan.derived import global_batch_size, long_samples, predictio
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.train.best import best_writer
 from megatron_ltd.train.importance import importance_table
-from megatron_ltd.train.process import launch
+from megatron_ltd.train.process import launch, stacks
 from megatron_ltd.train.process.elastic import tell_spares
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import clear_exit_record, end, lost_peer
@@ -102,6 +102,7 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
             return code
         except Exception as error:
             if lost_peer(error):
+                stacks.tell(error, place.rank, runtime.processes, runtime.store, config.checkpoint.save)
                 end_soon(runtime.siblings)
             raise
 

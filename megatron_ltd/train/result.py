@@ -1,8 +1,13 @@
 """The result of a step, on its way from the device."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+from megatron_ltd.token_drop.accounting import Consumed
+from megatron_ltd.token_drop.plan import StepPlan
 
 
 class StepResult:
@@ -17,15 +22,20 @@ class StepResult:
         norm: of the gradients, before clipping.
         void: whether something was not finite, so that the update was skipped.
         stop_level: the highest `stop_level` of any process, known to the host.
+        own_part: sums of the losses on this process, zeros if it has none; read only after a fault.
+        told: by each process, where numbers were asked for.
+        met_at: time of this host's clock when all processes had met.
         z_loss: whether the second loss is the z-loss, which the gradient contains and `loss` does not.
 
     Shapes:
         losses [1 or 2], norm scalar, void scalar bool
     """
 
-    def __init__(self, losses: torch.Tensor, norm: torch.Tensor, void: torch.Tensor, stop_level: int, *,
-                 z_loss: bool = False):
-        self.void, self.stop_level, self._has_z_loss = void, stop_level, z_loss
+    def __init__(self, losses: torch.Tensor, norm: torch.Tensor, void: torch.Tensor, stop_level: int,
+                 own_part: torch.Tensor, *, z_loss: bool = False, told: Sequence[Sequence[float]] = (),
+                 met_at: float = 0.0):
+        self.told, self.met_at = told, met_at
+        self.void, self.stop_level, self._own_part, self._has_z_loss = void, stop_level, own_part, z_loss
         numbers = torch.cat((losses.double(), norm.double()[None], void.double()[None]))
         on_gpu = numbers.is_cuda
         # To pinned memory, since any other copy would wait for all that has been launched.
@@ -71,3 +81,32 @@ class StepResult:
     @property
     def updated(self) -> bool:
         return not self._read()[-1]
+
+    @property
+    def own_part_is_finite(self) -> bool:
+        """Whether what this process contributed to the losses is finite."""
+        return bool(self._own_part.isfinite().all())
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step that the device may still be computing, and what the host knows of it.
+
+    Args:
+        consumed: by the end of it.
+        loss_scale: of fp16, on the device; 1 otherwise.
+        started: when the host began it, by the monotonic clock.
+    """
+
+    result: StepResult
+    consumed: Consumed
+    plan: StepPlan
+    samples: int
+    rate: float
+    decoupled: float | None
+    loss_scale: float | torch.Tensor
+    started: float
+
+    @property
+    def step(self) -> int:
+        return self.consumed.steps

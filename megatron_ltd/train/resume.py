@@ -1,5 +1,6 @@
 """Where a run starts: from scratch, from its own checkpoint, or from the weights of another run."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch.distributed as dist
@@ -48,6 +49,19 @@ def restore(config: RunConfig, model: Model, optimizer: ShardedOptimizer, group:
         console.warn(f"{error}\n--load-fallback: this run continues from {sound}, the newest sound checkpoint. The "
                      "steps after it are trained again")
     return _restore_from(sound, config, model, optimizer, group, console)
+
+
+def roll_back(path: Path, model: Model, optimizer: ShardedOptimizer, group: dist.ProcessGroup | None,
+              counters: TrainState) -> None:
+    """Return to a checkpoint of this run, in the middle of it.
+
+    Raises:
+        CheckpointError: on all ranks; the checkpoint is missing or damaged.
+    """
+    model.after_evaluation()
+    restored = TrainState.from_counters(state.load(path, model, optimizer, group, importance=True).counters)
+    for entry in fields(restored):
+        setattr(counters, entry.name, getattr(restored, entry.name))
 
 
 def known_tokens(config: RunConfig) -> int:

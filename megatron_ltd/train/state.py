@@ -23,21 +23,24 @@ from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, Adaptation
 from megatron_ltd.train.best import BestSoFar
+from megatron_ltd.train.faults.record import FaultRecord
 from megatron_ltd.train.setup import Model, NamedParameter
 
 
 @dataclass
 class TrainState:
-    """The counters of a run; `updates` is `consumed.steps` less the steps that overflowed."""
+    """The counters of a run; `updates` is `consumed.steps` less the steps without an update."""
 
     consumed: Consumed = field(default_factory=Consumed)
     loss_scale: LossScale = field(default_factory=LossScale)
     updates: int = 0
     best: BestSoFar = BestSoFar()
+    faults: FaultRecord = FaultRecord()
 
     def counters(self) -> dict[str, Any]:
-        return {"consumed": dataclasses.asdict(self.consumed), "loss_scale": dataclasses.asdict(self.loss_scale),
-                "updates": self.updates, "best": dataclasses.asdict(self.best)}
+        found = {"consumed": dataclasses.asdict(self.consumed), "loss_scale": dataclasses.asdict(self.loss_scale),
+                 "updates": self.updates, "best": dataclasses.asdict(self.best)}
+        return found if self.faults == FaultRecord() else found | {"faults": dataclasses.asdict(self.faults)}
 
     @classmethod
     def from_counters(cls, counters: dict[str, Any]) -> "TrainState":
@@ -47,9 +50,11 @@ class TrainState:
             CheckpointError: the counters are not in the format of this version.
         """
         try:
-            # Checkpoints of earlier versions have no best evaluation.
+            # Checkpoints of earlier versions have no best evaluation, and those of a sound run no faults.
+            faults: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                      for name, value in counters.get("faults", {}).items()}
             return cls(Consumed(**counters["consumed"]), LossScale(**counters["loss_scale"]), counters["updates"],
-                       BestSoFar(**counters.get("best", {})))
+                       BestSoFar(**counters.get("best", {})), FaultRecord(**faults))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint's counters are not those of this version: {error}") from error
 

@@ -4,6 +4,7 @@ The host launches a step and waits for nothing that the device computes: it coun
 gloo, and whether an update is void is decided on the device.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ from megatron_ltd.train.setup import Model
 
 def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[str, torch.Tensor]], config: RunConfig,
                plan: StepPlan, *, learning_rate: float, loss_scale: float | torch.Tensor, stop_level: int,
-               device: torch.device, decoupled_rate: float | None = None) -> StepResult:
+               device: torch.device, decoupled_rate: float | None = None, update: bool = True,
+               tell: Sequence[float] = ()) -> StepResult:
     """One optimizer step on the microbatches of this data-parallel rank.
 
     The loss is the mean over the tokens of the global batch that the loss mask keeps, whichever microbatch they are in;
@@ -34,11 +36,14 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
         plan: what the step computes; samples are truncated to its tokens of text.
         loss_scale: of fp16, a scalar on the device; 1 otherwise.
         decoupled_rate: learning rate of the word embedding and the head, with --decoupled-lr.
+        update: False: compute everything and change nothing.
+        tell: numbers for every process, as many on each; they travel with the counts (`StepResult.told`).
         stop_level: how urgently this process was asked to stop (0: not at all); every process receives the maximum.
     """
     parts = [in_bags(cut(part, plan.text_tokens, config.model.seq_length), plan.fold) for part in batch]
     on_host = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    counts, stop_level = _global_counts(model, on_host["loss_mask"], stop_level)
+    counts, stop_level, told = _global_counts(model, on_host["loss_mask"], stop_level, tell)
+    met_at = time.time()
     merged = {name: sent(tensor, device) for name, tensor in on_host.items()}
     tokens = merged.pop("tokens")
     if model.importance is not None and plan.kept_tokens < tokens.shape[1]:
@@ -67,9 +72,10 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     clip = config.optimizer.clip_grad
     coefficient = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0.0 else torch.ones_like(norm)
     scale_gradients((p.parameter for p in model.parameters), (coefficient / loss_scale).float())
-    optimizer.step(learning_rate, void, decoupled_rate)
-    _learn_importance(model, void)
-    return StepResult(losses, norm, void, stop_level, z_loss=bool(z_coefficient))
+    held = void if update else torch.ones_like(void)
+    optimizer.step(learning_rate, held, decoupled_rate)
+    _learn_importance(model, held)
+    return StepResult(losses, norm, void, stop_level, sums, z_loss=bool(z_coefficient), told=told, met_at=met_at)
 
 
 def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:
@@ -98,19 +104,24 @@ def in_bags(microbatch: dict[str, torch.Tensor], size: int) -> dict[str, torch.T
                          for name, tensor in {"tokens": microbatch["tokens"], **moved}.items()}
 
 
-def _global_counts(model: Model, loss_mask: torch.Tensor, stop_level: int) -> tuple[list[float], int]:
-    """Numbers of unmasked tokens and of samples in the global batch, at least one each, and the highest stop level.
+def _global_counts(model: Model, loss_mask: torch.Tensor, stop_level: int,
+                   tell: Sequence[float]) -> tuple[list[float], int, list[list[float]]]:
+    """Numbers of unmasked tokens and of samples in the global batch, at least one each; the highest stop level; and
+    what each process tells.
 
     They are known before the first forward pass, so that gradients are scaled correctly however the tokens are
     distributed over microbatches.
     """
-    counts = torch.zeros(4, dtype=torch.float64)
+    world = dist.get_world_size()
+    numbers = torch.zeros(4 + world * len(tell), dtype=torch.float64)
+    counts, told = numbers[:4], numbers[4:].view(world, len(tell))
+    told[dist.get_rank()] = torch.tensor(tell, dtype=torch.float64)
     if model.mesh.pp_rank == 0 and model.mesh.tp_rank == 0:  # each data-parallel rank is counted once
         counts[0], counts[1] = loss_mask.double().sum(), len(loss_mask)
     counts[2], counts[3] = stop_level >= 1, stop_level >= 2  # processes at each level
-    dist.all_reduce(counts)
+    dist.all_reduce(numbers)
     predictions, samples, *asked = counts.tolist()
-    return [max(predictions, 1.0), samples], sum(number > 0 for number in asked)
+    return [max(predictions, 1.0), samples], sum(number > 0 for number in asked), told.tolist()
 
 
 def _sum_over_processes(model: Model, sums: torch.Tensor) -> torch.Tensor:

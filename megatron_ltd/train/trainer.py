@@ -3,27 +3,32 @@
     while steps remain:
         read the step's microbatches, a function of the samples consumed so far
         choose what to compute and the learning rate, functions of the counters
-        launch the step
-        read the result of the step before, which is ready by now: count; log; stop if it is not finite
+        launch the step, unless it is one to skip
+        read the result of the step before, which is ready by now: count; log; judge it
         at intervals: read this step's result too; validate, score tasks, save
         stop if the run is complete or was asked to stop
+
+A step that is judged bad is left out, ends the run, or takes it back to its newest checkpoint (`faults/bad_steps.py`).
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.loader import Batch, Loader, read_microbatch, sample_ids
 from megatron_ltd.data.sample import Dataset
-from megatron_ltd.errors import EXIT_COMPLETE, DataError, DivergenceError
+from megatron_ltd.errors import EXIT_COMPLETE, DataError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import after_step
+from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import batch_ramp, policies, total_steps
@@ -32,6 +37,10 @@ from megatron_ltd.plan.learning_rate import LearningRate
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.best import is_finetuning
+from megatron_ltd.train.faults.bad_steps import BadSteps, RollBack
+from megatron_ltd.train.faults.peers import OwnTime, Peers, free_memory
+from megatron_ltd.train.faults.retry import Retry
+from megatron_ltd.train.faults.spikes import SpikeWatch
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import measured_memory
@@ -39,7 +48,8 @@ from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.metrics import StepReport
 from megatron_ltd.train.report.profiling import StepProfiler
 from megatron_ltd.train.report.summary import StepTimes, summary
-from megatron_ltd.train.result import StepResult
+from megatron_ltd.train.result import Launched
+from megatron_ltd.train.resume import roll_back
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import train_step
@@ -48,28 +58,6 @@ from megatron_ltd.train.validate import HeldOut, held_out_loss, mean_of
 
 MEASURED_STEPS = 3
 """Steps after which memory has been allocated."""
-
-
-@dataclass(frozen=True)
-class _Launched:
-    """A step that the device may still be computing, and what the host knows of it.
-
-    Args:
-        consumed: by the end of it.
-        started: when the host began it, by the monotonic clock.
-    """
-
-    result: StepResult
-    consumed: Consumed
-    plan: StepPlan
-    samples: int
-    rate: float
-    decoupled: float | None
-    started: float
-
-    @property
-    def step(self) -> int:
-        return self.consumed.steps
 
 
 @dataclass
@@ -107,9 +95,19 @@ class Trainer:
         self.saved_step = self.state.consumed.steps
         self.unreported_seconds, self.unreported_steps = 0.0, 0
         whole = self.policies.whole
-        self.launched: _Launched | None = None
+        self.launched: Launched | None = None
         self.finished = 0.0
         self.loss_scale = self.state.loss_scale.on(self.runtime.device)
+        self.first_step = self.state.consumed.steps
+        self.to_skip = {done + 1 for done in self.config.training.iterations_to_skip or ()}
+        self.own_time = OwnTime(self.model.stages, self.runtime.device.type == "cuda")
+        self.peers = Peers(self.runtime.hosts, gather_json(self.runtime.mesh.pp_rank), self.metrics.console)
+        self.met_at = 0.0
+        training = self.config.training
+        self.bad_steps = BadSteps(
+            training, self.metrics.console, Retry(self.config, self.runtime, self.model, self.optimizer,
+                                                  self.datasets.train),
+            SpikeWatch(training.loss_spike_window, self.policies.changes) if training.on_loss_spike else None)
         self.times = StepTimes(whole.read_tokens, step_flops(self.config, whole))
 
     def run(self, watcher: StopWatcher) -> int:
@@ -120,6 +118,7 @@ class Trainer:
 
         Raises:
             DivergenceError: the loss or a gradient is not finite. The step is not applied and nothing is saved.
+            HardwareError: the same, and not because of the data.
             CheckpointError: a checkpoint could not be written.
             DataError: a sample could not be read.
         """
@@ -132,7 +131,10 @@ class Trainer:
                 self._validate()  # what the finetuning starts from
             profiler = StepProfiler(self.config.logging, self.runtime.launch.rank, self.metrics.console)
             while code is None:
-                code = self._one_step(loader, watcher)
+                try:
+                    code = self._one_step(loader, watcher)
+                except RollBack as request:
+                    self._roll_back(request.skip)
                 profiler.step()
             profiler.close()
         if self.writer is not None:
@@ -149,30 +151,53 @@ class Trainer:
         state, started = self.state, time.monotonic()
         samples = self.ramp.at(state.consumed.samples)
         plan = self.policies.plan(state.consumed.steps)
-        flops, whole_flops = step_flops(self.config, plan), whole_step_flops(self.config, plan)
+        skipped = state.consumed.steps + 1 in self.to_skip.union(state.faults.skipped)
+        flops, whole_flops = (0, 0) if skipped else (step_flops(self.config, plan), whole_step_flops(self.config, plan))
         consumed = state.consumed.after_step(plan, samples=samples, sample_flops=flops, full_sample_flops=whole_flops)
-        rate, decoupled = self._rates(consumed, samples)
-        result = train_step(
-            self.model, self.optimizer, self._read(loader, samples), self.config, plan, learning_rate=rate,
-            loss_scale=self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0,
-            stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled)
-        self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
         epoch_ends = self._epochs(consumed.samples) > self._epochs(state.consumed.samples)
-        state.consumed = consumed
-        self._settle()
-        self.launched = _Launched(result, consumed, plan, samples, rate, decoupled, started)
-        code = watcher.exit_code(consumed.steps, self.total_steps, result.stop_level)
+        if skipped:
+            self._settle()
+            state.consumed = consumed
+            self.metrics.console.line(f"step {consumed.steps}: its {samples} samples are skipped")
+            code = watcher.exit_code(consumed.steps, self.total_steps, 0)
+        else:
+            launched = self._launch(loader, watcher, consumed, plan, samples, started)
+            state.consumed = consumed
+            self._settle()
+            self.launched = launched
+            code = watcher.exit_code(consumed.steps, self.total_steps, launched.result.stop_level)
         logging, save_interval = self.config.logging, self.config.checkpoint.save_interval
         intervals = logging.log_interval, logging.eval_interval, logging.eval_tasks_interval, save_interval
         if code is not None or epoch_ends or any(n and consumed.steps % n == 0 for n in intervals):
             self._settle()
         return self._after_step(consumed.steps, code, epoch_ends)
 
+    def _launch(self, loader: Loader, watcher: StopWatcher, consumed: Consumed, plan: StepPlan, samples: int,
+                started: float) -> Launched:
+        """Launch the next step.
+
+        Args:
+            consumed: by the end of it.
+        """
+        rate, decoupled = self._rates(consumed, samples)
+        loss_scale = self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0
+        batch, seconds = self._read(loader, samples), time.monotonic() - started
+        is_logged = consumed.steps % self.config.logging.log_interval == 0 or consumed.steps == self.total_steps
+        result = train_step(
+            self.model, self.optimizer, batch, self.config, plan, learning_rate=rate, loss_scale=loss_scale,
+            stop_level=watcher.level(), device=self.runtime.device, decoupled_rate=decoupled,
+            tell=(self.own_time.take(), free_memory(), self.met_at) if is_logged else ())
+        self.own_time.step(seconds)
+        self.met_at = result.met_at
+        self.loss_scale = after_step(self.loss_scale, result.void, self.config.training)
+        return Launched(result, consumed, plan, samples, rate, decoupled, loss_scale, started)
+
     def _settle(self) -> None:
         """Wait for the result of the step launched last, and count, report and judge it.
 
         Raises:
-            DivergenceError: see `run`.
+            DivergenceError, HardwareError: see `run`.
+            RollBack: the run must return to its newest checkpoint.
         """
         if self.launched is None:
             return
@@ -189,16 +214,36 @@ class Trainer:
         if self.times.steps == MEASURED_STEPS:
             self.metrics.console.line(measured_memory(self.runtime.device))
         settings = self.config.training
+        score = self.bad_steps.score(launched, self.state) if result.updated else None
         diverged = not result.updated and (settings.precision != "fp16" or scale.exhausted(settings))
         if step % self.config.logging.log_interval == 0 or step == self.total_steps or diverged:
-            self._report(launched, scale.scale)
+            self._report(launched, scale.scale, score)
         if diverged:
-            error = DivergenceError(
-                f"step {step}: loss {result.loss}, gradient norm {result.gradient_norm}, loss scale {scale.scale}: not "
-                f"finite, so the step was not applied. Continue from the checkpoint of step {self.saved_step} with a "
-                "lower --lr, a smaller --clip-grad, or --bf16")
-            error.step = step
-            raise error
+            self.bad_steps.nonfinite(launched, scale.scale, self.state, self._own_checkpoint())
+        self.bad_steps.spike(launched, score, self._own_checkpoint())
+
+    def _own_checkpoint(self) -> int | None:
+        """The step of this run's newest checkpoint; None if there is none to return to."""
+        settings = self.config.checkpoint
+        if self.writer is None or settings.no_save_optim or not self.saved_step:
+            return None
+        resumes = settings.load is not None and Path(settings.load).resolve() == self.writer.save_dir.resolve()
+        return self.saved_step if self.saved_step > self.first_step or resumes else None
+
+    def _roll_back(self, skip: range) -> None:
+        """Return to this run's newest checkpoint.
+
+        Args:
+            skip: steps after it whose samples are passed over from now on.
+        """
+        assert self.writer is not None
+        self.writer.wait()
+        record, self.launched = self.state.faults, None
+        roll_back(checkpoint_path(self.writer.save_dir, self.saved_step), self.model, self.optimizer, self.writer.group,
+                  self.state)
+        self.state.faults = self.state.faults.without({*record.skipped, *skip})
+        self.loss_scale = self.state.loss_scale.on(self.runtime.device)
+        self.metrics.roll_back(self.saved_step)
 
     def _rates(self, after: Consumed, samples: int) -> tuple[float, float | None]:
         """The learning rate of the next step, and that of --decoupled-lr.
@@ -261,7 +306,7 @@ class Trainer:
         self.best.save(step, named_tensors(self.model, None, self.state.updates), config=self.config.to_dict(),
                        counters=self.state.counters())
 
-    def _report(self, launched: _Launched, scale: float) -> None:
+    def _report(self, launched: Launched, scale: float, score: float | None) -> None:
         result, plan, samples = launched.result, launched.plan, launched.samples
         self.metrics.step(StepReport(
             consumed=launched.consumed, total_steps=self.total_steps, loss=result.loss,
@@ -271,7 +316,8 @@ class Trainer:
             devices=self.runtime.launch.world_size, step_flops=samples * step_flops(self.config, plan),
             full_step_flops=samples * whole_step_flops(self.config, plan), peak_tflops=self.peak,
             sentence_order_loss=result.sentence_order_loss, z_loss=result.z_loss,
-            of_policies=self.policies.log_fields(plan),
+            of_policies=self.policies.log_fields(plan), loss_z_score=score,
+            of_peers=self.peers.hear(result.told) if result.told and result.told[0] else {},
             loss_name="loss" if self.config.model.family == "vit" else "lm loss"))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
 
@@ -314,3 +360,4 @@ class Trainer:
         self.writer.save(step, named_tensors(self.model, optimizer, self.state.updates), config=self.config.to_dict(),
                          counters=self.state.counters())
         self.saved_step = step
+        self.bad_steps.saved()

@@ -23,7 +23,8 @@ from examples.experiments.runs import Run, complete_all, digest, write_json
 from megatron_ltd.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = {"step_seconds", "tokens_per_second", "tflops_per_device", "mfu"}
+TIMES = {"step_seconds", "tokens_per_second", "tflops_per_device", "mfu", "own_seconds", "own_seconds_slowest",
+         "slowest_rank", "stragglers", "host_memory_free", "clock_skew_seconds"}
 
 
 def test_the_claim_saves_a_third_of_the_layer_tokens_of_the_cpu_edition() -> None:

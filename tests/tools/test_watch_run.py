@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tools import watch_run
+from tools.watching.page import page
 from tools.watching.progress import duration, read_progress
 
 STEPS = 40
@@ -39,6 +40,21 @@ def test_the_facts_are_those_of_the_files(tmp_path: Path) -> None:
                      "validation loss": "4.0000 at step 40", "kept length": "32", "FLOPs saved so far": "25.0%",
                      "tokens a second": "1,024", "seconds a step": "0.5", "skipped updates": "1", "slow steps": "38",
                      "checkpoints": "2, the newest of step 40", "time left": "30 s"}
+
+
+def test_stragglers_and_what_is_wrong_with_hosts_are_shown(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines[-3:]:
+        line |= {"stragglers": ["rank 3 on b"], "own_seconds_slowest": 0.4, "host_memory_free": 0.04,
+                 "clock_skew_seconds": 2.5}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_progress("ltd", metrics, None, None)
+    facts = dict(run.facts())
+    assert facts["stragglers"] == "rank 3 on b in 2 of the recent lines"  # the third is of a validation
+    assert facts["least memory free"] == "4.0% of a host's" and facts["clocks differ"] == "by 2.5 s"
+    drawing = re.findall(r"<h2>seconds a step.*?</svg>", page([run], None), re.S)[0]
+    assert drawing.count("<circle") == 2 and drawing.count("<polyline") == 1
 
 
 def test_a_run_that_says_nothing_is_told_from_one_that_has_ended(tmp_path: Path) -> None:

@@ -244,7 +244,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-TIMES = {"step_seconds", "tokens_per_second", "tflops_per_device", "mfu"}
+TIMES = {"step_seconds", "tokens_per_second", "tflops_per_device", "mfu", "own_seconds", "own_seconds_slowest",
+         "slowest_rank", "stragglers", "host_memory_free", "clock_skew_seconds"}
 """Numbers of a line that depend on the clock."""
 
 

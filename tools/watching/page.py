@@ -66,8 +66,10 @@ def _curves(runs: list[Progress]) -> list[tuple[str, list[Curve]]]:
 
     held_out = [Curve(number, [(line["step"], line["validation_loss"]) for line in run.held_out], dots=True)
                 for number, run in enumerate(runs)]
+    slowest = [Curve(curve.colour, curve.points, dots=True) for curve in of("own_seconds_slowest")]
     return [("loss (dots: validation)", [*of("lm_loss"), *held_out]), ("learning rate", of("learning_rate")),
-            ("kept length", of("kept_length")), ("seconds a step", of("step_seconds")),
+            ("kept length", of("kept_length")),
+            ("seconds a step (dots: the slowest process by itself)", [*of("step_seconds"), *slowest]),
             ("FLOPs saved so far", of("cumulative_saving")), ("gradient norm", of("grad_norm"))]
 
 

@@ -3,6 +3,8 @@
 import json
 import statistics
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ RECENT_STEPS = 100
 SLOW = 1.5
 """A step that takes so many times the median of the recent ones is slow."""
 SILENT_SECONDS = 60.0
+HOSTS: dict[str, tuple[str, Callable[[float], bool], Callable[[float], str]]] = {
+    "host_memory_free": ("least memory free", lambda share: share < 0.1, lambda share: f"{share:.1%} of a host's"),
+    "clock_skew_seconds": ("clocks differ", lambda seconds: seconds > 1.0, lambda seconds: f"by {seconds:.1f} s"),
+}
+"""What is shown of the hosts, and when."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ class Progress:
                 if line["step_seconds"] > SLOW * self.typical_seconds]
 
     @property
+    def stragglers(self) -> Counter[str]:
+        """Processes that the recent lines name as stragglers, and how many lines do."""
+        return Counter(name for line in self.steps[-RECENT_STEPS:] for name in line.get("stragglers") or ())
+
+    @property
     def state(self) -> str:
         """In words."""
         if self.ending is not None:
@@ -80,6 +92,11 @@ class Progress:
                   ("skipped updates", str(sum(bool(line.get("skipped")) for line in self.steps)))]
         if self.slow_steps:
             found.append(("slow steps", ", ".join(map(str, self.slow_steps[-5:]))))
+        if self.stragglers:
+            found.append(("stragglers", "; ".join(f"{name} in {count} of the recent lines"
+                                                  for name, count in self.stragglers.items())))
+        found += [(name, text(last[field])) for field, (name, limit, text) in HOSTS.items()
+                  if is_number(last.get(field)) and limit(last[field])]
         if self.saves:
             found.append(("checkpoints", f"{len(self.saves)}, the newest of step {self.saves[-1]}"))
         if self.total is not None and not self.ended:

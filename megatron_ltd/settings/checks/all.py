@@ -14,6 +14,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import data_parallel_size, length_is_given, reads_vary, total_steps
 from megatron_ltd.settings.checks.attention import attention_violations
+from megatron_ltd.settings.checks.bad_steps import bad_step_violations
 from megatron_ltd.settings.checks.layout import layout_violations
 from megatron_ltd.settings.checks.learning_rate import learning_rate_notes, learning_rate_violations
 from megatron_ltd.settings.checks.rules import exceeded_limits, excluded_settings, given
@@ -75,7 +76,7 @@ def _together(config: RunConfig, world_size: int, no_budget: bool) -> list[str]:
     layout = list(layout_violations(config, world_size))
     dropping = list(token_drop_violations(config))
     problems = [*_model(config), *attention_violations(config), *excluded_settings(config), *exceeded_limits(config),
-                *dropping, *vision_violations(config), *_retained(config), *layout]
+                *dropping, *vision_violations(config), *_retained(config), *bad_step_violations(config), *layout]
     in_tokens = config.training.token_budget == "layer" or config.optimizer.layer_token_lr or reads_vary(config)
     countable = not (layout or no_budget or _budget(config) or (dropping and in_tokens)) and length_is_given(config)
     too_short = list(_length(config, world_size)) if countable else []

@@ -65,6 +65,7 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (training.train_tokens is None, "token_budget", "without --train-tokens"),
         (not training.fp16, "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
          "without --fp16"),
+        (training.on_loss_spike is None, "loss_spike_window loss_spike_threshold", "without --on-loss-spike"),
         (optimizer.lr_decay_style != "WSD",
          "lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples lr_wsd_decay_tokens",
          "without --lr-decay-style WSD"),

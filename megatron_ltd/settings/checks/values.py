@@ -16,14 +16,15 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
         micro_batch_size global_batch_size train_iters train_samples train_tokens train_epochs early_stopping_patience
         exit_interval loss_scale_window hysteresis lr_decay_iters lr_decay_samples lr_decay_tokens lr_wsd_decay_iters
         lr_wsd_decay_samples lr_wsd_decay_tokens mask_max_ngram save_interval save_retain_interval log_interval
-        eval_interval eval_tasks_interval eval_tasks_limit rotary_seq_len_interpolation_factor"""),
+        eval_interval eval_tasks_interval eval_tasks_limit rotary_seq_len_interpolation_factor
+        loss_spike_window"""),
     (Range(0), """
         min_lr decoupled_min_lr lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_init weight_decay clip_grad
-        num_workers ckpt_step eval_iters"""),
+        num_workers ckpt_step eval_iters skip_nonfinite"""),
     (Range(0, low_open=True), """
         norm_epsilon init_method_std distributed_timeout_minutes exit_duration_in_mins loss_scale initial_loss_scale
         min_loss_scale lr adam_eps muon_extra_scale_factor peak_tflops rope_scaling_factor z_loss_coeff
-        decoupled_lr"""),
+        decoupled_lr loss_spike_threshold"""),
     (BELOW_ONE, "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2 muon_momentum"),
     (Range(0, 1, low_open=True), "rotary_percent mixture_of_depths_capacity"),
     (Range(0, 1, low_open=True, high_open=True), "mask_prob"),

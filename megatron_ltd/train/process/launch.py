@@ -15,7 +15,7 @@ from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
-from megatron_ltd.train.process import siblings
+from megatron_ltd.train.process import siblings, stacks
 from megatron_ltd.train.process.attempt import attempt_store
 from megatron_ltd.train.process.environment import Launch, make_cublas_deterministic, prepare_accelerator
 
@@ -25,14 +25,20 @@ _M_MMAP_THRESHOLD = -3
 
 @dataclass(frozen=True)
 class Runtime:
-    """The running process: its ranks, device and mesh, the other processes of the run on this host, and the store by
-    which all have met."""
+    """The running process: its ranks, device and mesh, the other processes of the run on this host, the store by which
+    all have met, and what each process has told (`stacks.told`)."""
 
     launch: Launch
     device: torch.device
     mesh: Mesh
     siblings: list[siblings.Sibling]
     store: dist.Store
+    processes: list[list[Any]]
+
+    @property
+    def hosts(self) -> list[str]:
+        """Of each rank."""
+        return [process[0] for process in self.processes]
 
 
 def choose_device(config: RunConfig, launch: Launch) -> torch.device:
@@ -82,7 +88,9 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
     mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,
                       shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout)
-    return Runtime(launch, device, mesh, siblings.on_this_host(gather_json(siblings.identity())), store)
+    processes = gather_json(stacks.told(stacks.listen()))
+    return Runtime(launch, device, mesh, siblings.on_this_host(tuple(told[1:4]) for told in processes), store,
+                   processes)
 
 
 def _return_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,10 +47,14 @@ class MetricsFile:
                 count += 1
             path.rename(aside)
         elif path.exists():
-            lines = [line for line in path.read_text().splitlines() if _belongs(line, resumed_step)]
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in lines))
-            temporary.replace(path)
+            _keep_until(path, resumed_step)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - open for the whole run
+
+    def roll_back(self, step: int) -> None:
+        """Drop the records after a step."""
+        self._file.close()
+        path = Path(self._file.name)
+        _keep_until(path, step)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 - open for the whole run
 
     def write(self, fields: dict[str, Any]) -> None:
@@ -57,6 +62,14 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Rewrite a file without the records after a step."""
+    lines = [line for line in path.read_text().splitlines() if _belongs(line, step)]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in lines))
+    temporary.replace(path)
 
 
 def _belongs(line: str, resumed_step: int) -> bool:
@@ -95,7 +108,7 @@ class _TensorBoard:
 
     def write(self, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
-            if name != "step" and value is not None:
+            if name != "step" and isinstance(value, int | float):
                 self._writer.add_scalar(self._tag(name), value, fields["step"])
 
     def _tag(self, name: str) -> str:
@@ -171,14 +184,21 @@ class Metrics:
             self.console.warn(f"task {task} failed at iteration {step}, and the run goes on: {reason}")
         self._write(task_scores_fields(step, found))
 
+    def roll_back(self, step: int) -> None:
+        """Drop from the metrics file what comes after a step; the other logs show both attempts."""
+        self._on_each(lambda writer: writer.roll_back(step) if isinstance(writer, MetricsFile) else None)
+
     def close(self) -> None:
         for writer in self._writers:
             writer.close()
 
     def _write(self, fields: dict[str, Any]) -> None:
+        self._on_each(lambda writer: writer.write(fields))
+
+    def _on_each(self, action: Callable[[Writer], None]) -> None:
         for writer in list(self._writers):
             try:
-                writer.write(fields)
+                action(writer)
             except OSError as error:
                 self._writers.remove(writer)
                 self.console.warn(f"{type(writer).__name__} is given up for this run: {error}")

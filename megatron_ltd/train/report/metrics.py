@@ -9,10 +9,17 @@
                           read; tokens that a sequence curriculum does not read are no saving
     cumulative_saving     the same for the run so far
     z_loss                with --z-loss-coeff: its mean, which lm_loss does not contain
+    loss_z_score          with --on-loss-spike: how many standard deviations the loss lies above the median of the steps
+                          before it, both estimated robustly
     sequence_length       with a sequence curriculum: tokens read of each sample
     skipped_layers        with LayerDrop: the layers that the step skipped
     token_superposition   with token superposition: tokens in a bag; above 1, lm_loss is the mean over the tokens of the
                           next bag, which is not comparable with the loss of the next token
+    own_seconds           median over the processes of the time that each spends on forward passes and reading, a step
+    own_seconds_slowest, slowest_rank    the longest, and whose it is
+    stragglers            the processes that take much longer than others of their stage: rank and host
+    host_memory_free      the smallest share of a host's memory that is available
+    clock_skew_seconds    how far a host's clock is from the median of all
 
 The loss is that of the logged step, not a mean since the last line, so that a resumed run logs the same numbers.
 """
@@ -49,7 +56,9 @@ class StepReport:
     sentence_order_loss: float | None = None
     z_loss: float | None = None
     decoupled_learning_rate: float | None = None
+    loss_z_score: float | None = None
     of_policies: dict[str, Any] = field(default_factory=dict)
+    of_peers: dict[str, Any] = field(default_factory=dict)
     loss_name: str = "lm loss"
 
     def fields(self) -> dict[str, Any]:
@@ -57,7 +66,7 @@ class StepReport:
         seconds = max(self.step_seconds, 1e-9)
         tflops = self.step_flops / seconds / self.devices / 1e12
         optional = {"sentence_order_loss": self.sentence_order_loss, "z_loss": self.z_loss,
-                    "decoupled_learning_rate": self.decoupled_learning_rate}
+                    "decoupled_learning_rate": self.decoupled_learning_rate, "loss_z_score": self.loss_z_score}
         return {
             "step": self.consumed.steps,
             "consumed_samples": self.consumed.samples,
@@ -80,6 +89,7 @@ class StepReport:
             "cumulative_saving": self.consumed.saving,
             "loss_scale": self.loss_scale,
             "skipped": self.skipped,
+            **self.of_peers,
         }
 
     def line(self) -> str:
