@@ -18,7 +18,7 @@ from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.roofline import Roofline, StepTime
 
 TIE = 0.05
-"""Layouts whose times differ by less count as tied; fixed before measuring, from the spread of repeated steps."""
+"""Layouts whose times differ by less count as tied; fixed before measuring."""
 
 
 class Rates(NamedTuple):
