@@ -1,6 +1,7 @@
 """The runs that are predicted and measured."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from megatron_ltd.config import RunConfig
 from megatron_ltd.settings.cli import parse_run_config
@@ -22,7 +23,7 @@ class Case:
     flags: str
     processes: int = 1
 
-    @property
+    @cached_property
     def config(self) -> RunConfig:
         return parse_run_config(self.flags.split())[0]
 

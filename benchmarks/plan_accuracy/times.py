@@ -18,7 +18,7 @@ from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.roofline import Roofline, StepTime
 
 TIE = 0.05
-"""Layouts whose times differ by less count as tied; fixed before measuring, from the spread of repeated steps."""
+"""Layouts whose times differ by less count as tied; fixed before measuring."""
 
 
 class Rates(NamedTuple):
@@ -50,7 +50,7 @@ def predicted(case: Case, rates: Rates) -> StepTime:
 
 def fitted_rates(measured: dict[str, Timed]) -> Rates:
     """The constants of the machine from two layouts: the link from the communication of one, the others from the
-    times of both, by the least squared relative error over a grid."""
+    times of both, by the least squared relative error over grids that grow finer."""
     plain, sharded = (next(case for case in TIMED_CASES if case.name == name) for name in FITTED)
     of_link = predicted(sharded, Rates(1.0, 1.0, 1.0)).data / measured[sharded.name].communication
 
@@ -58,8 +58,11 @@ def fitted_rates(measured: dict[str, Timed]) -> Rates:
         return sum((predicted(case, rates).seconds / measured[case.name].seconds - 1.0) ** 2
                    for case in (plain, sharded))
 
-    return min((Rates(0.02 * 1.05**products, 1.05**memory, of_link) for products in range(60) for memory in range(60)),
-               key=error)
+    best, steps = Rates(0.1, 4.0, of_link), range(-4, 5)
+    for ratio in (2.0, 1.3, 1.1, 1.03):
+        best = min((Rates(best.products * ratio**products, best.memory * ratio**memory, of_link)
+                    for products in steps for memory in steps), key=error)
+    return best
 
 
 def measured_times(rounds: int, steps: int) -> dict[str, Timed]:

@@ -108,7 +108,7 @@ def test_a_dry_run_moves_the_bytes_that_the_layout_means(tmp_path: Path) -> None
 @pytest.mark.parametrize(("recipe", "flags", "least"), [
     ("pretrain_bert", f"{SMALL} --tensor-model-parallel-size 2", 128 * 32),
     ("finetune_gpt", f"{SMALL.replace('--train-iters 8', '--train-epochs 2')} --train-jsonl lines.jsonl --random-ltd "
-                     "--pipeline-model-parallel-size 2", 128 * 32),
+                     "--global-batch-size 2 --pipeline-model-parallel-size 2", 128 * 32),
     ("finetune_vit", "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --patch-dim 4 --img-h 16 --img-w 16 "
                      "--num-classes 10 --train-data-path images --train-epochs 3 --micro-batch-size 2 --lr 1e-3",
      17 * 32),
