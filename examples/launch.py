@@ -14,6 +14,9 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +28,15 @@ from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import global_batch_size
 from megatron_ltd.settings.cli import asks_for_help
 from megatron_ltd.train.process.environment import MOST_PROCESSES, Launch
+from megatron_ltd.train.process.network import notice_silence, own_address
 
 RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
            "finetune_gpt": finetune_gpt.RECIPE, "finetune_vit": finetune_vit.RECIPE}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 CRASHED = 1
-RENDEZVOUS = "last_call_timeout=3,join_timeout=31536000,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
-"""Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3, and a year for more."""
+RENDEZVOUS = "last_call_timeout=3,join_timeout=30,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
+"""Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3. If they are too few, they
+look after 30 whether the others have met elsewhere."""
 RESTARTS = 1_000_000
 
 
@@ -88,6 +93,9 @@ class Node:
             place, is_host = meet(self.places)
             Console().line(f"{'hosting the meeting' if is_host else 'joining the others'} at {place}; the run goes on "
                            f"with {self.least} to {self.nodes} nodes")
+            own = own_address(other.host for other in self.places)
+            if own is not None:
+                words += ["--local-addr", own]  # by default its name, which the others may not know
             return [*words, "--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-id",
                     "megatron_ltd", "--rdzv-endpoint", str(place),
                     "--rdzv-conf", f"is_host={int(is_host)},{RENDEZVOUS}",
@@ -173,9 +181,10 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
         crash, apart = "", False
         with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
             try:
-                torchrun.run(torchrun.parse_args([
-                    *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
-                    "-m", f"megatron_ltd.{recipe}", *arguments]))
+                with noticing_silence(node.places):
+                    torchrun.run(torchrun.parse_args([
+                        *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
+                        "-m", f"megatron_ltd.{recipe}", *arguments]))
             except ChildFailedError as error:
                 crash = str(error)
             except SignalException as error:
@@ -188,7 +197,24 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
             endings = [Ending.read(path) for path in last_attempt(Path(folder))]
         if node.least is None or not apart:
             return conclude(endings, crash, node.processes)
-        Console().line("lost the node at which all met")
+        Console().line("the nodes have not met, or have lost the one at which they did; looking for them again")
+
+
+@contextmanager
+def noticing_silence(places: tuple[Place, ...]) -> Iterator[None]:
+    """Meanwhile this process notices within seconds that the host at which all met has vanished."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            for port in {place.port for place in places}:
+                notice_silence(port)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def last_attempt(folder: Path) -> list[Path]:

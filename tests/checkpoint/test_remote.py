@@ -61,7 +61,7 @@ def url() -> Iterator[str]:
 
 
 def values(mark: float) -> dict[str, torch.Tensor]:
-    return {"model.weight": torch.full((3, 2), mark)}
+    return {"model.weight": torch.full((3, 2), float(mark))}
 
 
 def save(writer: CheckpointWriter, step: int) -> None:
