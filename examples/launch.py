@@ -35,8 +35,8 @@ RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.R
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 CRASHED = 1
 RENDEZVOUS = "last_call_timeout=3,join_timeout=30,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
-"""Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3. If they are too few, they
-look after 30 whether the others have met elsewhere."""
+"""Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3. Nodes that are too few
+look after 30 whether others have met elsewhere."""
 RESTARTS = 1_000_000
 
 

@@ -164,11 +164,11 @@ class Uploader:
                 self._copy(current)
             except Exception as error:  # every store has its own, and none may end the run
                 problem = reason(error)
+            if problem is not None:
+                self.console.warn(f"{current} was not copied to {self.store.url}: {problem}. The run goes on and tries "
+                                  "again with the next checkpoint or when it ends")
             with self._lock:
                 self._current, self._failed = None, current if problem is not None else None
-            if problem is not None:
-                self.console.warn(f"{current} was not copied to {self.store.url}: {problem}. The run goes on; the next "
-                                  "checkpoint is copied again")
 
     def _copy(self, checkpoint: Path) -> None:
         manifest = read_manifest(checkpoint)

@@ -1,11 +1,11 @@
-"""Elastic runs on three hosts of two processes each, with a fault of the network or of a host in each; writes the table of
+"""Elastic runs on three hosts of two processes, each with a fault of the network or of a host; writes the table of
 docs/reliability.md.
 
     python -m tests.extra.several_hosts --work /tmp/hosts --output hosts.md [--only link-down ...]
 
-Takes about a minute a fault on an idle machine, so it is no test. Needs root, for network namespaces (`tests/hosts.py`).
-A row fails where an exit code, the curve, or the steps that were trained again are not as promised; times are reported
-only.
+Takes about a minute a fault on an idle machine, so it is no test. Needs root, for network namespaces, as
+`tests/hosts.py` says. A row fails where an exit code, the curve, or the steps that were trained again are not as
+promised; times are reported only.
 """
 
 import argparse
@@ -89,7 +89,7 @@ class Trial:
         return [self.processes[number].poll() for number in numbers]
 
     def recovery(self) -> tuple[float, float, int]:
-        """Seconds from the fault until it was noticed and from then until the next step, and the steps trained again."""
+        """Seconds from the fault until it was noticed and from then to the next step, and the steps trained again."""
         before = max(step for at, step in self.steps if at <= self.fault_at)
         resumed_at, resumed = next(
             ((at, step) for at, step in self.steps if at > self.fault_at + 0.5 and step <= before
