@@ -4,9 +4,10 @@
         --vocab-file /data/vocab.json --merge-file /data/merges.txt \\
         --save-interval 500 --save /shared/gpt --load /shared/gpt
 
-Needs `ray[train]` 2.44 or later, and this repository and the files under the same paths on all nodes. CONFIG is taken from
-this program's environment. Exit codes 0, 20, 21, 22 and 30 end the run; after every other one, or a lost node, Ray starts
-the workers again and the run continues from its newest checkpoint. This program ends with the run's exit code.
+Needs `ray[train]` (tried with 2.60), and this repository and the files under the same paths on all nodes. CONFIG and
+PYTHON are taken from this program's environment. Exit codes 0, 20, 21, 22 and 30 end the run; after every other one, or
+a lost node, Ray starts the workers again and the run continues from its newest checkpoint. This program ends with the
+run's exit code.
 """
 
 import argparse
@@ -24,7 +25,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 SCRIPT = Path(__file__).resolve().parent / "pretrain_gpt.sh"
 FOR_GOOD = (0, 20, 21, 22, 30)
