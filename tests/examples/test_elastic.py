@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 
 from examples.meeting import Place, meet
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import EXIT_ON_SIGNAL, ConfigError
 from megatron_ltd.train.process.attempt import attempt_store
 from megatron_ltd.train.process.elastic import placed, tell_spares, wait_as_spare
 from megatron_ltd.train.process.environment import Launch
 from tests.gloo import launch_ranks
-from tests.train.launchers import environment, exit_record, free_port, wait_for_step
+from tests.train.launchers import environment, exit_record, free_port, wait_for_step, wait_until
 from tests.train.runs import TINY, Corpus, read_lines, run, words, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 100
+STEPS = 120
 SETTINGS: dict[str, Any] = {**TINY, "train_iters": STEPS, "eval_interval": 1000, "distributed_timeout_minutes": 0.5}
 
 
@@ -89,7 +89,7 @@ def nodes(corpus: Corpus, tmp_path: Path) -> Iterator[Nodes]:
         process.wait()
 
 
-def test_a_run_survives_the_loss_of_the_node_at_which_all_met_and_takes_it_back(
+def test_a_run_survives_the_loss_of_the_node_at_which_all_met_takes_it_back_and_lets_another_leave_in_order(
     corpus: Corpus, tmp_path: Path, nodes: Nodes, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     metrics = tmp_path / "metrics.jsonl"
@@ -101,9 +101,14 @@ def test_a_run_survives_the_loss_of_the_node_at_which_all_met_and_takes_it_back(
     nodes.lose(host)
     nodes.wait_for(other, "dp 1,")
     again = nodes.start()
+    wait_until(lambda: "dp 2," in nodes.said(again) + nodes.said(other), nodes.started[again])
+    shared = checkpointed(tmp_path) + 4
+    wait_until(lambda: checkpointed(tmp_path) >= shared, nodes.started[again])
+    nodes.started[other].send_signal(signal.SIGTERM)
     codes = [nodes.started[node].wait(240) for node in (other, again)]
-    assert codes == [0, 0], nodes.said(other) + nodes.said(again)
+    assert codes == [EXIT_ON_SIGNAL, 0], nodes.said(other) + nodes.said(again)
     assert "dp 2," in nodes.said(other) + nodes.said(again)
+    assert "dp 1," in nodes.said(again)  # went on without it
     assert exit_record(tmp_path / "checkpoints") == {"code": 0, "step": STEPS, "reason": "complete"}
     truth = run(tmp_path_factory.mktemp("truth"), {**SETTINGS, **corpus.settings}).lines
     found = read_lines(metrics)
@@ -111,6 +116,11 @@ def test_a_run_survives_the_loss_of_the_node_at_which_all_met_and_takes_it_back(
     for line, wanted in zip(found, truth, strict=True):
         if "lm_loss" in wanted:
             assert line["lm_loss"] == pytest.approx(wanted["lm_loss"], rel=1e-5, abs=0.0), wanted["step"]
+
+
+def checkpointed(folder: Path) -> int:
+    """The step of the newest checkpoint."""
+    return int((folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
 
 
 def test_a_place_that_answers_comes_before_one_s_own() -> None:
