@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ from pathlib import Path
 from examples.cluster import place_of_node
 from examples.meeting import Place, meet
 from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
+from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, EXIT_PEER_LOST, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import global_batch_size
 from megatron_ltd.settings.cli import asks_for_help
 from megatron_ltd.train.process.environment import MOST_PROCESSES, Launch
+from megatron_ltd.train.process.exits import RECORD_NAME
 from megatron_ltd.train.process.network import notice_silence, own_address
 
 RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
@@ -78,6 +81,9 @@ class Node:
                               "NODE_RANK 0, on every node")
         places = tuple(Place.read(host, port) for host in (hosts if fewest and hosts else address or "").split(",")
                        if nodes > 1 or fewest)
+        if fewest is None and nodes > 1 and number == 0 and not places[0].is_free():
+            raise ConfigError(f"MASTER_PORT = {places[0].port}: another program has this port on this host; choose "
+                              "another one on every node")
         processes = _number(told, "GPUS_PER_NODE", str(gpus() or 1), 1, None, "must be a positive number")
         return cls(nodes, fewest, number, processes, places)
 
@@ -139,9 +145,8 @@ def arguments_of_run(given: list[str]) -> list[str]:
     return ["--config", config, *given] if config else given
 
 
-def with_global_batch(recipe: str, arguments: list[str], node: Node) -> list[str]:
+def with_global_batch(config: RunConfig, arguments: list[str], node: Node) -> list[str]:
     """The arguments with the global batch, which would otherwise follow the number of processes and change with it."""
-    config = RECIPES[recipe].read_settings(arguments, Console(False), node.most_processes)
     if config.training.global_batch_size is not None:
         return arguments
     batch = global_batch_size(config, node.most_processes // (config.parallel.tensor_model_parallel_size
@@ -164,8 +169,12 @@ class Ending:
         return cls(told["errorCode"], told["message"], told["printed"])
 
 
-def run(recipe: str, arguments: list[str], node: Node) -> int:
-    """Run the processes of this node and return the exit code of the run."""
+def run(recipe: str, arguments: list[str], node: Node, save: str | None) -> int:
+    """Run the processes of this node and return the exit code of the run.
+
+    Args:
+        save: the run's folder of checkpoints.
+    """
     from torch.distributed import DistError  # only here: the settings are sound
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -177,6 +186,7 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     heeded = [number.name for number in SIGNALS
               if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    started = time.time()
     while True:
         crash, apart = "", False
         with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
@@ -193,10 +203,14 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
                 Console().line("the other nodes have ended the run")
             except (DistError, RendezvousError) as error:
                 apart = True
-                crash = f"the nodes did not meet at {', '.join(map(str, node.places))}: {str(error).splitlines()[0]}"
+                said = (str(error) or type(error).__name__).splitlines()[0]
+                crash = f"the nodes did not meet at {', '.join(map(str, node.places))}: {said}"
             endings = [Ending.read(path) for path in last_attempt(Path(folder))]
         if node.least is None or not apart:
             return conclude(endings, crash, node.processes)
+        if save is not None and completed_since(save, started):
+            Console().line("the other nodes have completed the run")
+            return EXIT_COMPLETE
         Console().line("the nodes have not met, or have lost the one at which they did; looking for them again")
 
 
@@ -215,6 +229,19 @@ def noticing_silence(places: tuple[Place, ...]) -> Iterator[None]:
         yield
     finally:
         ended.set()
+
+
+def completed_since(save: str, started: float) -> bool:
+    """Whether the run was completed, by others, while this launcher was running.
+
+    Args:
+        started: when it was, in seconds since the epoch.
+    """
+    record = Path(save) / RECORD_NAME
+    try:
+        return record.stat().st_mtime >= started and json.loads(record.read_text())["code"] == EXIT_COMPLETE
+    except (OSError, ValueError):  # not there, or just being written
+        return False
 
 
 def last_attempt(folder: Path) -> list[Path]:
@@ -264,13 +291,15 @@ def main() -> int:
     if code != EXIT_COMPLETE:
         return code
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    save = None
     if node.least is not None:
         os.environ[MOST_PROCESSES] = str(node.most_processes)
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # with it a node that joins never learns where to meet
-        arguments = with_global_batch(recipe, arguments, node)
+        config = RECIPES[recipe].read_settings(arguments, Console(False), node.most_processes)
+        arguments, save = with_global_batch(config, arguments, node), config.checkpoint.save
     Console().line(f"{node.nodes} node(s) x {node.processes} process(es), node {node.number}, "
                    f"{os.environ.get('CONFIG') or 'no configuration file'}")
-    return run(recipe, arguments, node)
+    return run(recipe, arguments, node, save)
 
 
 if __name__ == "__main__":

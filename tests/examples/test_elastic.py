@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from torch.distributed import TCPStore
 
+from examples import meeting
 from examples.meeting import Place, meet
 from megatron_ltd.errors import EXIT_ON_SIGNAL, ConfigError
 from megatron_ltd.train.process.attempt import attempt_store
@@ -126,8 +129,18 @@ def checkpointed(folder: Path) -> int:
 def test_a_place_that_answers_comes_before_one_s_own() -> None:
     own, others = Place("localhost", free_port()), Place("localhost", free_port())
     assert meet((own, others)) == (own, True)
-    with socket.create_server(("localhost", others.port)):
-        assert meet((own, others)) == (others, False)
+    store = TCPStore("localhost", others.port, None, True, wait_for_workers=False)
+    assert meet((own, others)) == (others, False)
+    del store
+    assert meet((own, others)) == (own, True)
+
+
+def test_a_place_at_which_another_program_listens_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    taken, free = Place("localhost", free_port()), Place("localhost", free_port())
+    with socket.create_server(("localhost", taken.port)), mock.patch.object(meeting, "GREET_SECONDS", 0.2):
+        assert not taken.is_free() and free.is_free()
+        assert meet((taken, free)) == (free, True)
+    assert f"{taken}: another program listens there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "host:", ":29500", "host:0", "host:65536", "host:port"])
