@@ -17,7 +17,7 @@ from tests.hosts import Host, network, why_not
 from tests.train.launchers import whole_lines
 from tests.train.runs import TINY, Corpus, Settings, pretrain
 
-PER_HOST = 2
+PER_HOST = 1
 WAITS_FOR_A_WORD = """
 import socket, sys
 from megatron_ltd.train.process.network import interface_of, notice_silence, own_address
