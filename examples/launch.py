@@ -31,15 +31,15 @@ from megatron_ltd.plan.derived import global_batch_size
 from megatron_ltd.settings.cli import asks_for_help
 from megatron_ltd.train.process.environment import MOST_PROCESSES, Launch
 from megatron_ltd.train.process.exits import RECORD_NAME
-from megatron_ltd.train.process.network import notice_silence, own_address
+from megatron_ltd.train.process.network import is_loopback, notice_silence, own_address
 
 RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
            "finetune_gpt": finetune_gpt.RECIPE, "finetune_vit": finetune_vit.RECIPE}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 CRASHED = 1
-RENDEZVOUS = "last_call_timeout=3,join_timeout=30,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
+RENDEZVOUS = "last_call_timeout=3,join_timeout=60,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
 """Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3. Nodes that are too few
-look after 30 whether others have met elsewhere."""
+look after 60 whether others have met elsewhere; torch takes up to 30 to stop the processes for a node that joins."""
 RESTARTS = 1_000_000
 
 
@@ -99,7 +99,8 @@ class Node:
             place, is_host = meet(self.places)
             Console().line(f"{'hosting the meeting' if is_host else 'joining the others'} at {place}; the run goes on "
                            f"with {self.least} to {self.nodes} nodes")
-            own = own_address(other.host for other in self.places)
+            hosts = [other.host for other in self.places if other.host != "localhost" and not is_loopback(other.host)]
+            own = own_address(hosts) if hosts else None  # on one machine, all have its name
             if own is not None:
                 words += ["--local-addr", own]  # by default its name, which the others may not know
             return [*words, "--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-id",
