@@ -26,7 +26,7 @@ from tests.train.launchers import environment, exit_record, free_port, wait_for_
 from tests.train.runs import TINY, Corpus, read_lines, run, words, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 120
+STEPS = 60
 SETTINGS: dict[str, Any] = {**TINY, "train_iters": STEPS, "eval_interval": 1000, "distributed_timeout_minutes": 0.5}
 
 
@@ -102,7 +102,6 @@ def test_a_run_survives_the_loss_of_the_node_at_which_all_met_takes_it_back_and_
     nodes.wait_for(host, "dp 2")
     wait_for_step(metrics, 6, nodes.started[other])
     nodes.lose(host)
-    nodes.wait_for(other, "dp 1,")
     again = nodes.start()
     wait_until(lambda: "dp 2," in nodes.said(again) + nodes.said(other), nodes.started[again])
     shared = checkpointed(tmp_path) + 4
