@@ -33,8 +33,8 @@ FOR_GOOD = (0, 20, 21, 22, 30)
 _PR_SET_PDEATHSIG = 1
 
 
-def work(settings: dict[str, Any]) -> None:
-    """What the worker of a node does.
+def work(settings: dict[str, Any]) -> int:
+    """What the worker of a node does; returns the exit code of a run that has ended for good.
 
     Raises:
         RuntimeError: the run has ended in a way that another start may help; Ray then starts all workers again.
@@ -51,7 +51,7 @@ def work(settings: dict[str, Any]) -> None:
     code = run.wait()
     if code not in FOR_GOOD:
         raise RuntimeError(f"the run ended with exit code {code}")
-    ray.train.report({"exit_code": code})
+    return code
 
 
 def _end_with_parent() -> None:
@@ -82,8 +82,8 @@ def main() -> int:
         codes = re.findall(r"ended with exit code (-?\d+)", str(error))
         print(f"examples/ray_train.py: {options.restarts} restarts did not help: {error}", file=sys.stderr)
         return int(codes[-1]) if codes else 1
-    assert result.metrics is not None
-    return int(result.metrics["exit_code"])
+    assert result.return_value is not None
+    return int(result.return_value)
 
 
 if __name__ == "__main__":
