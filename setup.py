@@ -74,6 +74,8 @@ setup(
         "gpu": ["triton>=3.0; platform_system == 'Linux'"],
         # Folders of images for ViT; idx files need nothing.
         "vision": VISION,
+        # Object stores for --upload and --load; torch brings fsspec, which needs one of these for each kind.
+        "cloud": ["fsspec>=2024.2", "gcsfs>=2024.2", "s3fs>=2024.2"],
         "plot": PLOT,
         "log": LOG,
         "dev": [

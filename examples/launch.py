@@ -15,25 +15,32 @@ import re
 import signal
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from examples.cluster import place_of_node
 from examples.meeting import Place, meet
 from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
+from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, EXIT_PEER_LOST, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import global_batch_size
 from megatron_ltd.settings.cli import asks_for_help
 from megatron_ltd.train.process.environment import MOST_PROCESSES, Launch
 from megatron_ltd.train.process.exits import RECORD_NAME, write_exit_record
+from megatron_ltd.train.process.network import is_loopback, notice_silence, own_address
 
 RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
            "finetune_gpt": finetune_gpt.RECIPE, "finetune_vit": finetune_vit.RECIPE}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 CRASHED = 1
-RENDEZVOUS = "last_call_timeout=3,join_timeout=31536000,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
-"""Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3, and a year for more."""
+RENDEZVOUS = "last_call_timeout=3,join_timeout=60,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
+"""Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3. Nodes that are too few
+look after 60 whether others have met elsewhere; torch takes up to 30 to stop the processes for a node that joins."""
 RESTARTS = 1_000_000
 
 
@@ -75,6 +82,9 @@ class Node:
                               "NODE_RANK 0, on every node")
         places = tuple(Place.read(host, port) for host in (hosts if fewest and hosts else address or "").split(",")
                        if nodes > 1 or fewest)
+        if fewest is None and nodes > 1 and number == 0 and not places[0].is_free():
+            raise ConfigError(f"MASTER_PORT = {places[0].port}: another program has this port on this host; choose "
+                              "another one on every node")
         processes = _number(told, "GPUS_PER_NODE", str(gpus() or 1), 1, None, "must be a positive number")
         return cls(nodes, fewest, number, processes, places)
 
@@ -90,6 +100,10 @@ class Node:
             place, is_host = meet(self.places)
             Console().line(f"{'hosting the meeting' if is_host else 'joining the others'} at {place}; the run goes on "
                            f"with {self.least} to {self.nodes} nodes")
+            hosts = [other.host for other in self.places if other.host != "localhost" and not is_loopback(other.host)]
+            own = own_address(hosts) if hosts else None  # on one machine, all have its name
+            if own is not None:
+                words += ["--local-addr", own]  # by default its name, which the others may not know
             return [*words, "--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-id",
                     "megatron_ltd", "--rdzv-endpoint", str(place),
                     "--rdzv-conf", f"is_host={int(is_host)},{RENDEZVOUS}",
@@ -133,9 +147,8 @@ def arguments_of_run(given: list[str]) -> list[str]:
     return ["--config", config, *given] if config else given
 
 
-def with_global_batch(recipe: str, arguments: list[str], node: Node) -> list[str]:
+def with_global_batch(config: RunConfig, arguments: list[str], node: Node) -> list[str]:
     """The arguments with the global batch, which would otherwise follow the number of processes and change with it."""
-    config = RECIPES[recipe].read_settings(arguments, Console(False), node.most_processes)
     if config.training.global_batch_size is not None:
         return arguments
     batch = global_batch_size(config, node.most_processes // (config.parallel.tensor_model_parallel_size
@@ -158,8 +171,12 @@ class Ending:
         return cls(told["errorCode"], told["message"], told["printed"])
 
 
-def run(recipe: str, arguments: list[str], node: Node) -> int:
-    """Run the processes of this node and return the exit code of the run."""
+def run(recipe: str, arguments: list[str], node: Node, save: str | None) -> int:
+    """Run the processes of this node and return the exit code of the run.
+
+    Args:
+        save: the run's folder of checkpoints.
+    """
     from torch.distributed import DistError  # only here: the settings are sound
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -171,13 +188,15 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     heeded = [number.name for number in SIGNALS
               if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    started = time.time()
     while True:
         crash, apart = "", False
         with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
             try:
-                torchrun.run(torchrun.parse_args([
-                    *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
-                    "-m", f"megatron_ltd.{recipe}", *arguments]))
+                with noticing_silence(node.places):
+                    torchrun.run(torchrun.parse_args([
+                        *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
+                        "-m", f"megatron_ltd.{recipe}", *arguments]))
             except ChildFailedError as error:
                 crash = str(error)
             except SignalException as error:
@@ -186,20 +205,53 @@ def run(recipe: str, arguments: list[str], node: Node) -> int:
                 Console().line("the other nodes have ended the run")
             except (DistError, RendezvousError) as error:
                 apart = True
-                crash = f"the nodes did not meet at {', '.join(map(str, node.places))}: {str(error).splitlines()[0]}"
+                said = (str(error) or type(error).__name__).splitlines()[0]
+                crash = f"the nodes did not meet at {', '.join(map(str, node.places))}: {said}"
             endings = [Ending.read(path) for path in last_attempt(Path(folder))]
         if node.least is None or not apart:
             code = conclude(endings, crash, node.processes)
-            if code != EXIT_COMPLETE and len(endings) < node.processes:
-                record_crash(recipe, arguments, node, code, crash)
+            if code != EXIT_COMPLETE and len(endings) < node.processes and save is not None:
+                record_crash(save, code, crash)
             return code
-        Console().line("lost the node at which all met")
+        if save is not None and completed_since(save, started):
+            Console().line("the other nodes have completed the run")
+            return EXIT_COMPLETE
+        Console().line("the nodes have not met, or have lost the one at which they did; looking for them again")
 
 
-def record_crash(recipe: str, arguments: list[str], node: Node, code: int, crash: str) -> None:
+@contextmanager
+def noticing_silence(places: tuple[Place, ...]) -> Iterator[None]:
+    """Meanwhile this process notices within seconds that the host at which all met has vanished."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            for port in {place.port for place in places}:
+                notice_silence(port)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def completed_since(save: str, started: float) -> bool:
+    """Whether the run was completed, by others, while this launcher was running.
+
+    Args:
+        started: when it was, in seconds since the epoch.
+    """
+    record = Path(save) / RECORD_NAME
+    try:
+        return record.stat().st_mtime >= started and json.loads(record.read_text())["code"] == EXIT_COMPLETE
+    except (OSError, ValueError):  # not there, or just being written
+        return False
+
+
+def record_crash(save: str, code: int, crash: str) -> None:
     """Write `exit.json` for processes that could not: those killed, or aborted as by NCCL's watchdog."""
-    save = RECIPES[recipe].read_settings(arguments, Console(False), node.most_processes).checkpoint.save
-    if save is not None and not (Path(save) / RECORD_NAME).exists():
+    if not (Path(save) / RECORD_NAME).exists():
         died = re.search(r"exitcode\s*: (-?\d+)", crash)
         reason = f"a process ended with {died[1]} and said nothing" if died else crash.partition("\n")[0]
         write_exit_record(save, code, None, reason)
@@ -252,13 +304,14 @@ def main() -> int:
     if code != EXIT_COMPLETE:
         return code
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config = RECIPES[recipe].read_settings(arguments, Console(False), node.most_processes)
     if node.least is not None:
         os.environ[MOST_PROCESSES] = str(node.most_processes)
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # with it a node that joins never learns where to meet
-        arguments = with_global_batch(recipe, arguments, node)
+        arguments = with_global_batch(config, arguments, node)
     Console().line(f"{node.nodes} node(s) x {node.processes} process(es), node {node.number}, "
                    f"{os.environ.get('CONFIG') or 'no configuration file'}")
-    return run(recipe, arguments, node)
+    return run(recipe, arguments, node, config.checkpoint.save)
 
 
 if __name__ == "__main__":

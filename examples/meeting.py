@@ -4,10 +4,13 @@ torch's rendezvous lives in one launcher and dies with it. The others then meet 
 comes back joins the others where they are, so every launcher looks for them before it becomes the host itself.
 """
 
+import contextlib
 import errno
 import socket
+import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
@@ -15,6 +18,8 @@ from megatron_ltd.log import Console
 TURN_SECONDS = 3.0
 """Each host of the list waits so long for those before it to become the meeting place."""
 PROBE_SECONDS = 1.0
+GREET_SECONDS = 5.0
+"""So long may a launcher take to answer; another program never does."""
 TELL_SECONDS = 60.0
 
 
@@ -44,11 +49,22 @@ class Place:
         return cls(host, int(number))
 
     def answers(self) -> bool:
-        """Whether a launcher hosts the meeting here."""
+        """Whether something listens here, a launcher that hosts the meeting or another program."""
         try:
             socket.create_connection((self.host, self.port), PROBE_SECONDS).close()
         except OSError:
             return False
+        return True
+
+    def is_free(self) -> bool:
+        """Whether this machine's port can be listened on."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", self.port))
+                probe.listen()
+            except OSError:
+                return False
         return True
 
     def is_here(self) -> bool:
@@ -72,17 +88,52 @@ def _is_own(family: int, address: tuple[object, ...]) -> bool:
     return True
 
 
+class Greeting:
+    """Whether a place that listens is a meeting: torch's store is greeted there, in a thread, since its client waits
+    without a limit for another program's answer."""
+
+    def __init__(self, place: Place):
+        self.place, self.answered = place, False
+        self.thread = threading.Thread(target=self._greet, daemon=True)
+        self.thread.start()
+
+    def _greet(self) -> None:
+        from torch.distributed import DistError, TCPStore  # only here: the settings are sound
+
+        with contextlib.suppress(DistError):  # it has gone
+            TCPStore(self.place.host, self.place.port, None, False, timedelta(seconds=GREET_SECONDS),
+                     wait_for_workers=False)
+            self.answered = True
+
+    def is_a_meeting(self, patience_seconds: float) -> bool:
+        self.thread.join(patience_seconds)
+        return self.answered
+
+
 def meet(places: tuple[Place, ...]) -> tuple[Place, bool]:
-    """The place to meet at, and whether this launcher is its host. Waits until there is one."""
-    turn = next((number for number, place in enumerate(places) if place.is_here()), None)
+    """The place to meet at, and whether this launcher is its host. Waits until there is one.
+
+    Places at which another program listens are passed over.
+    """
+    waiting: dict[Place, Greeting] = {}
+    own = [(turn * TURN_SECONDS, place) for turn, place in enumerate(places) if place.is_here()]
     started = told = time.monotonic()
     while True:
         for place in places:
-            if place.answers():
+            if not place.answers():
+                continue
+            greeting = waiting.get(place) or Greeting(place)
+            if greeting.is_a_meeting(0.0 if place in waiting else GREET_SECONDS):
                 return place, False
+            if not greeting.thread.is_alive():
+                waiting.pop(place, None)
+            elif place not in waiting:
+                waiting[place] = greeting
+                Console().warn(f"{place}: another program listens there, which is passed over")
         now = time.monotonic()
-        if turn is not None and now - started >= turn * TURN_SECONDS:
-            return places[turn], True
+        for after, place in own:
+            if now - started >= after and place.is_free():
+                return place, True
         if now - told >= TELL_SECONDS:
             Console().line(f"no answer yet from {', '.join(map(str, places))}; trying again")
             told = now

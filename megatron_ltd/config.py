@@ -565,11 +565,17 @@ class CheckpointConfig:
     save: str | None = None
     """Folder for checkpoints."""
     load: str | None = None
-    """Folder to resume from. It is an error if it holds no checkpoint, unless it is also --save and empty."""
+    """Folder to resume from, or an fsspec URL from which its newest checkpoint is copied first. It is an error if it
+    holds no checkpoint, unless it is also --save or --upload and empty."""
     save_interval: int | None = None
     """Save every this many steps; the last step is always saved."""
     save_retain_interval: int | None = None
     """Keep only the newest two checkpoints and those of steps divisible by this."""
+    upload: str | None = None
+    """Copy each finished checkpoint to this folder, behind training: an fsspec URL such as s3://bucket/run, or a
+    path."""
+    upload_retain: int | None = None
+    """Keep only this many copies there, the newest."""
     async_save: bool = False
     """Write checkpoints in the background."""
     finetune: bool = False

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from megatron_ltd.checkpoint.agreement import all_or_none, all_see, raise_problems, rank_in
+from megatron_ltd.checkpoint.agreement import all_or_none, all_see, gather_json, raise_problems, rank_in
 from megatron_ltd.checkpoint.durable import (
     fsync_folder,
     make_folder,
@@ -46,9 +46,13 @@ from megatron_ltd.checkpoint.layout import (
     write_tracker,
 )
 from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
+from megatron_ltd.checkpoint.remote import Uploader
 from megatron_ltd.checkpoint.storage import LazyPlanner, SafetensorsWriter
+from megatron_ltd.config import CheckpointConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console, size_text
+
+_POLL_SECONDS = 0.2
 
 
 class CheckpointWriter:
@@ -62,14 +66,17 @@ class CheckpointWriter:
         retained: how many of the newest.
         console: of rank 0; says what was saved, and what went wrong without harm to any checkpoint. Without one only
             the latter is said.
+        uploader: of rank 0; copies what is published. None on the others, or if nothing is copied.
     """
 
     def __init__(self, save_dir: Path, group: dist.ProcessGroup | None, background: bool = False,
-                 retain_interval: int | None = None, console: Console | None = None, retained: int = KEPT):
+                 retain_interval: int | None = None, console: Console | None = None, retained: int = KEPT,
+                 uploader: Uploader | None = None):
         self.save_dir = save_dir
         self.group, self.leads = group, rank_in(group) == 0
         self.retain_interval, self.retained = retain_interval, retained
         self.console, self.progress = console or Console(self.leads), console or Console(False)
+        self.uploader = uploader
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if background else None
         self._stager: DefaultStager | None = None
         self._pending: Future[Path] | None = None
@@ -115,18 +122,26 @@ class CheckpointWriter:
         return pending.result()
 
     def close(self) -> None:
-        """Wait, and end the thread.
+        """Wait, also for the last copy, and end the thread.
 
         Raises:
             CheckpointError: on all ranks, if the last save failed.
         """
         try:
             self.wait()
+            self._wait_for_copies()
         finally:
             if self._thread is not None:
                 self._thread.shutdown()
             if self._stager is not None:
                 self._stager.close()
+
+    def _wait_for_copies(self) -> None:
+        """All ranks wait together, in exchanges that are short, since a copy may take longer than their timeout."""
+        if self.uploader is not None:
+            self.uploader.try_again()
+        while not gather_json(self.uploader is None or self.uploader.idle(), self.group)[0]:
+            time.sleep(_POLL_SECONDS)
 
     def _staged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies in host memory, which is kept from one save to the next."""
@@ -156,6 +171,8 @@ class CheckpointWriter:
             raise
         path, size = checkpoint_path(self.save_dir, step), sum(file.size_bytes for file in storage.files.values())
         self.progress.line(f"saved {path}: step {step}, {size_text(size)}, {time.monotonic() - started:.1f} s")
+        if self.uploader is not None:
+            self.uploader.add(path)
         self._remove(self._superseded(step))
         return path
 
@@ -181,7 +198,8 @@ class CheckpointWriter:
         """What the new checkpoint replaces."""
         yield set_aside_path(self.save_dir, step)
         if self.retain_interval is not None:
-            yield from superseded(self.save_dir, step, self.retain_interval, self.retained)
+            yield from (path for path in superseded(self.save_dir, step, self.retain_interval, self.retained)
+                        if self.uploader is None or not self.uploader.holds(path))
 
     def _remove(self, folders: Iterable[Path]) -> None:
         """Free the space of checkpoints that are not needed; one that cannot be deleted does not stop a run."""
@@ -210,6 +228,19 @@ def probe_writable(save_dir: Path, group: dist.ProcessGroup | None) -> None:
         os.unlink(path)
 
     all_or_none(f"--save = {save_dir} cannot be written to", probe, group)
+
+
+def open_uploader(settings: CheckpointConfig, group: dist.ProcessGroup | None, console: Console) -> Uploader | None:
+    """What copies checkpoints to --upload, on rank 0.
+
+    Raises:
+        CheckpointError: on all ranks, if nothing can be written there.
+    """
+    if settings.upload is None:
+        return None
+    url, retained = settings.upload, settings.upload_retain
+    return all_or_none("checkpoints cannot be copied",
+                       lambda: Uploader(url, retained, console) if rank_in(group) == 0 else None, group)
 
 
 @contextmanager

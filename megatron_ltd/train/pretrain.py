@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
-from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
+from megatron_ltd.checkpoint.writer import CheckpointWriter, open_uploader, probe_writable
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, bos_of_corpora, build_datasets, datasets_digest
@@ -113,8 +113,10 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     place = runtime.launch
     console = Console(place.rank == 0)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
+    uploader = None
     if config.checkpoint.save is not None:
         probe_writable(Path(config.checkpoint.save), group)
+        uploader = open_uploader(config.checkpoint, group, console)
         if place.rank == 0:
             clear_exit_record(config.checkpoint.save)
     native.tell(console)
@@ -134,7 +136,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     writer, best = None, None
     if config.checkpoint.save is not None:
         writer = CheckpointWriter(Path(config.checkpoint.save), group, config.checkpoint.async_save,
-                                  config.checkpoint.save_retain_interval, console)
+                                  config.checkpoint.save_retain_interval, console, uploader=uploader)
         best = best_writer(config, group, console)
     metrics = open_metrics(config, console, state.consumed.steps)
     mesh = runtime.mesh

@@ -1,5 +1,7 @@
 """A node finds its place in the environments of clusters; Slurm's script under stand-ins for its commands."""
 
+import copy
+import json
 import os
 import stat
 import subprocess
@@ -90,3 +92,55 @@ def test_what_needs_a_person_is_not_tried_again_by_the_job_set() -> None:
     [job] = yaml.safe_load((ROOT / "examples" / "kubernetes" / "jobset.yaml").read_text())["spec"]["replicatedJobs"]
     [rule] = job["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [20, 21, 22, 30]
+
+
+FIELDS = json.loads((ROOT / "tests" / "fixtures" / "kubernetes_fields.json").read_text())
+TYPES: dict[str, Any] = {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list,
+                         "int-or-string": (int, str)}
+
+
+def misfits(value: Any, schema: Any, place: str) -> list[str]:
+    """Where a manifest is not as its published schema says.
+
+    Args:
+        schema: type, fields, required ones and values, or the name of the type alone.
+    """
+    kind = schema if isinstance(schema, str) else schema["type"]
+    if kind == "any":
+        return []
+    if not isinstance(value, TYPES[kind]) or (kind == "integer" and isinstance(value, bool)):
+        return [f"{place} is no {kind}"]
+    if isinstance(schema, str):
+        return []
+    found = [] if value in schema.get("enum", [value]) else [f"{place} = {value}"]
+    fields = schema.get("fields")
+    if fields is not None:
+        found += [f"{place}.{name} is missing" for name in schema["required"] if name not in value]
+        for name, inner in value.items():
+            found += (misfits(inner, fields[name], f"{place}.{name}") if name in fields
+                      else [f"{place}.{name} is unknown"])
+    if "values" in schema:
+        found += [text for name, inner in value.items() for text in misfits(inner, schema["values"], f"{place}.{name}")]
+    if "items" in schema:
+        found += [text for inner in value for text in misfits(inner, schema["items"], f"{place}[]")]
+    return found
+
+
+@pytest.mark.parametrize("name", ["jobset", "trainjob"])
+def test_manifests_have_the_fields_of_the_published_schemas(name: str) -> None:
+    manifest = yaml.safe_load((ROOT / "examples" / "kubernetes" / f"{name}.yaml").read_text())
+    facts = FIELDS[name]
+    assert (manifest["apiVersion"], manifest["kind"]) == (f"{facts['group']}/{facts['version']}", facts["kind"])
+    assert misfits(manifest, facts["schema"], name) == []
+    wrong = copy.deepcopy(manifest)
+    wrong["spec"]["elasticPolicy"] = {}
+    assert misfits(wrong, facts["schema"], name) == [f"{name}.spec.elasticPolicy is unknown"]
+
+
+def test_a_wrong_type_value_or_missing_field_of_a_manifest_is_found() -> None:
+    manifest = yaml.safe_load((ROOT / "examples" / "kubernetes" / "jobset.yaml").read_text())
+    manifest["spec"]["failurePolicy"]["maxRestarts"] = "100"
+    [job] = manifest["spec"]["replicatedJobs"]
+    job["template"]["spec"]["podFailurePolicy"]["rules"][0].pop("action")
+    manifest["spec"]["failurePolicy"]["rules"][0]["action"] = "Fail"
+    assert len(misfits(manifest, FIELDS["jobset"]["schema"], "jobset")) == 3

@@ -10,20 +10,23 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from torch.distributed import TCPStore
 
+from examples import meeting
 from examples.meeting import Place, meet
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import EXIT_ON_SIGNAL, ConfigError
 from megatron_ltd.train.process.attempt import attempt_store
 from megatron_ltd.train.process.elastic import placed, tell_spares, wait_as_spare
 from megatron_ltd.train.process.environment import Launch
 from tests.gloo import launch_ranks
-from tests.train.launchers import environment, exit_record, free_port, wait_for_step
+from tests.train.launchers import environment, exit_record, free_port, wait_for_step, wait_until
 from tests.train.runs import TINY, Corpus, read_lines, run, words, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 100
+STEPS = 60
 SETTINGS: dict[str, Any] = {**TINY, "train_iters": STEPS, "eval_interval": 1000, "distributed_timeout_minutes": 0.5}
 
 
@@ -89,7 +92,7 @@ def nodes(corpus: Corpus, tmp_path: Path) -> Iterator[Nodes]:
         process.wait()
 
 
-def test_a_run_survives_the_loss_of_the_node_at_which_all_met_and_takes_it_back(
+def test_a_run_survives_the_loss_of_the_node_at_which_all_met_takes_it_back_and_lets_another_leave_in_order(
     corpus: Corpus, tmp_path: Path, nodes: Nodes, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     metrics = tmp_path / "metrics.jsonl"
@@ -99,11 +102,15 @@ def test_a_run_survives_the_loss_of_the_node_at_which_all_met_and_takes_it_back(
     nodes.wait_for(host, "dp 2")
     wait_for_step(metrics, 6, nodes.started[other])
     nodes.lose(host)
-    nodes.wait_for(other, "dp 1,")
     again = nodes.start()
+    wait_until(lambda: "dp 2," in nodes.said(again) + nodes.said(other), nodes.started[again])
+    shared = checkpointed(tmp_path) + 4
+    wait_until(lambda: checkpointed(tmp_path) >= shared, nodes.started[again])
+    nodes.started[other].send_signal(signal.SIGTERM)
     codes = [nodes.started[node].wait(240) for node in (other, again)]
-    assert codes == [0, 0], nodes.said(other) + nodes.said(again)
+    assert codes == [EXIT_ON_SIGNAL, 0], nodes.said(other) + nodes.said(again)
     assert "dp 2," in nodes.said(other) + nodes.said(again)
+    assert "dp 1," in nodes.said(again)  # went on without it
     assert exit_record(tmp_path / "checkpoints") == {"code": 0, "step": STEPS, "reason": "complete"}
     truth = run(tmp_path_factory.mktemp("truth"), {**SETTINGS, **corpus.settings}).lines
     found = read_lines(metrics)
@@ -113,11 +120,26 @@ def test_a_run_survives_the_loss_of_the_node_at_which_all_met_and_takes_it_back(
             assert line["lm_loss"] == pytest.approx(wanted["lm_loss"], rel=1e-5, abs=0.0), wanted["step"]
 
 
+def checkpointed(folder: Path) -> int:
+    """The step of the newest checkpoint."""
+    return int((folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
+
+
 def test_a_place_that_answers_comes_before_one_s_own() -> None:
     own, others = Place("localhost", free_port()), Place("localhost", free_port())
     assert meet((own, others)) == (own, True)
-    with socket.create_server(("localhost", others.port)):
-        assert meet((own, others)) == (others, False)
+    store = TCPStore("localhost", others.port, None, True, wait_for_workers=False)
+    assert meet((own, others)) == (others, False)
+    del store
+    assert meet((own, others)) == (own, True)
+
+
+def test_a_place_at_which_another_program_listens_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    taken, free = Place("localhost", free_port()), Place("localhost", free_port())
+    with socket.create_server(("localhost", taken.port)), mock.patch.object(meeting, "GREET_SECONDS", 0.2):
+        assert not taken.is_free() and free.is_free()
+        assert meet((taken, free)) == (free, True)
+    assert f"{taken}: another program listens there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "host:", ":29500", "host:0", "host:65536", "host:port"])

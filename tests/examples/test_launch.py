@@ -126,11 +126,8 @@ def test_the_cause_is_the_last_word_and_a_crash_keeps_its_report(
 def test_processes_that_were_aborted_leave_a_record_by_their_launcher(tmp_path: Path) -> None:
     """As NCCL's watchdog ends them, with SIGABRT: nothing of theirs runs any more."""
     aborted = ChildFailedError("megatron_ltd.pretrain_gpt", {0: ProcessFailure(0, 4711, -signal.SIGABRT, "none")})
-    node = Node(nodes=1, least=None, number=0, processes=1, places=())
-    arguments = [*TINY, "--save", str(tmp_path)]
-    record_crash("pretrain_gpt", arguments, node, CRASHED, str(aborted))
+    record_crash(str(tmp_path), CRASHED, str(aborted))
     told = {"code": 1, "step": None, "reason": "a process ended with -6 and said nothing"}
     assert json.loads((tmp_path / "exit.json").read_text()) == told
-    record_crash("pretrain_gpt", arguments, node, 70, "another one")
+    record_crash(str(tmp_path), 70, "another one")
     assert json.loads((tmp_path / "exit.json").read_text()) == told, "what was written during the run stays"
-    record_crash("pretrain_gpt", TINY, node, CRASHED, str(aborted))

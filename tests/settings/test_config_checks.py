@@ -210,6 +210,8 @@ REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"finetune": True}, 1, ["--finetune", "--load"]),
     ({"use_checkpoint_args": True}, 1, ["--use-checkpoint-args", "--load"]),
     ({"save": "x", "save_interval": 10, "save_retain_interval": 25}, 1, ["--save-retain-interval = 25", "= 10"]),
+    ({"save": "x", "upload": "./x"}, 1, ["--upload = ./x", "is --save itself"]),
+    ({"save": "x", "upload": "y", "upload_retain": 0}, 1, ["--upload-retain = 0"]),
 ]
 
 

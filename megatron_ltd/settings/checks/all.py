@@ -9,7 +9,9 @@ the tokenizer knows is checked once it is set.
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from megatron_ltd.checkpoint.remote import is_url
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import data_parallel_size, length_is_given, reads_vary, total_steps
@@ -182,3 +184,6 @@ def _retained(config: RunConfig) -> Iterator[str]:
     if retain is not None and (interval is None or retain % interval):
         yield (f"--save-retain-interval = {retain}: no checkpoint to keep unless it is a multiple of --save-interval = "
                f"{interval}; choose a multiple")
+    upload, save = config.checkpoint.upload, config.checkpoint.save
+    if upload and save and not is_url(upload) and Path(upload).resolve() == Path(save).resolve():
+        yield f"--upload = {upload}: is --save itself; name another folder"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ltd.checkpoint.remote import is_url
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.validation_sets import NAMED_PATH
 from megatron_ltd.errors import CheckpointError, DataError
@@ -40,7 +41,7 @@ def _checkpoints(config: RunConfig) -> Iterator[str]:
     # Beside --pretrained-checkpoint, --load names where the run will be.
     for flag in given(config, "load" if config.checkpoint.pretrained_checkpoint is None else "pretrained_checkpoint"):
         folder = flag.of(config)
-        if folder != config.checkpoint.save and not Path(folder).is_dir():
+        if folder != config.checkpoint.save and not is_url(folder) and not Path(folder).is_dir():
             yield f"{flag.spoken(folder)} is not a folder; give the folder that --save named"
 
 

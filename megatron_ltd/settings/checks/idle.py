@@ -73,7 +73,8 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (optimizer.optimizer != "muon", "muon_momentum muon_nesterov muon_num_ns_steps muon_scale_mode "
          "muon_extra_scale_factor muon_split_qkv muon_precision", "without --optimizer muon"),
         (optimizer.optimizer == "sgd", "adam_beta1 adam_beta2 adam_eps", "with --optimizer = sgd"),
-        (checkpoint.save is None, "save_interval async_save no_save_optim", "without --save: nothing is saved"),
+        (checkpoint.save is None, "save_interval async_save no_save_optim upload", "without --save: nothing is saved"),
+        (checkpoint.upload is None, "upload_retain", "without --upload"),
         (not data.multiple_validation_sets, "validation_set_names", "without --multiple-validation-sets"),
         (not data.validation_paths, "multiple_validation_sets", "without --valid-data-path, which names the sets"),
         (data.mock_data, "full_validation", "with --mock-data, which has no end"),

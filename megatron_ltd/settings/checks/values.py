@@ -15,8 +15,8 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
         tensor_model_parallel_size pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage
         micro_batch_size global_batch_size train_iters train_samples train_tokens train_epochs early_stopping_patience
         exit_interval loss_scale_window hysteresis lr_decay_iters lr_decay_samples lr_decay_tokens lr_wsd_decay_iters
-        lr_wsd_decay_samples lr_wsd_decay_tokens mask_max_ngram save_interval save_retain_interval log_interval
-        eval_interval eval_tasks_interval eval_tasks_limit rotary_seq_len_interpolation_factor
+        lr_wsd_decay_samples lr_wsd_decay_tokens mask_max_ngram save_interval save_retain_interval upload_retain
+        log_interval eval_interval eval_tasks_interval eval_tasks_limit rotary_seq_len_interpolation_factor
         loss_spike_window"""),
     (Range(0), """
         min_lr decoupled_min_lr lr_warmup_iters lr_warmup_samples lr_warmup_tokens lr_warmup_init weight_decay clip_grad

@@ -12,6 +12,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from megatron_ltd.train.process.network import notice_silence
+
 POLL_SECONDS = 0.02
 
 
@@ -23,6 +25,9 @@ def attempt_store(init_method: str, rank: int, world_size: int, timeout: timedel
     """
     store, _, _ = next(dist.rendezvous(init_method, rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
+    port = getattr(store, "port", None)
+    if port is not None:  # over TCP
+        notice_silence(port)
     prefix = _invite(store, world_size, timeout) if rank == 0 else _join(store, rank)
     return dist.PrefixStore(prefix, store)
 

@@ -4,12 +4,14 @@ reads the environment."""
 import json
 import os
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ltd.errors import EXIT_PEER_LOST, ConfigError
 from megatron_ltd.log import Console
+from megatron_ltd.train.process.network import addresses_of, interface_of, is_loopback, own_address
 
 MOST_PROCESSES = "MEGATRON_LTD_MOST_PROCESSES"
 """Set by `examples/launch.py` for an elastic run."""
@@ -74,6 +76,20 @@ def tell_launcher(code: int, reason: str, *, printed: bool) -> None:
 def make_cublas_deterministic() -> None:
     """Set what cuBLAS needs to be deterministic, unless the user has set it."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def choose_interface() -> None:
+    """Have gloo use the interface that leads to the other hosts, unless the user has set one. By default it uses that
+    of this host's name, and on many systems a host's name stands for the loopback address."""
+    master = os.environ.get("MASTER_ADDR", "")
+    several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+    if not several or "GLOO_SOCKET_IFNAME" in os.environ or master == "localhost" or is_loopback(master):
+        return
+    if all(is_loopback(address) for address in addresses_of(socket.gethostname())):
+        address = own_address([master])
+        interface = None if address is None else interface_of(address)
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
 def prepare_accelerator() -> None:

@@ -17,7 +17,12 @@ from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
 from megatron_ltd.train.process import siblings, stacks
 from megatron_ltd.train.process.attempt import attempt_store
-from megatron_ltd.train.process.environment import Launch, make_cublas_deterministic, prepare_accelerator
+from megatron_ltd.train.process.environment import (
+    Launch,
+    choose_interface,
+    make_cublas_deterministic,
+    prepare_accelerator,
+)
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number of this setting (malloc.h)."""
@@ -80,6 +85,7 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store: dist.Store = dist.HashStore()
     if launch.init_method is not None:
+        choose_interface()
         store = attempt_store(launch.init_method, launch.rank, launch.world_size + launch.spares, timeout)
     # With its device, NCCL connects at once, and does not guess a process's device from its rank.
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout,

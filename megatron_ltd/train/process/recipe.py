@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from megatron_ltd.checkpoint.layout import holds_nothing
+from megatron_ltd.checkpoint.remote import with_local_checkpoint
 from megatron_ltd.checkpoint.saved_settings import with_checkpoint_model
 from megatron_ltd.config import Family, RunConfig
 from megatron_ltd.data.text.beginning import token_notes
@@ -112,6 +113,7 @@ class Recipe:
         Raises:
             UserError: a checkpoint that is missing, damaged, or of another family.
         """
+        config = with_local_checkpoint(config)
         if self.finetuning:
             config = from_pretrained(config, console)
         given = config.model
