@@ -40,6 +40,17 @@ def test_an_arm_that_is_made_to_save_forty_percent_saves_forty_percent() -> None
     assert found.text() == "+40% (one seed)"
 
 
+def test_an_arm_of_one_seed_is_compared_with_dense_runs_of_that_seed() -> None:
+    dense = {flops: {1: dense_loss(flops), 2: dense_loss(flops) + 0.1} for flops in BUDGETS}
+    assert saving({1: dense_loss(3e12)}, 0.6 * 3e12, dense).share == pytest.approx(0.4, abs=1e-3)
+    assert saving({2: dense_loss(3e12) + 0.1}, 0.6 * 3e12, dense).share == pytest.approx(0.4, abs=1e-3)
+
+
+def test_budgets_far_away_do_not_bend_the_curve_at_an_arm() -> None:
+    dense = {flops: {1: dense_loss(flops)} for flops in BUDGETS} | {1e11: {1: 9.0}}
+    assert saving({1: dense_loss(3e12)}, 0.6 * 3e12, dense).share == pytest.approx(0.4, abs=1e-3)
+
+
 def test_an_arm_that_costs_more_saves_a_negative_share() -> None:
     dense = {flops: {1: dense_loss(flops)} for flops in BUDGETS}
     assert saving({1: dense_loss(2e12)}, 3e12, dense).share == pytest.approx(-0.5, abs=1e-3)

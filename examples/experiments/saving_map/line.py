@@ -2,8 +2,9 @@
 
     loss = floor + scale * FLOPs ^ -power
 
-is fitted by least squares to the dense runs of three budgets or more. Each budget has the peak rate that is best there,
-and a schedule that decays fully.
+is fitted by least squares to dense runs, for each arm to those of the three budgets nearest to its own FLOPs: one curve
+through budgets that differ twentyfold misses some of them by more than the savings to be measured. Each budget has the
+peak rate that is best there, and a schedule that decays fully.
 """
 
 import math
@@ -64,6 +65,12 @@ def fit(points: Sequence[tuple[float, float]]) -> Line:
     return Line(float(losses.mean() - scale * falls[best].mean()), scale, float(POWERS[best]), low, float(flops.max()))
 
 
+def nearest(dense: Mapping[float, Losses], flops: float) -> dict[float, Losses]:
+    """The budgets whose FLOPs are nearest, by ratio."""
+    chosen = sorted(dense, key=lambda budget: abs(math.log(budget / flops)))[:LEAST_BUDGETS]
+    return {budget: dense[budget] for budget in sorted(chosen)}
+
+
 @dataclass(frozen=True)
 class Saving:
     """Share of the FLOPs saved at equal loss; negative where the arm costs more.
@@ -86,25 +93,26 @@ class Saving:
 def saving(losses: Losses, flops: float, dense: Mapping[float, Losses], draws: int = DRAWS) -> Saving:
     """Compare an arm with the dense runs.
 
-    A draw of the bootstrap takes as many seeds as the arm has, with replacement, and refits the curve to the dense runs
-    of these seeds; a budget without a seed of the draw takes part with all it has. So what a seed does to all arms
-    alike cancels. Two seeds give a rough interval and one gives none.
+    The dense runs are those of the arm's seeds, so that what a seed does to all arms alike cancels; a budget without
+    any of them takes part with all it has. A draw of the bootstrap takes as many seeds as the arm has, with
+    replacement, and refits the curve. Two seeds give a rough interval and one gives none.
 
     Args:
         flops: of the arm.
         dense: losses by FLOPs.
     """
-    line, loss, seeds = fit(_points(dense, None)), _mean(losses, None), sorted(losses)
+    near, loss, seeds = nearest(dense, flops), _mean(losses, None), sorted(losses)
+    ends = [_mean(found, seeds) for found in dense.values()]
     interval = None
     if len(seeds) > 1:
         generator = random.Random(0)
         found = []
         for _ in range(draws):
             drawn = generator.choices(seeds, k=len(seeds))
-            found.append(_share(fit(_points(dense, drawn)), _mean(losses, drawn), flops))
+            found.append(_share(fit(_points(near, drawn)), _mean(losses, drawn), flops))
         interval = (float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975)))
-    ends = line.loss(line.low), line.loss(line.high)
-    return Saving(_share(line, loss, flops), interval, len(seeds), not ends[1] <= loss <= ends[0])
+    return Saving(_share(fit(_points(near, seeds)), loss, flops), interval, len(seeds),
+                  not min(ends) <= loss <= max(ends))
 
 
 def _share(line: Line, loss: float, flops: float) -> float:

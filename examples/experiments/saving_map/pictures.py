@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from examples.experiments.saving_map.arms import METHODS
-from examples.experiments.saving_map.line import Losses, Saving, fit
+from examples.experiments.saving_map.line import Losses, Saving, fit, nearest
 from tools.comparison.figures import BASELINE_COLOUR, COLOURS, GREY, MARKERS, STYLE
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(9.0, 5.2), constrained_layout=True)
         for dense in curves.values():
-            line = fit([(flops, float(np.mean(list(found.values())))) for flops, found in dense.items()])
-            grid = np.geomspace(line.low, line.high, 100)
-            axes.plot(grid, [line.loss(flops) for flops in grid], color=GREY, linewidth=1.0, zorder=1)
+            means = {flops: {0: float(np.mean(list(found.values())))} for flops, found in dense.items()}
+            grid = np.geomspace(min(means), max(means), 200)
+            curve = [fit([(near, found[0]) for near, found in nearest(means, flops).items()]).loss(flops)
+                     for flops in grid]
+            axes.plot(grid, curve, color=GREY, linewidth=1.0, zorder=1)
         for size, arm in dict.fromkeys((point.size, point.arm) for point in points):
             chosen = [point for point in points if (point.size, point.arm) == (size, arm)]
             colour, marker = _style(arm)
