@@ -5,9 +5,9 @@
         --save-interval 500 --save /shared/gpt --load /shared/gpt
 
 Needs `ray[train]` (tried with 2.60), and this repository and the files under the same paths on all nodes. CONFIG and
-PYTHON are taken from this program's environment. Exit codes 0, 20, 21, 22 and 30 end the run; after every other one, or
-a lost node, Ray starts the workers again and the run continues from its newest checkpoint. This program ends with the
-run's exit code.
+PYTHON are taken from this program's environment. Exit codes 0, 20, 21, 22, 30 and 50 end the run; after every other one,
+or a lost node, Ray starts the workers again and the run continues from its newest checkpoint. This program ends with
+the run's exit code.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 SCRIPT = Path(__file__).resolve().parent / "pretrain_gpt.sh"
-FOR_GOOD = (0, 20, 21, 22, 30)
+FOR_GOOD = (0, 20, 21, 22, 30, 50)
 """Exit codes after which another start would end the same way."""
 _PR_SET_PDEATHSIG = 1
 

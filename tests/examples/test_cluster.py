@@ -91,7 +91,7 @@ def test_manifests_start_the_same_script_with_sound_flags(path: Path) -> None:
 def test_what_needs_a_person_is_not_tried_again_by_the_job_set() -> None:
     [job] = yaml.safe_load((ROOT / "examples" / "kubernetes" / "jobset.yaml").read_text())["spec"]["replicatedJobs"]
     [rule] = job["template"]["spec"]["podFailurePolicy"]["rules"]
-    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [20, 21, 22, 30]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [20, 21, 22, 30, 50]
 
 
 FIELDS = json.loads((ROOT / "tests" / "fixtures" / "kubernetes_fields.json").read_text())
