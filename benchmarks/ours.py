@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.parts import PARTS, StepClock, marked
 from megatron_ltd.config import RunConfig
-from megatron_ltd.model.context import ContextMaker
+from megatron_ltd.model.attention.context import ContextMaker
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.layers import local

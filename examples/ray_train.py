@@ -5,7 +5,7 @@
         --save-interval 500 --save /shared/gpt --load /shared/gpt
 
 Needs `ray[train]` (tried with 2.60), and this repository and the files under the same paths on all nodes. CONFIG and
-PYTHON are taken from this program's environment. Exit codes 0, 20, 21, 22, 30 and 50 end the run; after every other one,
+PYTHON are taken from this program's environment. Exit codes 0, 20, 21, 22, 30 and 50 end the run; after every other,
 or a lost node, Ray starts the workers again and the run continues from its newest checkpoint. This program ends with
 the run's exit code.
 """

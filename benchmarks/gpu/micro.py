@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.ours import OurModel
-from megatron_ltd.model.document_attention import attend_in_documents, find_documents, has_kernel, most_documents
+from megatron_ltd.model.attention.documents import attend_in_documents, find_documents, has_kernel, most_documents
 from megatron_ltd.model.dropout import dropout, token_keys
 from megatron_ltd.optim.clip import gradient_norm
 from megatron_ltd.parallel.cross_entropy import head_loss

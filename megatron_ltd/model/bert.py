@@ -12,7 +12,7 @@ from torch.distributed.tensor import Shard
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import SENTENCE_ORDERS
-from megatron_ltd.model.context import Microbatch
+from megatron_ltd.model.attention.context import Microbatch
 from megatron_ltd.model.norm import build_norm
 from megatron_ltd.model.transformer import StageSpan, Transformer
 from megatron_ltd.parallel.collectives import TensorParallel

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.attention import Attention, TokenContext
+from megatron_ltd.model.attention.layer import Attention, TokenContext
 from megatron_ltd.model.dropout import dropout
 from megatron_ltd.model.norm import build_norm
 from megatron_ltd.model.projection import project

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from megatron_ltd.model.attention import KeyValueCache, TokenContext
-from megatron_ltd.model.context import biased
+from megatron_ltd.model.attention.context import biased
+from megatron_ltd.model.attention.layer import KeyValueCache, TokenContext
+from megatron_ltd.model.attention.rotary import rotary_angles
 from megatron_ltd.model.gpt import GPT
-from megatron_ltd.model.rotary import rotary_angles
 from megatron_ltd.parallel.layers import local
 
 

@@ -8,7 +8,7 @@ whole model. Layers keep their global number on every stage.
 
 import torch
 
-from megatron_ltd.model.context import Microbatch
+from megatron_ltd.model.attention.context import Microbatch
 from megatron_ltd.model.transformer import Transformer
 from megatron_ltd.parallel.cross_entropy import head_loss, token_log_probabilities
 from megatron_ltd.parallel.layers import local

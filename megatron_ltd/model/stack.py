@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.attention import TokenContext
+from megatron_ltd.model.attention.context import ContextMaker
+from megatron_ltd.model.attention.layer import TokenContext
 from megatron_ltd.model.block import Block
-from megatron_ltd.model.context import ContextMaker
 from megatron_ltd.model.recompute import recomputed
 from megatron_ltd.model.router import Router
 from megatron_ltd.parallel.collectives import TensorParallel

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import Replicate
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.context import ContextMaker, Microbatch
+from megatron_ltd.model.attention.context import ContextMaker, Microbatch
 from megatron_ltd.model.dropout import dropout
 from megatron_ltd.model.embedding import Table
 from megatron_ltd.model.norm import build_norm

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_ltd.config import RunConfig
-from megatron_ltd.model.document_attention import most_documents
+from megatron_ltd.model.attention.documents import most_documents
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.clip import gradient_norm, scale_gradients
 from megatron_ltd.token_drop.plan import StepPlan

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ltd.data.loader import Batch
-from megatron_ltd.model.document_attention import most_documents
+from megatron_ltd.model.attention.documents import most_documents
 from megatron_ltd.token_drop.transfer import sent
 from megatron_ltd.train.setup import Model
 

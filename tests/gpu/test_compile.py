@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from megatron_ltd.model.context import ContextMaker, Microbatch
+from megatron_ltd.model.attention.context import ContextMaker, Microbatch
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.setup import build_model
 from tests.gpu.small import LENGTH, SAMPLES, losses, settings

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_ltd.model.document_attention import attend_in_documents, find_documents, has_kernel, most_documents
+from megatron_ltd.model.attention.documents import attend_in_documents, find_documents, has_kernel, most_documents
 from megatron_ltd.train.process.launch import Runtime
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_ltd.data.text.tokenizer import SentencePieceTokenizer
+from megatron_ltd.data.text.sentence_piece import SentencePieceTokenizer
 from megatron_ltd.lm_eval.requests import ScoreRow
 from megatron_ltd.lm_eval.scorer import ModelScorer, build_scorer
 from megatron_ltd.train.process import launch

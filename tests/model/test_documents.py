@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_ltd.model import context, document_attention
+from megatron_ltd.model.attention import context
+from megatron_ltd.model.attention import documents as document_attention
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model import dense_reference
 from tests.model.tiny import (

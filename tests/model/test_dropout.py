@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from megatron_ltd.model import attention_dropout
-from megatron_ltd.model.attention import Attention, TokenContext
-from megatron_ltd.model.context import ContextMaker, Microbatch
+from megatron_ltd.model.attention import dropout as attention_dropout
+from megatron_ltd.model.attention.context import ContextMaker, Microbatch
+from megatron_ltd.model.attention.layer import Attention, TokenContext
 from megatron_ltd.model.dropout import dropout, keep_mask, token_keys
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import GPT2_LIKE, LLAMA_LIKE, build_gpt, documents, loss_and_gradients, tiny_batch, tiny_config

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_ltd.model.attention.context import ContextMaker, Microbatch
 from megatron_ltd.model.block import Block
-from megatron_ltd.model.context import ContextMaker, Microbatch
 from megatron_ltd.model.init import materialize
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import GPT2_LIKE, LLAMA_LIKE, OLMO2_LIKE, SEED, tiny_config

@@ -26,7 +26,7 @@ from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
 from megatron_ltd.data.text.sentences import RuleSplitter
 from megatron_ltd.data.text.wordpiece import SPECIAL_TOKENS, wordpiece_engine
-from megatron_ltd.model.context import ContextMaker
+from megatron_ltd.model.attention.context import ContextMaker
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.token_drop.plan import StepPlan, TokenSet
 from megatron_ltd.token_drop.registry import Policies

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from megatron_ltd.model.context import ContextMaker
+from megatron_ltd.model.attention.context import ContextMaker
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.train.faults.record import FaultRecord
 from megatron_ltd.train.faults.spikes import SpikeWatch, suspects, z_score

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
-from megatron_ltd.model import context
+from megatron_ltd.model.attention import context
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.plan.derived import policies

@@ -10,7 +10,7 @@ import torch
 
 from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
 from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops
-from megatron_ltd.model.context import ContextMaker, Microbatch
+from megatron_ltd.model.attention.context import ContextMaker, Microbatch
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale, after_step

@@ -17,7 +17,8 @@ from megatron_ltd.data.text.chat_template import (
     read_template,
     special_tokens,
 )
-from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, SentencePieceTokenizer, Tokenizer
+from megatron_ltd.data.text.sentence_piece import SentencePieceTokenizer
+from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 

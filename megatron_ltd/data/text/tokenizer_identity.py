@@ -1,8 +1,11 @@
-"""A digest of what decides the ids of a tokenizer, whichever flags and files it was loaded from."""
+"""The files of a tokenizer, and a digest of what decides its ids, whichever flags and files it was loaded from."""
 
 import hashlib
 import json
+import os
 from typing import Any
+
+from megatron_ltd.errors import DataError
 
 _TABLES = ("vocab", "merges")
 _OFFSETS = "trim_offsets"  # offsets of tokens in the text, which are not used
@@ -33,3 +36,14 @@ def _bare(setting: Any) -> Any:
         return setting
     return {name: value if name in _TABLES else _bare(value) for name, value in setting.items()
             if name != _OFFSETS and value is not None and value is not False and value != ""}
+
+
+def readable(path: str, flag: str) -> str:
+    """The path of a tokenizer's file.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not os.path.isfile(path):
+        raise DataError(f"{flag}: no file {path}.")
+    return path

@@ -16,7 +16,8 @@ from megatron_ltd.data.finetuning.conversations import chat_of, conversation
 from megatron_ltd.data.finetuning.packing import PackedDataset
 from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read_responses
 from megatron_ltd.data.text.chat_template import PLAIN, Chat
-from megatron_ltd.data.text.tokenizer import NullTokenizer, SentencePieceTokenizer, Tokenizer, build_tokenizer
+from megatron_ltd.data.text.sentence_piece import SentencePieceTokenizer
+from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.errors import DataError
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")

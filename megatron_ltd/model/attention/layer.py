@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.attention_dropout import attend_with_dropout
-from megatron_ltd.model.document_attention import Documents, attend_in_documents
+from megatron_ltd.model.attention.documents import Documents, attend_in_documents
+from megatron_ltd.model.attention.dropout import attend_with_dropout
+from megatron_ltd.model.attention.rotary import rotate
 from megatron_ltd.model.norm import build_query_key_norm
 from megatron_ltd.model.projection import project
-from megatron_ltd.model.rotary import rotate
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.entrance import Linear
 from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear, local

@@ -12,10 +12,10 @@ import torch
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.alibi import slopes
-from megatron_ltd.model.attention import TokenContext
-from megatron_ltd.model.document_attention import Documents, find_documents, has_kernel
+from megatron_ltd.model.attention.documents import Documents, find_documents, has_kernel
+from megatron_ltd.model.attention.layer import TokenContext
+from megatron_ltd.model.attention.rotary import rotary_angles
 from megatron_ltd.model.dropout import token_keys
-from megatron_ltd.model.rotary import rotary_angles
 from megatron_ltd.parallel.collectives import TensorParallel
 
 _ATTENTION, _AFTER_ATTENTION, _AFTER_MLP = range(3)
