@@ -31,16 +31,12 @@ from megatron_ltd.checkpoint.layout import (
     write_tracker,
 )
 from megatron_ltd.checkpoint.manifest import MANIFEST_NAME, read_manifest
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config import RunConfig, is_url
 from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console, size_text
 
 _STEP = re.compile(r"iter_([0-9]{7,15})")
 _PIECE_BYTES = 16 << 20
-
-
-def is_url(place: str) -> bool:
-    return "://" in place
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops, plan_flops
@@ -15,6 +14,7 @@ from tests.model.tiny import (
     LLAMA_LIKE,
     build_gpt,
     build_model,
+    counted_flops,
     run,
     tiny_batch,
     tiny_bert_batch,
@@ -30,11 +30,6 @@ def sample_flops(config: ModelConfig, dropped: Collection[int] = (), kept: int |
     return plan_flops(config, plan, predictions)
 
 
-def in_place_addmm(total: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
-    """The counter knows this product out of place only; the head adds up the gradient of its weight in place."""
-    return 2 * left[0] * left[1] * right[1]
-
-
 @pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE, LLAMA_LIKE | {"kv_channels": 12, "num_query_groups": 1}],
                          ids=["GPT-2", "Llama", "odd heads"])
 @pytest.mark.parametrize(("dropped", "keep"), [([], 24), ([1, 2, 3], 6), ([0, 4], 1)])
@@ -42,10 +37,10 @@ def test_flops_are_those_that_torch_counts(tp: TensorParallel, settings: dict[st
                                            keep: int) -> None:
     """With attention spelled out, torch counts all k x k pairs of each head where we count the causal ones. We do not
     count the vocabulary's padding, so here it has none."""
-    config = tiny_config(**settings, attention_dropout=0.1, vocab_size=64)
+    config = tiny_config(**settings, vocab_size=64)
     samples = 2
     model = build_gpt(config, tp, dropped=dropped, kept=keep)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+    with counted_flops() as counter:
         run(model, tiny_batch(config, samples)).backward()
     lengths = [keep if layer in dropped else config.seq_length for layer in range(config.num_layers)]
     per_pair = 2 * 2 * config.head_dim * config.num_attention_heads  # a score and a weighted value, multiply and add
@@ -57,11 +52,10 @@ def test_flops_are_those_that_torch_counts(tp: TensorParallel, settings: dict[st
 @pytest.mark.parametrize(("dropped", "cross"), [([], None), ([1, 2, 3], None), ([2, 3], 2)])
 def test_flops_of_bert_are_those_that_torch_counts(tp: TensorParallel, binary_head: bool, dropped: list[int],
                                                    cross: int | None) -> None:
-    config = tiny_config(family="bert", bert_no_binary_head=not binary_head, attention_dropout=0.1,
-                         vocab_size=64)
+    config = tiny_config(family="bert", bert_no_binary_head=not binary_head, vocab_size=64)
     model = build_model(config, tp, dropped=dropped, kept=6, shared=True, cross_layer=cross)
     batch = tiny_bert_batch(config) | {"kept": torch.arange(6).repeat(3, 1)}
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+    with counted_flops() as counter:
         run(model, batch).sum().backward()
     assert counter.get_total_flops() == 3 * sample_flops(config, dropped, 6, cross_layer=cross, predictions=5)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.flops import plan_flops
@@ -18,13 +17,13 @@ from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.token_drop.policies.mixture_of_depths import MixtureOfDepths
 from tests.model import dense_reference
-from tests.model.test_flops import in_place_addmm
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
     QWEN3_LIKE,
     assert_gradients_close,
     build_gpt,
+    counted_flops,
     documents,
     lively_weights,
     load,
@@ -175,9 +174,9 @@ def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp:
 
 
 def test_flops_are_those_that_torch_counts(tp: TensorParallel) -> None:
-    config = routed_config(attention_dropout=0.1, vocab_size=64)
+    config = routed_config(vocab_size=64)
     model, plan = build_gpt(config, tp), routed_plan(config)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+    with counted_flops() as counter:
         run(model, {**tiny_batch(config, 2), "plan": plan, "router_weight": WEIGHT}).backward()
     per_pair = 2 * 2 * config.head_dim * config.num_attention_heads
     not_causal = sum(3 * per_pair * (k * k - k * (k + 1) // 2) for k in (layer.tokens for layer in plan.layers))

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.model.init import global_name
@@ -17,13 +16,13 @@ from megatron_ltd.token_drop.policy import Shape
 from megatron_ltd.token_drop.registry import Policies
 from megatron_ltd.train.step import cut, in_bags
 from tests.model import dense_reference
-from tests.model.test_flops import in_place_addmm
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
     SEED,
     assert_gradients_close,
     build_gpt,
+    counted_flops,
     loss_and_gradients,
     run,
     tiny_batch,
@@ -132,11 +131,11 @@ def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, sett
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_flops_are_those_that_torch_counts(tp: TensorParallel, name: str) -> None:
-    config, found = tiny_config(attention_dropout=0.1, vocab_size=64), policies_of(name)
+    config, found = tiny_config(vocab_size=64), policies_of(name)
     model = build_gpt(config, tp)
     model.stack.policies = found
     plan = found.plan(7)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+    with counted_flops() as counter:
         run(model, {**tiny_batch(config, 2), "plan": plan}).backward()
     per_pair = 2 * 2 * config.head_dim * config.num_attention_heads
     not_causal = sum((3 if layer.backward else 1) * per_pair * (k * k - k * (k + 1) // 2) for layer in plan.layers
@@ -230,9 +229,9 @@ def test_bags_have_the_loss_and_the_gradients_of_explicit_loops(tp: TensorParall
 
 
 def test_flops_of_bags_are_those_that_torch_counts(tp: TensorParallel) -> None:
-    config = tiny_config(attention_dropout=0.1, vocab_size=64)
+    config = tiny_config(vocab_size=64)
     batch, plan, bags = tiny_batch(config, 2), StepPlan.whole(TOKENS // 4, LAYERS, fold=4), TOKENS // 4
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm}) as counter:
+    with counted_flops() as counter:
         run(build_gpt(config, tp), {**in_bags(batch, 4), "plan": plan}).backward()
     not_causal = LAYERS * 3 * 4 * config.head_dim * config.num_attention_heads * (bags * bags - bags * (bags + 1) // 2)
     assert counter.get_total_flops() == 2 * (plan_flops(config, plan) + not_causal)

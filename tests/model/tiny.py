@@ -1,12 +1,15 @@
 """Tiny models with lively weights, and batches for them."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.bert import BERT
@@ -196,3 +199,15 @@ def assert_gradients_close(ours: dict[str, torch.Tensor], reference: dict[str, t
         assert scale > 0.0, f"the reference gradient of {name} is zero, which tests nothing"
         torch.testing.assert_close(ours[name].double(), expected.double(), rtol=0.0, atol=tolerance * scale,
                                    msg=partial("gradient of {}: {}".format, name))
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Torch's count of what a model multiplies; attention is spelled out, so of each head all k x k pairs."""
+    def in_place_addmm(total: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    # The counter knows the product below out of place only; the head adds up the gradient of its weight in place.
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_addmm})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter

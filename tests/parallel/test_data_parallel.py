@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from megatron_ltd.model.projection import project
 from megatron_ltd.optim.clip import gradient_norm, scale_gradients
 from megatron_ltd.parallel import data_parallel
 from megatron_ltd.parallel.collectives import TensorParallel
@@ -29,7 +30,8 @@ class Region(nn.Module):
         self.last = RowParallelLinear(INNER, WIDTH, tp, bias=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.tanh(self.first(self.tp.enter(x))))
+        (inner,) = project(x, [self.first.linear], self.tp, None, False)
+        return self.last(torch.tanh(inner))
 
 
 def build(dp: int, tp_size: int, kind: str, precision: str = "fp32") -> tuple[Region, int]:

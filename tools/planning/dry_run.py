@@ -6,7 +6,7 @@ values do not exist. What would fail for its shapes, placements or schedule fail
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -213,10 +213,11 @@ def _tokenizer(config: RunConfig) -> NullTokenizer:
     return NullTokenizer(config.model.vocab_size - 1)
 
 
-def _counts(model: Any, loss_mask: torch.Tensor, stop_level: int) -> tuple[list[float], int]:
+def _counts(model: Any, loss_mask: torch.Tensor, stop_level: int,
+            tell: Sequence[float]) -> tuple[list[float], int, list[list[float]]]:
     """In place of the numbers of tokens and samples in the global batch, which have no values here."""
     dist.all_reduce(torch.zeros(4, dtype=torch.float64))
-    return [1.0, 1.0], stop_level
+    return [1.0, 1.0], stop_level, []
 
 
 def _axes(mesh: Mesh) -> dict[str, str]:
