@@ -121,8 +121,8 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         return pending.result()
 
-    def close(self) -> None:
-        """Wait, also for the last copy, and end the thread.
+    def finish(self) -> None:
+        """Wait, also for the last copy, and end the thread; all ranks together.
 
         Raises:
             CheckpointError: on all ranks, if the last save failed.
@@ -130,6 +130,17 @@ class CheckpointWriter:
         try:
             self.wait()
             self._wait_for_copies()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Wait for the save in the background and end the thread; also where other ranks have failed.
+
+        Raises:
+            CheckpointError: the save failed.
+        """
+        try:
+            self.wait()
         finally:
             if self._thread is not None:
                 self._thread.shutdown()

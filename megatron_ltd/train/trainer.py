@@ -140,7 +140,7 @@ class Trainer:
         if self.writer is not None:
             if self.saved_step != self.state.consumed.steps:
                 self._save()
-            self.writer.close()
+            self.writer.finish()
         for line in summary(self.state.consumed, self.config.model.num_layers, self.times):
             self.metrics.console.line(line)
         self.metrics.close()

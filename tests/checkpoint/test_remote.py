@@ -95,7 +95,7 @@ def test_copies_are_complete_equal_and_as_many_as_wanted(tmp_path: Path, url: st
         save(writer, step)
         writer.wait()
         wait_for_copies(writer)
-    writer.close()
+    writer.finish()
     store = Store.open("--load", url)
     assert store.steps() == [2, 3] and newest_step(store) == 3 and newest_step(store, 2) == 2
     for step in (2, 3):
@@ -109,7 +109,7 @@ def test_copies_are_complete_equal_and_as_many_as_wanted(tmp_path: Path, url: st
 def test_a_path_is_a_store_too(tmp_path: Path) -> None:
     writer = uploading(tmp_path / "own", str(tmp_path / "mounted"))
     save(writer, 1)
-    writer.close()
+    writer.finish()
     assert loaded(tmp_path / "mounted") == 1
 
 
@@ -125,7 +125,7 @@ def test_a_copy_that_fails_is_told_and_made_again_at_the_end(
     assert "iter_0000001 was not copied" in said and "the store is away" in said, said
     assert Store.open("--load", url).steps() == []
     FailingStore.refused = ""
-    writer.close()
+    writer.finish()
     assert Store.open("--load", url).steps() == [1]
 
 
@@ -146,7 +146,7 @@ def test_a_slow_store_neither_holds_up_a_save_nor_loses_what_it_is_reading(
         save(writer, step)  # would take 30 s and fail if it waited
     assert list(checkpoints(tmp_path)) == [1, 4]
     SlowStore.may_write.set()
-    writer.close()
+    writer.finish()
     assert Store.open("--load", url).steps() == [1, 4]
     assert "iter_0000003 is not copied" in capsys.readouterr().out
 
@@ -154,7 +154,7 @@ def test_a_slow_store_neither_holds_up_a_save_nor_loses_what_it_is_reading(
 def test_damage_in_the_store_is_found_before_anything_is_loaded(tmp_path: Path, url: str) -> None:
     writer = uploading(tmp_path / "own", url)
     save(writer, 1)
-    writer.close()
+    writer.finish()
     store = Store.open("--load", url)
     [name] = [path for path in store.files.ls(store.path("iter_0000001"), detail=False) if path.endswith("tensors")]
     data = bytearray(store.files.cat_file(name))
@@ -178,7 +178,7 @@ def test_what_cannot_be_loaded_is_refused_with_its_reason(tmp_path: Path, url: s
     assert of(load=url, upload=url, save=str(tmp_path)).load == str(tmp_path)  # starts afresh
     writer = uploading(tmp_path / "other", url)
     save(writer, 3)
-    writer.close()
+    writer.finish()
     with pytest.raises(CheckpointError, match="--ckpt-step = 2 is not in .*; complete there: 3"):
         of(load=url, ckpt_step=2)
     own = tmp_path / "own"
