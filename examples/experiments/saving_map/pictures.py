@@ -1,6 +1,6 @@
 """The pictures of the map: final losses against FLOPs with the dense curve, and savings against tokens a parameter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,21 @@ LOWEST = -60.0
 """Savings below this, in percent, lie outside the picture; the table has them."""
 
 
-def _style(arm: str) -> tuple[str, str]:
-    number = list(METHODS).index(arm)
-    return (BASELINE_COLOUR if number == 0 else COLOURS[(number - 1) % len(COLOURS)]), MARKERS[number % len(MARKERS)]
+Look = tuple[str, str]
+"""Colour and marker."""
+
+
+def _looks(arms: Iterable[str]) -> dict[str, Look]:
+    """A look for each arm that is shown, in the order of all arms; black is dense AdamW's."""
+    shown = {*arms} - {"dense"}
+    others = [arm for arm in METHODS if arm in shown]
+    return {"dense": (BASELINE_COLOUR, MARKERS[0])} | {
+        arm: (COLOURS[number % len(COLOURS)], MARKERS[1 + (number + number // len(COLOURS)) % (len(MARKERS) - 1)])
+        for number, arm in enumerate(others)}
+
+
+def _label(arm: str, size: str, sizes: Collection[str]) -> str:
+    return METHODS[arm].title + (f" ({size})" if len(sizes) > 1 else "")
 
 
 def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses]], path: Path) -> None:
@@ -34,11 +46,12 @@ def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses
             curve = [fit([(near, found[0]) for near, found in nearest(means, flops).items()]).loss(flops)
                      for flops in grid]
             axes.plot(grid, curve, color=GREY, linewidth=1.0, zorder=1)
+        looks, sizes = _looks(point.arm for point in points), {point.size for point in points}
         for size, arm in dict.fromkeys((point.size, point.arm) for point in points):
             chosen = [point for point in points if (point.size, point.arm) == (size, arm)]
-            colour, marker = _style(arm)
+            colour, marker = looks[arm]
             axes.plot([point.flops for point in chosen], [point.loss for point in chosen], color=colour, marker=marker,
-                      linestyle="none" if arm == "dense" else ":", label=f"{METHODS[arm].title} ({size})")
+                      linestyle="none" if arm == "dense" else ":", label=_label(arm, size, sizes))
         axes.set(xscale="log", xlabel="FLOPs (forward, backward, and Muon's iterations)",
                  ylabel="held-out loss, nats a token")
         axes.legend(frameon=False, fontsize=8.5)
@@ -47,19 +60,24 @@ def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses
 
 
 def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Path) -> None:
-    """FLOPs saved at equal loss against tokens a parameter, one panel for each dense baseline."""
-    shown = {baseline: savings for baseline, savings in found.items() if savings}
+    """FLOPs saved at equal loss against tokens a parameter, one panel for each dense baseline; beside dense Muon stand
+    the arms with Muon alone."""
+    shown = {baseline: {key: one for key, one in savings.items() if baseline == "dense" or key[2].startswith(baseline)}
+             for baseline, savings in found.items()}
+    shown = {baseline: savings for baseline, savings in shown.items() if savings}
     if not shown:
         return
+    keys = [key for savings in shown.values() for key in savings]
+    looks, sizes = _looks(arm for _, _, arm in keys), {size for size, _, _ in keys}
     with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown) + 1.5, 4.6), sharey=True,
+        figure, panels = pyplot.subplots(1, len(shown), figsize=(4.4 * len(shown) + 4.2, 4.6), sharey=True,
                                          squeeze=False, constrained_layout=True)
         for axes, (baseline, savings) in zip(panels[0], shown.items(), strict=True):
             for size, arm in dict.fromkeys((size, arm) for size, _, arm in savings):
                 lengths = sorted(tokens for of, tokens, name in savings if (of, name) == (size, arm))
-                colour, marker = _style(arm)
+                colour, marker = looks[arm]
                 shares = [100 * savings[size, tokens, arm].share for tokens in lengths]
-                axes.plot(lengths, shares, color=colour, marker=marker, label=f"{METHODS[arm].title} ({size})")
+                axes.plot(lengths, shares, color=colour, marker=marker, label=_label(arm, size, sizes))
                 for tokens, share in zip(lengths, shares, strict=True):
                     if (interval := savings[size, tokens, arm].interval) is not None:
                         axes.vlines(tokens, 100 * interval[0], 100 * interval[1], color=colour, linewidth=1.2)
@@ -71,7 +89,9 @@ def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Pa
             ticks = sorted({tokens for _, tokens, _ in savings})
             axes.set_xticks(ticks, [f"{tokens:g}" for tokens in ticks])
             axes.minorticks_off()
-            axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels(),
+                                                                                strict=True)}
+        figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right upper")
         panels[0][0].set_ylim(bottom=max(LOWEST, panels[0][0].get_ylim()[0]))
         panels[0][0].set_ylabel("FLOPs saved at equal loss, %")
         figure.savefig(path, dpi=160)
