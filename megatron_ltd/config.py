@@ -558,11 +558,6 @@ class DataConfig:
         return (self.valid_data_path if self.train_jsonl is None else self.valid_jsonl) or ()
 
 
-def is_url(place: str) -> bool:
-    """Whether checkpoints lie in an object store rather than a folder."""
-    return "://" in place
-
-
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Saving and loading."""

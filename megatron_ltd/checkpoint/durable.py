@@ -153,3 +153,8 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise CheckpointError(f"{path} is larger than the limit of {limit_bytes} bytes for such a file")
     return data
+
+
+def is_url(place: str) -> bool:
+    """Whether files lie in an object store rather than a folder."""
+    return "://" in place

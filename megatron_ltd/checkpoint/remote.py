@@ -20,7 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_ltd.checkpoint.durable import NewFile, make_folder, open_regular, reason, remove_folder, rename_folder
+from megatron_ltd.checkpoint.durable import (
+    NewFile,
+    is_url,
+    make_folder,
+    open_regular,
+    reason,
+    remove_folder,
+    rename_folder,
+)
 from megatron_ltd.checkpoint.layout import (
     TRACKER_NAME,
     checkpoint_path,
@@ -31,7 +39,7 @@ from megatron_ltd.checkpoint.layout import (
     write_tracker,
 )
 from megatron_ltd.checkpoint.manifest import MANIFEST_NAME, read_manifest
-from megatron_ltd.config import RunConfig, is_url
+from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console, size_text
 

@@ -169,6 +169,7 @@ def _without_memory(world_size: int, rank: int) -> Iterator[None]:
         stack.enter_context(patch.object(PipelineStage, "_warmup_backward_result",
                                          lambda stage, received_result=None: SimpleNamespace(item=lambda: 1)))
         stack.enter_context(patch("megatron_ltd.train.step._global_counts", _counts))
+        stack.enter_context(patch("megatron_ltd.train.step.most_documents", len))  # one a sample: ids have no values
         yield
 
 
