@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_ltd.checkpoint.remote import Uploader
+from megatron_ltd.checkpoint.uploader import Uploader
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.log import Console
 

@@ -46,8 +46,8 @@ from megatron_ltd.checkpoint.layout import (
     write_tracker,
 )
 from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
-from megatron_ltd.checkpoint.remote import Uploader
 from megatron_ltd.checkpoint.storage import LazyPlanner, SafetensorsWriter
+from megatron_ltd.checkpoint.uploader import Uploader
 from megatron_ltd.config import CheckpointConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console, size_text

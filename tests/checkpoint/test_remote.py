@@ -17,7 +17,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from megatron_ltd.checkpoint.io import load
 from megatron_ltd.checkpoint.layout import checkpoint_path, checkpoints, find_checkpoint
-from megatron_ltd.checkpoint.remote import Store, Uploader, download, newest_step, with_local_checkpoint
+from megatron_ltd.checkpoint.remote import download, with_local_checkpoint
+from megatron_ltd.checkpoint.store import Store, newest_step
+from megatron_ltd.checkpoint.uploader import Uploader
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console
