@@ -1,8 +1,9 @@
-"""The result of a step, on its way from the device."""
+"""The result of a step, on its way from the device, and of an evaluation."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -110,3 +111,29 @@ class Launched:
     @property
     def step(self) -> int:
         return self.consumed.steps
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Metrics of a model on held-out samples.
+
+    Args:
+        loss: mean cross-entropy of the predicted tokens.
+        sentence_order_loss: mean cross-entropy of the sentence order; None for models without that head.
+        top1, top5: shares of images whose class is the most probable, or among the five most probable; None for other
+            models.
+    """
+
+    loss: float
+    sentence_order_loss: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+
+
+def mean_of(found: Sequence[HeldOut]) -> HeldOut:
+    """The mean over sets of each metric that all of them have."""
+    means: dict[str, Any] = {}
+    for entry in fields(HeldOut):
+        values = [getattr(each, entry.name) for each in found]
+        means[entry.name] = None if None in values else sum(values) / len(values)
+    return HeldOut(**means)

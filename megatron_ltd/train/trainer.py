@@ -22,9 +22,7 @@ from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config import RunConfig
 from megatron_ltd.data.build import Datasets
-from megatron_ltd.data.held_out import named_sets
-from megatron_ltd.data.loader import Batch, Loader, read_microbatch, sample_ids
-from megatron_ltd.data.sample import Dataset
+from megatron_ltd.data.loader import Batch, Loader
 from megatron_ltd.errors import EXIT_COMPLETE, DataError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import after_step
@@ -48,13 +46,13 @@ from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.metrics import StepReport
 from megatron_ltd.train.report.profiling import StepProfiler
 from megatron_ltd.train.report.summary import StepTimes, summary
-from megatron_ltd.train.result import Launched
+from megatron_ltd.train.result import HeldOut, Launched
 from megatron_ltd.train.resume import roll_back
 from megatron_ltd.train.setup import Model
 from megatron_ltd.train.state import TrainState, named_tensors
 from megatron_ltd.train.step import train_step
 from megatron_ltd.train.task_scores import TaskScores
-from megatron_ltd.train.validate import HeldOut, held_out_loss, mean_of
+from megatron_ltd.train.validate import HeldOutSets
 
 MEASURED_STEPS = 3
 """Steps after which memory has been allocated."""
@@ -101,6 +99,8 @@ class Trainer:
         self.first_step = self.state.consumed.steps
         self.to_skip = {done + 1 for done in self.config.training.iterations_to_skip or ()}
         self.own_time = OwnTime(self.model.stages, self.runtime.device.type == "cuda")
+        self.held_out = HeldOutSets(self.config, self.runtime, self.model, self.datasets, self.metrics,
+                                    self.ramp.full_samples)
         self.peers = Peers(self.runtime.hosts, gather_json(self.runtime.mesh.pp_rank), self.metrics.console)
         self.met_at = 0.0
         training = self.config.training
@@ -128,7 +128,7 @@ class Trainer:
             over = self.state.consumed.steps >= self.total_steps or self._gives_up()
             code = EXIT_COMPLETE if over else None
             if self.state.consumed.steps == 0 and is_finetuning(self.config) and code is None:
-                self._validate()  # what the finetuning starts from
+                self.held_out.validation(self.state.consumed.steps)  # what the finetuning starts from
             profiler = StepProfiler(self.config.logging, self.runtime.launch.rank, self.metrics.console)
             while code is None:
                 try:
@@ -266,7 +266,7 @@ class Trainer:
     def _after_step(self, step: int, code: int | None, epoch_ends: bool) -> int | None:
         # Before the save, so that a run resumed from it neither misses nor repeats these numbers.
         if code == EXIT_COMPLETE or epoch_ends or step % self.config.logging.eval_interval == 0:
-            found = self._validate()
+            found = self.held_out.validation(step)
             if found is not None and is_finetuning(self.config):
                 self._judge(step, found)
         if code is None and self._gives_up():
@@ -275,7 +275,7 @@ class Trainer:
                 f"stopped after {self.state.best.evaluations_since} evaluations without a lower validation loss than "
                 f"{self.state.best.loss:.6f} of step {self.state.best.step}")
         if code == EXIT_COMPLETE:
-            self._evaluate(self.datasets.test, "test")
+            self.held_out.test(step)
         interval = self.config.logging.eval_tasks_interval
         if self.score_tasks is not None and (code == EXIT_COMPLETE or (interval and step % interval == 0)):
             self.metrics.task_scores(step, self.score_tasks())
@@ -320,37 +320,6 @@ class Trainer:
             of_peers=self.peers.hear(result.told) if result.told and result.told[0] else {},
             loss_name="loss" if self.config.model.family == "vit" else "lm loss"))
         self.unreported_seconds, self.unreported_steps = 0.0, 0
-
-    def _validate(self) -> HeldOut | None:
-        """The loss on the validation set; with named sets, which are reported one by one, the mean of theirs."""
-        sets = named_sets(self.datasets.valid)
-        if "" in sets:
-            return self._evaluate(sets[""], "validation")
-        found = [self._evaluate(part, f"validation-{name}") for name, part in sets.items()]
-        known = [each for each in found if each is not None]
-        if not known:
-            return None
-        mean = mean_of(known)
-        self.metrics.held_out("validation", self.state.consumed.steps, mean)
-        return mean
-
-    def _evaluate(self, dataset: Dataset | None, name: str) -> HeldOut | None:
-        """The loss on the first --eval-iters global batches of a held-out set, or on all of it. The batches are the
-        same every time, so that changes in the curve come from the model."""
-        settings = self.config.logging
-        if dataset is None:
-            return None
-        mesh, micro, full = self.runtime.mesh, self.config.training.micro_batch_size, self.ramp.full_samples
-        count = len(dataset) // full
-        if not (settings.full_validation and name.startswith("validation")):
-            count = min(count, settings.eval_iters)
-        if count == 0:
-            return None
-        batches = (read_microbatch(dataset, ids)
-                   for ids in sample_ids(0, count * full, micro, mesh.dp_rank, mesh.dp_size))
-        found = held_out_loss(self.model, batches, self.runtime.device)
-        self.metrics.held_out(name, self.state.consumed.steps, found)
-        return found
 
     def _save(self) -> None:
         if self.writer is None:

@@ -1,42 +1,23 @@
 """The loss on held-out samples, with every token of every layer kept."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_ltd.data.loader import Batch
+from megatron_ltd.config import RunConfig
+from megatron_ltd.data.build import Datasets
+from megatron_ltd.data.held_out import named_sets
+from megatron_ltd.data.loader import Batch, read_microbatch, sample_ids
+from megatron_ltd.data.sample import Dataset
 from megatron_ltd.model.attention.documents import most_documents
 from megatron_ltd.token_drop.transfer import sent
+from megatron_ltd.train.process.launch import Runtime
+from megatron_ltd.train.report.log_writers import Metrics
+from megatron_ltd.train.result import HeldOut, mean_of
 from megatron_ltd.train.setup import Model
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Metrics of a model on held-out samples.
-
-    Args:
-        loss: mean cross-entropy of the predicted tokens.
-        sentence_order_loss: mean cross-entropy of the sentence order; None for models without that head.
-        top1, top5: shares of images whose class is the most probable, or among the five most probable; None for other
-            models.
-    """
-
-    loss: float
-    sentence_order_loss: float | None = None
-    top1: float | None = None
-    top5: float | None = None
-
-
-def mean_of(found: Sequence[HeldOut]) -> HeldOut:
-    """The mean over sets of each metric that all of them have."""
-    means: dict[str, Any] = {}
-    for entry in fields(HeldOut):
-        values = [getattr(each, entry.name) for each in found]
-        means[entry.name] = None if None in values else sum(values) / len(values)
-    return HeldOut(**means)
 
 
 def held_out_loss(model: Model, batches: Iterable[Batch], device: torch.device) -> HeldOut:
@@ -73,3 +54,55 @@ def held_out_loss(model: Model, batches: Iterable[Batch], device: torch.device) 
     counted = max(tokens_counted, 1.0)
     return HeldOut(loss / counted, order_loss / samples_counted if samples_counted else None,
                    first / counted if classifies else None, five / counted if classifies else None)
+
+
+@dataclass(frozen=True)
+class HeldOutSets:
+    """The held-out sets of a run, whose losses go into its log.
+
+    Args:
+        batch_samples: samples of a global batch.
+    """
+
+    config: RunConfig
+    runtime: Runtime
+    model: Model
+    datasets: Datasets
+    metrics: Metrics
+    batch_samples: int
+
+    def validation(self, step: int) -> HeldOut | None:
+        """The loss on the validation set after so many steps; with named sets, which are reported one by one, the mean
+        of theirs; None without a sample."""
+        sets = named_sets(self.datasets.valid)
+        if "" in sets:
+            return self._evaluate(sets[""], "validation", step)
+        found = [self._evaluate(part, f"validation-{name}", step) for name, part in sets.items()]
+        known = [each for each in found if each is not None]
+        if not known:
+            return None
+        mean = mean_of(known)
+        self.metrics.held_out("validation", step, mean)
+        return mean
+
+    def test(self, step: int) -> HeldOut | None:
+        """The loss on the test set."""
+        return self._evaluate(self.datasets.test, "test", step)
+
+    def _evaluate(self, dataset: Dataset | None, name: str, step: int) -> HeldOut | None:
+        """The loss on the first --eval-iters global batches of a set, or on all of it. The batches are the same every
+        time, so that changes in the curve come from the model."""
+        settings = self.config.logging
+        if dataset is None:
+            return None
+        count = len(dataset) // self.batch_samples
+        if not (settings.full_validation and name.startswith("validation")):
+            count = min(count, settings.eval_iters)
+        if count == 0:
+            return None
+        mesh, micro = self.runtime.mesh, self.config.training.micro_batch_size
+        batches = (read_microbatch(dataset, ids)
+                   for ids in sample_ids(0, count * self.batch_samples, micro, mesh.dp_rank, mesh.dp_size))
+        found = held_out_loss(self.model, batches, self.runtime.device)
+        self.metrics.held_out(name, step, found)
+        return found

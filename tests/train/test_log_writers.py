@@ -14,8 +14,8 @@ from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.report.log_writers import Metrics, MetricsFile
+from megatron_ltd.train.result import HeldOut
 from megatron_ltd.train.task_scores import TaskScores
-from megatron_ltd.train.validate import HeldOut
 from tests.train.test_metrics import REPORT
 
 

@@ -17,8 +17,8 @@ from megatron_ltd.train.report.metrics import (
     task_scores_line,
 )
 from megatron_ltd.train.report.short_line import ShortLog
+from megatron_ltd.train.result import HeldOut
 from megatron_ltd.train.task_scores import TaskScores
-from megatron_ltd.train.validate import HeldOut
 
 
 class Writer(Protocol):

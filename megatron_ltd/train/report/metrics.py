@@ -31,8 +31,8 @@ from typing import Any
 
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.plan import StepPlan
+from megatron_ltd.train.result import HeldOut
 from megatron_ltd.train.task_scores import TaskScores
-from megatron_ltd.train.validate import HeldOut
 
 
 @dataclass(frozen=True)
