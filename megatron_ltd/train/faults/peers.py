@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from megatron_ltd.log import Console
+from megatron_ltd.train.faults.spikes import deviation
 
 SLOW = 1.5
 """A process is a straggler if its time is so many times the median of the others', and outside their range."""
@@ -149,5 +150,4 @@ def is_slow(seconds: float, others: Sequence[float]) -> bool:
     if not others:
         return False
     median = statistics.median(others)
-    spread = 1.4826 * statistics.median(abs(other - median) for other in others)
-    return seconds > max(SLOW * median, median + max(SPREADS * spread, LEAST_DELAY_SECONDS))
+    return seconds > max(SLOW * median, median + max(SPREADS * deviation(others), LEAST_DELAY_SECONDS))

@@ -1,8 +1,7 @@
 """Loss spikes: how far a step's loss lies above those of the steps before it.
 
-The scale is robust, since earlier spikes are in the window too: the median, and 1.4826 times the median distance from
-it, which is the standard deviation of a normal distribution. A new window starts where the policies' plan changes, and
-with it what the loss means: at another kept length, bag size or stage.
+The scale is robust, since earlier spikes are in the window too. A new window starts where the policies' plan changes,
+and with it what the loss means: at another kept length, bag size or stage.
 """
 
 import statistics
@@ -12,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from megatron_ltd.train.faults.record import FaultRecord
 
-NORMAL = 1.4826
 LEAST_DEVIATION = 0.005
 """Share of the median; losses of very large batches are so smooth that harmless steps would stand out."""
 ROLLBACKS = 5
@@ -42,8 +40,13 @@ class SpikeWatch:
 def z_score(losses: Sequence[float], loss: float) -> float:
     """How many robust standard deviations a loss lies above the median of others."""
     median = statistics.median(losses)
-    deviation = NORMAL * statistics.median(abs(each - median) for each in losses)
-    return (loss - median) / max(deviation, LEAST_DEVIATION * abs(median), 1e-12)
+    return (loss - median) / max(deviation(losses), LEAST_DEVIATION * abs(median), 1e-12)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The median distance from the median, times what makes it the standard deviation of normal values."""
+    median = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - median) for value in values)
 
 
 def suspects(step: int, after: int, rollbacks: int) -> range:
