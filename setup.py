@@ -90,7 +90,7 @@ setup(
             "pyarrow>=15",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "pyyaml>=6",
             "ruff>=0.6",
             "tensorboard>=2.16",
