@@ -1,5 +1,6 @@
 """What all tests share: repeatable property tests, and the one way to the public test data."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,6 +18,13 @@ hypothesis.settings.load_profile("repeatable")
 def one_thread() -> None:
     """Sums in a fixed order, and no competition between the processes of a distributed test."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def earlier_objects_are_passed_over() -> None:
+    """Half a million objects of imported libraries make every full collection slow: it leaves them out from here on."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
