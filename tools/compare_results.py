@@ -4,7 +4,8 @@
 
 Either file is an `--output FILE.json` of tools/evaluate_zeroshot.py with --log-samples, or a results_*.json of
 lm-evaluation-harness with its samples_*.jsonl beside it (or the folder of both). The interval of a difference is a
-paired bootstrap over the examples. Without the values of single examples there are differences only.
+paired bootstrap over the examples. Without the values of single examples there are differences only. Options that the
+two were not made alike with are told first, task by task.
 """
 
 import argparse
@@ -37,13 +38,18 @@ def run(args: argparse.Namespace) -> None:
     found = {(task, name): difference(name, first[task], second[task], args)
              for task in common for name in first[task].metrics if name in second[task].metrics}
     console = Console()
+    unlike = {task: first[task].unlike(second[task]) for task in common}
+    if any(unlike.values()):
+        console.line("not made alike (first, second), so that differences need not come from the models:")
+        console.line("".join(f"- {task}: {'; '.join(told)}\n" for task, told in unlike.items() if told))
     console.line(report(found, args.confidence))
     for name, ours, theirs in ((files[0], first, second), (files[1], second, first)):
         alone = [task for task in ours if task not in theirs]
         if alone:
             console.line(f"only in {name}: {', '.join(alone)}")
     paired = [one for one in found.values() if one.interval is not None]
-    clear = dict.fromkeys(task for (task, _), one in found.items() if one.is_clear)
+    clear = dict.fromkeys(f"{task} (not made alike)" if unlike[task] else task
+                          for (task, _), one in found.items() if one.is_clear)
     console.line(f"\nmore than chance: {', '.join(clear) or 'no task'}. Of {len(paired)} intervals, about "
                  f"{len(paired) * (1.0 - args.confidence):.1f} exclude zero where nothing differs.")
 
@@ -51,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 def difference(metric: str, first: Scored, second: Scored, args: argparse.Namespace) -> Difference:
     """The difference of a metric, with an interval if the two files hold the same examples."""
     values = (first.metrics[metric], second.metrics[metric])
-    if first.examples != second.examples and first.examples.keys() == second.examples.keys():
+    if first.has_other_examples_than(second):
         return Difference(*values, why_not="other examples")
     return compare(metric, values, (first.samples.get(metric), second.samples.get(metric)),
                    confidence=args.confidence, resamples=args.resamples, seed=args.seed)

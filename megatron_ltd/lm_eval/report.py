@@ -60,6 +60,8 @@ def task_record(name: str, path: Path, sha256: str, result: TaskResult, *, with_
         "truncated": result.truncated,
         "counts": result.counts,
         "protocol": result.protocol,
+        **({} if result.num_fewshot is None else {"num_fewshot": result.num_fewshot}),
+        **({} if result.version is None else {"version": result.version}),
         "notes": list(result.notes),
         "listed_as": name,
         "file": str(path),
@@ -74,7 +76,7 @@ def result_of(entry: dict[str, Any]) -> TaskResult:
     metrics = {name: Metric(math.inf if metric["value"] is None else metric["value"], metric["stderr"])
                for name, metric in entry["metrics"].items()}
     return TaskResult(metrics, entry["n"], entry["unit"], entry["truncated"], entry["protocol"], entry["counts"],
-                      tuple(entry["notes"]), entry.get("samples", {}))
+                      tuple(entry["notes"]), entry.get("samples", {}), entry.get("num_fewshot"), entry.get("version"))
 
 
 def finished_before(path: Path, record: dict[str, Any]) -> dict[str, Any]:

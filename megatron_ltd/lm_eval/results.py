@@ -32,6 +32,8 @@ class TaskResult:
         counts: normalisers, such as tokens and words.
         notes: what a reader of the numbers has to know besides.
         samples: by metric, in the order of the file; empty where they are not kept.
+        num_fewshot: solved examples before each question; None where the task knows none.
+        version: of the task, where it has one.
     """
 
     metrics: dict[str, Metric]
@@ -42,6 +44,8 @@ class TaskResult:
     counts: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     samples: Mapping[str, Samples] = field(default_factory=dict)
+    num_fewshot: int | None = None
+    version: str | None = None
 
 
 OVERLONG = ("truncate", "skip", "error")

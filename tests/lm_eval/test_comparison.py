@@ -56,21 +56,22 @@ def test_what_cannot_be_paired_says_why(samples: tuple[Samples, Samples | None],
     assert found.interval is None and found.why_not == reason
 
 
-def ours(path: Path, hits: list[float], sha256: str = "a") -> Path:
+def ours(path: Path, hits: list[float], sha256: str = "a", shots: int = 0, **options: Any) -> Path:
     task = {"metrics": {"acc": {"value": sum(hits) / len(hits), "stderr": 0.1}}, "samples": {"acc": hits},
-            "sha256": sha256}
-    path.write_text(json.dumps({"options": {}, "tasks": {"copa": task}}))
+            "sha256": sha256, "num_fewshot": shots}
+    path.write_text(json.dumps({"options": options, "tasks": {"copa": task}}))
     return path
 
 
-def of_harness(folder: Path, hits: list[float]) -> Path:
+def of_harness(folder: Path, hits: list[float], config: dict[str, Any] | None = None, **record: Any) -> Path:
     folder.mkdir()
     lines = [{"doc_id": i, "doc_hash": f"{i}", "filter": "none", "metrics": ["acc"], "acc": hit}
              for i, hit in enumerate(hits)]
     date = "2026-01-02T03-04-05.678"
     (folder / f"samples_copa_{date}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / f"results_{date}.json").write_text(json.dumps(
-        {"results": {"copa": {"alias": "copa", "acc,none": sum(hits) / len(hits), "acc_stderr,none": 0.1}}}))
+        {"results": {"copa": {"alias": "copa", "acc,none": sum(hits) / len(hits), "acc_stderr,none": 0.1}},
+         "config": config or {}, **record}))
     return folder
 
 
@@ -84,6 +85,32 @@ def test_files_of_both_kinds_are_compared(tmp_path: Path, capsys: pytest.Capture
         assert "+0.7250" in said and "40 | * |" in said and "more than chance: copa" in said
     assert compare_results.main([str(files["a.json"]), str(files["other.json"])]) == 0
     assert "- (other examples)" in capsys.readouterr().out
+
+
+def test_options_that_two_results_were_not_made_alike_with_are_told_before_the_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    hits, options = [0.0, 1.0] * 20, {"limit": 40, "bos_token_id": None, "overlong": "truncate"}
+    config = {"limit": 40.0, "model_args": "pretrained=a,dtype=float32", "gen_kwargs": None}
+    record = {"n-shot": {"copa": 0}, "versions": {"copa": 1.0}, "chat_template_sha": None}
+    first = ours(tmp_path / "a.json", hits, **options)
+    theirs = of_harness(tmp_path / "b", hits, config, **record)
+    cases = [
+        (first, ours(tmp_path / "c.json", hits, **options), ""),
+        (first, theirs, ""),
+        (first, ours(tmp_path / "d.json", hits, "b", 5, **options | {"limit": None, "bos_token_id": 0}),
+         "limit 40, not given; solved examples 0, 5; beginning-of-text token not given, 0; other examples"),
+        (first, ours(tmp_path / "e.json", hits, **options | {"overlong": "skip"}), "overlong truncate, skip"),
+        (first, of_harness(tmp_path / "f", hits, config | {"limit": 50.0, "bos_token_id": 1}, **record),
+         "limit 40, 50; beginning-of-text token not given, 1"),
+        (theirs, of_harness(tmp_path / "g", hits, config | {"model_args": {"add_bos_token": True}}, **record | {
+            "chat_template_sha": "c0ffee", "versions": {"copa": 2.0}, "n-shot": {"copa": 3}}),
+         "solved examples 0, 3; task version 1, 2; add_bos_token not given, True; chat template not given, c0ffee"),
+    ]
+    for one, other, told in cases:
+        assert compare_results.main([str(one), str(other)]) == 0
+        before, numbers, _ = capsys.readouterr().out.partition("| task")
+        assert numbers and before.partition("- copa: ")[2].strip() == told
 
 
 @pytest.mark.parametrize(("text", "message"), [

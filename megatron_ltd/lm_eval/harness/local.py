@@ -4,8 +4,6 @@ import hashlib
 import importlib
 import re
 from functools import cached_property
-from itertools import islice
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +95,10 @@ class LocalSplits(dict[str, Any]):
         alike = [paths for name, paths in self.files.items() if LAST_WORD.split(name.lower())[-1] in names]
         return exact or (alike[0] if len(alike) == 1 else [])
 
+    def names(self, split: str) -> str:
+        """The files of a split."""
+        return ", ".join(map(str, self._paths(split)))
+
     def told(self, split: str) -> list[str]:
         """What is to be told of where a split was found."""
         paths = self._paths(split)
@@ -135,11 +137,15 @@ def _docs(path: Path) -> Any:
     return datasets.Dataset.from_dict({name: [record.get(name) for record in records] for name in names})
 
 
+def scored_split(task: Any) -> Any:
+    """The split that an evaluation scores; None where a task is a class that does not say."""
+    return task.config.test_split if task.has_test_docs() else task.config.validation_split
+
+
 def needed_splits(task: Any, num_fewshot: int | None) -> dict[str, str]:
     """The splits that an evaluation draws examples from: the one that is scored, and the one of solved examples, with
     what it is needed for."""
-    config = task.config
-    scored = config.test_split if task.has_test_docs() else config.validation_split
+    config, scored = task.config, scored_split(task)
     own = config.num_fewshot
     shots = own if num_fewshot is None or own == 0 else num_fewshot
     needed = {}
@@ -148,30 +154,3 @@ def needed_splits(task: Any, num_fewshot: int | None) -> dict[str, str]:
                   or config.test_split)
         needed = {solved: " for solved examples (none with --num-fewshot 0)"}
     return {split: purpose for split, purpose in {**needed, scored: ""}.items() if split is not None}
-
-
-def check_answers(task: Any, limit: int | None) -> list[str]:
-    """Check that the right answers of a multiple-choice task are among its choices; says how many are not.
-
-    The harness counts an example as wrong whose answer is a label that it does not know, such as a text where it
-    expects a number, or -1 where the answer is kept secret.
-
-    Raises:
-        DataError: no example has an answer that can be right.
-    """
-    if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_input", 0):
-        return []
-    bad, count, seen = 0, 0, ""
-    for doc in islice(task.eval_docs, limit):
-        gold, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
-        golds = gold if isinstance(gold, list) else [gold]
-        known = [one in (range(len(choices)) if isinstance(one, Real) else choices) for one in golds]
-        if not any(known):
-            bad, seen = bad + 1, seen or f"{gold!r}, where the choices are {choices!r}"
-        count += 1
-    if bad == count:
-        raise DataError(f"{task.task_name}: no example has a right answer among its choices; the first has {seen}"[:400]
-                        + ". The harness expects the number of the choice, from 0, or its text: write the labels as in "
-                        "the data set that it would download.")
-    return [f"{task.task_name}: {bad} of {count} examples have no right answer among their choices (the first {seen}) "
-            "and count as wrong"] if bad else []

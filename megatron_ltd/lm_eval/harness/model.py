@@ -95,6 +95,10 @@ class HarnessModel(LM):
         """Tells the harness's cache of requests which tokenizer they were written for."""
         return f"megatron_ltd-{self.tokens.digest[:16]}"
 
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into its results besides the model's arguments."""
+        return {"bos_token_id": self.encoder.bos, "overlong": self.encoder.overlong}
+
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template that lies beside the tokenizer's files."""
         return self.chat.template if chat_template else None

@@ -12,7 +12,8 @@ from typing import Any
 
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError, DataError, UserError
-from megatron_ltd.lm_eval.harness.local import SUFFIXES, LocalSplits, check_answers, needed_splits
+from megatron_ltd.lm_eval.harness.answers import check_answers, first_unreadable
+from megatron_ltd.lm_eval.harness.local import SUFFIXES, LocalSplits, needed_splits
 from megatron_ltd.lm_eval.harness.metrics import metrics_of, samples_of
 from megatron_ltd.lm_eval.requests import TokenScorer
 from megatron_ltd.lm_eval.results import EvalOptions, TaskResult
@@ -119,7 +120,9 @@ class HarnessTask:
         except Exception as error:  # a task may hold any code
             if model.scoring:
                 raise
-            raise DataError(f"{self.name}: lm-evaluation-harness cannot score it: {_said(error)}. "
+            which = "".join(first_unreadable(task, options.limit, self.local.get(task.task_name))
+                            for task in loaded["tasks"].values())
+            raise DataError(f"{self.name}: lm-evaluation-harness cannot score it: {_said(error)}.{which} "
                             f"Check the examples in {self.place}.") from error
         # On all but the first process of a machine the harness returns nothing.
         leaves = {} if found is None else {name: [name] for name in found["configs"]} | {
@@ -160,7 +163,8 @@ class HarnessTask:
                     for split, purpose in needed_splits(task, self.harness.num_fewshot).items():
                         self.local[task.task_name].must_have(split, purpose)
                         notes += [f"{task.task_name}: {note}" for note in self.local[task.task_name].told(split)]
-            return loaded, (*notes, *(note for task in tasks for note in check_answers(task, options.limit)))
+                notes += check_answers(task, options.limit, self.local.get(task.task_name))
+            return loaded, tuple(notes)
         except UserError:
             raise
         except Exception as error:  # a task may hold any code, and a download fails in many ways
@@ -240,10 +244,11 @@ def _result(name: str, numbers: dict[str, Any], found: dict[str, Any], model: An
     metrics = metrics_of(numbers)
     counted = found.get("n-samples", {})
     n = sum(int(counted.get(leaf, {}).get("effective", 0)) for leaf in leaves)
-    shots = found.get("n-shot", {}).get(name)
-    protocol = f"lm-evaluation-harness {version('lm_eval')}, task version {found['versions'].get(name)}, {shots}-shot"
+    shots, task_version = found.get("n-shot", {}).get(name), found["versions"].get(name)
+    protocol = f"lm-evaluation-harness {version('lm_eval')}, task version {task_version}, {shots}-shot"
     samples = samples_of(found.get("samples", {}).get(name, ()), metrics)
     cut, apart = (sum(len(counts[leaf]) for leaf in leaves) for counts in (model.cut, model.apart))
     return TaskResult(metrics, n, "examples", cut, protocol, {},
                       tuple(note for note in notes if len(leaves) == 1 and note.startswith(f"{name}: "))
-                      + notes_on_examples(0, apart), samples)
+                      + notes_on_examples(0, apart), samples, shots,
+                      None if task_version is None else str(task_version))

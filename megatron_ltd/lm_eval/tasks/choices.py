@@ -111,7 +111,8 @@ class ChoiceTask:
         tokens = sum(len(answer.logprobs) for answer in answers)
         samples = {name: aligned([value[name] for value in values], kept) for name in self.metrics}
         return TaskResult(self._metrics(examples, values), len(examples), "examples", truncated,
-                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)}, notes, samples)
+                          f"{self.protocol}; {shown}", {"scored_tokens": tokens, "rows": len(rows)}, notes, samples,
+                          options.num_fewshot if self.fewshot else 0)
 
     def questions(self, path: Path, options: EvalOptions) -> tuple[list[Example], list[str], str]:
         """The questions, the solved examples before each as one text, and a description of those.

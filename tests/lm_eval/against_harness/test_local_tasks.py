@@ -123,8 +123,11 @@ def test_labels_that_cannot_be_right_are_no_score_of_zero(tmp_path: Path) -> Non
     put(tmp_path, "cb", "validation", [CB | {"label": "entailment"}] * 2)
     split, doc = DOCS["pubmedqa"]
     put(tmp_path, "pubmedqa", split, [doc] * 2 + [doc | {"final_decision": "perhaps"}])
-    found = score(tmp_path, "cb,pubmedqa")
-    assert "no example has a right answer among its choices; the first has 'entailment'" in str(found["cb"])
+    put(tmp_path, "wsc", "validation", [DOCS["wsc"][1] | {"label": 0.0}] * 2)
+    found = score(tmp_path, "cb,pubmedqa,wsc")
+    assert "no example has a right answer among its choices: cb, " in str(found["cb"])
+    assert f"wsc, {tmp_path}/wsc/validation.jsonl, example 0 (the first is 0) has the answer 0.0, of type float" in str(
+        found["wsc"])
     result = found["pubmedqa"]
     assert isinstance(result, TaskResult) and result.metrics["acc"].value == pytest.approx(2 / 3)
     assert len(result.notes) == 1 and "1 of 3 examples have no right answer" in result.notes[0]
