@@ -213,7 +213,8 @@ def compared(name: str, args: argparse.Namespace, names: list[str], tasks: list[
         convert("--load", str(work / "ours"), "--to-hf", str(work / "exported"))
     theirs = scored(work, "hf", 1, lambda: hf_model(work), tasks, args.limit)
     rows = [[name, "harness, hf", "", "", f"{theirs.seconds:.1f}"]]
-    for layout, (ranks, tp, pp) in LAYOUTS.items():
+    for layout in args.layouts.split(","):
+        ranks, tp, pp = LAYOUTS[layout]
         ours = scored(work, layout, ranks, lambda tp=tp, pp=pp: our_model(work, tp, pp), tasks, args.limit)
         pairs = [(task, metric, ours.metrics[task][metric], value) for task in names
                  for metric, value in theirs.metrics[task].items()]
@@ -234,6 +235,7 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--layouts", default=",".join(LAYOUTS))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     names = write_tasks(args.data / "tasks", args.work / "tasks", args.limit)
