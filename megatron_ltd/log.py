@@ -51,6 +51,8 @@ class Console:
 
 
 def _print(text: str, stream: TextIO, end: str = "\n") -> None:
+    encoding = stream.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)  # names of files need not be text
     try:
         over_status = end and stream.isatty()
         print(_CLEAR_LINE + text if over_status else text, file=stream, end=end, flush=True)

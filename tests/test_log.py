@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ltd.log import size_text
+from megatron_ltd.log import Console, size_text
 
 PROGRAM = """
 from megatron_ltd.log import Console
@@ -32,6 +32,11 @@ def test_standard_error_on_a_full_disk_is_given_up_too(both: bool, tmp_path: Pat
         ended = subprocess.run([sys.executable, "-c", PROGRAM], stdout=full if both else out, stderr=full)
     assert ended.returncode == 0
     assert (tmp_path / "out").read_text() == ("" if both else "line 0\nline 1\nline 2\n")
+
+
+def test_a_name_that_is_no_text_is_printed_with_its_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().line("file \udcff of é")
+    assert capsys.readouterr().out == "file \\udcff of é\n"
 
 
 @pytest.mark.parametrize(("size_bytes", "text"), [

@@ -151,7 +151,7 @@ def write_results(path: Path, record: dict[str, Any], results: dict[str, TaskRes
         # Lists of numbers in a line each; texts have no line ends in JSON.
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         text = NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), text)
-    write_file(path, text.encode())
+    write_file(path, text.encode(errors="backslashreplace"))  # names of files need not be text
 
 
 def csv_table(record: dict[str, Any]) -> str:

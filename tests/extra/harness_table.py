@@ -4,8 +4,8 @@ harness's own Hugging Face backend on the exported model. Writes the table of do
     python -m tests.extra.harness_table --data DIR --limit 50 --work /tmp/table --output table.md
 
 Takes some minutes on an idle machine, so it is no test. The tasks are loaded once; every row is a fork that builds its
-model and scores all tasks, and its time is the processor seconds of the scoring in all its processes. Needs lm-eval and
-transformers.
+model and scores all tasks, and its time is the processor seconds of the scoring in all its processes. Needs lm-eval,
+transformers and protobuf.
 """
 
 import argparse

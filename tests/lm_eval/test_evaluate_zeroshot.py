@@ -133,12 +133,13 @@ def test_tokenizer_flags_take_the_place_of_recorded_files_that_have_moved(folder
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_task_that_fails_leaves_the_others_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad, output = folder / "bad.jsonl", folder / "results.json"
+    bad, output = folder / "b\udcffd.jsonl", folder / "results.json"  # a name that is not UTF-8
     bad.write_text('{"text": "fine words"}\n{"text": 3}\n')
-    flags = ("--tasks", f"lambada={bad},perplexity=none.txt,wikitext", "--output", str(output))
+    flags = ("--tasks", f"lambada={bad},perplexity=none.txt,wikitext", "--output", str(output), str(folder / "r.md"))
     assert evaluate(folder, *flags) == 21
     said = capsys.readouterr()
-    assert f"DataError: {bad}:2: text = 3 must be a text" in said.err
+    assert "b\\udcffd.jsonl:2: text = 3 must be a text" in (folder / "r.md").read_text()
+    assert f"DataError: {folder}/b\\udcffd.jsonl:2: text = 3 must be a text" in said.err
     assert "2 of 3 tasks failed: lambada, perplexity" in said.err
     assert re.search(r"\| lambada +\| failed", said.out)
     assert "perplexity failed: DataError: task perplexity=none.txt" in said.out

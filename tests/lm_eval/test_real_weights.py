@@ -16,6 +16,7 @@ from tests.lm_eval import harness, stories
 from tests.lm_eval.task_ranks import evaluate
 from tests.lm_eval.tasks.test_choice_agreement import harness_docs, task_file
 
+pytest.importorskip("google.protobuf", reason="transformers reads SentencePiece models with protobuf")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 CHOICES = ("hellaswag", "piqa", "winogrande", "arc_easy", "arc_challenge", "boolq", "openbookqa", "copa", "rte", "sciq",
            "blimp")

@@ -51,7 +51,7 @@ class LocalSplits(dict[str, Any]):
     def sha256(self) -> str:
         """Of the digests of the files, in order of name."""
         parts = [f"{split} {sha256_of(path)}" for split, paths in sorted(self.files.items()) for path in paths]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
     def __missing__(self, split: str) -> Any:
         docs = self._read(split)
