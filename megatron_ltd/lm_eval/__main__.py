@@ -9,6 +9,7 @@ import importlib.util
 import logging
 
 from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.lm_eval.harness.partial import allow_missing_splits
 from megatron_ltd.log import Console
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
@@ -26,6 +27,7 @@ def main() -> int:
             raise ConfigError("lm-evaluation-harness is not installed: pip install 'megatron_ltd[eval]'.")
         importlib.import_module("lm_eval.models")  # registers the harness's own models, before ours
         importlib.import_module("megatron_ltd.lm_eval.harness.plugin")
+        allow_missing_splits()
         importlib.import_module("lm_eval.__main__").cli_evaluate()
     except UserError as error:
         console.error(f"{type(error).__name__}: {error}")

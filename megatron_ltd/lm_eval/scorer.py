@@ -177,10 +177,15 @@ def build_scorer(load_dir: str, *, step: int | None, tensor_parallel: int, pipel
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        ConfigError: its model does not fit the layout.
+        ConfigError: its model does not fit the layout, or these processes have a model already.
     """
     place = Launch.from_environment()
     console = Console(place.rank == 0)
+    if place.world_size == 1:
+        launch.stop()  # one process may score checkpoints in turn
+    elif dist.is_initialized():
+        raise ConfigError(f"{load_dir} cannot be loaded: these {place.world_size} processes have a model already. "
+                          "Score one checkpoint a command, or several on one process.")
     path = find_checkpoint(Path(load_dir), step, console)
     config = scoring_config(saved_config(read_manifest(path), path), tensor_parallel=tensor_parallel,
                             pipeline_parallel=pipeline_parallel, batch_rows=micro_batch_size,

@@ -1,5 +1,6 @@
 """Right answers of classification tasks, of every type that a file can hold."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from megatron_ltd.errors import DataError
 from megatron_ltd.lm_eval.harness.answers import check_answers, first_unreadable
+from megatron_ltd.lm_eval.harness.local import LocalSplits
 
 
 def task_of(labels: list[Any], choices: tuple[str, ...] = ("True", "False", "Neither")) -> Any:
@@ -53,3 +55,17 @@ def test_an_example_without_the_column_is_named() -> None:
     task.eval_docs[0]["premise"] = "It rains."
     assert "example 1 " in first_unreadable(task, None, None)
     assert first_unreadable(task, 1, None) == ""
+
+
+def test_a_column_of_two_types_is_named_with_its_place(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "validation.jsonl").write_text('{"text": null}\n{"text": "a"}\n{"text": 5, "n": 1}\n{"n": 1.5}\n')
+    with pytest.raises(DataError, match=r"validation.jsonl:3: text = 5 is of type int, and of type str in .*jsonl:2"):
+        LocalSplits(tmp_path)["validation"]
+
+
+def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "validation.csv").write_bytes(b"premise,label\nIt r\xe9ins.,0\n")
+    with pytest.raises(DataError, match=r"validation.csv: premise is not UTF-8 text"):
+        LocalSplits(tmp_path)["validation"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
+from megatron_ltd.lm_eval.tasks.records import Record
 from megatron_ltd.lm_eval.tasks.task_files import plain_suffix, read_records, sha256_of
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -83,9 +84,12 @@ class LocalSplits(dict[str, Any]):
         return f"{self.folder / split}{first} (or {', '.join(others)})"
 
     def absent(self) -> str:
-        """What to say of splits that were asked for and could not be read."""
-        return "".join(f" {self._why(split)}" if split in self.problems else f" The split {split!r} is not there."
-                       for split in sorted(self.stood_in))
+        """What to say of splits that were asked for and could not be read, and of the columns of those that were."""
+        missing = [f" {self._why(split)}" if split in self.problems else f" The split {split!r} is not there."
+                   for split in sorted(self.stood_in)]
+        read = [f" {self.names(split)} has the columns {', '.join(docs.column_names)}."[:300]
+                for split, docs in self.items() if split not in self.stood_in]
+        return "".join([*missing, *read])
 
     def _paths(self, split: str) -> list[Path]:
         names = (split, *OTHER_NAMES.get(split, ()))
@@ -131,10 +135,32 @@ def _docs(path: Path) -> Any:
     if plain_suffix(path) in TABLES:
         module, reader = TABLES[plain_suffix(path)]
         table = getattr(importlib.import_module(module), reader)(path)
+        no_text = [field.name for field in table.schema if str(field.type) in ("binary", "large_binary")]
+        if no_text:
+            raise DataError(f"{path}: {', '.join(no_text)} is not UTF-8 text. Convert it to UTF-8.")
         return datasets.Dataset(datasets.table.InMemoryTable(table))
-    records = [record.values for record in read_records(path)]
-    names = dict.fromkeys(name for record in records for name in record)
-    return datasets.Dataset.from_dict({name: [record.get(name) for record in records] for name in names})
+    records = read_records(path)
+    names = dict.fromkeys(name for record in records for name in record.values)
+    try:
+        return datasets.Dataset.from_dict({name: [record.values.get(name) for record in records] for name in names})
+    except Exception:  # the library raises whatever its parts raise
+        for name in names:
+            _check_alike(name, [record for record in records if record.has(name)])
+        raise
+
+
+def _check_alike(name: str, records: list[Record]) -> None:
+    """Check that a column has one type, as it must in a table.
+
+    Raises:
+        DataError: it has two.
+    """
+    first, *others = records
+    for record in others:
+        one, other = (type(each.values[name]) for each in (first, record))
+        if one is not other and {one, other} != {int, float}:
+            raise record.error(f"{name} = {record.values[name]!r} is of type {other.__name__}, and of type "
+                               f"{one.__name__} in {first.place}; a column has one type")
 
 
 def scored_split(task: Any) -> Any:

@@ -168,7 +168,7 @@ class HarnessTask:
         except UserError:
             raise
         except Exception as error:  # a task may hold any code, and a download fails in many ways
-            absent = "".join(splits.absent() for splits in self.local.values())
+            absent = "".join(splits.absent() for splits in self.local.values())[:600]
             folder = self.place if self.is_one else self.place / "TASK"
             leaves = self.harness.leaves(self.name)
             without = [leaf for leaf in leaves if leaf not in self.local]

@@ -124,7 +124,9 @@ def test_labels_that_cannot_be_right_are_no_score_of_zero(tmp_path: Path) -> Non
     split, doc = DOCS["pubmedqa"]
     put(tmp_path, "pubmedqa", split, [doc] * 2 + [doc | {"final_decision": "perhaps"}])
     put(tmp_path, "wsc", "validation", [DOCS["wsc"][1] | {"label": 0.0}] * 2)
-    found = score(tmp_path, "cb,pubmedqa,wsc")
+    put(tmp_path, "social_iqa", "validation", [{"text": "It rains."}])
+    found = score(tmp_path, "cb,pubmedqa,wsc,social_iqa")
+    assert f"{tmp_path}/social_iqa/validation.jsonl has the columns text." in str(found["social_iqa"])
     assert "no example has a right answer among its choices: cb, " in str(found["cb"])
     assert f"wsc, {tmp_path}/wsc/validation.jsonl, example 0 (the first is 0) has the answer 0.0, of type float" in str(
         found["wsc"])

@@ -18,6 +18,7 @@ from megatron_ltd.config import DataConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.errors import DataError
 from megatron_ltd.lm_eval.bos import choose_bos
+from megatron_ltd.lm_eval.harness.partial import allow_missing_splits
 from tests.checkpoint.hugging_face import read_in, saved
 from tests.lm_eval.against_harness.test_lm_eval_agreement import requests
 from tests.lm_eval.gpt2_scorer import Gpt2Scorer, tiny_gpt2
@@ -33,6 +34,10 @@ PAIRS = {
     "an empty context before a continuation that begins with the token": ("", BOS + "Whole sentence."),
     "a context that begins with the token already": (BOS + "The cat sat on", " the mat"),
     "spaces at the end of a context": ("The cat sat on  ", "the mat"),
+    "a space in place of a context": (" ", "Whole sentence."),
+    "a line end in place of a context": ("\n", "Whole sentence."),
+    "a space and a line end in place of a context": (" \n", "Whole sentence."),
+    "a token that spans the end of the context": ("The cat s", "at on"),
     "a context longer than the model": (LONG, " end"),
     "a context and a continuation longer than the model": (LONG, " end of " + LONG[:100]),
 }
@@ -149,3 +154,23 @@ def test_the_harness_command_scores_a_sharded_checkpoint_as_its_own_model_does(
     found = json.loads(results.read_text())["results"]
     for key, value in theirs["results"]["which"].items():
         assert found["which"][key] == (pytest.approx(value) if isinstance(value, float) else value)
+
+
+def test_the_command_needs_only_the_split_that_is_scored(tmp_path: Path) -> None:
+    file = tmp_path / "docs.jsonl"
+    file.write_text('{"goal": "Say.", "label": 0}\n' * 2)
+    config = {"task": "here", "dataset_path": "json", "dataset_kwargs": {"data_files": {"validation": str(file)}},
+              "training_split": "train", "validation_split": "validation", "output_type": "multiple_choice",
+              "doc_to_text": "goal", "doc_to_target": "label", "doc_to_choice": ["yes", "no"]}
+    kind = importlib.import_module("lm_eval.api.task").ConfigurableTask
+    with mock.patch.object(kind, "download", kind.download):
+        allow_missing_splits()
+        task = kind(config=dict(config))
+        assert len(task.eval_docs) == 2
+        with pytest.raises(AssertionError, match="no documents"):
+            task.sampler.sample(1)
+        with pytest.raises(DataError, match="here: the split 'test' is scored and is not there; its data set has vali"):
+            kind(config=config | {"test_split": "test"})
+        absent = {"data_files": {"validation": str(tmp_path / "none.jsonl")}}
+        with pytest.raises(DataError, match=r"here: its data set json cannot be loaded: .*none\.jsonl"):
+            kind(config=config | {"dataset_kwargs": absent})
