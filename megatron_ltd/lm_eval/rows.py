@@ -56,10 +56,10 @@ class RowEncoder:
     def pair(self, context: str, continuation: str, place: str) -> Encoded:
         """The row that scores a continuation.
 
-        Both are encoded together and split where the context's own encoding ends; spaces at the end of the context
-        belong to the continuation. Where that leaves the continuation no token, they are encoded apart. A context
-        without text is the token `bos`, else the end-of-document token. Of a row longer than the model's positions
-        the end is scored.
+        The continuation is what comes after as many tokens as the context has when both are encoded together, even if
+        the first of these tokens are others than the context's own; spaces at the end of the context belong to the
+        continuation. Where that leaves the continuation no token, they are encoded apart. A context without text is
+        the token `bos`, else the end-of-document token. Of a row longer than the model's positions the end is scored.
 
         Raises:
             DataError: the continuation has no token, or the row is too long and that is an error.
@@ -67,11 +67,10 @@ class RowEncoder:
         apart = False
         if context.strip():
             text = context.rstrip()
-            whole, end = self.prompt(context + continuation), len(self.prompt(text))
-            before, scored = whole[:end], whole[end:]
+            before = self.prompt(text)
+            scored = self.prompt(context + continuation)[len(before):]
             if not scored:
-                apart = True
-                before, scored = self.prompt(text), self.tokenizer.encode(context[len(text):] + continuation)
+                apart, scored = True, self.tokenizer.encode(context[len(text):] + continuation)
         else:
             before, scored = [self._first()], self.tokenizer.encode(context + continuation)
             if scored[:1] == before and len(scored) > 1:

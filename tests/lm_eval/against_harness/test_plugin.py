@@ -72,7 +72,12 @@ def both(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: py
 @pytest.mark.parametrize("case", PAIRS)
 def test_a_pair_has_the_log_probability_of_the_harness_own_model(both: Any, case: str) -> None:
     theirs, ours = both
-    [(expected, expected_greedy)] = theirs.loglikelihood(requests("loglikelihood", [PAIRS[case]]))
+    asked = requests("loglikelihood", [PAIRS[case]])
+    if case.endswith("place of a context") and ours.encoder.bos is None:
+        with pytest.raises(AssertionError):  # the harness's model has no token to begin with; ours takes the end token
+            theirs.loglikelihood(asked)
+        asked[0].arguments = ("", "".join(PAIRS[case]))
+    [(expected, expected_greedy)] = theirs.loglikelihood(asked)
     [(logprob, greedy)] = ours.loglikelihood(requests("loglikelihood", [PAIRS[case]]))
     assert logprob == pytest.approx(expected, rel=1e-5) and greedy == expected_greedy
 
