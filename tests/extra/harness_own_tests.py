@@ -8,6 +8,7 @@ stand those of the harness's own Hugging Face model on the same weights. Needs l
 """
 
 import argparse
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -156,7 +157,8 @@ def main(argv: list[str]) -> int:
     for name in ("harness", "data", "work", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args(argv)
-    args.work = args.work.resolve()
+    args.harness, args.data, args.work, args.output = (
+        path.resolve() for path in (args.harness, args.data, args.work, args.output))
     copies = args.work / "tests"  # apart from the clone, whose package `tests` has the name of ours
     copies.mkdir(parents=True, exist_ok=True)
     for file in FILES:
@@ -173,7 +175,8 @@ def main(argv: list[str]) -> int:
     with (mock.patch("lm_eval.models.huggingface.HFLM", side_effect=exchange.model),
           mock.patch.object(AutoTokenizer, "from_pretrained", lambda name, *a, **k: read(
               exchange.folders.get(name, name), *a, **k)),
-          mock.patch("datasets.load_dataset", data_sets(args.data))):
+          mock.patch("datasets.load_dataset", data_sets(args.data)),
+          contextlib.chdir(copies)):  # one of them writes a log where it is
         code = pytest.main([str(copies), "-q", "-p", "no:cacheprovider", "--rootdir", str(copies), "-c", "/dev/null"],
                            plugins=[exchange])
     rows = [("the harness's test", "outcome"), *((name, ", ".join(
