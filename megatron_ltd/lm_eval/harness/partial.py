@@ -11,11 +11,11 @@ from megatron_ltd.lm_eval.harness.local import scored_split
 def allow_missing_splits() -> None:
     """Change the harness's tasks, in this process: it looks at the training split of each, also for no examples.
 
-    A split that is not there is empty, so that solved examples, if any are asked for, fail in the harness; one that is
-    scored is an error, and so is a data set that cannot be loaded.
+    A split that is not there is empty. It is an error where it is scored or solved examples are drawn from it, and so
+    is a data set that cannot be loaded.
     """
     task = importlib.import_module("lm_eval.api.task").ConfigurableTask
-    load = task.download
+    load, ask = task.download, task.fewshot_context
 
     @wraps(load)
     def download(self: Any, *arguments: Any, **settings: Any) -> None:
@@ -27,7 +27,15 @@ def allow_missing_splits() -> None:
         if type(self.dataset) is importlib.import_module("datasets").DatasetDict:
             self.dataset = _partial(self.dataset, scored_split(self), self.config.task)
 
-    task.download = download
+    @wraps(ask)
+    def fewshot_context(self: Any, doc: Any, num_fewshot: int, *arguments: Any, **settings: Any) -> Any:
+        if num_fewshot and hasattr(self, "sampler") and not self.sampler.df:
+            raise DataError(f"{self.config.task}: {num_fewshot} solved examples are asked for, and the split that they "
+                            f"are drawn from is not there; its data set has {', '.join(self.dataset)}. Add the split, "
+                            "or use --num_fewshot 0.")
+        return ask(self, doc, num_fewshot, *arguments, **settings)
+
+    task.download, task.fewshot_context = download, fewshot_context
 
 
 def _partial(splits: Any, scored: Any, name: str) -> Any:

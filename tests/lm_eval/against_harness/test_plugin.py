@@ -168,12 +168,13 @@ def test_the_command_needs_only_the_split_that_is_scored(tmp_path: Path) -> None
               "training_split": "train", "validation_split": "validation", "output_type": "multiple_choice",
               "doc_to_text": "goal", "doc_to_target": "label", "doc_to_choice": ["yes", "no"]}
     kind = importlib.import_module("lm_eval.api.task").ConfigurableTask
-    with mock.patch.object(kind, "download", kind.download):
+    with mock.patch.multiple(kind, download=kind.download, fewshot_context=kind.fewshot_context):
         allow_missing_splits()
         task = kind(config=dict(config))
         assert len(task.eval_docs) == 2
-        with pytest.raises(AssertionError, match="no documents"):
-            task.sampler.sample(1)
+        assert task.fewshot_context(task.eval_docs[0], num_fewshot=0) == "Say."
+        with pytest.raises(DataError, match="here: 1 solved examples are asked for, .*its data set has validation"):
+            task.fewshot_context(task.eval_docs[0], num_fewshot=1)
         with pytest.raises(DataError, match="here: the split 'test' is scored and is not there; its data set has vali"):
             kind(config=config | {"test_split": "test"})
         absent = {"data_files": {"validation": str(tmp_path / "none.jsonl")}}
