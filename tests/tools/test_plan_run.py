@@ -80,7 +80,9 @@ def test_a_hugging_face_model_is_planned_from_its_config(tmp_path: Path, capsys:
 @pytest.mark.parametrize(("flags", "says"), [
     ("--gpu h1000", "not in the table"), ("--gpus 0", "must be from 1"), ("--gpus 3 --micro-batch-size 2", "divisible"),
     ("--search", "--global-batch-size"), ("--json nowhere/plan.json", "its folder does not exist"),
-    ("--cluster nowhere.toml", "cannot be read"), ("--dry-run --gpus 8 --rank 8", "choose 0 to 7")])
+    ("--cluster nowhere.toml", "cannot be read"), ("--dry-run --gpus 8 --rank 8", "choose 0 to 7"),
+    ("--rank 0", "add --dry-run"), ("--search --dry-run", "search first"), ("--gpu a100 --cluster x", "leave one out"),
+    ("--bert --program finetune_gpt", "leave one out")])
 def test_what_cannot_be_planned_is_refused_in_one_message(flags: str, says: str,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
     batch = "" if "--search" in flags else " --global-batch-size 8"
