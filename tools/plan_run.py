@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
 def _write(args: argparse.Namespace, answer: Answer) -> None:
     contents: dict[str, Any] = {}
     if args.json is not None:
-        contents[args.json] = json.dumps(answer.values, indent=1) + "\n"
+        contents[args.json] = json.dumps(answer.values | {"problem": answer.problem}, indent=1) + "\n"
     if args.output is not None:
         contents[args.output] = page(answer)
     for path, text in contents.items():
