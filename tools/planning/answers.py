@@ -82,8 +82,9 @@ def of_search(planned: Planned) -> Answer:
         lines.insert(0, f"The first one takes {cost.days:.3g} days, {cost.gpu_hours:,.0f} GPU-hours.")
         values["run_of_the_first"] = cost_values(cost)
     return Answer(f"Search: {cluster.gpus:,} x {cluster.gpu}", [ranking(best, ranked)], lines, values,
-                  ("Seconds of a step", "s", {f"{place}. {layout_text(candidate.layout)}": candidate.seconds
-                                              for place, candidate in enumerate(best, start=1)}))
+                  ("Seconds of a step", "s", {
+                      f"{place}. {layout_text(candidate.layout)}, microbatch {candidate.layout.micro_samples}":
+                          candidate.seconds for place, candidate in enumerate(best, start=1)}))
 
 
 def search_of(planned: Planned) -> Search:
