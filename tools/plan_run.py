@@ -30,20 +30,39 @@ from tools.planning.scripts import read_script
 from tools.report_page import markdown_table
 
 
-def run(args: argparse.Namespace, flags: list[str]) -> None:
-    console = Console()
+def _check(args: argparse.Namespace) -> None:
+    """Flags of this tool that contradict each other.
+
+    Raises:
+        ConfigError: there are such.
+    """
+    if args.search and args.dry_run:
+        raise ConfigError("--search and --dry-run: a dry run goes through one layout; search first, then add --dry-run "
+                          "to the flags of the layout that is chosen")
+    if args.rank is not None and not args.dry_run:
+        raise ConfigError(f"--rank = {args.rank}: says which process a dry run goes through; add --dry-run, or leave "
+                          "--rank out")
+    if args.bert and args.program not in (None, "pretrain_bert"):
+        raise ConfigError(f"--program = {args.program} and --bert, short for pretrain_bert; leave one out")
+    if args.cluster is not None and args.gpu is not None:
+        raise ConfigError(f"--gpu = {args.gpu} and --cluster = {args.cluster}, which says the kind; leave one out")
     for flag, path in (("--json", args.json), ("--output", args.output)):
         if path is not None and not Path(path).parent.is_dir():
             raise ConfigError(f"{flag} = {path}: its folder does not exist; choose another")
+
+
+def run(args: argparse.Namespace, flags: list[str]) -> None:
+    console = Console()
+    _check(args)
     recipe, gpus = "pretrain_bert" if args.bert else args.program, args.gpus
     if args.script is not None:
         script = read_script(Path(args.script))
         flags = [*script.arguments, *flags]
         recipe, gpus = recipe or script.program, gpus or (script.processes if args.cluster is None else None)
         console.line(f"{args.script}: {script.program or 'arguments'} {shlex.join(script.arguments)}")
-    planned = read_plan(flags, recipe=recipe or "pretrain_gpt", gpus=gpus, gpu=args.gpu, cluster_file=args.cluster,
-                        hf_config=args.hf_config, epoch_samples=args.epoch_samples, searches=args.search,
-                        console=console)
+    planned = read_plan(flags, recipe=recipe or "pretrain_gpt", gpus=gpus, gpu=args.gpu or "h100",
+                        cluster_file=args.cluster, hf_config=args.hf_config, epoch_samples=args.epoch_samples,
+                        searches=args.search, console=console)
     if args.dry_run:
         from tools.planning.dry_run import of_dry_run  # imports torch
 
@@ -62,7 +81,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
 def _write(args: argparse.Namespace, answer: Answer) -> None:
     contents: dict[str, Any] = {}
     if args.json is not None:
-        contents[args.json] = json.dumps(answer.values, indent=1) + "\n"
+        contents[args.json] = json.dumps(answer.values | {"problem": answer.problem}, indent=1) + "\n"
     if args.output is not None:
         contents[args.output] = page(answer)
     for path, text in contents.items():
@@ -76,7 +95,7 @@ def main(argv: list[str]) -> int:
     parser = parser_of(__doc__, usage="%(prog)s [--gpus N] [--gpu KIND | --cluster FILE.toml] [--search | --dry-run] "
                                       "[--json FILE] [--output FILE] FLAGS OF THE RUN")
     parser.add_argument("--gpus", type=int, metavar="N", help="accelerators in all (default: those of one replica)")
-    parser.add_argument("--gpu", default="h100", metavar="KIND", help="kind of accelerator (default: h100)")
+    parser.add_argument("--gpu", metavar="KIND", help="kind of accelerator (default: h100)")
     parser.add_argument("--cluster", metavar="FILE.toml", help="the cluster, in place of --gpu")
     parser.add_argument("--script", metavar="FILE", help="a launch script, whose flags come before those here")
     parser.add_argument("--hf-config", metavar="FILE", help="a Hugging Face config.json, in place of the model's flags")

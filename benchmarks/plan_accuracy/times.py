@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.plan_accuracy.cases import FITTED, TIMED_CASES, Case
+from benchmarks.plan_accuracy.cases import BLIND_CASES, FITTED, TIMED_CASES, Case
 from benchmarks.plan_accuracy.critical_path import communication_seconds, critical_seconds
 from benchmarks.plan_accuracy.processes import measure
 from megatron_ltd.plan.cluster import Cluster
@@ -65,11 +65,11 @@ def fitted_rates(measured: dict[str, Timed]) -> Rates:
     return best
 
 
-def measured_times(rounds: int, steps: int) -> dict[str, Timed]:
+def measured_times(rounds: int, steps: int, cases: Sequence[Case] = TIMED_CASES) -> dict[str, Timed]:
     """Each layout's time from so many steps, after a first, in each of some rounds."""
-    paths: dict[str, list[float]] = {case.name: [] for case in TIMED_CASES}
-    talks: dict[str, list[float]] = {case.name: [] for case in TIMED_CASES}
-    for _, case in itertools.product(range(rounds), TIMED_CASES):
+    paths: dict[str, list[float]] = {case.name: [] for case in cases}
+    talks: dict[str, list[float]] = {case.name: [] for case in cases}
+    for _, case in itertools.product(range(rounds), cases):
         found = measure(case, steps + 1, memory=False)
         for step in range(1, steps + 1):
             notes = [process.notes[step] for process in found]
@@ -89,12 +89,22 @@ def time_table(rounds: int = 3, steps: int = 4) -> str:
     return compared(measured_times(rounds, steps))
 
 
+def blind_table(rounds: int = 1, steps: int = 4) -> str:
+    """The same of layouts whose predictions are printed before they are measured, after the two of the fit."""
+    fitted = measured_times(rounds, steps, [case for case in TIMED_CASES if case.name in FITTED])
+    rates = fitted_rates(fitted)
+    print("\n".join(["predicted before measuring:", *(f"- {case.name}: {predicted(case, rates).seconds:.3f} s"
+                                                       for case in BLIND_CASES)]), flush=True)
+    return compared(fitted | measured_times(rounds, steps, BLIND_CASES))
+
+
 def compared(measured: dict[str, Timed]) -> str:
     """The table and the ranking."""
     rates = fitted_rates(measured)
-    guesses = {case.name: predicted(case, rates).seconds for case in TIMED_CASES}
+    cases = [case for case in (*TIMED_CASES, *BLIND_CASES) if case.name in measured]
+    guesses = {case.name: predicted(case, rates).seconds for case in cases}
     lines = ["| layout | processes | predicted s | measured s | error | spread |", "|---|--:|--:|--:|--:|--:|"]
-    for case in TIMED_CASES:
+    for case in cases:
         guess, (seconds, spread, _) = guesses[case.name], measured[case.name]
         lines.append(f"| {case.name}{' (fitted)' if case.name in FITTED else ''} | {case.processes} | {guess:.3f} | "
                      f"{seconds:.3f} | {guess / seconds - 1.0:+.0%} | {spread / seconds:.1%} |")

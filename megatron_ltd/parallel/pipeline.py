@@ -6,7 +6,8 @@ modules. Ids, labels and masks of a microbatch are not sent between stages: ever
 it to each of its stages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
     ScheduleZBVZeroBubble,
+    _batch_p2p,
 )
 
 from megatron_ltd.parallel import data_parallel
@@ -46,7 +48,86 @@ class _Plain(nn.Module):
         return self.module(*args, **kwargs)
 
 
-class _FullBackwardStage(PipelineStage):
+class _Stage(PipelineStage):
+    """Holds what it exchanges for a microbatch until the backward pass of that microbatch. The engine holds it for all
+    microbatches until the end of the step, which with hundreds of them is more than all activations: buffers of what is
+    received, the last stage's losses with their graphs, and in schedules of several stages what is sent.
+
+    Args:
+        sends: the schedule keeps what it sends, so the stage sends by itself.
+    """
+
+    def __init__(self, *args: Any, sends: bool, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._sends = sends
+        self._sending: dict[str, list[dist.Work]] = {}
+
+    def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
+        with self._on_meta():
+            return super()._prepare_forward_infra(*args, **kwargs)
+
+    def _create_grad_recv_info(self, *args: Any) -> Any:
+        with self._on_meta():
+            return super()._create_grad_recv_info(*args)
+
+    @contextmanager
+    def _on_meta(self) -> Iterator[None]:
+        """Buffers that the engine makes meanwhile have a shape alone."""
+        device, self.device = self.device, torch.device("meta")
+        try:
+            yield
+        finally:
+            self.device = device
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        self._move(self.args_recv_info[fwd_chunk_id], self.device)
+        return super().get_fwd_recv_ops(fwd_chunk_id)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        self._move(self.grad_recv_info[bwd_chunk_id], self.device)
+        return super().get_bwd_recv_ops(bwd_chunk_id)
+
+    def set_local_bwd_input(self, next_stage_bwd_outputs: tuple[torch.Tensor | None, ...], mb_index: int) -> None:
+        self._move(self.grad_recv_info[mb_index], self.device)  # set to zero where there is no gradient
+        super().set_local_bwd_input(next_stage_bwd_outputs, mb_index)
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._unsent("forward", super().get_fwd_send_ops(fwd_chunk_id))
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._unsent("backward", super().get_bwd_send_ops(bwd_chunk_id))
+
+    def _unsent(self, direction: str, operations: list[dist.P2POp]) -> list[dist.P2POp]:
+        """What is left for the schedule to send. Waiting for the message before does not block: every send stands in
+        the schedule where its receiver is ready for it."""
+        if not self._sends:
+            return operations
+        self.finish_sending(direction)
+        self._sending[direction] = _batch_p2p(operations)
+        return []
+
+    def finish_sending(self, *directions: str) -> None:
+        for direction in directions or tuple(self._sending):
+            for work in self._sending.pop(direction, ()):
+                work.wait()
+
+    def backward_one_chunk(self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True,
+                           last_backward: bool = False) -> None:
+        super().backward_one_chunk(bwd_chunk_id, loss=loss, full_backward=full_backward, last_backward=last_backward)
+        self._move((*self.args_recv_info[bwd_chunk_id], *self.grad_recv_info[bwd_chunk_id]), torch.device("meta"))
+        if loss is not None:
+            loss.detach_()  # its graph holds the stage's input
+
+    @staticmethod
+    def _move(received: Sequence[Any], device: torch.device) -> None:
+        """Replaces buffers by others without their content; inputs of the first stage have none."""
+        for info in received:
+            buffer = getattr(info, "buffer", None)
+            if buffer is not None and buffer.device.type != device.type:
+                info.buffer = torch.empty_like(buffer, device=device, requires_grad=buffer.requires_grad)
+
+
+class _FullBackwardStage(_Stage):
     """Runs the whole backward pass when a zero-bubble schedule requests the input gradients, and nothing when it
     requests the weight gradients. Gradients are reduced, and parameters freed, during the pass.
 
@@ -97,8 +178,9 @@ class Pipeline:
         self.stages = len(self.modules) * self.size
         self.local = stages_of_rank(schedule, self.rank, self.size, len(self.modules))
         split = schedule in ZERO_BUBBLE and not full_backward
-        self._stage_kind = PipelineStage if split else partial(_FullBackwardStage, sharding=sharding)
-        self._engine_stages: list[PipelineStage] = []
+        kind: Any = _Stage if split else partial(_FullBackwardStage, sharding=sharding)
+        self._stage_kind = partial(kind, sends=schedule != "1f1b")
+        self._engine_stages: list[_Stage] = []
         self._shape = torch.Size()
         self._schedule: Any = None
         self._microbatches = 0
@@ -139,6 +221,8 @@ class Pipeline:
             self._shape = shape
         sums = self._schedule.step(*((tokens,) if self.has_first else ()), target=tokens if self.has_last else None,
                                    **batch)
+        for engine_stage in self._engine_stages:
+            engine_stage.finish_sending()
         if not self.has_last:
             return torch.zeros_like(loss_weights)
         return sums.detach().view(microbatches, self.loss_terms).sum(dim=0)  # of consecutive microbatches
@@ -181,7 +265,7 @@ class Pipeline:
         """Tokens per sample in the tensor that stages exchange: all, or those of a slice under sequence parallelism."""
         return length // (self.token_shape[1] // self.hidden_shape[0])
 
-    def _engine_stage(self, stage: int, module: nn.Module, shape: torch.Size) -> PipelineStage:
+    def _engine_stage(self, stage: int, module: nn.Module, shape: torch.Size) -> _Stage:
         # Shapes given in advance spare the engine two extra passes to determine them.
         hidden_shape, token_shape = self.hidden_shape, (self.token_shape[0], *shape)
         if shape[0] != self.token_shape[1]:

@@ -77,14 +77,15 @@ class Activations:
         return self.saved(plan, number)
 
     def stage(self, plan: StepPlan, first: int, stop: int) -> int:
-        """What the layers of a stage keep, and its output."""
+        """What the layers of a stage keep, its output, and its input if dropped layers work on a copy of it."""
         if id(plan) not in self._sums:  # a plan of many layers takes long to hash
             kinds = [(layer, self._masked(plan, number)) for number, layer in enumerate(plan.layers)]
             of_kind = {kind: self.layer(plan, kinds.index(kind)) for kind in set(kinds)}
             self._sums[id(plan)] = plan, [0, *accumulate(of_kind[kind] for kind in kinds)]
         sums = self._sums[id(plan)][1]
-        return sums[stop] - sums[first] + self._masks(plan, first, stop) + (
-            self.stream(plan.read_tokens) if stop < len(plan.layers) else 0)
+        copied = first > 0 and plan.layers[first].token_set is not None
+        return sums[stop] - sums[first] + self._masks(plan, first, stop) + \
+            self.stream(plan.read_tokens) * ((stop < len(plan.layers)) + copied)
 
     def output_gradients(self, plan: StepPlan, first: int, stop: int) -> int:
         """The gradients from which a split backward pass computes those of a stage's weights later."""

@@ -149,7 +149,7 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
     problems += [f"{name} is missing" + (": give it, or --gpus" if name == "gpus" else "")
                  for name in required if name not in values]
     if problems:
-        raise ConfigError(f"--cluster = {path}: " + "; ".join(problems))
+        raise ConfigError(f"--cluster = {path}: " + "; ".join(problems) + "; correct the file")
     if not 1 <= values["gpus"] <= MOST_GPUS:
         raise ConfigError(f"--cluster = {path}: gpus = {values['gpus']}: must be from 1 to {MOST_GPUS}; give the "
                           "number of accelerators")

@@ -117,8 +117,8 @@ class MemoryModel:
         mine = self.shards.of_stages(stages, layers)
         gradients = 4 * mine // self.shares
         most = max(moments, key=lambda moment: moment.needs + moment.gradients * gradients)
-        passes = self.layout.microbatches * self.activations.stream(plan.read_tokens)
-        pipeline = sum(passes * ((first > 0) + (stop < layers)) for first, stop in stages)
+        stream = self.activations.stream(plan.read_tokens)  # one is received forward, one backward
+        pipeline = sum(stream * ((first > 0) + (stop < layers)) for first, stop in stages)
         return Memory(4 * mine // self.shares + self._gathered(stages, layers), gradients * most.gradients,
                       MOMENTS_BYTES[self.config.optimizer.optimizer] * mine // self.shares, most.activations,
                       most.head, pipeline + most.reduced, most.working)

@@ -75,6 +75,11 @@ class StepTime:
     data: float
     update: float
 
+    @property
+    def waiting(self) -> float:
+        """Of the busiest process for others of its pipeline."""
+        return self.seconds - self.busiest - self.data - self.update
+
 
 class Roofline:
     """The time of a run's steps in one layout on a cluster.

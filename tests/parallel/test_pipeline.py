@@ -9,10 +9,13 @@ from torch import nn
 
 from megatron_ltd.parallel.partition import stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
+from megatron_ltd.train.live_bytes import LiveBytes
 from tests.gloo import run_ranks
 from tests.parallel.sharded import noise
 
 SAMPLES, LENGTH, WIDTH, MICROBATCHES, ROWS = 2, 4, 6, 6, 11
+MOST = 2 * MICROBATCHES
+STREAM_BYTES = 4 * LENGTH * SAMPLES * WIDTH
 WEIGHTS = (0.125, 0.03)
 """Of the two loss terms."""
 
@@ -36,8 +39,8 @@ class Toy(nn.Module):
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(0, ROWS, (MICROBATCHES * SAMPLES, LENGTH), generator=torch.Generator().manual_seed(1))
-    return tokens, noise(MICROBATCHES * SAMPLES, LENGTH, seed=60, dtype=torch.float32)
+    tokens = torch.randint(0, ROWS, (MOST * SAMPLES, LENGTH), generator=torch.Generator().manual_seed(1))
+    return tokens, noise(MOST * SAMPLES, LENGTH, seed=60, dtype=torch.float32)
 
 
 def on_ranks(rank: int, ranks: int, schedule: str, chunks: int, full_backward: bool,
@@ -50,19 +53,21 @@ def on_ranks(rank: int, ranks: int, schedule: str, chunks: int, full_backward: b
                         hidden_shape=(LENGTH, SAMPLES, WIDTH), token_shape=(SAMPLES, LENGTH), dtype=torch.float32,
                         full_backward=full_backward, loss_terms=len(WEIGHTS))
     tokens, facts = data()
-    losses = []
+    losses, peaks = [], []
     for microbatches in steps:
         for module in modules:
             module.zero_grad()
         rows = microbatches * SAMPLES
-        losses.append(pipeline.train_step(tokens[:rows], {"facts": facts[:rows]}, microbatches=microbatches,
-                                          loss_weights=torch.tensor(WEIGHTS)).tolist())
+        with LiveBytes(smallest=STREAM_BYTES) as live:
+            losses.append(pipeline.train_step(tokens[:rows], {"facts": facts[:rows]}, microbatches=microbatches,
+                                              loss_weights=torch.tensor(WEIGHTS)).tolist())
+        peaks.append(live.peak)
     gradients = {f"{stage}.{name}": parameter.grad for stage, module in zip(mine, modules, strict=True)
                  for name, parameter in module.named_parameters()}
     for module in modules:
         module.eval()
     scores = pipeline.forward(tokens[:3], {"facts": facts[:3]})
-    return {"losses": losses, "gradients": gradients, "scores": scores, "has_last": pipeline.has_last,
+    return {"losses": losses, "peaks": peaks, "gradients": gradients, "scores": scores, "has_last": pipeline.has_last,
             "last": pipeline.last_stage_rank()}
 
 
@@ -111,6 +116,14 @@ def check(schedule: str, ranks: int, chunks: int, full_backward: bool, steps: li
         for stage in range(stages):
             x = Toy(stage, stages).eval()(x, facts=facts[:3])
     torch.testing.assert_close(results[results[0]["last"]]["scores"], x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("schedule", "ranks", "chunks"), [
+    ("1f1b", 2, 1), ("interleaved", 2, 2), ("interleaved-zero-bubble", 2, 2), ("zbv", 2, 2)])
+def test_what_stages_exchange_is_freed_with_its_microbatch(schedule: str, ranks: int, chunks: int) -> None:
+    for found in run_ranks(on_ranks, ranks, schedule, chunks, False, [MICROBATCHES, MICROBATCHES, MOST]):
+        _, few, many = found["peaks"]
+        assert many == few
 
 
 @SCHEDULES

@@ -40,9 +40,17 @@ def test_what_does_not_fit_is_told_settings_that_do(capsys: pytest.CaptureFixtur
     assert main([*flags.split(), *advice.split()]) == 0
 
 
-def test_the_command_of_the_first_layout_is_a_plan_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(f"--gpus 8 --gpu a100-40 --search {MODEL} --hidden-size 4096".split()) == 0
+def test_the_command_of_the_first_layout_is_a_plan_that_fits(tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "search.json"
+    assert main(f"--gpus 8 --gpu a100-40 --search --json {path} {MODEL} --hidden-size 4096".split()) == 0
     said = capsys.readouterr().out
+    found = json.loads(path.read_text())
+    best, cost = found["best"][0], found["run_of_the_first"]
+    assert best["memory_bytes"]["total"] <= found["cluster"]["usable_bytes"]
+    for number in (f"{best['step_seconds']:.3g}", f"{best['bubble']:.1%}", f"{best['tokens_per_second']:,.0f}",
+                   f"{best['mfu']:.1%}", f"{cost['gpu_hours']:,.0f}", f"{found['layouts_that_fit']:,}"):
+        assert number in said
     launched = shlex.split(said[said.index("torchrun"):].replace("\\\n", " "))
     flags = launched[launched.index("megatron_ltd.pretrain_gpt") + 1:]
     assert "--lr" not in flags
@@ -80,7 +88,9 @@ def test_a_hugging_face_model_is_planned_from_its_config(tmp_path: Path, capsys:
 @pytest.mark.parametrize(("flags", "says"), [
     ("--gpu h1000", "not in the table"), ("--gpus 0", "must be from 1"), ("--gpus 3 --micro-batch-size 2", "divisible"),
     ("--search", "--global-batch-size"), ("--json nowhere/plan.json", "its folder does not exist"),
-    ("--cluster nowhere.toml", "cannot be read"), ("--dry-run --gpus 8 --rank 8", "choose 0 to 7")])
+    ("--cluster nowhere.toml", "cannot be read"), ("--dry-run --gpus 8 --rank 8", "choose 0 to 7"),
+    ("--rank 0", "add --dry-run"), ("--search --dry-run", "search first"), ("--gpu a100 --cluster x", "leave one out"),
+    ("--bert --program finetune_gpt", "leave one out")])
 def test_what_cannot_be_planned_is_refused_in_one_message(flags: str, says: str,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
     batch = "" if "--search" in flags else " --global-batch-size 8"

@@ -64,3 +64,6 @@ def test_what_is_no_script_is_refused(tmp_path: Path) -> None:
         read_script(tmp_path / "none.sh")
     with pytest.raises(ConfigError, match="closing quotation"):
         read(tmp_path, "python pretrain_gpt.py --lr '1")
+    for text in ("", "python train_t5.py --num-layers 4"):
+        with pytest.raises(ConfigError, match="neither starts a program"):
+            read(tmp_path, text)

@@ -13,12 +13,14 @@ from megatron_ltd.plan.search import Candidate, Search, least_cluster, nearest, 
 from tools.planning.inputs import Planned
 from tools.planning.report import (
     candidate_values,
+    cluster_values,
+    cost_values,
     gigabytes,
     layout_text,
     ranking,
     report_of,
+    report_values,
     tables,
-    values,
 )
 from tools.report_page import Table
 from tools.run_flags import flags_of
@@ -52,7 +54,7 @@ def of_layout(planned: Planned) -> Answer:
     stacks = {f"stage {rank}": {kind: getattr(memory, kind) / 1e9 for kind in memory.__dataclass_fields__}
               for rank, memory in enumerate(report.memory)}
     return Answer(f"Plan: {layout_text(report.layout)} on {planned.cluster.gpus:,} x {planned.cluster.gpu}",
-                  tables(report), [], values(report), problem=problem, stacks=stacks)
+                  tables(report), [], report_values(report), problem=problem, stacks=stacks)
 
 
 def of_search(planned: Planned) -> Answer:
@@ -68,18 +70,21 @@ def of_search(planned: Planned) -> Answer:
     best, config, cluster = found[:BEST], planned.config, planned.cluster
     flops = sum(share * step_flops(config, plan) for plan, share in search.shares.items()) / sum(search.shares.values())
     tokens = sum(share * plan.text_tokens for plan, share in search.shares.items()) / sum(search.shares.values())
-    table = ranking(best, cluster, search.samples * flops, int(search.samples * tokens))
+    ranked = [candidate_values(candidate, cluster, search.samples * flops, search.samples * tokens)
+              for candidate in best]
     lines = [f"{len(found):,} layouts fit. The first one's command, to which corpus, checkpoints and what "
              "else was not given (length, --lr) are to be added:", "",
              command(planned, best[0].layout)]
+    values = {"cluster": cluster_values(cluster), "layouts_that_fit": len(found), "best": ranked,
+              "command": command(planned, best[0].layout)}
     if planned.has_budget:
         cost = run_cost(with_layout(config, best[0].layout), best[0].layout, cluster)
         lines.insert(0, f"The first one takes {cost.days:.3g} days, {cost.gpu_hours:,.0f} GPU-hours.")
-    return Answer(f"Search: {cluster.gpus:,} x {cluster.gpu}", [table], lines,
-                  {"layouts_that_fit": len(found), "best": [candidate_values(candidate) for candidate in best],
-                   "command": command(planned, best[0].layout)},
-                  ("Seconds of a step", "s", {f"{place}. {layout_text(candidate.layout)}": candidate.seconds
-                                              for place, candidate in enumerate(best, start=1)}))
+        values["run_of_the_first"] = cost_values(cost)
+    return Answer(f"Search: {cluster.gpus:,} x {cluster.gpu}", [ranking(best, ranked)], lines, values,
+                  ("Seconds of a step", "s", {
+                      f"{place}. {layout_text(candidate.layout)}, microbatch {candidate.layout.micro_samples}":
+                          candidate.seconds for place, candidate in enumerate(best, start=1)}))
 
 
 def search_of(planned: Planned) -> Search:

@@ -109,9 +109,10 @@ def of_dry_run(planned: Planned, rank: int | None) -> Answer:
     runs = [dry_run(planned.config, layout, each) for each in ranks]
     predicted = MemoryModel(planned.config, replace(layout, microbatches=runs[0].microbatches), "cpu")
     plan = policies(planned.config).plan(0)
+    by_arithmetic = {run.rank: predicted.peak(run.stage, plan).total for run in runs}
     summary = Table("Dry run", ("process", "stage", "parameters", "live bytes", "by arithmetic", "result"), tuple(
         (str(run.rank), str(run.stage), f"{run.parameters:,}", size_text(run.peak),
-         size_text(predicted.peak(run.stage, plan).total), run.problem or "ran") for run in runs))
+         size_text(by_arithmetic[run.rank]), run.problem or "ran") for run in runs))
     rows = [(f"{run.rank}", f"{name}, {axis}", f"{run.collectives[name, axis]:,}", size_text(run.bytes[name, axis]))
             for run in runs for name, axis in sorted(run.collectives)]
     moved = Table("Collectives of the steps that were gone through", ("process", "operation, axis", "calls", "bytes"),
@@ -123,7 +124,8 @@ def of_dry_run(planned: Planned, rank: int | None) -> Answer:
     lines = [f"{runs[0].microbatches} of {layout.microbatches} microbatches were gone through, on tensors without "
              "memory; live bytes are those of a process on a CPU."]
     return Answer(f"Dry run: {layout_text(layout)}", [summary, moved, shapes], lines,
-                  {"processes": [_values(run) for run in runs]},
+                  {"microbatches": layout.microbatches, "stream": runs[0].stream,
+                   "processes": [_values(run) | {"predicted_bytes": by_arithmetic[run.rank]} for run in runs]},
                   problem=None if not failed else f"process {failed[0].rank} would have failed: {failed[0].problem}")
 
 

@@ -162,10 +162,9 @@ def _times(report: Report) -> Table:
     rows = []
     for step in report.steps:
         parts = step.parts
-        waits = step.time.seconds - step.time.busiest - step.time.data - step.time.update
         rows.append((f"{step.name} ({step.plan.kept_tokens:,} of {step.plan.read_tokens:,} kept)",
                      *(f"{value:.3g}" for value in (parts.products, parts.attention, parts.memory, parts.tensor,
-                                                    parts.pipeline, waits, step.time.data, step.time.update,
+                                                    parts.pipeline, step.time.waiting, step.time.data, step.time.update,
                                                     step.time.seconds)),
                      f"{step.time.bubble:.1%}", f"{step.tokens_per_second:,.0f}", f"{step.mfu:.1%}"))
     return Table("Seconds of a step", ("step", "products", "attention", "memory-bound", "tensor", "pipeline", "waiting",
@@ -180,37 +179,49 @@ def _costs(report: Report) -> Table:
         for name, cost in report.costs.items()))
 
 
-def values(report: Report) -> dict[str, Any]:
+def report_values(report: Report) -> dict[str, Any]:
     """Everything, unrounded."""
     return {
-        "parameters": parameter_count(report.planned.config), "cluster": asdict(report.planned.cluster),
-        "layout": asdict(report.layout), "fits": report.fits,
+        "parameters": parameter_count(report.planned.config), "cluster": cluster_values(report.planned.cluster),
+        "layout": asdict(report.layout), "fits": report.fits, "peak_bytes": report.peak,
         "memory_bytes": [asdict(memory) | {"total": memory.total} for memory in report.memory],
         "memory_bytes_at_shortest_length": [asdict(memory) | {"total": memory.total} for memory in report.shortest],
         "peak_bytes_by_recomputation": {name: {"full_length": full, "shortest_kept_length": shortest}
                                         for name, (full, shortest) in report.peaks.items()},
         "steps": [{"name": step.name, "kept_tokens": step.plan.kept_tokens, "read_tokens": step.plan.read_tokens,
-                   **asdict(step.time), "parts": asdict(step.parts), "tokens_per_second": step.tokens_per_second,
-                   "mfu": step.mfu} for step in report.steps],
-        "runs": {name: {"steps": cost.steps, "tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds,
-                        "days": cost.days, "gpu_hours": cost.gpu_hours, "tokens_per_second": cost.tokens_per_second,
-                        "mfu": cost.mfu} for name, cost in report.costs.items()}}
+                   **asdict(step.time), "waiting": step.time.waiting, "parts": asdict(step.parts),
+                   "tokens_per_second": step.tokens_per_second, "mfu": step.mfu} for step in report.steps],
+        "runs": {name: cost_values(cost) for name, cost in report.costs.items()}}
 
 
-def candidate_values(candidate: Candidate) -> dict[str, Any]:
+def cluster_values(cluster: Cluster) -> dict[str, Any]:
+    return asdict(cluster) | {"usable_bytes": cluster.usable_bytes}
+
+
+def cost_values(cost: RunCost) -> dict[str, Any]:
+    return {"steps": cost.steps, "tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds, "days": cost.days,
+            "gpu_hours": cost.gpu_hours, "tokens_per_second": cost.tokens_per_second,
+            "tokens_per_day": 86400 * cost.tokens_per_second, "mfu": cost.mfu}
+
+
+def candidate_values(candidate: Candidate, cluster: Cluster, step_flops_of_batch: float,
+                     tokens: float) -> dict[str, Any]:
+    """Args:
+        tokens: of a step.
+    """
+    assert candidate.time is not None
     return {"settings": settings_of(candidate.layout), "layout": asdict(candidate.layout),
             "memory_bytes": asdict(candidate.memory) | {"total": candidate.memory.total},
-            "step_seconds": candidate.seconds}
+            "step_seconds": candidate.seconds, "bubble": candidate.time.bubble,
+            "tokens_per_second": tokens / candidate.seconds,
+            "mfu": step_flops_of_batch / candidate.seconds / cluster.gpus / cluster.peak_tflops / 1e12}
 
 
-def ranking(candidates: Sequence[Candidate], cluster: Cluster, step_flops_of_batch: float, tokens: int) -> Table:
+def ranking(candidates: Sequence[Candidate], values: Sequence[dict[str, Any]]) -> Table:
     """The best layouts of a search."""
-    rows = []
-    for place, candidate in enumerate(candidates, start=1):
-        layout, seconds = candidate.layout, candidate.seconds
-        assert candidate.time is not None
-        rows.append((str(place), layout_text(layout), str(layout.micro_samples), gigabytes(candidate.memory.total),
-                     f"{seconds:.3g}", f"{candidate.time.bubble:.1%}", f"{tokens / seconds:,.0f}",
-                     f"{step_flops_of_batch / seconds / cluster.gpus / cluster.peak_tflops / 1e12:.1%}"))
+    rows = [(str(place), layout_text(candidate.layout), str(candidate.layout.micro_samples),
+             gigabytes(candidate.memory.total), f"{candidate.seconds:.3g}", f"{found['bubble']:.1%}",
+             f"{found['tokens_per_second']:,.0f}", f"{found['mfu']:.1%}")
+            for place, (candidate, found) in enumerate(zip(candidates, values, strict=True), start=1)]
     return Table("Fastest layouts that fit", ("", "layout", "micro", "GB", "s/step", "bubble", "tokens/s", "MFU"),
                  tuple(rows))

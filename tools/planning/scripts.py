@@ -37,14 +37,18 @@ class Script:
 
 def read_script(path: Path) -> Script:
     """Raises:
-        ConfigError: the file cannot be read, or has quotes that do not close.
+        ConfigError: the file cannot be read, has quotes that do not close, or holds no command.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return _read(QUOTED_ARRAY.sub(r"\1", text.replace("\\\n", " ")))
+        script = _read(QUOTED_ARRAY.sub(r"\1", text.replace("\\\n", " ")))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--script = {path}: cannot be read as a launch script: {error}; give a shell script, or a "
                           "file of arguments") from error
+    if script.program is None and not (script.arguments and script.arguments[0].startswith("--")):
+        raise ConfigError(f"--script = {path}: neither starts a program named pretrain_... or finetune_... nor holds "
+                          "its arguments, which begin with --; give such a file")
+    return script
 
 
 def _read(text: str) -> Script:
