@@ -34,6 +34,8 @@ _SCHEDULES: dict[str, Any] = {
 }
 ZERO_BUBBLE = ("interleaved-zero-bubble", "zbv")
 """Schedules that split the backward pass into one for inputs and one for weights."""
+TORCH_SPLITS = torch.__version__ >= (2, 13)
+"""torch 2.11 cannot split the backward pass of functions with a backward of their own, such as collectives."""
 
 
 class _Plain(nn.Module):
@@ -78,6 +80,10 @@ class _Stage(PipelineStage):
             yield
         finally:
             self.device = device
+
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        # gloo has connected all processes, and no process to itself, where torch 2.11 would send for neighbours on one.
+        return [] if self.device.type == "cpu" else super()._get_init_p2p_neighbors_ops()
 
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         self._move(self.args_recv_info[fwd_chunk_id], self.device)
@@ -177,7 +183,7 @@ class Pipeline:
         self.size, self.rank = group.size(), dist.get_rank(group)
         self.stages = len(self.modules) * self.size
         self.local = stages_of_rank(schedule, self.rank, self.size, len(self.modules))
-        split = schedule in ZERO_BUBBLE and not full_backward
+        split = schedule in ZERO_BUBBLE and not full_backward and TORCH_SPLITS
         kind: Any = _Stage if split else partial(_FullBackwardStage, sharding=sharding)
         self._stage_kind = partial(kind, sends=schedule != "1f1b")
         self._engine_stages: list[_Stage] = []
