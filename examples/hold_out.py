@@ -20,7 +20,7 @@ from megatron_ltd.data.preprocess.table_input import open_input
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.errors import DataError
 from megatron_ltd.log import Console
-from tools.command_line import exit_code_of, parser_of
+from tools.commands.command_line import exit_code_of, parser_of
 
 SHARE = 20
 """Every document of this number is held out."""

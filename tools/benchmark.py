@@ -37,7 +37,7 @@ from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 
 Rows = dict[str, Callable[[], Any]]
 

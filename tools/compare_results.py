@@ -19,7 +19,7 @@ from megatron_ltd.lm_eval.comparison import Difference, compare
 from megatron_ltd.lm_eval.results_files import Scored, read_results
 from megatron_ltd.lm_eval.table import number, table
 from megatron_ltd.log import Console
-from tools.command_line import exit_code_of, parser_of
+from tools.commands.command_line import exit_code_of, parser_of
 
 
 def run(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 from tools.comparison import figures
 from tools.comparison.arms import Arm, read_arms
 from tools.comparison.page import page

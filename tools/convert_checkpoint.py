@@ -33,8 +33,8 @@ from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.train.state import TrainState
-from tools.command_line import add_output, exit_code_of, parser_of
-from tools.run_flags import flags_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
+from tools.commands.run_flags import flags_of
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 TOKENIZER_SETTINGS = ("tokenizer_model", "vocab_file", "merge_file")

@@ -36,7 +36,7 @@ from megatron_ltd.lm_eval.tasks.names import TASKS, TaskRun
 from megatron_ltd.log import Console
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.train.process.exits import leave
-from tools.checkpoint_model import (
+from tools.commands.checkpoint_model import (
     add_checkpoint_flags,
     check_at_least,
     check_bos,
@@ -44,7 +44,7 @@ from tools.checkpoint_model import (
     exit_code_of_all,
     first_token,
 )
-from tools.command_line import add_output, parser_of
+from tools.commands.command_line import add_output, parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -21,7 +21,7 @@ from megatron_ltd.lm_eval.scorer import build_scorer
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
-from tools.checkpoint_model import (
+from tools.commands.checkpoint_model import (
     add_checkpoint_flags,
     check_at_least,
     check_bos,
@@ -29,7 +29,7 @@ from tools.checkpoint_model import (
     exit_code_of_all,
     first_token,
 )
-from tools.command_line import parser_of
+from tools.commands.command_line import parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from megatron_ltd.settings.flag_reference import Flag, all_flags, section_classes  # noqa: E402
 from megatron_ltd.settings.foreign_flags import ANSWERS, RENAMED, SATISFIED, TRANSLATED, UNSUPPORTED  # noqa: E402
-from tools.command_line import parser_of  # noqa: E402
+from tools.commands.command_line import parser_of  # noqa: E402
 
 PAGE = ROOT / "docs" / "flags.md"
 

@@ -44,7 +44,7 @@ from megatron_ltd.checkpoint.whole_tensors import PREFIX, CheckpointTensors
 from megatron_ltd.errors import CheckpointError, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.state import TrainState
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 
 INDEX, SETTINGS = ".metadata", "common.pt"
 INDEX_TYPES = {

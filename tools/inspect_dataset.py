@@ -24,7 +24,7 @@ from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import Manifest, check_manifest, verify_manifest
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 
 SPANS = 64  # parts of the corpus in which token ids are checked without --verify
 BAR = 40

@@ -23,11 +23,11 @@ from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, polici
 from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
+from tools.commands.run_flags import with_learning_rate, without_files
 from tools.drop_course.advice import advice, read_map
 from tools.drop_course.course import MEAN_STEPS, Course, Row
 from tools.drop_course.picture import asked_for, draw
-from tools.run_flags import with_learning_rate, without_files
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

@@ -22,7 +22,7 @@ from megatron_ltd.lm_eval.report import check_writable
 from megatron_ltd.lm_eval.tasks.build_lastword import LastWordOptions, build_lastword_set
 from megatron_ltd.lm_eval.tasks.task_files import read_json_lines
 from megatron_ltd.log import Console
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

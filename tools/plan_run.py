@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
+from tools.pages.report_page import markdown_table
 from tools.planning.answers import Answer, of_layout, of_search
 from tools.planning.inputs import RECIPES, read_plan
 from tools.planning.page import page
 from tools.planning.scripts import read_script
-from tools.report_page import markdown_table
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.log import Console
-from tools.command_line import add_output, exit_code_of, parser_of
-from tools.metrics_file import read_metrics
+from tools.commands.command_line import add_output, exit_code_of, parser_of
+from tools.pages.metrics_file import read_metrics
 
 TRAINING_NUMBERS = ("step", "lm_loss", "kept_length")
 AXES = {"step": ("step", "steps"), "tokens": ("consumed_tokens", "raw tokens (read)"),

@@ -35,7 +35,7 @@ from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.fast_bpe import ENGINES
 from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
 from megatron_ltd.errors import ConfigError, UserError
-from tools.command_line import add_output, parser_of
+from tools.commands.command_line import add_output, parser_of
 
 NOT_HERE = {
     "--partitions": "use --workers; the input is never copied into partitions",

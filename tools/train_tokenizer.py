@@ -28,7 +28,7 @@ from megatron_ltd.data.preprocess.table_input import open_input
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.wordpiece import CONTINUATION, SPECIAL_TOKENS, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 
 EOD = "<|endoftext|>"
 BYTES = 256

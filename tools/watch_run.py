@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 from tools.watching.page import page
 from tools.watching.progress import Progress, read_progress
 

@@ -32,7 +32,7 @@ from typing import IO, Any
 from benchmarks.machine import processor
 from megatron_ltd.checkpoint.layout import TRACKER_NAME
 from megatron_ltd.errors import DataError
-from tools import command_line
+from tools.commands import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPENDENT = ("commit", "package", "machine")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
-from tools.metrics_file import is_number, read_metrics
+from tools.pages.metrics_file import is_number, read_metrics
 
 COSTS = {"raw_tokens": "raw tokens", "layer_tokens": "layer tokens", "flops": "FLOPs", "hours": "hours"}
 """What a run consumes, by its name in table.json and in texts. Hours are those of training steps, as logged."""

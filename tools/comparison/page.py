@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tools.comparison.seed_statistics import Comparison
 from tools.comparison.tables import tables
-from tools.report_page import document, html_notes, html_picture, html_table
+from tools.pages.report_page import document, html_notes, html_picture, html_table
 
 
 def page(comparison: Comparison, title: str, pictures: list[tuple[Path, str]], without: str | None) -> str:

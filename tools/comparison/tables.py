@@ -5,7 +5,7 @@ from typing import Any
 
 from tools.comparison.curves import COSTS
 from tools.comparison.seed_statistics import ArmSummary, Comparison, Difference, Estimate
-from tools.report_page import Table, markdown_table
+from tools.pages.report_page import Table, markdown_table
 
 NOTHING = "-"
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -10,6 +10,8 @@ from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.run_cost import run_cost, step_shares
 from megatron_ltd.plan.search import Candidate, Search, least_cluster, nearest, settings_of
+from tools.commands.run_flags import flags_of
+from tools.pages.report_page import Table
 from tools.planning.inputs import Planned
 from tools.planning.report import (
     candidate_values,
@@ -22,8 +24,6 @@ from tools.planning.report import (
     report_values,
     tables,
 )
-from tools.report_page import Table
-from tools.run_flags import flags_of
 
 BEST = 10
 SECTIONS = ("model", "token_drop", "parallel", "training", "optimizer")

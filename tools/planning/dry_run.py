@@ -38,10 +38,10 @@ from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.live_bytes import LiveBytes
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.step import train_step
+from tools.pages.report_page import Table
 from tools.planning.answers import Answer
 from tools.planning.inputs import Planned
 from tools.planning.report import layout_text
-from tools.report_page import Table
 
 MOST_ROUNDS = 2
 """Rounds of the pipeline that are gone through; a longer step repeats them."""

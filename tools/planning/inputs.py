@@ -15,7 +15,7 @@ from megatron_ltd.settings.checks.all import BUDGETS, check
 from megatron_ltd.settings.checks.rules import given
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.train.process.recipe import Recipe
-from tools.run_flags import flags_of, with_learning_rate, without_files
+from tools.commands.run_flags import flags_of, with_learning_rate, without_files
 
 RECIPES = {"pretrain_gpt": Recipe("gpt"), "pretrain_bert": Recipe("bert"),
            "finetune_gpt": Recipe("gpt", finetuning=True), "finetune_vit": Recipe("vit", finetuning=True)}

@@ -4,8 +4,8 @@ import io
 from collections.abc import Mapping
 from html import escape
 
+from tools.pages.report_page import document, html_picture, html_table
 from tools.planning.answers import Answer
-from tools.report_page import document, html_picture, html_table
 
 COLOURS = ("#0d4379", "#6aa5d8", "#2a8c5a", "#cf7a2d", "#cf2f6d", "#8b95a1", "#d9b93b")
 MISSING = "Pictures need matplotlib: pip install matplotlib."

@@ -14,8 +14,8 @@ from megatron_ltd.plan.roofline import Parts, Roofline, StepTime
 from megatron_ltd.plan.run_cost import RunCost, run_cost
 from megatron_ltd.plan.search import RECOMPUTE, Candidate, settings_of
 from megatron_ltd.token_drop.plan import StepPlan
+from tools.pages.report_page import Table
 from tools.planning.inputs import Planned
-from tools.report_page import Table
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "head", "communication", "working")
 GROUPED = 9

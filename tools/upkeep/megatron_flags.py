@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to run from a ch
 
 from megatron_ltd.errors import ConfigError, DataError
 from megatron_ltd.settings import foreign_flags
-from tools.command_line import add_output, exit_code_of, parser_of
+from tools.commands.command_line import add_output, exit_code_of, parser_of
 
 PLAIN_TYPES = {"bool", "int", "float", "str", "None", "Optional", "List", "list", "Literal", "Union", "Tuple", "tuple",
                "signal"}

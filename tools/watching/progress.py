@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
-from tools.metrics_file import is_number, read_metrics
+from tools.pages.metrics_file import is_number, read_metrics
 
 RECENT_STEPS = 100
 SLOW = 1.5

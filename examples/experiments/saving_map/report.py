@@ -26,7 +26,7 @@ from examples.experiments.saving_map.line import LEAST_BUDGETS, Saving, saving
 from megatron_ltd.errors import DataError
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
-from tools.command_line import exit_code_of
+from tools.commands.command_line import exit_code_of
 
 RUNS = Path(__file__).resolve().parent / "runs"
 BASELINES = {"dense": "dense, AdamW", "muon": "dense, Muon"}

@@ -14,7 +14,7 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.state import TrainState
-from tools.command_line import exit_code_of
+from tools.commands.command_line import exit_code_of
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
