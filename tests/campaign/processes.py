@@ -21,7 +21,8 @@ LAUNCHER_PATIENCE_SECONDS = 30.0
 """How long torchrun waits for the others once a process has failed."""
 
 
-fork_server.set_forkserver_preload([*PRELOADED, __name__])
+fork_server.set_forkserver_preload([*PRELOADED, *(f"megatron_ltd.train.{name}" for name in (
+    "finetune", "pretrain", "process.launch")), "jinja2.sandbox", __name__])
 
 
 @dataclass(frozen=True)
