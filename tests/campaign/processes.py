@@ -20,9 +20,8 @@ from tests.train.runs import RECIPES
 LAUNCHER_PATIENCE_SECONDS = 30.0
 """How long torchrun waits for the others once a process has failed."""
 
-
-fork_server.set_forkserver_preload([*PRELOADED, *(f"megatron_ltd.train.{name}" for name in (
-    "finetune", "pretrain", "process.launch")), "jinja2.sandbox", __name__])
+fork_server.set_forkserver_preload(
+    [*PRELOADED, "megatron_ltd.train.pretrain", "megatron_ltd.train.process.launch", __name__])
 
 
 @dataclass(frozen=True)
