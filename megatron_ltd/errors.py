@@ -59,3 +59,10 @@ EXIT_ON_INTERVAL = 11
 EXIT_PEER_LOST = 40
 """Another process failed or did not answer in time; its own message says why."""
 EXIT_INTERNAL = 70
+
+
+class LostPeerError(CheckpointError):
+    """Another process failed or did not answer during a load or a save, so no checkpoint is to blame."""
+
+    exit_code = EXIT_PEER_LOST
+    everywhere = False

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from megatron_ltd.checkpoint.durable import reason
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, LostPeerError
 from megatron_ltd.parallel import agreement
 
 T = TypeVar("T")
@@ -45,12 +45,12 @@ def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     """The values of all ranks, in order of rank; a value is anything JSON can hold.
 
     Raises:
-        CheckpointError: a rank was lost or did not answer within the group's timeout.
+        LostPeerError: a rank was lost or did not answer within the group's timeout.
     """
     try:
         return agreement.gather_json(value, group)
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"lost contact with another rank at a checkpoint: {reason(error)}") from error
+        raise LostPeerError(f"lost contact with another rank at a checkpoint: {reason(error)}") from error
 
 
 def raise_problems(headline: str, problems: Sequence[str], kind: type[CheckpointError] = CheckpointError) -> None:

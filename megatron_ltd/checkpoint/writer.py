@@ -49,7 +49,7 @@ from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
 from megatron_ltd.checkpoint.storage import LazyPlanner, SafetensorsWriter
 from megatron_ltd.checkpoint.uploader import Uploader
 from megatron_ltd.config import CheckpointConfig
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, LostPeerError
 from megatron_ltd.log import Console, size_text
 
 _POLL_SECONDS = 0.2
@@ -259,7 +259,8 @@ def dcp_errors(headline: str) -> Iterator[None]:
     """Turn the errors of torch.distributed.checkpoint into `CheckpointError` with rank and reason.
 
     Raises:
-        CheckpointError: on all ranks, if a rank failed or was lost.
+        CheckpointError: on all ranks, if a rank failed.
+        LostPeerError: a rank was lost.
     """
     alone = not dist.is_initialized()
     try:
@@ -271,4 +272,4 @@ def dcp_errors(headline: str) -> Iterator[None]:
         reasons = {rank: reason(error) for rank, (error, _) in sorted(failure.failures.items())}
         raise_problems(headline, [said if alone else f"rank {rank}: {said}" for rank, said in reasons.items()])
     except RuntimeError as error:
-        raise CheckpointError(f"{headline}:\n  lost contact with another rank: {reason(error)}") from error
+        raise LostPeerError(f"{headline}:\n  lost contact with another rank: {reason(error)}") from error

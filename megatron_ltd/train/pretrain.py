@@ -27,6 +27,7 @@ from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import clear_exit_record, end, lost_peer
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.siblings import end_soon
+from megatron_ltd.train.process.sole import alone_in
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import banner
 from megatron_ltd.train.report.log_writers import Metrics
@@ -97,7 +98,8 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
     with StopWatcher(config.training) as watcher:
         runtime = launch.start(config, place)
         try:
-            code = watched_train(config, tokenizer, runtime, prepare, watcher, tasks)
+            with alone_in(config.checkpoint.save, 60 * config.parallel.distributed_timeout_minutes):
+                code = watched_train(config, tokenizer, runtime, prepare, watcher, tasks)
             tell_spares(place, runtime.store, code)
             return code
         except Exception as error:

@@ -4,7 +4,6 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,15 @@ ATTEMPT_SECONDS = 120.0
 
 
 class Broken(Exception):
-    """The law was broken."""
+    """The law was broken.
+
+    Args:
+        fault: the last one that was played.
+    """
+
+    def __init__(self, what: str, fault: str = ""):
+        super().__init__(what)
+        self.fault = fault
 
 
 @dataclass
@@ -66,8 +73,7 @@ class Play:
                 handicaps: dict[int, Handicap] | None = None, **settings: Any) -> list[Ended]:
         """Start the run, disturb it, and wait for its end."""
         ranks = self.start(layout or self.choose_layout(), handicaps, **settings)
-        with suppress(ProcessLookupError):
-            disturb(ranks)
+        disturb(ranks)
         try:
             self.last = ranks.finish(ATTEMPT_SECONDS)
         except TimeoutError as error:
@@ -154,7 +160,7 @@ def hung(play: Play) -> str:
         play.wait_somewhere(ranks)
         ranks.send(victim, signal.SIGSTOP)
 
-    ended = play.attempt(layout, stop)
+    ended = play.attempt(layout, stop, distributed_timeout_minutes=0.1)
     demand({end.code for end in ended} <= {0, EXIT_PEER_LOST, -signal.SIGKILL}, "the others should have noticed", ended)
     return "survived"
 

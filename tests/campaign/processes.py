@@ -6,18 +6,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
-from tests.gloo import fork_server
+from tests.gloo import PRELOADED, fork_server
 from tests.train.launchers import free_port, whole_lines
 from tests.train.runs import RECIPES
 
 LAUNCHER_PATIENCE_SECONDS = 30.0
 """How long torchrun waits for the others once a process has failed."""
+
+fork_server.set_forkserver_preload(
+    [*PRELOADED, "megatron_ltd.train.pretrain", "megatron_ltd.train.process.launch", __name__])
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Ranks:
         """Send a signal to a process, if it is still there."""
         process = self._processes[rank]
         if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(process.pid, number)
 
     def wait_for_step(self, metrics: Path, step: int, seconds: float) -> None:
         """Wait until this attempt has written the line of a step, or a process has ended, or time is up."""

@@ -18,7 +18,7 @@ from megatron_ltd.checkpoint.agreement import checkpoint_group, gather_json
 from megatron_ltd.checkpoint.io import agree_on_checkpoint, load
 from megatron_ltd.checkpoint.layout import read_tracker
 from megatron_ltd.checkpoint.writer import CheckpointWriter, probe_writable
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, LostPeerError
 from tests.checkpoint.faults import intercepted
 from tests.checkpoint.layouts import plain, save_plain
 from tests.gloo import observe_ranks, run_ranks
@@ -92,7 +92,7 @@ def die_while_writing(rank: int, ranks: int, save_dir: Path) -> str:
         if name == "write" and rank == 1:
             os._exit(9)
 
-    with intercepted(die), pytest.raises(CheckpointError) as caught:
+    with intercepted(die), pytest.raises(LostPeerError) as caught:
         save_step(writer, ranks, 2)
     return str(caught.value)
 
@@ -115,7 +115,7 @@ def stall(rank: int, ranks: int, save_dir: Path) -> str:
     group = checkpoint_group(timedelta(seconds=1))
     if rank == 1:
         time.sleep(3)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(LostPeerError) as caught:
         save_step(CheckpointWriter(save_dir, group), ranks, 1)
     return str(caught.value)
 

@@ -9,6 +9,7 @@ promised; times are reported only.
 """
 
 import argparse
+import math
 import re
 import signal
 import subprocess
@@ -226,7 +227,8 @@ def play(name: str, folder: Path, corpus: Corpus, truth: list[dict[str, Any]]) -
     sound = set(codes) == {0} and curve.keys() == of_step.keys() and worst < 1e-5 and again <= SAVE_INTERVAL
     if problem:
         print(problem, file=sys.stderr)
-    return (f"| {title} | {', '.join(map(str, codes))} | {noticed:.1f} s | {recovered:.1f} s | {again} | {worst:.0e} | "
+    times = " | ".join("" if math.isnan(passed) else f"{passed:.1f} s" for passed in (noticed, recovered))
+    return (f"| {title} | {', '.join(map(str, codes))} | {times} | {again} | {worst:.0e} | "
             f"{seconds:.0f} s | {'as promised' if sound else 'NOT AS PROMISED'} |"), sound
 
 

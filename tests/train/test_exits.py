@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from megatron_ltd.config import CheckpointConfig, RunConfig, TrainingConfig
-from megatron_ltd.train.process.exits import ending
+from megatron_ltd.errors import EXIT_PEER_LOST, LostPeerError
+from megatron_ltd.train.process.exits import ending, report
 
 
 def said(code: int, step: int, first_step: int = 0, training: TrainingConfig | None = None, **checkpoint: Any) -> str:
@@ -54,3 +55,9 @@ def test_a_process_that_leaves_runs_its_exit_handlers_and_is_not_finalized() -> 
               "leave(11)\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (11, "work\nhandler\n")
+
+
+def test_a_process_lost_during_a_save_is_no_damaged_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    error = LostPeerError("the checkpoint of step 4 was not saved:\n  lost contact with another rank")
+    assert report(error, 1, 2, None) == EXIT_PEER_LOST
+    assert "rank 1: stopped, since another process failed or did not answer" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from megatron_ltd.errors import (
     EXIT_ON_INTERVAL,
     EXIT_ON_SIGNAL,
     EXIT_PEER_LOST,
+    LostPeerError,
     UserError,
 )
 from megatron_ltd.log import Console
@@ -74,7 +75,7 @@ def lost_peer(error: BaseException | None) -> bool:
     """Whether an error only means that another process is gone."""
     while error is not None:
         kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, since torch may not be loaded
-        if "DistError" in kinds or any(sign in str(error) for sign in _LOST_PEER):
+        if kinds & {"DistError", "LostPeerError"} or any(sign in str(error) for sign in _LOST_PEER):
             return True
         error = error.__cause__
     return False
@@ -83,7 +84,7 @@ def lost_peer(error: BaseException | None) -> bool:
 def report(error: Exception, rank: int, world_size: int, save_dir: str | None) -> int:
     """Say what ended this process and return its exit code; an error common to all processes is printed once."""
     name = f"rank {rank}: " if world_size > 1 else ""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) and not isinstance(error, LostPeerError):
         everywhere = error.everywhere or not name
         text = f"{'' if everywhere else name}{type(error).__name__}: {error}"
         speaks = rank == 0 or not everywhere

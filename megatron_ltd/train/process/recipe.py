@@ -159,10 +159,12 @@ class Recipe:
         return config, tokenizer
 
     def _train(self, config: RunConfig, tokenizer: Tokenizer | None, place: Launch, tasks: TaskPlan | None) -> int:
-        from megatron_ltd.train import finetune, pretrain  # only here: they import torch
+        from megatron_ltd.train import pretrain  # only here: it imports torch
 
-        return pretrain.train(config, tokenizer, place, finetune.prepare if self.finetuning else pretrain.prepare,
-                              tasks)
+        prepare = pretrain.prepare
+        if self.finetuning:
+            from megatron_ltd.train.finetune import prepare  # only here: it imports more than pretraining needs
+        return pretrain.train(config, tokenizer, place, prepare, tasks)
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:

@@ -61,9 +61,18 @@ def tell(error: Exception, rank: int, processes: Sequence[Sequence[Any]], store:
         save: folder of the file; None: that of temporary files.
     """
     if any(sign in str(cause) for cause in _causes(error) for sign in _TIMED_OUT):
-        thread = threading.Thread(target=_tell, args=(error, rank, processes, store, save), daemon=True)
+        thread = threading.Thread(target=_tell_or_say, args=(error, rank, processes, store, save), daemon=True)
         thread.start()
         thread.join(_PATIENCE_SECONDS)
+
+
+def _tell_or_say(error: Exception, rank: int, processes: Sequence[Sequence[Any]], store: "Store", save: str | None
+                 ) -> None:
+    try:
+        _tell(error, rank, processes, store, save)
+    except RuntimeError as lost:
+        Console().warn(f"rank {rank}: the stacks of all processes cannot be collected, since their store is gone "
+                       f"({str(lost).splitlines()[0]})")
 
 
 def _tell(error: Exception, rank: int, processes: Sequence[Sequence[Any]], store: "Store", save: str | None) -> None:
