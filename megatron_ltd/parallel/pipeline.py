@@ -34,7 +34,7 @@ _SCHEDULES: dict[str, Any] = {
 }
 ZERO_BUBBLE = ("interleaved-zero-bubble", "zbv")
 """Schedules that split the backward pass into one for inputs and one for weights."""
-TORCH_SPLITS = torch.__version__ >= (2, 13)
+TORCH_SPLITS = torch.__version__ >= "2.13"
 """torch 2.11 cannot split the backward pass of functions with a backward of their own, such as collectives."""
 
 

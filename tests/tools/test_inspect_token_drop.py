@@ -19,7 +19,8 @@ from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.sampling import kept_positions
 from tests.plans import plan_of
 from tests.runnable_settings import RUNNABLE, with_settings
-from tools import inspect_token_drop, run_flags
+from tools import inspect_token_drop
+from tools.commands import run_flags
 from tools.drop_course.advice import MAP, Measured, advice, read_map
 from tools.drop_course.course import Course
 from tools.drop_course.picture import asked_for, shares
