@@ -63,7 +63,7 @@ export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv" PYTHONPATH="$root" OMP_NUM_THR
 
 # Files in memory, where there is room for them: a disk that is flushed thousands of times makes the tests half as fast.
 if [[ -z ${TMPDIR:-} && -w /dev/shm && $(df --output=avail -k /dev/shm | tail -1) -gt 4000000 ]]; then
-    in_memory=$(mktemp -d /dev/shm/megatron_ltd-tests.XXXXXX)
+    in_memory=$(mktemp -d /dev/shm/ltd.XXXXXX)
     export TMPDIR=$in_memory
 fi
 

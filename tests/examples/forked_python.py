@@ -11,6 +11,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -29,7 +30,12 @@ sys.exit(code)
 
 def run_script(script: Path, arguments: list[str], folder: Path, **environment: str) -> tuple[int, str]:
     """Run a script in a folder; returns its exit code and what it printed."""
-    place = folder / "python.socket"
+    with tempfile.TemporaryDirectory() as short:  # a socket's name is of at most 107 bytes
+        return _run_script(script, arguments, folder, Path(short) / "socket", environment)
+
+
+def _run_script(script: Path, arguments: list[str], folder: Path, place: Path,
+                environment: dict[str, str]) -> tuple[int, str]:
     (folder / "client.py").write_text(CLIENT.format(path=str(place)))
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -ISs {folder / "client.py"} "$@"\n')
@@ -42,7 +48,6 @@ def run_script(script: Path, arguments: list[str], folder: Path, **environment: 
                               stderr=subprocess.STDOUT, timeout=120, check=False,
                               env={"PATH": os.environ["PATH"], "PYTHON": str(python), **environment})
         listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
-    place.unlink()
     return done.returncode, done.stdout
 
 
