@@ -74,7 +74,7 @@ mypy
 echo "== pytest (test data: ${MEGATRON_LTD_DATA:-none; set MEGATRON_LTD_DATA to run the tests that need it})"
 if (($# == 0)); then  # whole files side by side, as many as there are cores
     cores=$(getconf _NPROCESSORS_ONLN)
-    # In their own order: otherwise files with few tests, which are the slow ones, come last and leave cores idle.
+    # In the order of tests/conftest.py: otherwise files with few tests, which are slow, come last and leave cores idle.
     set -- --numprocesses "$((cores < 8 ? cores : 8))" --dist loadfile --no-loadscope-reorder
 fi
 python -m pytest "$@"
