@@ -1,5 +1,6 @@
 """Corpora and documents in such numbers that they are read, checked and indexed in parts."""
 
+import multiprocessing
 import os
 import resource
 import threading
@@ -68,24 +69,25 @@ def test_a_corpus_that_another_has_replaced_is_not_read_on(tmp_path: Path, monke
         first.read(0)
 
 
+def blended(values: list[str], folder: Path, limit: int | None = None) -> tuple[list[list[int]], int]:
+    """Labels of 600 samples, and how many files are open after them, of as many as the process may have open."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    config = RunConfig(model=ModelConfig(seq_length=16), training=TrainingConfig(),
+                       data=DataConfig(data_path=tuple(values), split="100,0,0"))
+    train = build_datasets(config, NullTokenizer(999), 600, 0, 0).train
+    return [train.sample(i)["labels"].tolist() for i in range(600)], open_of(folder)
+
+
 def test_a_blend_of_more_corpora_than_the_process_may_have_open(tmp_path: Path) -> None:
     values: list[str] = []
     for i in range(150):
         write_corpus(tmp_path / f"c{i}", random_documents(i, 8, 30, 1000, 999), 1000)
         values += ["1", str(tmp_path / f"c{i}")]
-    config = RunConfig(model=ModelConfig(seq_length=16), training=TrainingConfig(),
-                       data=DataConfig(data_path=tuple(values), split="100,0,0"))
-    whole = build_datasets(config, NullTokenizer(999), 600, 0, 0).train
-    expected = [whole.sample(i)["labels"].tolist() for i in range(600)]
-    del whole
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
-    try:
-        few = build_datasets(config, NullTokenizer(999), 600, 0, 0).train
-        assert [few.sample(i)["labels"].tolist() for i in range(600)] == expected
-        assert open_of(tmp_path) <= 64
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:  # a process that has no other files open
+        labels, still_open = pool.apply(blended, (values, tmp_path, 128))
+    assert labels == blended(values, tmp_path)[0]
+    assert 0 < still_open <= 64
 
 
 def seen(prefix: str) -> list[Any]:
