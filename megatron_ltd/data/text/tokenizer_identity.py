@@ -45,5 +45,6 @@ def readable(path: str, flag: str) -> str:
         DataError: there is none.
     """
     if not os.path.isfile(path):
-        raise DataError(f"{flag}: no file {path}.")
+        place = "" if os.path.isabs(path) else f" in {os.getcwd()}"
+        raise DataError(f"{flag}: no file {path}{place}. Give {flag} the path of the file.")
     return path
