@@ -117,7 +117,7 @@ def _attention(bench: Bench) -> None:
         F.scaled_dot_product_attention(query, keys, values, is_causal=True).sum().backward()
 
     each = documents.expand(shape.samples, -1)
-    found = find_documents(each, most_documents(each))
+    found = find_documents(each, most_documents(each), causal=True)
     packed = {"documents by their kernel": lambda: attend_in_documents(query, key, value, found).sum().backward()}
     _rows(bench, f"attention of {tokens} tokens, forward and backward", {
         "causal": attend(key, value, is_causal=True), "mask of documents": attend(key, value, attn_mask=mask),

@@ -1,5 +1,6 @@
 """Samples that hold several documents: masks between them and positions from the start of each."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -16,11 +17,14 @@ from tests.model.tiny import (
     LLAMA_LIKE,
     assert_gradients_close,
     build_gpt,
+    build_model,
     documents,
     loss_and_gradients,
     run,
     tiny_batch,
+    tiny_bert_batch,
     tiny_config,
+    whole_gradients,
     whole_parameters,
 )
 
@@ -121,17 +125,20 @@ def test_layers_that_process_the_same_tokens_keep_one_mask(tp: TensorParallel) -
         assert total.requires_grad
 
 
-def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, of_keys: torch.Tensor,
-            longest: int, longest_keys: int, window_size: tuple[int, int]) -> torch.Tensor:
-    """Stands in for torch's kernel, which runs on GPUs alone: each sequence by itself."""
-    assert starts is of_keys and starts.dtype is torch.int32 and window_size == (-1, 0)
-    assert query.is_contiguous() and key.shape == value.shape == query.shape
-    found = []
-    for first, end in pairwise(starts.tolist()):
-        assert 0 <= end - first <= longest == longest_keys
-        some = [x[first:end].transpose(0, 1) for x in (query, key, value)]
-        found.append(F.scaled_dot_product_attention(*some, is_causal=True).transpose(0, 1))
-    return torch.cat(found)
+def stand_in(calls: list[int], *, causal: bool) -> Callable[..., torch.Tensor]:
+    """In place of torch's kernel, which runs on GPUs alone: each sequence by itself. Notes the numbers of tokens."""
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor,
+               of_keys: torch.Tensor, longest: int, longest_keys: int, window_size: tuple[int, int]) -> torch.Tensor:
+        assert starts is of_keys and starts.dtype is torch.int32 and window_size == (-1, 0 if causal else -1)
+        assert query.is_contiguous() and key.shape == value.shape == query.shape and starts[-1] == len(query)
+        calls.append(len(query))
+        found = []
+        for first, end in pairwise(starts.tolist()):
+            assert 0 <= end - first <= longest == longest_keys
+            some = [x[first:end].transpose(0, 1) for x in (query, key, value)]
+            found.append(F.scaled_dot_product_attention(*some, is_causal=causal).transpose(0, 1))
+        return torch.cat(found)
+    return attend
 
 
 @BOTH_KINDS
@@ -145,8 +152,7 @@ def test_a_kernel_for_documents_computes_what_a_mask_does(
         scores = run(build_gpt(config, tp).eval(), batch)
     calls: list[int] = []
     monkeypatch.setattr(context, "has_kernel", lambda *_: True)
-    monkeypatch.setattr(document_attention, "varlen_attn",
-                        lambda query, *rest, **how: calls.append(len(query)) or by_hand(query, *rest, **how))
+    monkeypatch.setattr(document_attention, "varlen_attn", stand_in(calls, causal=True))
     bound = document_attention.most_documents(batch["document_ids"])
     batch["most_documents"] = bound  # type: ignore[assignment]
     packed = loss_and_gradients(build_gpt(config, tp, dropped=[1, 2, 3], kept=8), batch)
@@ -157,9 +163,35 @@ def test_a_kernel_for_documents_computes_what_a_mask_does(
         torch.testing.assert_close(run(build_gpt(config, tp).eval(), batch), scores, rtol=1e-5, atol=1e-5)
 
 
+def test_padding_is_a_document_of_its_own_to_the_kernel(tp: TensorParallel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BERT: losses, gradients and scores are those of a mask, where layers keep all tokens, some, or padding alone."""
+    config = tiny_config(family="bert")
+    batch = tiny_bert_batch(config) | {"kept": torch.arange(24 - 8, 24).repeat(3, 1)}  # the second has padding there
+    drops: dict[str, Any] = {"dropped": [1, 2, 3], "kept": 8, "shared": True}
+
+    def summed() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = build_model(config, tp, **drops)
+        losses = run(model, batch)
+        losses.sum().backward()
+        return losses.detach(), whole_gradients(model)
+
+    def scored() -> torch.Tensor:
+        return run(build_model(config, tp).eval(), {name: x for name, x in batch.items() if name != "kept"})
+
+    masked, scores = summed(), scored()
+    calls: list[int] = []
+    monkeypatch.setattr(context, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(document_attention, "varlen_attn", stand_in(calls, causal=False))
+    packed = summed()
+    assert calls == [3 * tokens for tokens in (24, 8, 8, 8, 24)]
+    torch.testing.assert_close(packed[0], masked[0], rtol=1e-6, atol=0.0)
+    assert_gradients_close(packed[1], masked[1])
+    torch.testing.assert_close(scored(), scores, rtol=1e-5, atol=1e-5)
+
+
 def test_documents_are_found_and_their_number_is_bounded() -> None:
     ids = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 4, 7]])  # a document does not reach into the next sample
     assert document_attention.most_documents(ids) == 64 and document_attention.most_documents(
         torch.arange(65)[None]) == 128
-    found = document_attention.find_documents(ids, 7)
+    found = document_attention.find_documents(ids, 7, causal=True)
     assert found.starts.tolist() == [0, 2, 5, 8, 9, 10, 10, 10] and found.longest == 5

@@ -155,16 +155,18 @@ class ContextMaker:
         return cos, sin  # [k, b, 1, r / 2]
 
     def _documents(self, kept: torch.Tensor | None) -> Documents | None:
-        """The tokens' documents, where a kernel that knows documents computes the attention of all layers."""
+        """The tokens' documents, where a kernel that knows documents computes the attention of all layers. The padding
+        at the end of a sample is one more."""
         config, batch = self.config, self.batch
+        ids, bound = batch.document_ids, batch.most_documents
+        if ids is None and batch.padding_mask is not None:
+            ids, bound = batch.padding_mask, 2 * len(batch.padding_mask)
         masked = (config.window_size is not None or config.position_embedding_type == "alibi"
                   or config.mixture_of_depths_capacity is not None
                   or (self.training and config.attention_dropout > 0.0))
-        if batch.document_ids is None or batch.most_documents is None or masked \
-                or not has_kernel(batch.document_ids.device, self.dtype, config.head_dim):
+        if ids is None or bound is None or masked or not has_kernel(ids.device, self.dtype, config.head_dim):
             return None
-        ids = batch.document_ids if kept is None else batch.document_ids.gather(1, kept)
-        return find_documents(ids, batch.most_documents)
+        return find_documents(ids if kept is None else ids.gather(1, kept), bound, causal=config.family == "gpt")
 
     def _causal_mask(self, kept: torch.Tensor | None, attends_to_all: bool) -> torch.Tensor | None:
         """Mask of earlier tokens in the same document; None if plain causal attention is equivalent.

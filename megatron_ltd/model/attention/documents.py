@@ -1,6 +1,7 @@
 """Attention within documents without a mask, by kernels for packed sequences of any lengths.
 
-They run on GPUs in half precision; elsewhere a mask does the same. The kept tokens of a document are one sequence.
+They run on GPUs in half precision; elsewhere a mask does the same. The kept tokens of a document are one sequence. The
+padding of a sample counts as a document, whose results are never used.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Documents:
     Args:
         starts: then the number of tokens, as often as the bound exceeds the number of documents; int32.
         longest: no document has more tokens.
+        causal: whether a token attends to no later one.
 
     Shapes:
         starts [bound + 1]
@@ -26,6 +28,7 @@ class Documents:
 
     starts: torch.Tensor
     longest: int
+    causal: bool
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype | None, head_dim: int) -> bool:
@@ -41,20 +44,20 @@ def most_documents(ids: torch.Tensor) -> int:
     return -(-found // _MULTIPLE) * _MULTIPLE
 
 
-def find_documents(ids: torch.Tensor, bound: int) -> Documents:
-    """The documents of some tokens, in sequence order. The host does not wait. Shapes: ids [b, k]"""
+def find_documents(ids: torch.Tensor, bound: int, *, causal: bool) -> Documents:
+    """The documents of some tokens, in sequence order. The host does not wait. Shapes: ids [b, k], of any type"""
     begins = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True).flatten()
     number = begins.cumsum(0) - 1
     lengths = number.new_zeros(bound).scatter_add_(0, number, torch.ones_like(number))
-    return Documents(F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32), ids.shape[1])
+    return Documents(F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32), ids.shape[1], causal)
 
 
 def attend_in_documents(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                         documents: Documents) -> torch.Tensor:
-    """Causal attention of each document to itself. Shapes: [b, n, k, d] -> [b, n, k, d]"""
+    """Attention of each document to itself. Shapes: [b, n, k, d] -> [b, n, k, d]"""
     samples = query.shape[0]
     query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [b k, n, d]
     out = varlen_attn(query, key, value, documents.starts, documents.starts, documents.longest, documents.longest,
-                      window_size=(-1, 0))  # causal
+                      window_size=(-1, 0 if documents.causal else -1))
     assert isinstance(out, torch.Tensor)
     return out.unflatten(0, (samples, -1)).transpose(1, 2)
