@@ -6,137 +6,45 @@ that names the cause, an exit code of the table in docs/multi_node.md, and nothi
     python -m tests.campaign --minutes 30 --seed 1 --output campaign.json
 
 An episode is one run with one to three faults, on random layouts, of a random model. A failure prints the command that
-plays its episode again; moments differ from machine to machine, so play it several times.
+plays its episode again; moments differ from machine to machine, so play it several times. Lost links and full file
+systems need root, and are left out without it.
 """
 
 import argparse
-import itertools
 import json
-import random
-import shutil
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import count
 from pathlib import Path
-from typing import Any
 
-import pytest
+from tests.campaign.episodes import Stage, episode
+from tests.campaign.faults import FAULTS
+from tests.campaign.play import Broken
 
-from megatron_ltd.data.corpus.indexed import IndexedCorpus
-from tests.campaign.faults import FAULTS, Broken, Play, demand
-from tests.data.corpora import described
-from tests.train.runs import TINY, VOCABULARY, read_lines, write_corpus, write_sentence_corpus
-
-STEPS = 10
-SHORT: dict[str, Any] = {**TINY, "num_layers": 4, "micro_batch_size": 4, "train_iters": STEPS, "random_ltd_steps": 8,
-                         "eval_interval": 5, "save_interval": 2, "distributed_timeout_minutes": 0.25}
-NO_LTD = {name: None for name in TINY if name.startswith("random_ltd")}
-LLAMA = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "disable_bias_linear": True,
-         "init_method_std": 0.1}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2, random-LTD, dropout": ("pretrain_gpt", {**SHORT, "hidden_dropout": 0.1, "attention_dropout": 0.1}),
-    "llama, TREAD": ("pretrain_gpt", {**SHORT, **NO_LTD, **LLAMA, "token_drop_policy": "tread",
-                                      "random_ltd_start_length": 16, "random_ltd_strata": 2}),
-    "llama, Muon, layer dropout": ("pretrain_gpt", {**SHORT, **NO_LTD, **LLAMA, "optimizer": "muon", "lr": 1e-2,
-                                                    "layer_dropout_rate": 0.8, "layer_dropout_steps": 6}),
-    "gpt2, Token Dropping": ("pretrain_gpt", {**SHORT, "random_ltd": False, "token_drop_policy": "importance",
-                                              "random_ltd_layers": "1-2", "token_drop_beta": 0.5}),
-    "gpt2, superposition": ("pretrain_gpt", {**SHORT, **NO_LTD, "token_superposition": 2,
-                                             "token_superposition_steps": 5}),
-    "bert, random-LTD": ("pretrain_bert", {**SHORT, "seq_length": 64, "random_ltd_start_length": 16}),
-}
-TP2 = {"tensor_model_parallel_size": 2}
-PP2 = {"pipeline_model_parallel_size": 2}
-LAYOUTS: list[tuple[int, dict[str, Any]]] = [
-    (1, {}), (1, {"async_save": True}), (2, TP2), (2, {**TP2, "sequence_parallel": True, "async_save": True}),
-    (2, PP2), (2, {**PP2, "pipeline_schedule": "zbv", "async_save": True}), (2, {"use_distributed_optimizer": True}),
-    (2, {"data_parallel_sharding_strategy": "optim_grads_params", "async_save": True}), (4, {**TP2, **PP2}),
-    (4, {**TP2, "data_parallel_sharding_strategy": "optim_grads_params"}),
-]
+Counts = Counter[tuple[str, str]]
 
 
-class Stage:
-    """The corpora, and the uninterrupted run of each model."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._truths: dict[str, list[dict[str, Any]]] = {}
-        self.corpora = folder / "corpora"
-        self.corpora.mkdir()
-        self._settings = {"pretrain_gpt": write_corpus(self.corpora).settings,
-                          "pretrain_bert": write_sentence_corpus(self.corpora).settings}
-        for settings in self._settings.values():
-            described(IndexedCorpus(settings["data_path"][0]), None, VOCABULARY)
-
-    def play(self, model: str, folder: Path, chance: random.Random) -> Play:
-        """A run of a model on its own copy of the corpora."""
-        recipe, settings = MODELS[model]
-        shutil.copytree(self.corpora, folder / "corpora")
-        prefix = folder / "corpora" / Path(self._settings[recipe]["data_path"][0]).name
-        settings = {**settings, **self._settings[recipe], "data_path": (str(prefix),),
-                    "data_cache_path": str(folder / "cache"), "save": str(folder / "checkpoints"),
-                    "load": str(folder / "checkpoints"), "metrics_file": str(folder / "metrics.jsonl")}
-        return Play(chance, folder, recipe, settings, prefix, LAYOUTS, STEPS)
-
-    def truth(self, model: str) -> list[dict[str, Any]]:
-        if model not in self._truths:
-            play = self.play(model, self.folder / f"truth-{len(self._truths)}", random.Random(0))
-            ended = play.attempt((1, {}))
-            demand({end.code for end in ended} == {0}, f"the uninterrupted run of {model} failed", ended)
-            self._truths[model] = read_lines(play.metrics)
-        return self._truths[model]
-
-
-def check_curve(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
-    """The curves are one, within the tolerance of any two layouts."""
-    def steps(lines: list[dict[str, Any]]) -> list[tuple[int, bool]]:
-        return [(line["step"], "lm_loss" in line) for line in lines]
-
-    if steps(found) != steps(wanted):
-        raise Broken(f"the curve has the lines {steps(found)} in place of {steps(wanted)}")
-    for line, expected in zip(found, wanted, strict=True):
-        for name in ("lm_loss", "validation_loss"):
-            if name in expected and line[name] != pytest.approx(expected[name], rel=1e-5, abs=0.0):
-                raise Broken(f"{name} of step {line['step']} is {line[name]} in place of {expected[name]}")
-
-
-def episode(stage: Stage, seed: int, number: int) -> Counter[tuple[str, str]]:
-    """Play one run.
-
-    Returns:
-        how many faults of each kind ended in which way.
-
-    Raises:
-        Broken: the law does not hold.
-    """
-    chance = random.Random(f"{seed} {number}")
-    model = chance.choice(list(MODELS))
-    names = chance.choices(list(FAULTS), k=chance.choice([1, 2, 2, 3]))
-    folder = stage.folder / f"episode-{number}"
-    truth, play = stage.truth(model), stage.play(model, folder, chance)
-    counts: Counter[tuple[str, str]] = Counter()
-    name = names[0]
-    try:
-        for name in names:
-            counts[name, FAULTS[name](play)] += 1
-        ended = play.attempt()
-        demand({end.code for end in ended} == {0}, "the run cannot be completed", ended)
-        check_curve(read_lines(play.metrics), truth)
-    except Broken as broken:
-        raise Broken(f"{name}, in {names} of {model}: {broken}", name) from broken
-    shutil.rmtree(folder)
-    return counts
-
-
-def table(counts: Counter[tuple[str, str]]) -> str:
+def table(counts: Counts) -> str:
     """Faults by kind and by how they ended, as Markdown."""
     ends = ("survived", "stopped rightly", "failed")
     lines = ["| fault | " + " | ".join(ends) + " |", "|---|--:|--:|--:|"]
     for name in FAULTS:
         lines.append(f"| {name} | " + " | ".join(str(counts[name, end]) for end in ends) + " |")
-    totals = [sum(count for (_, how), count in counts.items() if how == end) for end in ends]
+    totals = [sum(number for (_, how), number in counts.items() if how == end) for end in ends]
     return "\n".join([*lines, "| all | " + " | ".join(map(str, totals)) + " |"])
+
+
+def told(number: int, seed: int, played: "Future[Counts]") -> Counts:
+    """How the faults of an episode ended; a failure is printed."""
+    try:
+        return played.result()
+    except Broken as broken:
+        print(f"FAILED: python -m tests.campaign --seed {seed} --episode {number}\n{broken}\n", flush=True)
+        return Counter({(broken.fault, "failed"): 1})
 
 
 def main(argv: list[str]) -> int:
@@ -144,23 +52,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="start no episode after this time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--episode", type=int, help="play this one only")
+    parser.add_argument("--at-once", type=int, default=3, help="episodes that are played at the same time")
     parser.add_argument("--output", type=Path, help="JSON file of the counts, written after every episode")
     args = parser.parse_args(argv)
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: Counts = Counter()
     deadline = time.monotonic() + 60 * args.minutes
-    with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="campaign-") as scratch, \
+            ProcessPoolExecutor(args.at_once, multiprocessing.get_context("spawn")) as pool:
         stage = Stage(Path(scratch))
-        for number in itertools.count() if args.episode is None else [args.episode]:
-            if time.monotonic() > deadline:
+        under_way: dict[Future[Counts], int] = {}
+        numbers = count() if args.episode is None else iter([args.episode])
+        while True:
+            while len(under_way) < args.at_once and time.monotonic() < deadline:
+                if (number := next(numbers, None)) is None:
+                    break
+                under_way[pool.submit(episode, stage, args.seed, number)] = number
+            if not under_way:
                 break
-            try:
-                counts += episode(stage, args.seed, number)
-            except Broken as broken:
-                counts[broken.fault, "failed"] += 1
-                print(f"FAILED: python -m tests.campaign --seed {args.seed} --episode {number}\n{broken}\n", flush=True)
+            for played in wait(under_way, return_when=FIRST_COMPLETED).done:
+                number = under_way.pop(played)
+                counts += told(number, args.seed, played)
+                print(f"episode {number}: {sum(counts.values())} faults", file=sys.stderr, flush=True)
             if args.output is not None:
-                args.output.write_text(json.dumps({" / ".join(key): count for key, count in counts.items()}, indent=1))
-            print(f"episode {number}: {sum(counts.values())} faults", file=sys.stderr, flush=True)
+                args.output.write_text(json.dumps({" / ".join(key): value for key, value in counts.items()}, indent=1))
     print(table(counts))
     return int(any(how == "failed" for _, how in counts))
 

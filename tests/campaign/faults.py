@@ -1,110 +1,22 @@
 """The faults: each disturbs one attempt of a run, or its files between two attempts, and checks what is said."""
 
-import random
+import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import EXIT_ON_SIGNAL, EXIT_PEER_LOST
+from tests.campaign.play import ATTEMPT_SECONDS, Broken, Play, demand, demand_refusal
 from tests.campaign.processes import Ended, Handicap, Ranks
+from tests.hosts import network
 from tests.train.launchers import exit_record
-from tests.train.runs import words
 
 DATA, CHECKPOINT = 21, 22
-ATTEMPT_SECONDS = 120.0
-
-
-class Broken(Exception):
-    """The law was broken.
-
-    Args:
-        fault: the last one that was played.
-    """
-
-    def __init__(self, what: str, fault: str = ""):
-        super().__init__(what)
-        self.fault = fault
-
-
-@dataclass
-class Play:
-    """A run that is started again and again until it is complete.
-
-    Args:
-        folder: of its checkpoints, metrics and cache.
-        corpus: a copy of the corpus that may be damaged, by prefix.
-        layouts: (number of processes, settings) to choose from.
-    """
-
-    chance: random.Random
-    folder: Path
-    recipe: str
-    settings: dict[str, Any]
-    corpus: Path
-    layouts: list[tuple[int, dict[str, Any]]]
-    steps: int
-    attempts: int = 0
-    last: list[Ended] = field(default_factory=list)
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("iter_*"))
-
-    def choose_layout(self, *, processes: int = 1) -> tuple[int, dict[str, Any]]:
-        """A layout of at least so many processes."""
-        return self.chance.choice([layout for layout in self.layouts if layout[0] >= processes])
-
-    def start(self, layout: tuple[int, dict[str, Any]], handicaps: dict[int, Handicap] | None = None,
-              **settings: Any) -> Ranks:
-        self.attempts += 1
-        world_size, places = layout
-        command = words({**self.settings, **places, **settings})
-        return Ranks(self.recipe, command, world_size, self.folder / "attempts" / str(self.attempts), handicaps)
-
-    def attempt(self, layout: tuple[int, dict[str, Any]] | None = None,
-                disturb: Callable[[Ranks], None] = lambda ranks: None,
-                handicaps: dict[int, Handicap] | None = None, **settings: Any) -> list[Ended]:
-        """Start the run, disturb it, and wait for its end."""
-        ranks = self.start(layout or self.choose_layout(), handicaps, **settings)
-        disturb(ranks)
-        try:
-            self.last = ranks.finish(ATTEMPT_SECONDS)
-        except TimeoutError as error:
-            raise Broken(str(error)) from error
-        return self.last
-
-    def wait_somewhere(self, ranks: Ranks) -> None:
-        """Until a random moment: of the start, of a step, or of a save."""
-        if self.chance.random() < 0.2:
-            time.sleep(self.chance.uniform(0.0, 1.5))
-        else:
-            ranks.wait_for_step(self.metrics, self.chance.randrange(1, self.steps), ATTEMPT_SECONDS / 2)
-            time.sleep(self.chance.uniform(0.0, 0.2))
-
-    def flip_a_bit(self, path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        data[self.chance.randrange(len(data))] ^= 1 << self.chance.randrange(8)
-        path.write_bytes(data)
-
-
-def demand(holds: bool, what: str, ended: list[Ended]) -> None:
-    if not holds:
-        told = "\n".join(f"--- rank {rank}: {end.code}\n{end.said[-1500:]}" for rank, end in enumerate(ended))
-        raise Broken(f"{what}\n{told}")
-
-
-def demand_refusal(play: Play, code: int, name: str) -> None:
-    """All processes have ended with a code of the table, and one message names the file."""
-    demand({end.code for end in play.last} == {code}, f"every process should have ended with {code}", play.last)
-    said = "".join(end.said for end in play.last)
-    demand(name in said and "Traceback" not in said, f"the message should name {name}, without a traceback", play.last)
+PAGE_BYTES = 4096
 
 
 def killed(play: Play) -> str:
@@ -186,11 +98,60 @@ def signalled(play: Play) -> str:
     return "survived"
 
 
-def disk_full(play: Play) -> str:
+def lost_link(play: Play) -> str:
+    """The network between two hosts is silent for a moment, or from now on."""
+    layout = play.choose_layout(processes=2)
+    outage = play.chance.choice([0.3, 1.0, ATTEMPT_SECONDS])
+
+    def cut(ranks: Ranks) -> None:
+        play.wait_somewhere(ranks)
+        hosts[1].cable.cut = True
+        if outage < ATTEMPT_SECONDS:
+            time.sleep(outage)
+            hosts[1].cable.cut = False
+
+    with network(2) as hosts:
+        ended = play.attempt(layout, cut, hosts=hosts, distributed_timeout_minutes=0.1)
+    allowed = {0} if outage < ATTEMPT_SECONDS else {0, EXIT_PEER_LOST, -signal.SIGKILL}
+    demand({end.code for end in ended} <= allowed, f"a link lost for {outage} s should end with {allowed}", ended)
+    return "survived"
+
+
+def files_limited(play: Play) -> str:
     """One process cannot write more than some kilobytes to a file."""
     layout = play.choose_layout()
     victim = play.chance.randrange(layout[0])
-    ended = play.attempt(layout, handicaps={victim: Handicap(play.chance.choice([100, 4_000, 20_000]))})
+    return _failed_save(play.attempt(layout, handicaps={victim: Handicap(play.chance.choice([100, 4_000, 20_000]))}))
+
+
+def disk_full(play: Play) -> str:
+    """The file system of the checkpoints has space for little or nothing."""
+    with _small_disk(play.folder / "checkpoints", play.chance.choice([0, 4_096, 300_000, 2_000_000])):
+        return _failed_save(play.attempt())
+
+
+@contextmanager
+def _small_disk(folder: Path, free_bytes: int) -> Iterator[None]:
+    """Meanwhile the folder is a file system of its own, with so much space left."""
+    aside = folder.with_name("aside")
+    folder.mkdir(exist_ok=True)
+    folder.rename(aside)
+    folder.mkdir()
+    pages = sum(-(-path.stat().st_size // PAGE_BYTES) for path in aside.rglob("*") if path.is_file())
+    size = (pages * PAGE_BYTES + free_bytes) or PAGE_BYTES  # 0 would mean any size
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        yield
+        shutil.rmtree(aside)
+        shutil.copytree(folder, aside)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+    aside.rename(folder)
+
+
+def _failed_save(ended: list[Ended]) -> str:
     codes = {end.code for end in ended}
     said = "".join(end.said for end in ended)
     if codes == {0}:
@@ -313,5 +274,7 @@ def cache_flipped(play: Play) -> str:
 
 FAULTS: dict[str, Callable[[Play], str]] = {
     function.__name__.replace("_", " "): function for function in (
-        killed, power_lost, half_lost, hung, signalled, disk_full, clock_jumps, two_runs, checkpoint_flipped,
-        tracker_flipped, corpus_flipped, index_flipped, sidecar_flipped, corpus_cut, cache_flipped)}
+        killed, power_lost, half_lost, hung, signalled, files_limited, clock_jumps, two_runs, checkpoint_flipped,
+        tracker_flipped, corpus_flipped, index_flipped, sidecar_flipped, corpus_cut, cache_flipped, lost_link,
+        disk_full)}
+FOR_ROOT = {"lost link", "disk full"}

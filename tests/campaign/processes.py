@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from unittest import mock
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave
 from tests.gloo import PRELOADED, fork_server
+from tests.hosts import Host
 from tests.train.launchers import free_port, whole_lines
 from tests.train.runs import RECIPES
 
@@ -45,8 +46,11 @@ class Ended:
     said: str
 
 
-def _rank(place: Launch, recipe: str, command: list[str], log: str, handicap: Handicap) -> None:
+def _rank(place: Launch, recipe: str, command: list[str], log: str, handicap: Handicap, host: Host | None) -> None:
     """What a process runs."""
+    if host is not None:
+        host.enter()
+        os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
     with open(log, "w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -72,16 +76,19 @@ class Ranks:
 
     Args:
         scratch: a new folder for the output.
+        hosts: networks over which the processes are spread in order; none: that of this process.
     """
 
     def __init__(self, recipe: str, command: list[str], world_size: int, scratch: Path,
-                 handicaps: dict[int, Handicap] | None = None):
+                 handicaps: dict[int, Handicap] | None = None, hosts: Sequence[Host] = ()):
         scratch.mkdir(parents=True)
-        method = f"tcp://localhost:{free_port()}" if world_size > 1 else None
+        address = f"{hosts[0].address}:29500" if hosts else f"localhost:{free_port()}"
+        method = f"tcp://{address}" if world_size > 1 else None
         self._logs = [scratch / f"output-{rank}" for rank in range(world_size)]
         self._processes = [fork_server.Process(target=_rank, args=(
             Launch(rank, rank, world_size, method), recipe, command, str(log),
-            (handicaps or {}).get(rank, Handicap()))) for rank, log in enumerate(self._logs)]
+            (handicaps or {}).get(rank, Handicap()), hosts[rank * len(hosts) // world_size] if hosts else None))
+            for rank, log in enumerate(self._logs)]
         self._started = time.time()
         for process in self._processes:
             process.start()

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.campaign.__main__ import check_curve, table
-from tests.campaign.faults import FAULTS, Broken, demand
+from tests.campaign.__main__ import table
+from tests.campaign.episodes import check_curve
+from tests.campaign.faults import FAULTS
+from tests.campaign.play import Broken, demand
 from tests.campaign.processes import Ended
 
 CURVE: list[dict[str, Any]] = [{"step": 1, "lm_loss": 5.0}, {"step": 2, "lm_loss": 4.5},
