@@ -1,4 +1,4 @@
-"""Watch runs on one page: loss, rate, kept length, step time, saving, checkpoints, time left.
+"""Watch runs on one page: loss, rate, kept length, step time, saving, checkpoints, restarts, time left.
 
     python tools/watch_run.py --metrics dense=dense.jsonl ltd=ltd.jsonl --train-iters 20000 --output watch.html
 

@@ -24,7 +24,7 @@ from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.process import launch, stacks
 from megatron_ltd.train.process.elastic import tell_spares
 from megatron_ltd.train.process.environment import Launch
-from megatron_ltd.train.process.exits import clear_exit_record, end, lost_peer
+from megatron_ltd.train.process.exits import end, lost_peer, note_attempt, take_exit_record
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.process.siblings import end_soon
 from megatron_ltd.train.process.sole import alone_in
@@ -115,12 +115,12 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     place = runtime.launch
     console = Console(place.rank == 0)
     group = checkpoint_group(timedelta(minutes=config.parallel.distributed_timeout_minutes))
-    uploader = None
+    uploader, previous = None, None
     if config.checkpoint.save is not None:
         probe_writable(Path(config.checkpoint.save), group)
         uploader = open_uploader(config.checkpoint, group, console)
         if place.rank == 0:
-            clear_exit_record(config.checkpoint.save)
+            previous = take_exit_record(config.checkpoint.save)
     native.tell(console)
     config, datasets = prepare(config, tokenizer, runtime, console)
     if tokenizer is not None and config.data.bos_token is None:
@@ -157,6 +157,8 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         score_tasks = tasks.scores(model, runtime, config, tokenizer, console)
     first_step = state.consumed.steps
     trainer = Trainer(config, runtime, model, optimizer, datasets, state, metrics, writer, best, score_tasks)
+    if place.rank == 0 and first_step < trainer.total_steps:
+        note_attempt(config.checkpoint.save, first_step, place.world_size, previous)
     try:
         code = trainer.run(watcher)
     except UserError as error:

@@ -57,6 +57,18 @@ def test_stragglers_and_what_is_wrong_with_hosts_are_shown(tmp_path: Path) -> No
     assert drawing.count("<circle") == 2 and drawing.count("<polyline") == 1
 
 
+def test_restarts_are_told_with_what_ended_the_attempts_before(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path)
+    lost, asked = ({"code": code, "step": None, "reason": reason} for code, reason in ((40, "lost"), (10, "asked")))
+    attempts = [(30, lost), (0, None), (0, lost), (10, None), (20, asked)]  # the first two are of earlier runs
+    text = "".join(json.dumps({"time": 0.0, "step": step, "processes": 2, "previous": previous}) + "\n"
+                   for step, previous in attempts)
+    (tmp_path / "attempts.jsonl").write_text(text + '{"time": 0.0, "st')
+    assert dict(read_progress("run", metrics, tmp_path, None).facts())["restarts"] == (
+        "3, from step 0: code 40, lost; from step 10: ended without a word; from step 20: code 10, asked")
+    assert "restarts" not in dict(read_progress("run", metrics, None, None).facts())
+
+
 def test_a_run_that_says_nothing_is_told_from_one_that_has_ended(tmp_path: Path) -> None:
     metrics = write_run(tmp_path)
     record = tmp_path / "exit.json"

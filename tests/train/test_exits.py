@@ -1,15 +1,17 @@
 """The words with which a run ends without an error."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_ltd.config import CheckpointConfig, RunConfig, TrainingConfig
 from megatron_ltd.errors import EXIT_PEER_LOST, LostPeerError
-from megatron_ltd.train.process.exits import ending, report
+from megatron_ltd.train.process.exits import ending, note_attempt, report, take_exit_record, write_exit_record
 
 
 def said(code: int, step: int, first_step: int = 0, training: TrainingConfig | None = None, **checkpoint: Any) -> str:
@@ -61,3 +63,15 @@ def test_a_process_lost_during_a_save_is_no_damaged_checkpoint(capsys: pytest.Ca
     error = LostPeerError("the checkpoint of step 4 was not saved:\n  lost contact with another rank")
     assert report(error, 1, 2, None) == EXIT_PEER_LOST
     assert "rank 1: stopped, since another process failed or did not answer" in capsys.readouterr().err
+
+
+def test_each_attempt_tells_how_the_one_before_it_ended(tmp_path: Path) -> None:
+    assert take_exit_record(None) is None and take_exit_record(str(tmp_path)) is None
+    write_exit_record(str(tmp_path), 40, 7, "lost")
+    note_attempt(str(tmp_path), 6, 2, take_exit_record(str(tmp_path)))
+    note_attempt(str(tmp_path), 8, 1, take_exit_record(str(tmp_path)))  # the one before was killed
+    lines = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["processes"], line["previous"]) for line in lines] == [
+        (6, 2, {"code": 40, "step": 7, "reason": "lost"}), (8, 1, None)]
+    (tmp_path / "exit.json").write_text('{"code": ')
+    assert take_exit_record(str(tmp_path)) is None and not (tmp_path / "exit.json").exists()

@@ -152,6 +152,10 @@ def test_a_run_that_changes_its_layout_at_every_stop_keeps_its_curve(
         for name in ("consumed_samples", "consumed_layer_tokens", "learning_rate", "kept_length", "cumulative_saving"):
             assert line.get(name) == wanted.get(name), (name, wanted["step"])
     assert kept == whole.kept
+    attempts = read_lines(folder / "checkpoints" / "attempts.jsonl")
+    assert [(attempt["step"], attempt["processes"]) for attempt in attempts] == [
+        (stride * number, world_size) for number, (world_size, _) in enumerate(legs)]
+    assert attempts[0]["previous"] is None and {attempt["previous"]["code"] for attempt in attempts[1:]} == {11}
 
 
 def make(folder: Path) -> Path:

@@ -40,11 +40,15 @@ def markdown_table(table: Table) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def document(title: str, body: Sequence[str]) -> str:
-    """A page of these parts."""
-    return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+def document(title: str, body: Sequence[str], style: str = STYLE, head: str = "") -> str:
+    """A page of these parts.
+
+    Args:
+        head: what else its head holds.
+    """
+    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+            f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
             + "\n".join(body) + "\n</body>\n</html>\n")
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 
+from tools.pages.report_page import document
 from tools.watching.progress import Progress
 
 POINTS = 400
@@ -47,10 +48,7 @@ def page(runs: list[Progress], refresh_seconds: float | None) -> str:
     again = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{math.ceil(refresh_seconds)}">\n'
     cards = "".join(_card(run, number) for number, run in enumerate(runs))
     charts = "".join(_chart(name, curves) for name, curves in _curves(runs) if any(curve.points for curve in curves))
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{again}'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-            f'<div class="runs">{cards}</div>\n<div class="charts">{charts}</div>\n</body>\n</html>\n')
+    return document(title, [f'<div class="runs">{cards}</div>', f'<div class="charts">{charts}</div>'], STYLE, again)
 
 
 def _card(run: Progress, number: int) -> str:

@@ -1,5 +1,6 @@
 """How far a run is, from its metrics file and the folder of its checkpoints."""
 
+import contextlib
 import json
 import statistics
 import time
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
+from megatron_ltd.train.process.exits import ATTEMPTS_NAME, RECORD_NAME
 from tools.pages.metrics_file import is_number, read_metrics
 
 RECENT_STEPS = 100
 SLOW = 1.5
 """A step that takes so many times the median of the recent ones is slow."""
 SILENT_SECONDS = 60.0
+SHOWN_RESTARTS = 3
 HOSTS: dict[str, tuple[str, Callable[[float], bool], Callable[[float], str]]] = {
     "host_memory_free": ("least memory free", lambda share: share < 0.1, lambda share: f"{share:.1%} of a host's"),
     "clock_skew_seconds": ("clocks differ", lambda seconds: seconds > 1.0, lambda seconds: f"by {seconds:.1f} s"),
@@ -33,6 +36,7 @@ class Progress:
         total: steps of the whole run; None if not known.
         ending: what `exit.json` says, if it was written after the last record.
         saves: the steps of its checkpoints.
+        restarts: the steps from which it went on after it had ended, and how it had.
         silent_seconds: since the last record was written.
     """
 
@@ -42,6 +46,7 @@ class Progress:
     total: int | None
     ending: dict[str, Any] | None
     saves: list[int]
+    restarts: list[tuple[int, str]]
     silent_seconds: float
 
     @property
@@ -99,6 +104,10 @@ class Progress:
                   if is_number(last.get(field)) and limit(last[field])]
         if self.saves:
             found.append(("checkpoints", f"{len(self.saves)}, the newest of step {self.saves[-1]}"))
+        if self.restarts:
+            causes = "; ".join(f"from step {step}: {cause}" for step, cause in self.restarts[-SHOWN_RESTARTS:])
+            earlier = ", the last ones " if len(self.restarts) > SHOWN_RESTARTS else ", "
+            found.append(("restarts", f"{len(self.restarts)}{earlier}{causes}"))
         if self.total is not None and not self.ended:
             found.append(("time left", duration((self.total - last["step"]) * self.typical_seconds)))
         return found
@@ -128,12 +137,13 @@ def read_progress(label: str, metrics: Path, checkpoints: Path | None, total: in
     written = metrics.stat().st_mtime
     steps = {line["step"]: line for line in records if "lm_loss" in line}
     held_out = {line["step"]: line for line in records if is_number(line.get("validation_loss"))}
-    ending, saves = None, []
+    ending, saves, restarts = None, [], []
     if checkpoints is not None:
         saves = sorted(int(path.name.removeprefix("iter_")) for path in checkpoints.glob("iter_*")
                        if path.name.removeprefix("iter_").isdigit())
-        ending = _ending(checkpoints / "exit.json", written)
-    return Progress(label, list(steps.values()), list(held_out.values()), total, ending, saves,
+        ending = _ending(checkpoints / RECORD_NAME, written)
+        restarts = _restarts(checkpoints / ATTEMPTS_NAME)
+    return Progress(label, list(steps.values()), list(held_out.values()), total, ending, saves, restarts,
                     time.time() - written)
 
 
@@ -147,4 +157,20 @@ def _ending(path: Path, not_before: float) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}. Leave --checkpoints out.") from error
+    return found
+
+
+def _restarts(path: Path) -> list[tuple[int, str]]:
+    """Those since the run began from scratch; a line that was cut short is passed over."""
+    found: list[tuple[int, str]] = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Leave --checkpoints out.") from error
+    for number, line in enumerate(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            attempt = json.loads(line)
+            previous, step = attempt["previous"], int(attempt["step"])
+            how = "ended without a word" if previous is None else f"code {previous['code']}, {previous['reason']}"
+            found = [*found, (step, how)] if number and (step or previous) else []
     return found

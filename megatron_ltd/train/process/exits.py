@@ -1,7 +1,7 @@
 """How a process ends: the message, the exit code, and the record that outlives the launcher.
 
 torchrun reports 1 for every code but 0, so the code is also written to `exit.json` next to the checkpoints, and told to
-`examples/launch.py`.
+`examples/launch.py`. `attempts.jsonl` beside it has a line for each attempt that trained: how the one before it ended.
 """
 
 import atexit
@@ -9,9 +9,10 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.config import CheckpointConfig, RunConfig
@@ -28,6 +29,7 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch, tell_launcher
 
 RECORD_NAME = "exit.json"
+ATTEMPTS_NAME = "attempts.jsonl"
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Wait timeout",
               "Socket Timeout", "gloo/transport", "Application timeout", "Broken pipe")
 
@@ -48,10 +50,35 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def clear_exit_record(save_dir: str | None) -> None:
-    """Remove the record of the previous run."""
-    if save_dir is not None:
-        (Path(save_dir) / RECORD_NAME).unlink(missing_ok=True)
+def take_exit_record(save_dir: str | None) -> dict[str, Any] | None:
+    """Remove the record of the attempt before this one, and return it; None if it left none, as one that was killed."""
+    if save_dir is None:
+        return None
+    record = Path(save_dir) / RECORD_NAME
+    try:
+        found = json.loads(record.read_text())
+    except (OSError, ValueError):  # not there, or damaged
+        found = None
+    record.unlink(missing_ok=True)
+    return found if isinstance(found, dict) else None
+
+
+def note_attempt(save_dir: str | None, step: int, world_size: int, previous: dict[str, Any] | None) -> None:
+    """Add this attempt to `attempts.jsonl` in the folder of checkpoints.
+
+    Args:
+        step: from which it goes on; 0 from scratch.
+        previous: the record of the attempt before it.
+    """
+    if save_dir is None:
+        return
+    path = Path(save_dir) / ATTEMPTS_NAME
+    line = {"time": time.time(), "step": step, "processes": world_size, "previous": previous}
+    try:
+        with path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+    except OSError as error:
+        Console().warn(f"{path} could not be written: {error}")
 
 
 def write_exit_record(save_dir: str | None, code: int, step: int | None, reason: str) -> None:
