@@ -45,6 +45,8 @@ class Trial:
     steps: list[tuple[float, int]] = field(default_factory=list)
     noticed: list[float] = field(default_factory=list)
     fault_at: float = 0.0
+    lost: int | None = None
+    """The host that the others have to go on without; what it notices does not count."""
 
     def start(self, *numbers: int) -> None:
         for number in numbers:
@@ -64,7 +66,7 @@ class Trial:
                 step = re.search(r"iteration\s+(\d+)/", line)
                 if step:
                     self.steps.append((now, int(step[1])))
-                elif NOTICED.search(line) and self.fault_at:
+                elif NOTICED.search(line) and self.fault_at and not path.name.startswith(f"host-{self.lost}-"):
                     self.noticed.append(now)
             self.seen[path] = len(lines)
 
@@ -76,10 +78,14 @@ class Trial:
                 raise AssertionError(f"{self.folder} did not come so far within {seconds:.0f} s")
             time.sleep(0.05)
 
-    def fault(self) -> None:
-        """From now on the clock runs."""
+    def fault(self, lost: int | None = None) -> None:
+        """From now on the clock runs.
+
+        Args:
+            lost: the host that is hit.
+        """
         self.look()
-        self.fault_at = time.monotonic()
+        self.fault_at, self.lost = time.monotonic(), lost
 
     def finish(self, *numbers: int, seconds: float = 500) -> list[int | None]:
         deadline = time.monotonic() + seconds
@@ -108,7 +114,7 @@ def link_down(number: int, comes_back: bool) -> Callable[[Trial], list[int | Non
     def play(trial: Trial) -> list[int | None]:
         trial.start(0, 1, 2)
         trial.wait_for_step(FAULT_STEP)
-        trial.fault()
+        trial.fault(number)
         trial.hosts[number].cable.cut = True
         others = [other for other in range(3) if other != number]
         trial.wait_for_step(FAULT_STEP + SAVE_INTERVAL, trial.fault_at)
@@ -124,7 +130,7 @@ def power_off(number: int) -> Callable[[Trial], list[int | None]]:
     def play(trial: Trial) -> list[int | None]:
         trial.start(0, 1, 2)
         trial.wait_for_step(FAULT_STEP)
-        trial.fault()
+        trial.fault(number)
         trial.hosts[number].lose_power()
         return trial.finish(*(other for other in range(3) if other != number))
 
@@ -135,7 +141,7 @@ def killed(number: int) -> Callable[[Trial], list[int | None]]:
     def play(trial: Trial) -> list[int | None]:
         trial.start(0, 1, 2)
         trial.wait_for_step(FAULT_STEP)
-        trial.fault()
+        trial.fault(number)
         trial.hosts[number].kill()
         trial.wait_for_step(FAULT_STEP + SAVE_INTERVAL, trial.fault_at)
         trial.start(number)
