@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 ITERATION = re.compile(r"iteration\s+(\d+)/\s*(\d+)")
 LAUNCHER = re.compile(r"torch/distributed/elastic/.*(closing signal|failed \(exitcode: (?P<code>\d+)\))")
-EXPLAINED = {"10", "11", "20", "21", "22", "30"}
+EXPLAINED = {"10", "11", "20", "21", "22", "30", "50"}
 """Exit codes of requested stops, and of errors that come with a message."""
 
 SHOWN = {"lm loss": "loss", "loss": "loss", "kept length": "kept", "grad norm": "norm"}

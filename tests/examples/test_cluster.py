@@ -43,6 +43,13 @@ def test_slurm_must_start_one_task_per_node() -> None:
 
 
 STAND_INS = {
+    # Runs a copy of the script, as Slurm does, on as many nodes as its option says.
+    "sbatch": """
+nodes=${1#--nodes=} folder=$(dirname "$0")
+cp "$2" "$folder/slurm_script"
+grep -q '^#SBATCH --requeue' "$2" && grep -q '^#SBATCH --signal=B:TERM@' "$2"
+SLURM_SUBMIT_DIR=$PWD SLURM_NNODES=$nodes exec bash "$folder/slurm_script" "${@:3}"
+""",
     # The hosts of a list, or a note that the job is queued again.
     "scontrol": 'if [[ $1 == show ]]; then echo localhost; echo localhost; else echo "$@" >> "$NOTES"; fi',
     "srun": """
@@ -61,18 +68,17 @@ exit "$code"
 def test_the_slurm_script_runs_a_task_on_each_node_and_queues_a_stopped_job_again(tmp_path: Path) -> None:
     for name, body in STAND_INS.items():
         script = tmp_path / name
-        script.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        script.write_text(f"#!/usr/bin/env bash\nset -e\n{body}\n")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     port = 20000 + os.getpid() % 10000
     variables = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable,
-                 "NOTES": str(tmp_path / "notes"), "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": str(port - 20000),
-                 "SLURM_NNODES": "2"}
+                 "NOTES": str(tmp_path / "notes"), "SLURM_JOB_ID": str(port - 20000)}
     done = subprocess.run(
-        ["bash", str(ROOT / "examples" / "slurm_pretrain_gpt.sh"), "--mock-data", "--vocab-size", "128",
+        ["sbatch", "--nodes=2", "examples/slurm_pretrain_gpt.sh", "--mock-data", "--vocab-size", "128",
          "--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "2", "--seq-length", "16",
          "--micro-batch-size", "1", "--lr", "1e-3", "--train-iters", "4", "--exit-interval", "2",
          "--save", str(tmp_path / "checkpoints")],
-        env=variables, capture_output=True, text=True, timeout=240, check=False)
+        env=variables, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 11, done.stdout + done.stderr
     assert "2 node(s) x 1 process(es), node 1" in done.stdout and "dp 2," in done.stdout
     assert (tmp_path / "notes").read_text() == f"requeue {port - 20000}\n"
@@ -94,7 +100,7 @@ def test_what_needs_a_person_is_not_tried_again_by_the_job_set() -> None:
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [20, 21, 22, 30, 50]
 
 
-FIELDS = json.loads((ROOT / "tests" / "fixtures" / "kubernetes_fields.json").read_text())
+FIELDS = json.loads((ROOT / "tests" / "fixtures" / "cluster_fields.json").read_text())
 TYPES: dict[str, Any] = {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list,
                          "int-or-string": (int, str)}
 
@@ -135,6 +141,14 @@ def test_manifests_have_the_fields_of_the_published_schemas(name: str) -> None:
     wrong = copy.deepcopy(manifest)
     wrong["spec"]["elasticPolicy"] = {}
     assert misfits(wrong, facts["schema"], name) == [f"{name}.spec.elasticPolicy is unknown"]
+
+
+def test_the_task_for_skypilot_has_the_fields_of_the_published_schema() -> None:
+    task = yaml.safe_load((ROOT / "examples" / "skypilot.yaml").read_text())
+    assert misfits(task, FIELDS["skypilot"]["schema"], "task") == []
+    task["resources"]["job_recovery"]["recover_on_exit_codes"] = ["10"]
+    assert misfits(task, FIELDS["skypilot"]["schema"], "task") == [
+        "task.resources.job_recovery.recover_on_exit_codes[] is no integer"]
 
 
 def test_a_wrong_type_value_or_missing_field_of_a_manifest_is_found() -> None:

@@ -1,6 +1,7 @@
 """Log outputs of a run: the console, the metrics file, TensorBoard, Weights & Biases."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from megatron_ltd.train.report.metrics import (
     task_scores_line,
 )
 from megatron_ltd.train.report.short_line import ShortLog
+from megatron_ltd.train.report.train_job import URL, TrainJobStatus
 from megatron_ltd.train.result import HeldOut
 from megatron_ltd.train.task_scores import TaskScores
 
@@ -148,8 +150,11 @@ class Metrics:
         short = config.log_format == "short" or (config.log_format == "auto" and console.on_terminal)
         self._short = ShortLog(console) if short else None
         self._writers: list[Writer] = []
+        self._train_job: TrainJobStatus | None = None
         if not console.speaks:
             return
+        if os.environ.get(URL):
+            self._train_job = TrainJobStatus(os.environ, console)
         if config.metrics_file is not None:
             try:
                 self._writers.append(MetricsFile(Path(config.metrics_file), resumed_step))
@@ -173,6 +178,8 @@ class Metrics:
     def step(self, report: StepReport) -> None:
         self.console.line(report.line() if self._short is None else self._short.line(report))
         self._write(report.fields())
+        if self._train_job is not None:
+            self._train_job.tell(report.consumed.steps, report.total_steps, report.fields())
 
     def held_out(self, name: str, step: int, found: HeldOut) -> None:
         self.console.line(held_out_line(name, step, found))
@@ -189,8 +196,9 @@ class Metrics:
         self._on_each(lambda writer: writer.roll_back(step) if isinstance(writer, MetricsFile) else None)
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        for log in [*self._writers, self._train_job]:
+            if log is not None:
+                log.close()
 
     def _write(self, fields: dict[str, Any]) -> None:
         self._on_each(lambda writer: writer.write(fields))
