@@ -23,10 +23,10 @@ from typing import Any
 from tests.train.launchers import ROOT, environment
 from tests.train.runs import TINY, Corpus, words, write_corpus
 
-STEPS, STOP = 120, 60
+STEPS, STOP = 60, 30
 WIDTHS, HEIGHT = (1280, 400), 900
-SETTINGS: dict[str, Any] = {**TINY, "train_iters": STEPS, "random_ltd_steps": 90, "eval_interval": 30,
-                            "save_interval": 30}
+SETTINGS: dict[str, Any] = {**TINY, "train_iters": STEPS, "random_ltd_steps": 45, "eval_interval": 15,
+                            "save_interval": 15}
 DENSE = {name: None for name in TINY if name.startswith("random_ltd")}
 LEAST_CONTRAST = 4.5
 """Of text, by the Web Content Accessibility Guidelines 2.2, criterion 1.4.3."""
@@ -76,7 +76,11 @@ class Browser:
         return bytes(parts)
 
     def look(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.call("Runtime.evaluate", expression=LOOK)["result"]["value"])
+        deadline = time.monotonic() + 20
+        while "value" not in (answer := self.call("Runtime.evaluate", expression=LOOK))["result"]:  # it is being read
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.1)
+        found: dict[str, Any] = json.loads(answer["result"]["value"])
         return found
 
     def close(self) -> None:
@@ -158,9 +162,9 @@ def main() -> int:
     corpus, page = write_corpus(output), output / "watch.html"
     folders = [output / "dense", output / "ltd"]
     assert train(folders[1], corpus, exit_interval=STOP).wait() == 11
-    browser = Browser(output / "profile")
+    browser, runs = Browser(output / "profile"), []
     try:
-        runs = [train(folders[0], corpus, **DENSE), train(folders[1], corpus)]
+        runs += [train(folders[0], corpus, **DENSE), train(folders[1], corpus)]
         while not (folders[0] / "metrics.jsonl").exists() or (folders[1] / "exit.json").exists():
             time.sleep(0.1)
         with watched(folders, page):
@@ -173,6 +177,8 @@ def main() -> int:
                 print(see(browser, page, width, scheme, output / f"{width}-{scheme}.png"), flush=True)
     finally:
         browser.close()
+        for run in runs:
+            run.kill()
     return 0
 
 
