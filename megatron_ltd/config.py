@@ -463,7 +463,8 @@ class DataConfig:
     """Folder that caches index files, and the fact that a corpus was checked. Default: none; at every start corpora are
     checked in full and indices are built in memory."""
     verify_corpus: bool = False
-    """Check corpora and index files in full even if they were checked before and have not changed since."""
+    """Read corpora and index files in full even if they were checked before and have not changed since, and compare
+    corpora with the checksums in their manifests."""
     mock_data: bool = False
     """Random tokens in place of a corpus, for throughput runs."""
     train_jsonl: tuple[str, ...] | None = None

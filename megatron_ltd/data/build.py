@@ -23,7 +23,7 @@ from megatron_ltd.data.blend import (
     parse_blend,
 )
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
-from megatron_ltd.data.corpus.manifest import check_manifest, read_manifest
+from megatron_ltd.data.corpus.manifest import check_manifest, read_manifest, verify_manifest
 from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.gpt.fill_in_the_middle import fill_in_the_middle
@@ -276,6 +276,7 @@ class _Builder:
 
     def _opened(self, prefix: str) -> IndexedCorpus:
         corpus = IndexedCorpus(prefix, self.config.data.data_cache_path)
-        check_manifest(corpus, self.tokenizer.digest)
+        compare = verify_manifest if self.config.data.verify_corpus else check_manifest
+        compare(corpus, self.tokenizer.digest)
         corpus.check_ids(np.array(corpus.token_id_range(spans=_VOCABULARY_SPANS)), self.form.vocab_size)
         return corpus

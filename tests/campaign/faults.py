@@ -235,7 +235,9 @@ def _damaged_corpus(play: Play, path: Path, damage: Callable[[Path], None], **se
 
 def corpus_flipped(play: Play) -> str:
     """A bit of the corpus is flipped, and the run is started with --verify-corpus."""
-    return _damaged_corpus(play, Path(f"{play.corpus}.bin"), play.flip_a_bit, verify_corpus=True)
+    end = _damaged_corpus(play, Path(f"{play.corpus}.bin"), play.flip_a_bit, verify_corpus=True)
+    demand(end != "survived", "another token should not have been read", play.last)
+    return end
 
 
 def index_flipped(play: Play) -> str:

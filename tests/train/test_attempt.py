@@ -1,13 +1,19 @@
 """The attempts of a restarted run share a store, and read nothing of each other in it."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from multiprocessing.connection import Connection
 
 import pytest
 import torch.distributed as dist
 
 from megatron_ltd.train.process import attempt
+from megatron_ltd.train.process.exits import lost_peer
+from tests.gloo import fork_server
 
 TIMEOUT = timedelta(seconds=20)
 
@@ -51,3 +57,32 @@ def test_calls_that_an_aborted_attempt_left_are_no_hindrance(launcher_store: dis
 def test_a_process_that_does_not_arrive_is_named() -> None:
     with pytest.raises(dist.DistStoreError, match=r"2 of 3 processes did not arrive within 0 s, rank 1 among them"):
         attempt.attempt_store("env://", 0, 3, timedelta(seconds=0.3))
+
+
+def keep_a_store(answers: Connection) -> None:
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    answers.send(store.port)
+    store.set_timeout(TIMEOUT)
+    attempt._invite(store, 2, TIMEOUT)
+    answers.send("joined")
+    time.sleep(60)
+
+
+def test_a_store_whose_process_is_stopped_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host acknowledges what is sent to it, and torch's client asks it to forget a wait that took too long."""
+    answers, theirs = fork_server.Pipe(duplex=False)
+    process = fork_server.Process(target=keep_a_store, args=(theirs,))
+    process.start()
+    try:
+        monkeypatch.setenv("MASTER_PORT", str(answers.recv()))
+        store = attempt.attempt_store("env://", 1, 2, timedelta(seconds=2))
+        assert answers.recv() == "joined" and process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(dist.DistError) as raised:
+            store.get("what nobody has written")
+        print(f"noticed after {time.monotonic() - started:.1f} s, of which 2 are the timeout")
+        assert lost_peer(raised.value)
+    finally:
+        process.kill()
+        process.join()

@@ -61,7 +61,6 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (data.tokenizer_type != "SentencePieceTokenizer", "tokenizer_control_symbols",
          f"with --tokenizer-type = {data.tokenizer_type}, which reads the names of special tokens as these tokens"),
         (data.fim_data and data.fim_split_sample is None, "fim_fragment_rate", "without --fim-split-sample"),
-        (data.data_cache_path is None, "verify_corpus", "without --data-cache-path: every start checks a corpus"),
         (training.train_tokens is None, "token_budget", "without --train-tokens"),
         (not training.fp16, "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
          "without --fp16"),

@@ -27,7 +27,7 @@ def attempt_store(init_method: str, rank: int, world_size: int, timeout: timedel
     store.set_timeout(timeout)
     port = getattr(store, "port", None)
     if port is not None:  # over TCP
-        notice_silence(port)
+        notice_silence(port, timeout.total_seconds())
     prefix = _invite(store, world_size, timeout) if rank == 0 else _join(store, rank)
     return dist.PrefixStore(prefix, store)
 

@@ -1,6 +1,7 @@
 """Which of this host's addresses lead to the others, and how a host that has vanished is noticed."""
 
 import fcntl
+import math
 import os
 import socket
 import stat
@@ -61,12 +62,16 @@ def _interfaces() -> dict[str, str]:
     return found
 
 
-def notice_silence(port: int) -> None:
+def notice_silence(port: int, answer_seconds: float | None = None) -> None:
     """Have the kernel end this process's connections to a port once the other end has been silent for `SILENT_SECONDS`.
 
     A host that loses its power or its network sends no reset. torch then waits in a read without a limit, until the
     kernel gives the connection up, which takes about 15 minutes. Only for connections whose other end always reads,
     such as those to a store: one that is merely slow to read is silent too.
+
+    Args:
+        answer_seconds: after which a read fails too. The host of a process that is stopped is not silent, and torch's
+            client waits for that process without a limit once its own is over.
     """
     for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
         try:
@@ -80,5 +85,8 @@ def notice_silence(port: int) -> None:
                                           (socket.TCP_KEEPCNT, SILENT_SECONDS),
                                           (socket.TCP_USER_TIMEOUT, 1000 * SILENT_SECONDS)):
                         connection.setsockopt(socket.IPPROTO_TCP, option, value)
+                    if answer_seconds is not None:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
+                                              struct.pack("ll", math.ceil(answer_seconds), 0))
         except OSError:  # closed in the meantime, or not connected
             continue

@@ -97,6 +97,10 @@ def test_only_verifying_sees_another_token(tmp_path: Path, capsys: pytest.Captur
     assert "manifest        agrees with the index and both sizes" in capsys.readouterr().out
     assert inspect_dataset.main([*command, "--verify"]) == 21
     assert "c_text_document.bin is not the file that was written" in capsys.readouterr().err
+    run, samples = run_with(prefix), (NullTokenizer(500), *SAMPLES)
+    assert len(build_datasets(run, *samples).train) >= 30
+    with pytest.raises(DataError, match=r"c_text_document\.bin is not the file that was written"):
+        build_datasets(dataclasses.replace(run, data=dataclasses.replace(run.data, verify_corpus=True)), *samples)
     assert inspect_dataset.main([*command[:-1], "600"]) == 21
     assert "written with another tokenizer" in capsys.readouterr().err
 
