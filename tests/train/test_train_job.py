@@ -11,6 +11,7 @@ import pytest
 
 from megatron_ltd.config import LoggingConfig
 from megatron_ltd.log import Console
+from megatron_ltd.train.process.environment import StatusServer
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.train_job import TrainJobStatus
 from tests.train.test_metrics import REPORT
@@ -61,7 +62,7 @@ def test_the_time_left_follows_from_the_steps_since_the_start(
     server: tuple[str, Received], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     address, received = server
-    status, seconds = TrainJobStatus({"KUBEFLOW_TRAINER_SERVER_URL": address}, Console()), iter([5.0, 25.0])
+    status, seconds = TrainJobStatus(StatusServer(address), Console()), iter([5.0, 25.0])
     monkeypatch.setattr("megatron_ltd.train.report.train_job.time.monotonic", lambda: next(seconds))
     status.tell(100, 200, {})
     status.tell(110, 200, {})
@@ -71,7 +72,7 @@ def test_the_time_left_follows_from_the_steps_since_the_start(
 
 
 def test_a_server_that_is_away_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    status = TrainJobStatus({"KUBEFLOW_TRAINER_SERVER_URL": "http://127.0.0.1:9/nobody"}, Console(), 0.01)
+    status = TrainJobStatus(StatusServer("http://127.0.0.1:9/nobody"), Console(), 0.01)
     for step in range(1, 30):
         status.tell(step, 30, {})
     status.close()

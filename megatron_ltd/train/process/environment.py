@@ -118,3 +118,22 @@ def _is_torchrun(process: int) -> bool:
         return False
     return any(word == b"torch.distributed.run" or word.endswith((b"/torchrun", b"torch/distributed/run.py"))
                for word in command)
+
+
+@dataclass(frozen=True)
+class StatusServer:
+    """Where Kubeflow Trainer 2.2 or later wants the progress of a TrainJob (Kubeflow's enhancement proposal 2779).
+
+    Args:
+        authority: file of the certificates to trust; empty: the system's.
+        token: file of what to show, which is renewed now and then; empty: nothing.
+    """
+
+    url: str
+    authority: str = ""
+    token: str = ""
+
+    @classmethod
+    def from_environment(cls) -> "StatusServer | None":
+        told = [os.environ.get(f"KUBEFLOW_TRAINER_SERVER_{name}", "") for name in ("URL", "CA_CERT", "TOKEN")]
+        return cls(*told) if told[0] else None

@@ -1,7 +1,6 @@
 """Log outputs of a run: the console, the metrics file, TensorBoard, Weights & Biases."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 from megatron_ltd.config import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
+from megatron_ltd.train.process.environment import StatusServer
 from megatron_ltd.train.report.metrics import (
     StepReport,
     held_out_fields,
@@ -18,7 +18,7 @@ from megatron_ltd.train.report.metrics import (
     task_scores_line,
 )
 from megatron_ltd.train.report.short_line import ShortLog
-from megatron_ltd.train.report.train_job import URL, TrainJobStatus
+from megatron_ltd.train.report.train_job import TrainJobStatus
 from megatron_ltd.train.result import HeldOut
 from megatron_ltd.train.task_scores import TaskScores
 
@@ -153,8 +153,9 @@ class Metrics:
         self._train_job: TrainJobStatus | None = None
         if not console.speaks:
             return
-        if os.environ.get(URL):
-            self._train_job = TrainJobStatus(os.environ, console)
+        server = StatusServer.from_environment()
+        if server is not None:
+            self._train_job = TrainJobStatus(server, console)
         if config.metrics_file is not None:
             try:
                 self._writers.append(MetricsFile(Path(config.metrics_file), resumed_step))

@@ -1,8 +1,4 @@
-"""Progress of a run for Kubeflow Trainer 2.2 or later, which shows it in the status of the TrainJob.
-
-The trainer tells the processes of a TrainJob in their environment where its status server is (Kubeflow's enhancement
-proposal 2779).
-"""
+"""Progress of a run for Kubeflow Trainer, which shows it in the status of the TrainJob."""
 
 import json
 import ssl
@@ -15,10 +11,8 @@ from typing import Any
 from urllib import request
 
 from megatron_ltd.log import Console
+from megatron_ltd.train.process.environment import StatusServer
 
-URL, AUTHORITY, TOKEN = (f"KUBEFLOW_TRAINER_SERVER_{name}" for name in ("URL", "CA_CERT", "TOKEN"))
-"""Variables: the server's address, and the files of its certificate authority and of the token to show. The latter is
-renewed now and then."""
 SHOWN = {"lm_loss": "loss", "learning_rate": "learning_rate", "kept_length": "kept_length",
          "cumulative_saving": "flops_saved"}
 INTERVAL_SECONDS = 15.0
@@ -26,14 +20,10 @@ TIMEOUT_SECONDS = 5.0
 
 
 class TrainJobStatus:
-    """Sends the newest progress now and then, from a thread: a server that is away holds up nothing.
+    """Sends the newest progress now and then, from a thread: a server that is away holds up nothing."""
 
-    Args:
-        environment: of this process, with the variables above.
-    """
-
-    def __init__(self, environment: Mapping[str, str], console: Console, interval_seconds: float = INTERVAL_SECONDS):
-        self._environment, self._console, self._interval = environment, console, interval_seconds
+    def __init__(self, server: StatusServer, console: Console, interval_seconds: float = INTERVAL_SECONDS):
+        self._server, self._console, self._interval = server, console, interval_seconds
         self._began: tuple[int, float] | None = None
         self._newest: dict[str, Any] | None = None
         self._closing = threading.Event()
@@ -76,11 +66,11 @@ class TrainJobStatus:
                 sent = newest
 
     def _send(self, body: dict[str, Any]) -> None:
-        told = self._environment
-        authority = ssl.create_default_context(cafile=told[AUTHORITY]) if told.get(AUTHORITY) else None
+        server = self._server
+        authority = ssl.create_default_context(cafile=server.authority) if server.authority else None
         headers = {"Content-Type": "application/json"}
-        if told.get(TOKEN):
-            headers["Authorization"] = f"Bearer {Path(told[TOKEN]).read_text().strip()}"
-        message = request.Request(told[URL], json.dumps(body).encode(), headers, method="POST")
+        if server.token:
+            headers["Authorization"] = f"Bearer {Path(server.token).read_text().strip()}"
+        message = request.Request(server.url, json.dumps(body).encode(), headers, method="POST")
         with request.urlopen(message, timeout=TIMEOUT_SECONDS, context=authority):
             pass
