@@ -50,10 +50,11 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         while self._died:  # filled by whichever thread frees a storage
             self._now -= self._alive.pop(self._died.pop())[0]
-        for tensor in tree_leaves((args, kwargs, result)):
-            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                self._note(tensor.untyped_storage())
+        for part in (*args, *(kwargs or {}).values(), result):
+            for tensor in (part,) if isinstance(part, torch.Tensor) else tree_leaves(part):
+                tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+                if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                    self._note(tensor.untyped_storage())
         if self._now > self.peak:
             self.peak, self.operation = self._now, str(func)
         return result

@@ -223,7 +223,9 @@ def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder)
     plan, sample = policies(config).plan(0), _sample(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(config, mesh, device, draw=False)
-        optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+        with unset_fake_temporarily():  # Muon's assigns matrices to processes, by the values of a mesh
+            optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+        optimizer.state_tensors(0)  # moments, which all steps but the first find
         run.parameters = sum(local(p.parameter).numel() for p in model.parameters)
         first = min(p.layer for p in model.parameters if p.layer is not None)
         run.shapes = {p.name: tuple(local(p.parameter).shape) for p in model.parameters if p.layer in (None, first)}
