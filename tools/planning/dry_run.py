@@ -4,6 +4,7 @@ The process group is torch's fake one, in which every collective returns at once
 values do not exist. What would fail for its shapes, placements or schedule fails here.
 """
 
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -201,6 +202,8 @@ def _without_memory(world_size: int, rank: int) -> Iterator[None]:
             return concatenate(*args, **kwargs)
 
     with ExitStack() as stack:
+        gc.freeze()  # what was imported need not be searched for garbage again and again
+        stack.callback(gc.unfreeze)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # a fake group has no time limit
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size,
