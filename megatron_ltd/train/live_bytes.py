@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
         self.operation = ""
         """After which the peak was reached."""
         self._now = 0
-        self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
         self._died: list[int] = []
 
     @classmethod
@@ -53,23 +54,29 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        while self._died:  # filled by whichever thread frees a storage
-            self._now -= self._alive.pop(self._died.pop())[0]
+        self._forget()
         for part in (*args, *(kwargs or {}).values(), result):
             for tensor in (part,) if isinstance(part, torch.Tensor) else tree_leaves(part):
                 tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
                 if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
                     self._note(tensor.untyped_storage())
-        if self._now > self.peak:
-            self.peak, self.operation = self._now, str(func)
+        # One that gloo's threads have freed tells late, since they wait for the interpreter.
+        if self._now > self.peak and (now := sum(size for size, _, freed in self._alive.values()
+                                                 if not freed.expired())) > self.peak:
+            self.peak, self.operation = now, str(func)
         return result
+
+    def _forget(self) -> None:
+        """Storages that have died; whichever thread frees a storage says so."""
+        while self._died:
+            self._now -= self._alive.pop(self._died.pop())[0]
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         size = size if size >= self.smallest else 0
         if key not in self._alive:
-            self._alive[key] = size, weakref.ref(storage, lambda _: self._died.append(key))
+            self._alive[key] = size, weakref.ref(storage, lambda _: self._died.append(key)), StorageWeakRef(storage)
             self._now += size
         elif self._alive[key][0] != size:
             self._now += size - self._alive[key][0]
-            self._alive[key] = size, self._alive[key][1]
+            self._alive[key] = size, *self._alive[key][1:]
