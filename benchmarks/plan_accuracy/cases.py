@@ -84,10 +84,11 @@ BIG = ("--num-layers 8 --hidden-size 256 --num-attention-heads 8 --seq-length 25
 
 
 def _timed_cases() -> tuple[Case, ...]:
-    """Layouts of one step of eight samples."""
+    """Layouts of one step of eight samples, of which times were seen while the arithmetic was written."""
     tp, pp = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
     long = BIG.replace("--train-iters", "--random-ltd --random-ltd-start-length 64 --random-ltd-steps 1000 "
                                         "--train-iters")
+    llama = BIG + LLAMA.removeprefix(GPT)
     return (
         Case("1 process", f"{BIG} --micro-batch-size 4"),
         Case("pp 2, 1f1b, 4 microbatches", f"{BIG} --micro-batch-size 2 {pp}", 2),
@@ -105,14 +106,6 @@ def _timed_cases() -> tuple[Case, ...]:
         Case("dp 2, 64 of 256 kept", f"{long} --micro-batch-size 4", 2),
         Case("pp 2, 64 of 256 kept, full recomputation",
              f"{long} --micro-batch-size 2 {pp} --recompute-granularity full", 2),
-    )
-
-
-def _blind_cases() -> tuple[Case, ...]:
-    """Layouts and a model of which no time was seen before their prediction was printed."""
-    tp, pp = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
-    llama = BIG + LLAMA.removeprefix(GPT)
-    return (
         Case("tp 2 x pp 2, 1f1b, 4 microbatches", f"{BIG} --micro-batch-size 2 {tp} {pp}", 4),
         Case("dp 4, ZeRO-2, 2 microbatches", f"{BIG} --micro-batch-size 1 --use-distributed-optimizer", 4),
         Case("pp 2, zbv, 4 microbatches", f"{BIG} --micro-batch-size 2 {pp} --pipeline-schedule zbv", 2),
@@ -122,6 +115,34 @@ def _blind_cases() -> tuple[Case, ...]:
         Case("Llama, 1 process", f"{llama} --micro-batch-size 2"),
         Case("Llama, dp 2", f"{llama} --micro-batch-size 4", 2),
         Case("Llama, tp 2, sequence parallel", f"{llama} --micro-batch-size 4 {tp} --sequence-parallel", 2),
+    )
+
+
+def _blind_cases() -> tuple[Case, ...]:
+    """Layouts and models of which no time was seen before their prediction was printed."""
+    tp, pp, dp3 = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--data-parallel-sharding-strategy"
+    of_llama = LLAMA.removeprefix(GPT)
+    deep = BIG.replace("--num-layers 8 --hidden-size 256 --num-attention-heads 8 --seq-length 256",
+                       "--num-layers 12 --hidden-size 192 --num-attention-heads 6 --seq-length 128")
+    wide = BIG.replace("--num-layers 8 --hidden-size 256", "--num-layers 4 --hidden-size 512")
+    long = BIG.replace("--seq-length 256", "--seq-length 512")
+    interleaved = "--pipeline-schedule interleaved --num-layers-per-virtual-pipeline-stage"
+    drop = "--random-ltd --random-ltd-start-length 128 --random-ltd-steps 1000"
+    return (
+        Case("12 layers of 192, 128 tokens", f"{deep} --micro-batch-size 4"),
+        Case("12 layers of 192, 128 tokens, pp 2, interleaved",
+             f"{deep} --micro-batch-size 1 {pp} 2 {interleaved} 3", 2),
+        Case("12 layers of 192, 128 tokens, Llama, tp 2", f"{deep}{of_llama} --micro-batch-size 4 {tp} 2", 2),
+        Case("4 layers of 512, dp 4, ZeRO-3", f"{wide} --micro-batch-size 1 {dp3} optim_grads_params", 4),
+        Case("4 layers of 512, dp 2, ZeRO-2, full recomputation",
+             f"{wide} --micro-batch-size 2 --use-distributed-optimizer --recompute-granularity full", 2),
+        Case("4 layers of 512, tp 4", f"{wide} --micro-batch-size 4 {tp} 4", 4),
+        Case("512 tokens, tp 4, sequence parallel", f"{long} --micro-batch-size 2 {tp} 4 --sequence-parallel", 4),
+        Case("512 tokens, 128 kept, dp 2", f"{long} --micro-batch-size 2 {drop}", 2),
+        Case("512 tokens, Llama, pp 4", f"{long}{of_llama} --micro-batch-size 1 {pp} 4", 4),
+        Case("512 tokens, Llama, pp 2 x dp 2, ZeRO-2", f"{long}{of_llama} --micro-batch-size 1 {pp} 2 "
+             "--use-distributed-optimizer", 4),
+        Case("pp 4, interleaved, 8 microbatches", f"{BIG} --micro-batch-size 1 {pp} 4 {interleaved} 1", 4),
     )
 
 

@@ -78,16 +78,24 @@ def _read(path: Path) -> Measured:
 
 
 def measure(case: Case, steps: int = 2, *, memory: bool = True) -> list[Measured]:
-    """A case on its processes, one result each: memory, or times."""
+    """A case on its processes, one result each: memory, or times.
+
+    A process is faster while other cores are idle. So that the times of few processes compare with those of many, a
+    case with fewer processes than there are cores is run several times at once.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.pipelining"])
+    copies = 1 if memory else max(1, (os.cpu_count() or 1) // case.processes)
     with tempfile.TemporaryDirectory() as folder:
-        processes = [context.Process(target=_process, args=(rank, case, folder, steps, memory))
-                     for rank in range(case.processes)]
+        folders = [Path(folder, str(copy)) for copy in range(copies)]
+        processes = [context.Process(target=_process, args=(rank, case, str(of_copy), steps, memory))
+                     for of_copy in folders for rank in range(case.processes)]
+        for of_copy in folders:
+            of_copy.mkdir()
         for process in processes:
             process.start()
         for process in processes:
             process.join()
         if any(process.exitcode for process in processes):
             raise SystemExit(f"{case.name}: a process failed")
-        return [_read(Path(folder, f"{rank}.json")) for rank in range(case.processes)]
+        return [_read(folders[0] / f"{rank}.json") for rank in range(case.processes)]

@@ -87,6 +87,12 @@ TITAN = (
 commit 0413364."""
 
 
+class _Repeating(Roofline):
+    """Full recomputation as Megatron-LM does it, of all products."""
+
+    _repeated = 1.0
+
+
 def published_tables() -> str:
     """Predicted beside published model FLOPs utilisation; where others recompute a part, without recomputation and with
     all of it. Megatron-LM's TFLOP/s also as they count them, with two forward passes."""
@@ -99,7 +105,8 @@ def published_tables() -> str:
         plan = policies(config).whole
         samples = layout.micro_samples * layout.microbatches * layout.dp
         flops = samples * step_flops(config, plan)
-        predicted = [flops / Roofline(config, replace(layout, recompute=recompute), cluster, policies(config)).step(
+        kind = _Repeating if row in MEGATRON else Roofline
+        predicted = [flops / kind(config, replace(layout, recompute=recompute), cluster, policies(config)).step(
             plan).seconds / row.gpus / peak for recompute in dict.fromkeys((layout.recompute, "full"))]
         if row in MEGATRON:  # their count includes recomputation
             theirs = samples * _counted_by_megatron(config) / flops

@@ -11,22 +11,11 @@ from typing import NamedTuple
 
 from benchmarks.plan_accuracy.cases import BLIND_CASES, FITTED, TIMED_CASES, Case
 from benchmarks.plan_accuracy.critical_path import communication_seconds, critical_seconds
+from benchmarks.plan_accuracy.on_cpu import Rates, predicted
 from benchmarks.plan_accuracy.processes import measure
-from megatron_ltd.plan.cluster import Cluster
-from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.roofline import Roofline, StepTime
 
 TIE = 0.05
 """Layouts whose times differ by less count as tied; fixed before measuring."""
-
-
-class Rates(NamedTuple):
-    """A machine: products in TFLOP/s, memory and a link between processes in GB/s."""
-
-    products: float
-    memory: float
-    link: float
 
 
 class Timed(NamedTuple):
@@ -37,32 +26,20 @@ class Timed(NamedTuple):
     communication: float
 
 
-def predicted(case: Case, rates: Rates) -> StepTime:
-    """The time of a step on such a machine: attention at half the rate of products, nothing overlaps, and gloo reduces
-    everywhere before it scatters."""
-    config = case.config
-    cluster = Cluster(case.processes, "core", 1.0, rates.products, rates.memory, case.processes, rates.link, rates.link,
-                      product_efficiency=1.0, attention_efficiency=0.5, memory_efficiency=1.0, link_efficiency=1.0,
-                      overlap=1e-9, scatter_cost=2.0)
-    found = policies(config)
-    return Roofline(config, Layout.of(config, case.processes), cluster, found).step(found.plan(0))
-
-
 def fitted_rates(measured: dict[str, Timed]) -> Rates:
-    """The constants of the machine from two layouts: the link from the communication of one, the others from the
-    times of both, by the least squared relative error over grids that grow finer."""
+    """The constants of the machine from two layouts: from the times of both, and the communication of one. Each follows
+    from one of these measurements, given the others, so they are found in turns."""
     plain, sharded = (next(case for case in TIMED_CASES if case.name == name) for name in FITTED)
-    of_link = predicted(sharded, Rates(1.0, 1.0, 1.0)).data / measured[sharded.name].communication
-
-    def error(rates: Rates) -> float:
-        return sum((predicted(case, rates).seconds / measured[case.name].seconds - 1.0) ** 2
-                   for case in (plain, sharded))
-
-    best, steps = Rates(0.1, 4.0, of_link), range(-4, 5)
-    for ratio in (2.0, 1.3, 1.1, 1.03):
-        best = min((Rates(best.products * ratio**products, best.memory * ratio**memory, of_link)
-                    for products in steps for memory in steps), key=error)
-    return best
+    rates = Rates(0.1, 1.0, 1e-3)
+    for _ in range(50):
+        rates = rates._replace(products=rates.products * predicted(plain, rates).seconds
+                               / measured[plain.name].seconds)
+        rates = rates._replace(link=max(0.1, min(100.0, rates.link * predicted(sharded, rates).data
+                                                 / measured[sharded.name].communication)))
+        missing = measured[sharded.name].seconds - predicted(sharded, rates).seconds
+        alone = predicted(sharded, rates).seconds - predicted(sharded, rates._replace(host=0.0)).seconds
+        rates = rates._replace(host=max(1e-6, rates.host * (1.0 + missing / alone)))
+    return rates
 
 
 def measured_times(rounds: int, steps: int, cases: Sequence[Case] = TIMED_CASES) -> dict[str, Timed]:
@@ -115,8 +92,8 @@ def compared(measured: dict[str, Timed]) -> str:
              if (guesses[one] < guesses[other]) != (measured[one].seconds < measured[other].seconds)]
     clear, errors = len(pairs) - len(tied), [pair for pair in wrong if pair not in tied]
     right = len(pairs) - len(wrong)
-    lines += ["", f"constants: {rates.products * 1000:.0f} GFLOP/s, {rates.memory:.2g} GB/s of memory, "
-              f"{rates.link:.2g} GB/s of a link", "",
+    lines += ["", f"constants: {rates.products * 1000:.0f} GFLOP/s, {rates.link:.2g} GB/s of a link, "
+              f"{rates.host * 1000:.1f} ms of the host for a layer and microbatch", "",
               f"{right} of {len(pairs)} pairs ranked right ({right / len(pairs):.0%}); {len(tied)} pairs differ by "
               f"less than {TIE:.0%}; of the others {clear - len(errors)} of {clear} ({1 - len(errors) / clear:.0%})"]
     return "\n".join([*lines, *(f"- ranked wrongly: {one} and {other}" for one, other in errors)])

@@ -4,10 +4,11 @@ Of a microbatch on one process, in seconds:
 
     products    FLOPs / (peak x efficiency), or reading the weights if that takes longer; backward twice forward
     attention   FLOPs / (peak x efficiency of attention); backward 2.5 x forward, since scores are computed again
-    memory      bytes of norms, activations, residual sums and logits / (rate x efficiency); backward twice forward
-    gradients   of the weights: bytes to add them to those of earlier microbatches, or to copy them where they are
-                reduced; under ZeRO-3 also to copy the weights from where they are gathered, forward and backward
-    tensor      2 (t - 1) / t bytes of the stream, twice forward and twice backward, / rate of the link
+    memory      bytes of norms, activations, residual sums (`plan/traffic.py`) and logits / (rate x efficiency)
+    gradients   of the weights: bytes to add them to those of earlier microbatches, and to copy them where they are
+                reduced; bytes to copy the weights from where they are gathered, under ZeRO-3 forward and backward
+    tensor      a layer's stream is summed twice forward and twice backward; under sequence parallelism it is gathered
+                and scattered as often, and gathered twice more for the weights' gradients, beside products
     pipeline    the stream received forward and its gradient received backward
 
     step        the pipeline's time by the works of its processes (`pipeline_costs`), + what of data-parallel
@@ -17,7 +18,7 @@ A ring moves (d - 1) / d of the bytes to gather or to reduce-scatter, twice that
 (https://arxiv.org/abs/2104.04473, section 3).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +30,7 @@ from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.pipeline_costs import pipeline_time
 from megatron_ltd.plan.shards import Shards
+from megatron_ltd.plan.traffic import Traffic, backward_traffic, forward_traffic, spared_traffic
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 from megatron_ltd.token_drop.registry import Policies
 
@@ -139,13 +141,24 @@ class Roofline:
         return forward, backward
 
     def _gradients(self, rank: int, layers: int) -> float:
-        """Seconds in which a microbatch's gradients of a process's weights are added up or copied."""
-        layout, reads_and_writes = self.layout, 0
+        """Seconds in which a microbatch's gradients of a process's weights are added up and copied, and its weights
+        copied: what is done once a step by its share."""
+        numbers = self.shards.of_stages(self.layout.stages(rank), layers)
+        return self._bytes_a_number * numbers / self.memory
+
+    @cached_property
+    def _bytes_a_number(self) -> float:
+        """Read and written for each number of the weights in a microbatch, as FSDP2 does: gathered weights are copied
+        from the shard to a buffer, and from a buffer to where they are used; gradients to a buffer, where replicated
+        ones are divided and copied once more."""
+        layout, values, once = self.layout, self.values, 1.0 / self.layout.microbatches
         if layout.dp > 1 and layout.sharding != "no_shard":
-            reads_and_writes = self.values + 4 + (4 * self.values if layout.sharding == "optim_grads_params" else 0)
-        elif layout.microbatches > 1:
-            reads_and_writes = self.values + 8
-        return reads_and_writes * self.shards.of_stages(layout.stages(rank), layers) / self.memory
+            casting = 4 + values if values < 4 else 0
+            gather = 2 * values + (2 * values + casting) / layout.dp
+            passes = 2.0 if layout.sharding == "optim_grads_params" else once
+            return gather * passes + values + 4 + 12 * (1.0 - once) / layout.dp
+        engine = 2 * (4 + values) + (16 if layout.dp > 1 else 8) if layout.dp > 1 or values < 4 else 0
+        return engine * once + (values + 8) * (1.0 - once)
 
     def _sums(self, plan: StepPlan) -> tuple[list[float], list[float]]:
         """Seconds of the layers before each, forward and backward."""
@@ -168,15 +181,27 @@ class Roofline:
         """What a stage does besides its layers, forward and backward: the head, and receiving from other stages."""
         layers = len(plan.layers)
         received = self.activations.stream(plan.read_tokens) / self._pipeline_link
-        head = self._head(plan) if stop == layers else Parts()
-        return (head + Parts(pipeline=received if first > 0 else 0.0),
-                Parts(pipeline=received if stop < layers else 0.0))
+        ahead = self._head(plan) if stop == layers else Parts()
+        table = self._table(plan) if first == 0 else 0.0
+        return (ahead + Parts(pipeline=received if first > 0 else 0.0),
+                Parts(memory=table, pipeline=received if stop < layers else 0.0))
 
-    @cached_property
-    def _moved(self) -> float:
-        """Bytes that a tensor-parallel process moves for each of an all-reduce, or a gather and a reduce-scatter."""
-        tp = self.layout.tp
-        return (1 + self.cluster.scatter_cost if self.layout.sequence_parallel else 2) * (tp - 1) / tp
+    def _table(self, plan: StepPlan) -> float:
+        """Seconds in which the embedding is read, and its gradient filled."""
+        tokens = plan.read_tokens * self.layout.micro_samples * self.config.model.hidden_size
+        return self.values * (self.shards.word + 8 * tokens * self.cluster.fused) / self.memory
+
+    def _collective(self, kind: str, size: float, members: int, link: float, calls: int = 1) -> float:
+        """Seconds in which processes gather, scatter (with a sum) or reduce so many bytes in all, by rings."""
+        shares = {"gather": 1.0, "scatter": self.cluster.scatter_cost, "reduce": 2.0}[kind]
+        return shares * (members - 1) / members * size / link
+
+    def _exchange(self, tokens: int, kinds: tuple[str, ...] = ("gather", "scatter")) -> float:
+        """Seconds in which tensor-parallel processes sum a stream of so many tokens: at once, or under sequence
+        parallelism in these two halves."""
+        tp, size = self.layout.tp, tokens * self.config.model.hidden_size * self.values
+        halves = kinds if self.layout.sequence_parallel else ("reduce",)
+        return sum(self._collective(kind, size, tp, self.cluster.link(tp, 1)) for kind in halves) if tp > 1 else 0.0
 
     @cached_property
     def _pipeline_link(self) -> float:
@@ -186,29 +211,47 @@ class Roofline:
         ahead = self._layer_forward(layer, read_tokens, windowed)
         if not layer.backward:
             return ahead, Parts()
-        back = Parts(2 * ahead.products, 2.5 * ahead.attention, 2 * ahead.memory, ahead.tensor)
+        tp, dropped = self.layout.tp, layer.token_set is not None
+        traffic = backward_traffic(self.config.model, tp, dropped=dropped)
+        back = Parts(2 * ahead.products, 2.5 * ahead.attention, self._seconds_of(traffic, layer),
+                     ahead.tensor + self._gathered_again(layer, ahead.products))
         if self.layout.recompute == "full":
-            back += ahead
+            back += replace(ahead, products=ahead.products * self._repeated)
         elif self.layout.recompute == "selective":
-            # Norms and activation functions, about half of what is bound by memory.
-            back += Parts(memory=0.5 * ahead.memory)
+            back += Parts(memory=self._seconds_of(spared_traffic(self.config.model, tp), layer))
         return ahead, back
+
+    @cached_property
+    def _repeated(self) -> float:
+        """Share of a layer's products that full recomputation repeats: all but its last, the MLP's (`recompute.py`)."""
+        model = self.config.model
+        last = 2 * model.hidden_size * model.ffn
+        return 1.0 - last / product_flops(model, 1)
+
+    def _gathered_again(self, layer: LayerPlan, products: float) -> float:
+        """Seconds of gathering what two regions read for the gradients of their weights, beyond the products of those
+        of their inputs."""
+        if not self.layout.sequence_parallel:
+            return 0.0
+        twice = 2 * self._exchange(layer.tokens * self.layout.micro_samples, ("gather",))
+        return max(0.0, twice - self.cluster.overlap * products)
+
+    def _seconds_of(self, traffic: Traffic, layer: LayerPlan) -> float:
+        """Of what a layer reads and writes for its tokens."""
+        tokens = layer.tokens * self.layout.micro_samples
+        between = tokens // (self.layout.tp if self.layout.sequence_parallel else 1)
+        numbers = between * traffic.between + tokens * traffic.within
+        return self.values * numbers * self.cluster.fused / self.memory
 
     def _layer_forward(self, layer: LayerPlan, read_tokens: int, windowed: bool) -> Parts:
         model, layout, samples = cut_to(self.config.model, read_tokens), self.layout, self.layout.micro_samples
-        tokens, tp, h = layer.tokens * samples, layout.tp, self.config.model.hidden_size
+        tp = layout.tp
         flops = samples * product_flops(model, layer.tokens, attends_to_all=layer.attends_to_all) / tp
         scores = samples * attention_flops(model, layer.tokens, attends_to_all=layer.attends_to_all,
                                            windowed=windowed) / tp
-        between = tokens // (tp if layout.sequence_parallel else 1)
-        stream = 10 + (3 if layer.token_set is not None else 0)  # two norms, two sums; taking and adding rows
-        width = (3 if model.swiglu else 2) * model.ffn / tp
-        if model.position_embedding_type == "rope":
-            width += 2 * (model.num_attention_heads + model.query_groups) * model.head_dim / tp
-        traffic = self.values * (between * h * stream + tokens * width) * self.cluster.fused
-        moved = 2 * self._moved * tokens * h * self.values
         return Parts(max(flops / self.products, self.values * self.shards.layer / self.memory), scores / self.scores,
-                     traffic / self.memory, moved / self.cluster.link(tp, 1))
+                     self._seconds_of(forward_traffic(model, tp, dropped=layer.token_set is not None), layer),
+                     2 * self._exchange(layer.tokens * samples))
 
     def _head(self, plan: StepPlan) -> Parts:
         """Forward and backward of the head, which computes its gradients in the forward pass."""
@@ -218,20 +261,22 @@ class Roofline:
         rows = 0 if model.family == "vit" else model.padded_vocab_size // self.layout.tp
         tokens = samples * (plan.read_tokens if predictions is None else predictions)
         logits = tokens * rows * 4 * 8 * self.cluster.fused  # written, shifted, exponentiated, scaled, read twice
-        moved = 2 * self._moved * tokens * model.hidden_size * self.values
-        return Parts(flops / self.products, 0.0, logits / self.memory, moved / self.cluster.link(self.layout.tp, 1))
+        logits += 12 * rows * model.hidden_size  # the gradient of the table: filled, read and scaled
+        return Parts(flops / self.products, 0.0, logits / self.memory, 2 * self._exchange(tokens))
 
     def _data_parallel(self, rank: int, layers: int, forward: float, backward: float) -> float:
         """Seconds of a step that gathering and reducing takes beyond what computation hides."""
         layout, hides = self.layout, self.cluster.overlap
         if layout.dp == 1:
             return 0.0
-        numbers = self.shards.of_stages(layout.stages(rank), layers)
-        share = (layout.dp - 1) / layout.dp / self.cluster.link(layout.dp, layout.tp)
-        reduce, gather = 4 * numbers * share, self.values * numbers * share
+        stages = layout.stages(rank)
+        numbers = self.shards.of_stages(stages, layers)
+        calls = sum(stop - first for first, stop in stages) + len(stages)  # one a layer, and one for the rest
+        link = self.cluster.link(layout.dp, layout.tp)
         if layout.sharding == "no_shard":
-            return max(0.0, 2 * reduce - hides * backward)
-        reduce *= self.cluster.scatter_cost
+            return max(0.0, self._collective("reduce", 4 * numbers, layout.dp, link, calls) - hides * backward)
+        reduce = self._collective("scatter", 4 * numbers, layout.dp, link, calls)
+        gather = self._collective("gather", self.values * numbers, layout.dp, link, calls)
         if layout.sharding == "optim_grads":
             return layout.microbatches * max(0.0, reduce - hides * backward) + max(0.0, gather - hides * forward)
         return layout.microbatches * (max(0.0, gather - hides * forward)

@@ -44,7 +44,8 @@ def test_products_and_attention_by_hand() -> None:
     scores = sum(4 * H * (query + 1) for query in range(S))  # one product for the scores, one with the values
     assert parts.attention == pytest.approx(L * 3.5 * B * scores / (PEAK * 0.25))
     again = roofline(cluster=fast, recompute_granularity="full").parts(WHOLE)
-    assert again.products == pytest.approx(L * 4 * products(B * S) + head)
+    # The MLP's second product, a third of a layer's, is not repeated.
+    assert again.products == pytest.approx(L * (4 - 1 / 3) * products(B * S) + head)
 
 
 def test_small_microbatches_wait_for_the_weights() -> None:
@@ -80,17 +81,26 @@ def test_a_reduce_scatter_that_is_an_all_reduce_costs_as_much() -> None:
     assert roofline(4, 3, gloo, data_parallel_sharding_strategy="optim_grads").step(WHOLE).data == pytest.approx(
         (3 * 2 + 1) * share)
     split = {"tensor_model_parallel_size": 4, "sequence_parallel": True}
-    ring, whole = (roofline(cluster=cluster, **split).parts(WHOLE).tensor for cluster in (CLUSTER, gloo))
-    assert whole == pytest.approx(1.5 * ring)  # half of the bytes are gathered, half reduced
+    ring, whole = (roofline(cluster=replace(gloo, scatter_cost=cost), **split).parts(WHOLE).tensor
+                   for cost in (1.0, 2.0))
+    # A layer gathers six times, two of these for the gradients of weights, and scatters four times; the embedding and
+    # the head once each.
+    gather = (4 - 1) / 4 * 4 * B * S * H / NODE
+    assert ring == pytest.approx((L * (6 + 4) + 2 + 2) * gather)
+    assert whole == pytest.approx((L * (6 + 8) + 2 + 4) * gather)
+    hidden = roofline(cluster=replace(CLUSTER, overlap=1.0, peak_tflops=1e-3), **split).parts(WHOLE).tensor
+    assert hidden == pytest.approx((L * (4 + 4) + 2 + 2) * gather)
 
 
 @pytest.mark.parametrize(("dp", "microbatches", "sharding", "each"), [
-    (1, 1, "no_shard", 0), (1, 2, "no_shard", 12), (2, 1, "no_shard", 0), (2, 2, "optim_grads", 8),
-    (2, 2, "optim_grads_params", 24)])
-def test_gradients_are_read_and_written_with_every_microbatch(dp: int, microbatches: int, sharding: str,
-                                                              each: int) -> None:
-    """Added up: one read, the sum read and written. Copied for reduction: read and written. ZeRO-3 also copies the
-    weights that were gathered, twice."""
+    (1, 1, "no_shard", 0),
+    (1, 4, "no_shard", 9),  # three of four microbatches read one gradient, and read and write the sum
+    (2, 1, "no_shard", 32),  # weights copied; gradients copied, divided and copied
+    (2, 4, "no_shard", 8 + 9),
+    (2, 4, "optim_grads", (8 + 4) / 4 + 8 + 4.5),  # weights copied into a buffer, half of them, and out; gradients in;
+    (2, 4, "optim_grads_params", 2 * (8 + 4) + 8 + 4.5)])  # half of them added up in three of four
+def test_weights_and_gradients_are_copied_and_added_up(dp: int, microbatches: int, sharding: str, each: float) -> None:
+    """Bytes for each number of the weights and each microbatch."""
     numbers = (V + S) * H + L * (12 * H * H + 13 * H) + 2 * H
     found = roofline(dp, microbatches, data_parallel_sharding_strategy=sharding).parts(WHOLE).memory
     alone = roofline(1, 1).parts(WHOLE).memory

@@ -9,8 +9,9 @@ import torch
 from benchmarks.plan_accuracy import times
 from benchmarks.plan_accuracy.cases import CASES, FITTED, TIMED_CASES, Case
 from benchmarks.plan_accuracy.critical_path import Note, communication_seconds, critical_seconds
+from benchmarks.plan_accuracy.on_cpu import Rates, predicted
 from benchmarks.plan_accuracy.processes import _process, _read
-from benchmarks.plan_accuracy.times import Rates, Timed, compared, fitted_rates, predicted
+from benchmarks.plan_accuracy.times import Timed, compared, fitted_rates
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.memory import MemoryModel
@@ -33,7 +34,7 @@ def test_the_critical_path_waits_for_messages_and_for_the_last_member() -> None:
 
 
 def test_the_constants_of_a_machine_are_found_from_the_two_layouts_and_rank_the_others() -> None:
-    machine = Rates(0.1, 4.0, 0.7)
+    machine = Rates(0.08, 1.5, 2e-3)
     measured = {case.name: Timed(predicted(case, machine).seconds, 0.0, predicted(case, machine).data)
                 for case in TIMED_CASES}
     found = fitted_rates({name: measured[name] for name in FITTED})

@@ -115,6 +115,17 @@ def test_a_dry_run_moves_the_bytes_that_the_layout_means(tmp_path: Path) -> None
     assert first["parameters"] == (128 * 32 // 2 + 16 * 32 + 2 * layer) // 2
 
 
+def test_of_stages_that_are_alike_the_one_that_needs_most_is_gone_through(tmp_path: Path) -> None:
+    path = tmp_path / "dry.json"
+    layout = "--num-layers 9 --pipeline-model-parallel-size 9 --global-batch-size 24 --optimizer muon"
+    assert main(f"--dry-run --gpus 9 --json {path} {SMALL} {layout}".split()) == 0
+    processes = json.loads(path.read_text())["processes"]
+    assert [(process["stage"], process["alike"], process["problem"]) for process in processes] == [
+        (0, [], None), (1, [2, 3, 4, 5, 6, 7], None), (8, [], None)]
+    for process in processes[:2]:  # with moments, though there is one step; Muon's exchange is not predicted
+        assert process["peak_live_bytes"] == pytest.approx(process["predicted_bytes"], rel=0.15)
+
+
 @pytest.mark.parametrize(("recipe", "flags", "least"), [
     ("pretrain_bert", f"{SMALL} --tensor-model-parallel-size 2", 128 * 32),
     ("finetune_gpt", f"{SMALL.replace('--train-iters 8', '--train-epochs 2')} --train-jsonl lines.jsonl --random-ltd "

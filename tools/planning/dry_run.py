@@ -4,6 +4,7 @@ The process group is torch's fake one, in which every collective returns at once
 values do not exist. What would fail for its shapes, placements or schedule fails here.
 """
 
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -41,10 +42,11 @@ from megatron_ltd.train.step import train_step
 from tools.pages.report_page import Table
 from tools.planning.answers import Answer
 from tools.planning.inputs import Planned
-from tools.planning.report import layout_text
+from tools.planning.report import GROUPED, layout_text
 
 MOST_ROUNDS = 2
-"""Rounds of the pipeline that are gone through; a longer step repeats them."""
+"""Rounds of the pipeline that are gone through; a longer step repeats them. Of 1f1b, which repeats after a forward and
+a backward pass, one round and two microbatches are enough."""
 
 
 class Recorder(LiveBytes):
@@ -81,6 +83,7 @@ class Dry:
 
     Args:
         microbatches: that were gone through.
+        alike: other stages with layers of the same kinds, whose processes hold no more microbatches.
         shapes: of its parameters, the distinct ones of a layer with their names, and those outside the layers.
         problem: what failed; None if nothing did.
     """
@@ -88,6 +91,7 @@ class Dry:
     rank: int
     stage: int
     microbatches: int = 0
+    alike: tuple[int, ...] = ()
     parameters: int = 0
     peak: int = 0
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -105,13 +109,17 @@ def of_dry_run(planned: Planned, rank: int | None) -> Answer:
     if rank is not None and not 0 <= rank < layout.world_size:
         raise ConfigError(f"--rank = {rank}: the run has {layout.world_size} processes; choose 0 to "
                           f"{layout.world_size - 1}")
-    ranks = [stage * layout.dp * layout.tp for stage in range(layout.pp)] if rank is None else [rank]
-    runs = [dry_run(planned.config, layout, each) for each in ranks]
-    predicted = MemoryModel(planned.config, replace(layout, microbatches=runs[0].microbatches), "cpu")
     plan = policies(planned.config).plan(0)
+    predicted = MemoryModel(planned.config, replace(layout, microbatches=_enough(layout)), "cpu")
+    if rank is None:
+        stages = _different(planned.config, layout, [predicted.peak(stage, plan).total for stage in range(layout.pp)])
+        runs = [replace(dry_run(planned.config, layout, stage * layout.dp * layout.tp), alike=alike)
+                for stage, alike in stages.items()]
+    else:
+        runs = [dry_run(planned.config, layout, rank)]
     by_arithmetic = {run.rank: predicted.peak(run.stage, plan).total for run in runs}
     summary = Table("Dry run", ("process", "stage", "parameters", "live bytes", "by arithmetic", "result"), tuple(
-        (str(run.rank), str(run.stage), f"{run.parameters:,}", size_text(run.peak),
+        (str(run.rank), _stage_text(run), f"{run.parameters:,}", size_text(run.peak),
          size_text(by_arithmetic[run.rank]), run.problem or "ran") for run in runs))
     rows = [(f"{run.rank}", f"{name}, {axis}", f"{run.collectives[name, axis]:,}", size_text(run.bytes[name, axis]))
             for run in runs for name, axis in sorted(run.collectives)]
@@ -123,6 +131,9 @@ def of_dry_run(planned: Planned, rank: int | None) -> Answer:
     failed = [run for run in runs if run.problem is not None]
     lines = [f"{runs[0].microbatches} of {layout.microbatches} microbatches were gone through, on tensors without "
              "memory; live bytes are those of a process on a CPU."]
+    if any(run.alike for run in runs):
+        lines.append("Of stages with layers of the same kinds one was gone through: that whose process needs most "
+                     "memory by arithmetic. --rank goes through any other.")
     return Answer(f"Dry run: {layout_text(layout)}", [summary, moved, shapes], lines,
                   {"microbatches": layout.microbatches, "stream": runs[0].stream,
                    "processes": [_values(run) | {"predicted_bytes": by_arithmetic[run.rank]} for run in runs]},
@@ -132,15 +143,45 @@ def of_dry_run(planned: Planned, rank: int | None) -> Answer:
 def _values(run: Dry) -> dict[str, Any]:
     moved = [{"operation": name, "axis": axis, "calls": count, "bytes": run.bytes[name, axis]}
              for (name, axis), count in run.collectives.items()]
-    return {"rank": run.rank, "stage": run.stage, "microbatches": run.microbatches, "parameters": run.parameters,
-            "peak_live_bytes": run.peak, "shapes": run.shapes, "collectives": moved, "problem": run.problem}
+    return {"rank": run.rank, "stage": run.stage, "alike": run.alike, "microbatches": run.microbatches,
+            "parameters": run.parameters, "peak_live_bytes": run.peak, "shapes": run.shapes, "collectives": moved,
+            "problem": run.problem}
+
+
+def _enough(layout: Layout) -> int:
+    """Microbatches to go through."""
+    rounds = min(layout.pp + 2, MOST_ROUNDS * layout.pp) if layout.schedule == "1f1b" else MOST_ROUNDS * layout.pp
+    return min(layout.microbatches, needed_microbatches(layout.schedule, layout.pp, rounds))
+
+
+def _different(config: RunConfig, layout: Layout, peaks: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """The stages of a pipeline's processes to go through, with those alike that are left out; all if there are few.
+
+    Args:
+        peaks: predicted bytes of each.
+    """
+    model, plan = config.model, policies(config).plan(0)
+    kinds: dict[Any, list[int]] = {}
+    for stage in range(layout.pp):
+        spans = layout.stages(stage)
+        layers = [(plan.layers[number], model.is_windowed(number), model.is_rotated(number), model.is_routed(number))
+                  for first, stop in spans for number in range(first, stop)]
+        ends = [(first == 0, stop - first, stop == model.num_layers) for first, stop in spans]
+        kinds.setdefault(stage if layout.pp < GROUPED else (*layers, *ends), []).append(stage)
+    most = {max(stages, key=peaks.__getitem__): stages for stages in kinds.values()}
+    return {stage: tuple(other for other in most[stage] if other != stage) for stage in sorted(most)}
+
+
+def _stage_text(run: Dry) -> str:
+    if not run.alike:
+        return str(run.stage)
+    return f"{run.stage}, and {len(run.alike)} alike: {min(run.alike)} to {max(run.alike)}"
 
 
 def dry_run(config: RunConfig, layout: Layout, rank: int) -> Dry:
     """One step of one process; whatever fails is what the result says."""
     run = Dry(rank, rank // (layout.dp * layout.tp))
-    run.microbatches = min(layout.microbatches, needed_microbatches(
-        layout.schedule, layout.pp, MOST_ROUNDS * layout.pp))
+    run.microbatches = _enough(layout)
     recorder = Recorder()
     try:
         with _without_memory(layout.world_size, rank), recorder:
@@ -161,6 +202,8 @@ def _without_memory(world_size: int, rank: int) -> Iterator[None]:
             return concatenate(*args, **kwargs)
 
     with ExitStack() as stack:
+        gc.freeze()  # what was imported need not be searched for garbage again and again
+        stack.callback(gc.unfreeze)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # a fake group has no time limit
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size,
@@ -183,7 +226,9 @@ def _go_through(config: RunConfig, layout: Layout, run: Dry, recorder: Recorder)
     plan, sample = policies(config).plan(0), _sample(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(config, mesh, device, draw=False)
-        optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+        with unset_fake_temporarily():  # Muon's assigns matrices to processes, by the values of a mesh
+            optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
+        optimizer.state_tensors(0)  # moments, which all steps but the first find
         run.parameters = sum(local(p.parameter).numel() for p in model.parameters)
         first = min(p.layer for p in model.parameters if p.layer is not None)
         run.shapes = {p.name: tuple(local(p.parameter).shape) for p in model.parameters if p.layer in (None, first)}
