@@ -141,8 +141,11 @@ def test_a_corpus_that_shrinks_under_one_rank_stops_all_of_them(corpus: Corpus, 
     assert [ending.code for ending in endings] == [PEER_LOST, DATA]
     assert_clear(endings[1].said, ["rank 1: DataError: copy.bin, byte ", "found 0; the file has shrunk"])
     assert_clear(endings[0].said, ["rank 0: stopped, since another process failed"])
-    assert contents(folder / "checkpoints") == {name.removeprefix("checkpoints/"): digest
-                                                for name, digest in before.items() if name.startswith("checkpoints/")}
+    now = {f"checkpoints/{name}": digest for name, digest in contents(folder / "checkpoints").items()}
+    kept = {name: digest for name, digest in before.items() if name.startswith("checkpoints/")}
+    attempts = "checkpoints/attempts.jsonl"  # has one more line
+    assert now.pop(attempts) != kept.pop(attempts) and now == kept
+    assert len((folder / attempts).read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
