@@ -30,6 +30,7 @@ from benchmarks import machine
 from benchmarks.nanogpt import NanoGPT, load_source
 from benchmarks.ours import OurModel
 from benchmarks.shapes import SHAPES, Shape, run_config
+from benchmarks.together import run_together
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import policies
@@ -154,12 +155,7 @@ def time_layout(args: argparse.Namespace, tensor: int, pipeline: int) -> dict[st
         out = context.SimpleQueue()
         ranks = [context.Process(target=_layout_rank,
                                  args=(r, f"{folder}/store", vars(args), tensor, pipeline, out)) for r in range(2)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        if any(process.exitcode for process in ranks):
-            raise RuntimeError(f"tp{tensor} pp{pipeline}: a rank ended with {[p.exitcode for p in ranks]}")
+        run_together(ranks, f"tp{tensor} pp{pipeline}")
         seconds: dict[str, list[float]] = out.get()
     return seconds
 

@@ -23,6 +23,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.together import run_together
+
 SIZES = (1 << 18, 1 << 20, 1 << 22, 1 << 24)
 PROCESSES = (2, 4)
 _CALLS = 20
@@ -43,14 +45,17 @@ class Moved(NamedTuple):
 
 
 def gathered(members: int) -> Moved:
+    """For each byte of the result, to which every member gives a share."""
     return Moved((members - 1) / members, 2 / members + 2, 2 * (members - 1))
 
 
 def reduced(members: int) -> Moved:
+    """For each byte of what is summed, where the sum is left everywhere."""
     return Moved(2 * (members - 1) / members, 3 * (members - 1) / members, 4 * (members - 1))
 
 
 def scattered(members: int) -> Moved:
+    """For each byte of what is summed, where a share of the sum is left on each."""
     link, memory, messages = reduced(members)
     return Moved(link, memory + 2 + 2 / members, messages)
 
@@ -96,12 +101,7 @@ def measured_seconds() -> dict[tuple[str, int, int], float]:
     for members in PROCESSES:
         with tempfile.TemporaryDirectory() as folder:
             processes = [context.Process(target=_process, args=(rank, members, folder)) for rank in range(members)]
-            for process in processes:
-                process.start()
-            for process in processes:
-                process.join()
-            if any(process.exitcode for process in processes):
-                raise SystemExit(f"collectives of {members} processes: a process failed")
+            run_together(processes, f"collectives of {members} processes")
             ranks = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(members)]
         for kind in KINDS:
             for size in SIZES:

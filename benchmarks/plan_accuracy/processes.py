@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.plan_accuracy.cases import Case
 from benchmarks.plan_accuracy.critical_path import Note, Notebook
+from benchmarks.together import run_together
 from megatron_ltd.plan.derived import data_parallel_size, global_batch_size, policies
 
 
@@ -92,10 +93,5 @@ def measure(case: Case, steps: int = 2, *, memory: bool = True) -> list[Measured
                      for of_copy in folders for rank in range(case.processes)]
         for of_copy in folders:
             of_copy.mkdir()
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit(f"{case.name}: a process failed")
+        run_together(processes, case.name)
         return [_read(folders[0] / f"{rank}.json") for rank in range(case.processes)]

@@ -15,7 +15,7 @@ For the h channels of the stream; q of all queries and k of all keys, or values,
         GELU            2 f                                            3 f
         SwiGLU          5 f        two functions                       9 f                  three
 
-`benchmarks/plan_accuracy` holds it against a count of every function that torch calls.
+`tests/model/test_traffic.py` holds it against a count of every function that torch calls.
 """
 
 from typing import NamedTuple
@@ -36,6 +36,11 @@ class Traffic(NamedTuple):
 
 
 def forward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
+    """Of a layer's forward pass on one of `tp` processes.
+
+    Args:
+        dropped: whether the layer takes its tokens out of the stream and adds them to it.
+    """
     h, (queries, keys, ffn) = model.hidden_size, _widths(model, tp)
     rotation = 9 * _rotated(model) * (queries + keys)
     groups = 2 * queries if _are_grouped(model, tp) else 0
@@ -43,6 +48,7 @@ def forward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
 
 
 def backward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
+    """The same of its backward pass."""
     h, (queries, keys, ffn) = model.hidden_size, _widths(model, tp)
     biases = model.qkv_bias * (queries + 2 * keys) + model.mlp_bias * ffn
     rotation = 19 * _rotated(model) * (queries + keys)

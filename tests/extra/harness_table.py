@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaTokenizerFast, PreTrainedModel
 
+from benchmarks.together import run_together
 from megatron_ltd.lm_eval.harness.metrics import metrics_of
 from megatron_ltd.lm_eval.harness.tasks import Harness
 from megatron_ltd.lm_eval.table import table
@@ -190,12 +191,7 @@ def scored(work: Path, name: str, world_size: int, build: Callable[[], Any], tas
     forks = multiprocessing.get_context("fork")
     processes = [forks.Process(target=one_process, args=(rank, world_size, meeting, build, tasks, limit, output))
                  for rank in range(world_size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise RuntimeError(f"{name}: exit codes {[process.exitcode for process in processes]}")
+    run_together(processes, name)
     answers = [json.loads(output.with_suffix(f".{rank}").read_text()) for rank in range(world_size)]
     return Found(answers[0][0], sum(seconds for _, seconds in answers))
 

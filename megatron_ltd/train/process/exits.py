@@ -64,7 +64,7 @@ def take_exit_record(save_dir: str | None) -> dict[str, Any] | None:
 
 
 def note_attempt(save_dir: str | None, step: int, world_size: int, previous: dict[str, Any] | None) -> None:
-    """Add this attempt to `attempts.jsonl` in the folder of checkpoints.
+    """Add this attempt to `attempts.jsonl` in the folder of checkpoints, with the time in seconds since 1970.
 
     Args:
         step: from which it goes on; 0 from scratch.
