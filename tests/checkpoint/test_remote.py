@@ -44,11 +44,12 @@ class SlowStore(MemoryFileSystem):
     """Writes no tensors before it may."""
 
     protocol = "slow"
-    may_write = threading.Event()
+    is_reached, may_write = threading.Event(), threading.Event()
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         if "w" in mode and path.endswith(".safetensors"):
-            assert self.may_write.wait(30)
+            self.is_reached.set()
+            assert self.may_write.wait(60)
         return super()._open(path, mode, **kwargs)
 
 
@@ -142,10 +143,13 @@ def test_a_slow_store_neither_holds_up_a_save_nor_loses_what_it_is_reading(
     tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = f"slow://{uuid.uuid4().hex}"
+    SlowStore.is_reached.clear()
     SlowStore.may_write.clear()
     writer = CheckpointWriter(tmp_path, None, uploader=Uploader(url, None, Console()), retain_interval=100, retained=1)
-    for step in (1, 2, 3, 4):
-        save(writer, step)  # would take 30 s and fail if it waited
+    save(writer, 1)
+    assert SlowStore.is_reached.wait(60)  # only then is the first one being read
+    for step in (2, 3, 4):
+        save(writer, step)  # would take 60 s and fail if it waited
     assert list(checkpoints(tmp_path)) == [1, 4]
     SlowStore.may_write.set()
     writer.finish()
