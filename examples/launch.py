@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,46 +177,61 @@ def run(recipe: str, arguments: list[str], node: Node, save: str | None) -> int:
     Args:
         save: the run's folder of checkpoints.
     """
-    from torch.distributed import DistError  # only here: the settings are sound
+    from examples.standby import Standby  # imports torch; only here: the settings are sound
+
+    # torch reports every stop as a crash, in its log and when it ends. What a crash needs is printed below.
+    for name in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    started, module = time.time(), f"megatron_ltd.{recipe}"
+    with ExitStack() as meanwhile:
+        meanwhile.enter_context(noticing_silence(node.places))
+        if node.least is not None:  # only then are there further attempts
+            meanwhile.enter_context(Standby(module, node.processes))
+        while True:
+            with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
+                crash, apart = launch(["-m", module, *arguments], node, folder)
+                endings = [Ending.read(path) for path in last_attempt(Path(folder))]
+            if node.least is None or not apart:
+                code = conclude(endings, crash, node.processes)
+                if code != EXIT_COMPLETE and len(endings) < node.processes and save is not None:
+                    record_crash(save, code, crash)
+                return code
+            if save is not None and completed_since(save, started):
+                Console().line("the other nodes have completed the run")
+                return EXIT_COMPLETE
+            Console().line("the nodes have not met, or have lost the one at which they did; looking for them again")
+
+
+def launch(command: list[str], node: Node, folder: str) -> tuple[str, bool]:
+    """Run this command with torch's launcher until it is over.
+
+    Args:
+        folder: for what the processes tell.
+
+    Returns:
+        torch's report of a crash, or an empty string; and whether the nodes did not meet, or no longer do.
+    """
+    from torch.distributed import DistError
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
 
-    # torch reports every stop as a crash, in its log and when it ends. What a crash needs is printed below.
-    for name in ("multiprocessing.api", "agent.server.api"):
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     heeded = [number.name for number in SIGNALS
               if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    started = time.time()
-    while True:
-        crash, apart = "", False
-        with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
-            try:
-                with noticing_silence(node.places):
-                    torchrun.run(torchrun.parse_args([
-                        *node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle", ",".join(heeded),
-                        "-m", f"megatron_ltd.{recipe}", *arguments]))
-            except ChildFailedError as error:
-                crash = str(error)
-            except SignalException as error:
-                crash = f"stopped by {signal.Signals(error.sigval).name} before the run could save"
-            except RendezvousClosedError:
-                Console().line("the other nodes have ended the run")
-            except (DistError, RendezvousError) as error:
-                apart = True
-                said = (str(error) or type(error).__name__).splitlines()[0]
-                crash = f"the nodes did not meet at {', '.join(map(str, node.places))}: {said}"
-            endings = [Ending.read(path) for path in last_attempt(Path(folder))]
-        if node.least is None or not apart:
-            code = conclude(endings, crash, node.processes)
-            if code != EXIT_COMPLETE and len(endings) < node.processes and save is not None:
-                record_crash(save, code, crash)
-            return code
-        if save is not None and completed_since(save, started):
-            Console().line("the other nodes have completed the run")
-            return EXIT_COMPLETE
-        Console().line("the nodes have not met, or have lost the one at which they did; looking for them again")
+    try:
+        torchrun.run(torchrun.parse_args([*node.launcher_arguments(), "--log-dir", folder, "--signals-to-handle",
+                                          ",".join(heeded), *command]))
+    except ChildFailedError as error:
+        return str(error), False
+    except SignalException as error:
+        return f"stopped by {signal.Signals(error.sigval).name} before the run could save", False
+    except RendezvousClosedError:
+        Console().line("the other nodes have ended the run")
+    except (DistError, RendezvousError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        return f"the nodes did not meet at {', '.join(map(str, node.places))}: {said}", True
+    return "", False
 
 
 @contextmanager
