@@ -15,8 +15,8 @@ import torch
 from megatron_ltd.model.stack import Stack
 from tests import gloo
 from tests.gloo import RankFailure, launch_ranks
+from tests.train.faults.test_bad_steps import SHORT
 from tests.train.runs import Corpus, Ending, Settings, pretrain
-from tests.train.test_bad_steps import SHORT
 
 TIMEOUT_MINUTES = 0.05
 

@@ -14,7 +14,7 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import StatusServer
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.train_job import TrainJobStatus
-from tests.train.test_metrics import REPORT
+from tests.train.report.test_metrics import REPORT
 
 Received = list[tuple[str | None, dict[str, Any]]]
 

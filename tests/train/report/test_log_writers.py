@@ -16,7 +16,7 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.report.log_writers import Metrics, MetricsFile
 from megatron_ltd.train.result import HeldOut
 from megatron_ltd.train.task_scores import TaskScores
-from tests.train.test_metrics import REPORT
+from tests.train.report.test_metrics import REPORT
 
 
 def lines(path: Path) -> list[Any]:

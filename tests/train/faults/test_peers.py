@@ -14,8 +14,8 @@ from megatron_ltd.model.stack import Stack
 from megatron_ltd.train import trainer
 from megatron_ltd.train.faults.peers import OwnTime, Peers, is_slow
 from tests.gloo import launch_ranks
+from tests.train.faults.test_bad_steps import SHORT
 from tests.train.runs import Corpus, Ending, Settings, pretrain, read_lines
-from tests.train.test_bad_steps import SHORT
 
 SLOW_STEPS = (6, 7)
 

@@ -12,7 +12,7 @@ from megatron_ltd.config import LoggingConfig
 from megatron_ltd.log import Console
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.short_line import COLUMNS, ShortLog, bar, count_text, duration_text, short_line
-from tests.train.test_metrics import REPORT
+from tests.train.report.test_metrics import REPORT
 
 
 class Terminal(io.StringIO):
