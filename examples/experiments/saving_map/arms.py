@@ -123,6 +123,11 @@ def _small_batch(size: Size, steps: int) -> Flags:
     return ("--micro-batch-size", str(samples), "--global-batch-size", str(samples), "--eval-iters", str(batches))
 
 
+def _linear_decay(size: Size, steps: int) -> Flags:
+    """Saves nothing by itself: the learning rate falls on a line and not on a cosine."""
+    return ("--lr-decay-style", "linear")
+
+
 @dataclass(frozen=True)
 class Method:
     """How an arm trains.
@@ -156,6 +161,7 @@ DROPPING_METHODS = {
     "mixture_of_depths": Method("Mixture-of-Depths, an eighth of the tokens in every other layer", _mixture_of_depths),
     "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
     "curriculum": Method("sequence curriculum, for two thirds of the steps", _curriculum, reads=0.74),
+    "linear_decay": Method("dense with linear decay", _linear_decay),
     "small_batch": Method("dense with three quarters of the batch", _small_batch, reads=0.75),
 }
 METHODS = {"dense": DENSE, **DROPPING_METHODS, "muon": DENSE.with_muon(),
