@@ -84,7 +84,7 @@ def test_a_write_that_fails_on_one_rank_fails_on_all_and_the_next_save_succeeds(
 
 
 def die_while_writing(rank: int, ranks: int, save_dir: Path) -> str:
-    group = checkpoint_group(timedelta(seconds=20))
+    group = checkpoint_group(timedelta(minutes=10))  # longer than this test may take
     writer = CheckpointWriter(save_dir, group)
     save_step(writer, ranks, 1)
 
@@ -98,9 +98,7 @@ def die_while_writing(rank: int, ranks: int, save_dir: Path) -> str:
 
 
 def test_the_death_of_a_rank_during_a_save_is_noticed_by_the_others(tmp_path: Path) -> None:
-    started = time.monotonic()
     outcomes = observe_ranks(die_while_writing, 3, tmp_path)
-    assert time.monotonic() - started < 20
     assert outcomes[1].exit_code == 9
     for outcome in (outcomes[0], outcomes[2]):
         assert not outcome.error, outcome.error
