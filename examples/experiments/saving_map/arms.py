@@ -162,6 +162,8 @@ DROPPING_METHODS = {
     "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
     "curriculum": Method("sequence curriculum, for two thirds of the steps", _curriculum, reads=0.74),
     "linear_decay": Method("dense with linear decay", _linear_decay),
+    "ltd_linear_decay": Method("random-LTD with linear decay",
+                               lambda size, steps: (*_ltd(size, steps), *_linear_decay(size, steps))),
     "small_batch": Method("dense with three quarters of the batch", _small_batch, reads=0.75),
 }
 METHODS = {"dense": DENSE, **DROPPING_METHODS, "muon": DENSE.with_muon(),
