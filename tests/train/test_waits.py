@@ -110,7 +110,7 @@ class OneDevice(TorchDispatchMode):
 @contextmanager
 def a_device_without_values() -> Iterator[None]:
     """Collectives of one process change nothing, torch's fused optimizers accept tensors on `meta`, and torch's
-    pipeline stages do not read, when they are built, whether their shapes are known."""
+    pipeline stages exchange nothing when they are built, and do not read whether their shapes are known."""
     reduce, devices = dist.all_reduce, _foreach_utils._get_fused_kernels_supported_devices
 
     def all_reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -118,6 +118,7 @@ def a_device_without_values() -> Iterator[None]:
 
     supported = [*devices(), "meta"]
     with mock.patch.object(dist, "all_reduce", all_reduce), \
+            mock.patch.object(PipelineStage, "_get_init_p2p_neighbors_ops", lambda *_: [], create=True), \
             mock.patch.object(PipelineStage, "_warmup_forward_vote", lambda *_, **__: None, create=True), \
             mock.patch.object(PipelineStage, "_warmup_backward_result", lambda *_, **__: torch.ones(()), create=True), \
             mock.patch("torch.optim.adam._get_fused_kernels_supported_devices", lambda: supported, create=True), \
