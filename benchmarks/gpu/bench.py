@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -80,17 +81,22 @@ class Bench:
 
     def train(self, name: str, config: RunConfig, rows: tuple[str, ...], *, rounds: int = 8,
               batches: list[list[dict[str, torch.Tensor]]] | None = None) -> None:
-        """Times the rows `dense`, `kept 1/n` and `oracle 1/n` of one model in turn."""
+        """Times the rows `dense`, `kept 1/n` and `oracle 1/n` of one model in turn.
+
+        Raises:
+            RuntimeError: a loss is not finite; every row is written before.
+        """
         ours = OurModel(config, self.runtime, batches=batches, on_device=True)
         steps = {row: step_of(ours, row) for row in rows}
         first = {row: self.seconds(step) for row, step in steps.items()}
         seconds: dict[str, list[float]] = {row: [] for row in rows}
-        memory = {}
+        memory: dict[str, float | None] = {}
+        losses: dict[str, float] = {}
         for number in range(1, 2) if self.tiny else range(rounds + 1):
             for row, step in steps.items():
                 if self.cuda:
                     torch.cuda.reset_peak_memory_stats()
-                taken = self.seconds(step)
+                taken = self.seconds(lambda row=row, step=step: losses.update({row: step()}))
                 if number:  # the first round warms up
                     seconds[row].append(taken)
                     memory[row] = torch.cuda.max_memory_allocated() / 2**20 if self.cuda else None
@@ -104,9 +110,11 @@ class Bench:
             oracle = row.replace("kept", "oracle")
             if oracle != row and oracle in seconds:
                 found["of_oracle"] = ratio(seconds[row], seconds[oracle])
-            self.write(f"{name}, {row}", first_s=first[row], peak_mb=memory[row], **found)
+            self.write(f"{name}, {row}", first_s=first[row], peak_mb=memory[row], loss=losses[row], **found)
         del ours, steps
         self.free()
+        if not all(map(math.isfinite, losses.values())):
+            raise RuntimeError(f"{name}: losses {losses}")
 
     def train_compiled(self, name: str, rows: tuple[str, ...]) -> None:
         """The same of the compiled shape of this name, and its graphs."""

@@ -1,7 +1,8 @@
 """Runs the steps of one call of `benchmarks/gpu_quarter_hour.sh`; see there.
 
 A step that fails or takes too long is recorded, and the next one runs. Where the process cannot go on (an error of the
-GPU, a step that hangs), it ends with exit code 3, and the same command continues with the step after it.
+GPU, a step that hangs), it ends with exit code 3, and the same command continues with the step after it, once it has
+recorded that the process ended in the one before.
 """
 
 import argparse
@@ -92,11 +93,15 @@ def run_step(bench: Bench, name: str, work: Callable[[Bench], None], limit: floa
     return usable
 
 
-def begun(out: Path) -> set[str]:
-    """Steps that were begun in this folder."""
-    path = out / "results.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {found["step"] for found in map(json.loads, lines) if found["row"] == "begins"}
+def begun(bench: Bench) -> set[str]:
+    """Steps that were begun in this folder. One of them may have ended its process; that is recorded now."""
+    path = bench.out / "results.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    steps = {kind: [row["step"] for row in found if row["row"] == kind] for kind in ("begins", "ends")}
+    for bench.step in dict.fromkeys(steps["begins"]):
+        if bench.step not in steps["ends"]:
+            bench.write("ends", problem="the process ended in it: it hung, crashed or was killed")
+    return set(steps["begins"])
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -121,7 +126,7 @@ def main(argv: list[str]) -> int:
     runtime = launch.start(run_config(
         TINY, precision="bf16", device="cuda" if torch.cuda.is_available() else "cpu"), Launch())
     bench = Bench(runtime, args.out, args.tiny)
-    done = begun(args.out)
+    done, usable = begun(bench), True
     try:
         for name, (work, limit) in PLAN[args.call].items():
             if name in done:
@@ -129,10 +134,13 @@ def main(argv: list[str]) -> int:
             if time.monotonic() - started > args.seconds - (0 if args.tiny else limit):
                 bench.step = name
                 bench.write("left out", reason="no time left")
-            elif not run_step(bench, name, work, limit * (_PATIENCE if args.tiny else 1)):
+                continue
+            usable = run_step(bench, name, work, limit * (_PATIENCE if args.tiny else 1))
+            if not usable:
                 return CANNOT_GO_ON
     finally:
-        launch.stop()
+        if usable:  # with a broken GPU, leaving the process group may fail or hang
+            launch.stop()
         torch.compiler.set_stance("default")
     return 0
 

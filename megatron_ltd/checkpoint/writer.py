@@ -155,7 +155,7 @@ class CheckpointWriter:
             time.sleep(_POLL_SECONDS)
 
     def _staged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Copies in host memory, which is kept from one save to the next."""
+        """Copies in host memory, which is kept from one save to the next, but not by torch 2.11."""
         if self._stager is None:
             cuda = torch.cuda.is_available()
             options = StagingOptions(use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False,
@@ -163,6 +163,8 @@ class CheckpointWriter:
             self._stager = DefaultStager(options)
         staged = self._stager.stage(tensors)
         assert isinstance(staged, dict)
+        if not getattr(self._stager._state_dict_stager, "_deepcopy_dispatch", True):
+            self._stager = None  # torch 2.11 has closed it, so that it cannot copy again
         return staged
 
     def _write(self, tensors: dict[str, torch.Tensor], planner: SavePlanner, manifest: Manifest) -> Path:

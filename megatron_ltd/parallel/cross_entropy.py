@@ -127,7 +127,7 @@ class _HeadLoss(torch.autograd.Function):
         weight_dtype, bias_dtype = ctx.dtypes
         # The gradients were formed without the loss scale, so that half precision neither overflows nor underflows
         # there. Saved tensors are not overwritten: a split backward pass runs this code twice.
-        factor = grad.float()
+        factor = grad.float().reshape(1)  # with a dim, since a GPU rounds a scalar tensor to the other factor's dtype
         grad_bias = None if grad_bias is None else (grad_bias * factor).to(bias_dtype)
         return ((grad_hidden * factor).to(grad_hidden.dtype), (grad_weight * factor).to(weight_dtype), grad_bias,
                 None, None, None, None)

@@ -46,7 +46,7 @@ def held_out_loss(model: Model, batches: Iterable[Batch], device: torch.device) 
             samples = sent(real.any(dim=1).nonzero()[:, 0], device)
             order = losses[samples, mask.shape[1]:]  # without the samples that fill the last batch
             right = (scored[1:].double() * mask).sum(dim=(1, 2)) if classifies else mask.new_zeros(2)  # first, five
-            sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_tensor(order.numel()),
+            sums += torch.stack(((tokens * mask).sum(), mask.sum(), order.sum(), order.new_full((), order.numel()),
                                  *right))
     model.after_evaluation()
     dist.all_reduce(sums)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.staging import DefaultStager
 
+from megatron_ltd.checkpoint import writer as writer_module
 from megatron_ltd.checkpoint.io import load
 from megatron_ltd.checkpoint.layout import find_checkpoint, read_tracker
 from megatron_ltd.checkpoint.writer import CheckpointWriter
@@ -144,6 +146,23 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call(tmp_path: Path) 
     assert writer.wait() is None
     writer.close()
     assert loaded_mark(tmp_path) == 2.0
+
+
+def test_every_save_in_the_background_is_copied_also_where_torch_closes_its_stager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OfTorch211(DefaultStager):
+        def stage(self, *args: Any, **kwargs: Any) -> Any:
+            staged = super().stage(*args, **kwargs)
+            self._state_dict_stager.close()
+            return staged
+
+    monkeypatch.setattr(writer_module, "DefaultStager", OfTorch211)
+    writer = CheckpointWriter(tmp_path, None, background=True)
+    for step in (1, 2, 3):
+        writer.save(step, values(float(step)), config={}, counters={})
+    writer.close()
+    assert loaded_mark(tmp_path) == 3.0
 
 
 @pytest.mark.parametrize("save", [new_step, same_step, in_background])

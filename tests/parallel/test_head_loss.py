@@ -213,3 +213,29 @@ def test_on_an_accelerator_the_gradient_of_the_weight_is_never_rounded_to_half_p
     (found,) = run_ranks(products_on_an_accelerator, 1)
     assert found == 2 * [("aten.mm.out", (35, 64), torch.bfloat16), ("aten.mm.out", (35, WIDTH), torch.bfloat16),
                          ("aten.addmm.dtype_out", (64, WIDTH), torch.float32)]
+
+
+def roundings_on_an_accelerator(rank: int, ranks: int) -> set[str]:
+    """Products of a half-precision tensor with a scalar tensor of fp32, which a GPU, unlike a CPU, rounds first."""
+    case, found = Case(61, 64), set()
+
+    class Roundings(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            dtypes = {t.dtype for t in args if isinstance(t, torch.Tensor) and t.dim() == 0}
+            if torch.float32 in dtypes and isinstance(result, torch.Tensor) and result.dtype is torch.bfloat16 and \
+                    len(args) > 1 and func.overloadpacket is not torch.ops.aten._to_copy:
+                found.add(str(func))
+            return result
+
+    t = case.tensors(torch.bfloat16)
+    shard = VocabShard.of(case.rows, case.vocab_size, tensor_parallel(ranks))
+    with Roundings():
+        torch.ones(2, dtype=torch.bfloat16) / torch.ones(())
+        head_loss(t["hidden"].requires_grad_(), t["weight"].requires_grad_(), t["labels"], t["mask"], shard,
+                  t["bias"].requires_grad_())[0].mul(1 / 3).backward()
+    return found
+
+
+def test_on_an_accelerator_the_weight_of_the_loss_is_never_rounded_to_half_precision() -> None:
+    assert run_ranks(roundings_on_an_accelerator, 1) == [{"aten.div.Tensor"}], "that of the test alone"

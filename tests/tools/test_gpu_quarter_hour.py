@@ -1,6 +1,7 @@
 """The quarter of an hour on a GPU, rehearsed on a CPU with small models."""
 
 import json
+import math
 import subprocess
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import plain_gpt, quarter_hour
+from benchmarks.gpu import bench as bench_module
+from benchmarks.gpu import first, plain_gpt, quarter_hour
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.quarter_hour import PLAN, main, run_step
+from benchmarks.gpu.quarter_hour import PLAN, begun, main, run_step
+from megatron_ltd.train.process import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,12 +70,47 @@ def test_an_error_that_stays_ends_the_process_and_the_next_goes_on_after_it(
         name: (lambda at, name=name: at.write(f"ran {name}"), 60) for name in ("one", "two", "three")})
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "wait", broken)
+        patch.setattr(launch, "stop", lambda: broken(bench(tmp_path)))  # as everything that uses the GPU
         assert main(["first", "--out", str(tmp_path), "--tiny"]) == quarter_hour.CANNOT_GO_ON
+    launch.stop()
     assert main(["first", "--out", str(tmp_path), "--tiny"]) == 0
     assert [row["row"] for row in rows(tmp_path) if row["row"].startswith("ran")] == ["ran one", "ran two", "ran three"]
     monkeypatch.setitem(quarter_hour.PLAN, "first", {"late": (broken, 60)})
     assert main(["first", "--out", str(tmp_path), "--tiny", "--seconds", "0"]) == 0
     assert rows(tmp_path)[-1] == {"step": "late", "row": "left out", "reason": "no time left"}
+
+
+def test_a_step_that_ended_its_process_is_one_that_failed(tmp_path: Path) -> None:
+    at = bench(tmp_path)
+    for at.step in ("good", "crashed"):
+        at.write("begins")
+        if at.step == "good":
+            at.write("ends", problem=None)
+    for _ in range(2):
+        assert begun(at) == {"good", "crashed"}
+    ends = [(row["step"], row["problem"]) for row in rows(tmp_path) if row["row"] == "ends"]
+    assert ends == [("good", None), ("crashed", "the process ended in it: it hung, crashed or was killed")]
+
+
+def test_losses_that_are_not_those_of_the_cpu_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GPT and Llama: the CPU's, then those of the device in fp32 and bf16.
+    losses = iter([[7.0, 6.0], [7.0, 6.001], [7.0, 6.3], [7.0, 6.0], [7.0, math.nan], [7.0, 6.0]])
+    monkeypatch.setattr(first, "_losses", lambda *_: next(losses))
+    monkeypatch.setattr(first, "_on_cpu", lambda *_: None)
+    run_step(bench(tmp_path), "parity", first.parity, 60)
+    off = rows(tmp_path)[-1]["problem"].strip().splitlines()[-1]
+    assert "gpt in bf16" in off and "llama in fp32" in off and "gpt in fp32" not in off and "llama in bf16" not in off
+
+
+def test_a_loss_that_is_not_finite_is_a_problem_once_its_row_is_written(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = bench(tmp_path)
+    config = at.config(at.shape("350m"))
+    monkeypatch.setattr(bench_module, "OurModel", lambda *_, **__: SimpleNamespace(
+        config=config, step=lambda kept: math.nan if kept < config.model.seq_length else 5.0))
+    run_step(at, "350m", lambda at: at.train("350m", config, ("dense", "kept 1/4")), 60)
+    found = rows(tmp_path)
+    assert "350m, kept 1/4" in [row["row"] for row in found] and "losses {'dense': 5.0" in found[-1]["problem"]
 
 
 def test_without_a_gpu_only_the_rehearsal_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """A step launches work and reads none of it, and everything it touches is on the device.
 
 A rehearsal without an accelerator: on the device `meta` tensors have no values, so reading one raises. Of an
-operation's tensors either all are there or none; the exceptions are copies to the device.
+operation's tensors either all are there or none; the exceptions are copies to the device that the host does not wait
+for.
 """
 
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -48,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "attention recomputed": {"recompute_granularity": "selective"},
     "dropout": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
     "documents": {**ENABLED["random"], "documents": True},
+    "alibi": {**ENABLED["random"], "position_embedding_type": "alibi"},
     "rotary, grouped": {**ENABLED["random"], **LLAMA_LIKE},
     "muon": {"optimizer": "muon"},
     **ENABLED,
@@ -55,14 +58,39 @@ CASES: dict[str, dict[str, Any]] = {
 BY_KERNEL = "documents by torch's kernel for them"
 
 
+class Literals(TorchFunctionMode):
+    """Notes tensors that are made of numbers of the host on another device: copies that the host waits for, which are
+    no operations."""
+
+    def __init__(self, found: set[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
+                           kwargs: Mapping[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor) and result.device.type != "cpu":
+            self.found.add(func.__name__)
+        return result
+
+
 class OneDevice(TorchDispatchMode):
-    """Notes operations that mix devices, other than copies from the host, and counts operations that the host waits
-    for."""
+    """Notes operations that mix devices, other than copies from the host for which it does not wait, and counts
+    operations that the host waits for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.mixed: set[str] = set()
         self.reads: Counter[str] = Counter()
+        self._literals = Literals(self.mixed)
+
+    def __enter__(self) -> Self:
+        self._literals.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._literals.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -73,7 +101,8 @@ class OneDevice(TorchDispatchMode):
         self.reads[name] += name in READS or by_mask
         tensors = [t.to_local() if isinstance(t, DTensor) else t
                    for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
-        if len({tensor.device.type for tensor in tensors}) > 1 and name not in ("_to_copy", "copy_"):
+        in_background = name in ("_to_copy", "copy_") and ((kwargs or {}).get("non_blocking") or args[2:] == (True,))
+        if len({tensor.device.type for tensor in tensors}) > 1 and not in_background:
             self.mixed.add(name)
         return result
 
@@ -81,7 +110,7 @@ class OneDevice(TorchDispatchMode):
 @contextmanager
 def a_device_without_values() -> Iterator[None]:
     """Collectives of one process change nothing, torch's fused optimizers accept tensors on `meta`, and torch's
-    pipeline stages do not read, when they are built, whether their shapes are known."""
+    pipeline stages exchange nothing when they are built, and do not read whether their shapes are known."""
     reduce, devices = dist.all_reduce, _foreach_utils._get_fused_kernels_supported_devices
 
     def all_reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -89,6 +118,8 @@ def a_device_without_values() -> Iterator[None]:
 
     supported = [*devices(), "meta"]
     with mock.patch.object(dist, "all_reduce", all_reduce), \
+            mock.patch.object(PipelineStage, "_get_init_p2p_neighbors_ops", lambda *_: [], create=True), \
+            mock.patch.object(PipelineStage, "_warmup_forward_vote", lambda *_, **__: None, create=True), \
             mock.patch.object(PipelineStage, "_warmup_backward_result", lambda *_, **__: torch.ones(()), create=True), \
             mock.patch("torch.optim.adam._get_fused_kernels_supported_devices", lambda: supported, create=True), \
             mock.patch("torch.optim.sgd._get_fused_kernels_supported_devices", lambda: supported, create=True), \
@@ -192,7 +223,11 @@ def test_the_watch_sees_reads_and_mixtures() -> None:
         float(torch.ones(()))
         torch.ones(2)[torch.tensor([True, False])]
         torch.ones(2, device="meta") * torch.ones(())
-        torch.ones(2).to("meta")
+        torch.ones(2).to("meta", non_blocking=True)
     assert watched.mixed == {"mul"} and +watched.reads == {"_local_scalar_dense": 1, "index": 1}
+    with OneDevice() as watched:
+        torch.ones(2).to("meta")
+        torch.tensor([1.0], device="meta").new_tensor(2.0)
+    assert watched.mixed == {"_to_copy", "tensor", "new_tensor"}
     with pytest.raises(RuntimeError, match="meta"):
         bool(torch.ones((), device="meta"))

@@ -17,6 +17,7 @@ from megatron_ltd.model.attention.layer import TokenContext
 from megatron_ltd.model.attention.rotary import rotary_angles
 from megatron_ltd.model.dropout import token_keys
 from megatron_ltd.parallel.collectives import TensorParallel
+from megatron_ltd.token_drop.transfer import sent
 
 _ATTENTION, _AFTER_ATTENTION, _AFTER_MLP = range(3)
 EMBEDDING_LAYER = 1 << 20
@@ -34,7 +35,7 @@ def biased(mask: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, config
         mask [b or 1, 1, k, c] bool, queries [b or 1, k], keys [b or 1, c] -> [b or 1, n/t, k, c] fp32
     """
     first, count = tp.shard_span(config.num_attention_heads)
-    slope = torch.tensor(slopes(config.num_attention_heads)[first:first + count], device=mask.device)[:, None, None]
+    slope = sent(torch.tensor(slopes(config.num_attention_heads)[first:first + count]), mask.device)[:, None, None]
     distance = (queries[:, None, :, None] - keys[:, None, None, :]).float()
     return (distance * -slope).masked_fill(~mask, float("-inf"))
 
