@@ -39,7 +39,8 @@ def test_a_layout_is_described_in_tables_json_and_a_page(tmp_path: Path, capsys:
 @pytest.mark.parametrize("flags", [
     f"--gpus 8 --gpu a100-40 {MODEL} --micro-batch-size 8 --hidden-size 8192",
     f"--gpus 8 --gpu v100 {MODEL} --hidden-size 5120 --pipeline-model-parallel-size 4 --pipeline-split 4,2,1,1",
-    f"--gpu v100 {MODEL} --hidden-size 8192 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 4"])
+    f"--gpu v100 {MODEL} --hidden-size 8192 --micro-batch-size 16 --tensor-model-parallel-size 2 "
+    "--pipeline-model-parallel-size 4"])
 def test_what_does_not_fit_is_told_settings_that_do(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags.split()) == 20
     said = capsys.readouterr().err
@@ -205,3 +206,15 @@ def test_the_command_starts_as_many_processes_as_there_are_accelerators(capsys: 
         words = capsys.readouterr().out.split()
         each = int(words[words.index("--nproc-per-node") + 1])
         assert each <= 8 and int(words[words.index("--nnodes") + 1]) * each == gpus
+
+
+def test_a_search_without_a_length_has_room_for_the_largest_step(tmp_path: Path) -> None:
+    flags = MODEL.replace("--train-tokens 1000000000 ", "") + "--hidden-size 4096 "
+    drop = "--random-ltd --random-ltd-start-length 128 --random-ltd-steps 1000"
+    path = tmp_path / "search.json"
+    assert main(f"--gpus 8 --gpu a100-40 --search --json {path} {flags} {drop}".split()) == 0
+    found = json.loads(path.read_text())
+    chosen = [word for word in shlex.split(found["command"].replace("\\\n", " "))]
+    chosen = chosen[chosen.index("megatron_ltd.pretrain_gpt") + 1:]
+    assert main(["--gpus", "8", "--gpu", "a100-40", "--json", str(path), *chosen]) == 0
+    assert json.loads(path.read_text())["peak_bytes"] == found["best"][0]["memory_bytes"]["total"]

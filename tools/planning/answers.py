@@ -6,6 +6,7 @@ from typing import Any
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import size_text
+from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.run_cost import run_cost, step_shares
@@ -85,6 +86,8 @@ def of_search(planned: Planned) -> Answer:
              command(planned, best[0].layout)]
     values = {"cluster": cluster_values(cluster), "layouts_that_fit": len(found), "best": ranked,
               "command": command(planned, best[0].layout)}
+    if not planned.has_budget and policies(config).active:
+        lines.insert(0, "No length of the run is given: times are of its first step, memory is of its largest.")
     if planned.has_budget:
         cost = run_cost(with_layout(config, best[0].layout), best[0].layout, cluster)
         lines.insert(0, f"The first one takes {cost.days:.3g} days, {cost.gpu_hours:,.0f} GPU-hours.")
@@ -102,7 +105,10 @@ def search_of(planned: Planned) -> Search:
         samples = config.training.micro_batch_size * Layout.of(config, cluster.gpus).dp
     dp = max(1, cluster.gpus // (config.parallel.tensor_model_parallel_size
                                  * config.parallel.pipeline_model_parallel_size))
-    return Search(config, cluster, samples, step_shares(config, dp),
+    shares = step_shares(config, dp)
+    if not planned.has_budget:  # memory must be enough to the end of every schedule
+        shares.setdefault(max(policies(config).stretches, key=lambda plan: plan.layer_token_sum), 0.0)
+    return Search(config, cluster, samples, shares,
                   lambda layout: not violations(with_layout(config, layout), layout.world_size))
 
 
