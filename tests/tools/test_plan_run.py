@@ -218,3 +218,14 @@ def test_a_search_without_a_length_has_room_for_the_largest_step(tmp_path: Path)
     chosen = chosen[chosen.index("megatron_ltd.pretrain_gpt") + 1:]
     assert main(["--gpus", "8", "--gpu", "a100-40", "--json", str(path), *chosen]) == 0
     assert json.loads(path.read_text())["peak_bytes"] == found["best"][0]["memory_bytes"]["total"]
+
+
+def test_a_cluster_may_hide_nothing_and_an_unknown_kind_is_named(tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text('gpu = "h100"\ngpus = 8\noverlap = 0\n')
+    assert main(f"--cluster {path} --json {tmp_path / 'plan'} {MODEL}".split()) == 0
+    assert all(step["waiting"] >= 0 for step in json.loads((tmp_path / "plan").read_text())["steps"])
+    path.write_text('gpu = "h10O"\ngpus = 8\n')
+    assert main(f"--cluster {path} {MODEL}".split()) == 20
+    assert "gpu = h10O is not in the table" in capsys.readouterr().err
