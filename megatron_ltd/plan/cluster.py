@@ -133,9 +133,11 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
     kinds = {field.name: field.type for field in fields(Cluster)}
     problems = [f"{name}: no entry of a cluster; known are {', '.join(kinds)}" for name in content if name not in kinds]
     for name, value in content.items():
+        if name == "overlap" and value == 0 and not isinstance(value, bool):
+            continue  # nothing hides communication
         if name in kinds and name != "gpu" and (isinstance(value, bool) or not isinstance(value, int | float)
                                                 or not 0 < value < 1e9):
-            problems.append(f"{name} = {value!r}: must be a number above 0")
+            problems.append(f"{name} = {value!r}: must be a number above 0 and below 1e9")
         elif name in DEFAULTED[:-1] and not 0 < value <= 1:
             problems.append(f"{name} = {value!r}: a share, so at most 1")
         elif name in ("gpus", "gpus_per_node") and not isinstance(value, int):
@@ -144,9 +146,10 @@ def read_cluster(path: Path, gpus: int | None) -> Cluster:
     if not isinstance(kind, str):
         problems.append(f"gpu = {kind!r}: must be the name of a kind")
     known = GPUS.get(kind.lower(), {}) if isinstance(kind, str) else {}
+    missing = f" (gpu = {kind} is not in the table: {', '.join(GPUS)})" if "gpu" in content and not known else ""
     values = {**known, **content, "gpu": kind} | ({"gpus": gpus} if gpus is not None else {})
     required = [field.name for field in fields(Cluster) if field.name not in (*DEFAULTED, "gpu")]
-    problems += [f"{name} is missing" + (": give it, or --gpus" if name == "gpus" else "")
+    problems += [f"{name} is missing" + (": give it, or --gpus" if name == "gpus" else missing)
                  for name in required if name not in values]
     if problems:
         raise ConfigError(f"--cluster = {path}: " + "; ".join(problems) + "; correct the file")

@@ -80,7 +80,7 @@ class StepTime:
     @property
     def waiting(self) -> float:
         """Of the busiest process for others of its pipeline."""
-        return self.seconds - self.busiest - self.data - self.update
+        return max(0.0, self.seconds - self.busiest - self.data - self.update)  # rounding may leave less
 
 
 class Roofline:

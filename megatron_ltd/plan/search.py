@@ -1,6 +1,6 @@
 """Which layouts of a run fit a cluster, and which of them is fastest."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,10 +45,13 @@ class Search:
         config: the run; its layout, microbatch and recomputation are not looked at.
         samples: of a global batch.
         shares: plans of the run's steps, with the share of the steps that each stands for.
+        can_run: whether the checks of the settings accept a layout, whatever its sharding and recomputation.
     """
 
-    def __init__(self, config: RunConfig, cluster: Cluster, samples: int, shares: Mapping[StepPlan, float]):
+    def __init__(self, config: RunConfig, cluster: Cluster, samples: int, shares: Mapping[StepPlan, float],
+                 can_run: Callable[[Layout], bool] = lambda layout: True):
         self.config, self.cluster, self.samples, self.shares = config, cluster, samples, shares
+        self.can_run = can_run
         self.plan = max(shares, key=lambda plan: plan.layer_token_sum)
         self.policies = policies(config)
         self._sums: dict[Any, Any] = {}
@@ -63,9 +66,10 @@ class Search:
                 for micro in (micro for micro in MICRO_SAMPLES if self.samples % (micro * dp) == 0):
                     count = self.samples // (micro * dp)
                     for schedule, chunks in self._schedules(pp, count):
-                        yield from self._variants(Layout(
-                            tp, pp, dp, schedule, tuple(uniform_split(layers, pp * chunks)), "no_shard",
-                            tp > 1 and self._slices(tp), "none", micro, count))
+                        whole = Layout(tp, pp, dp, schedule, tuple(uniform_split(layers, pp * chunks)), "no_shard",
+                                       False, "none", micro, count)
+                        sliced = [replace(whole, sequence_parallel=True)] if tp > 1 and self._slices(tp) else []
+                        yield from self._variants(next(filter(self.can_run, [*sliced, whole]), None))
 
     def _slices(self, tp: int) -> bool:
         """Whether the sequence can be sharded; kept tokens are chosen in strata, which then must be a multiple."""
@@ -96,8 +100,10 @@ class Search:
                 if layers % (pp * chunks) == 0:
                     yield from (("interleaved", chunks), ("interleaved-zero-bubble", chunks))
 
-    def _variants(self, layout: Layout) -> Iterator[Layout]:
+    def _variants(self, layout: Layout | None) -> Iterator[Layout]:
         """Recomputation and sharding."""
+        if layout is None:
+            return
         zero_bubble = layout.schedule in ("interleaved-zero-bubble", "zbv")
         for sharding in SHARDING if layout.dp > 1 else SHARDING[:1]:
             for recompute in RECOMPUTE:
@@ -164,18 +170,30 @@ class Search:
 
 
 def settings_of(layout: Layout) -> dict[str, Any]:
-    """The settings of a run that has this layout."""
+    """The settings of a run that has this layout, with layers spread evenly."""
     interleaved = layout.schedule.startswith("interleaved")
     return {"tensor_model_parallel_size": layout.tp, "pipeline_model_parallel_size": layout.pp,
-            "pipeline_schedule": layout.schedule, "sequence_parallel": layout.sequence_parallel,
+            "pipeline_schedule": layout.schedule, "pipeline_split": "uniform",
+            "sequence_parallel": layout.sequence_parallel,
             "num_layers_per_virtual_pipeline_stage": layout.split[0] if interleaved else None,
             "data_parallel_sharding_strategy": layout.sharding, "recompute_granularity": layout.recompute,
             "micro_batch_size": layout.micro_samples}
 
 
-def nearest(given: Layout, candidates: list[Candidate]) -> Candidate | None:
-    """The candidate that changes the fewest settings of a layout, the fastest of these."""
-    mine = settings_of(given)
+def given_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run that those of a layout replace."""
+    parallel = config.parallel
+    return {"tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+            "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+            "pipeline_schedule": parallel.pipeline_schedule, "pipeline_split": parallel.pipeline_split,
+            "sequence_parallel": parallel.sequence_parallel,
+            "num_layers_per_virtual_pipeline_stage": parallel.num_layers_per_virtual_pipeline_stage,
+            "data_parallel_sharding_strategy": parallel.sharding, "recompute_granularity": parallel.recompute,
+            "micro_batch_size": config.training.micro_batch_size}
+
+
+def nearest(mine: dict[str, Any], candidates: list[Candidate]) -> Candidate | None:
+    """The candidate that changes the fewest of these settings, the fastest of these."""
     return min(candidates, key=lambda candidate: (
         sum(mine[name] != value for name, value in settings_of(candidate.layout).items()), candidate.seconds),
         default=None)
@@ -191,7 +209,7 @@ def least_cluster(search: Search) -> tuple[Cluster, Candidate] | None:
     best: tuple[Cluster, Candidate] | None = None
     for power in range(1, MOST_DOUBLINGS + 1):
         larger = replace(search.cluster, gpus=search.cluster.gpus << power)
-        least = Search(search.config, larger, search.samples, search.shares).least()
+        least = Search(search.config, larger, search.samples, search.shares, search.can_run).least()
         if least is None:
             break
         if best is None or least.memory.total < best[1].memory.total:

@@ -55,7 +55,7 @@ def test_with_dropping_the_sequence_is_sharded_only_if_kept_tokens_are_chosen_in
 def test_the_nearest_that_fits_changes_as_little_as_possible() -> None:
     search = search_for(8)
     given = next(search.layouts())
-    close = nearest(given, search.fitting())
+    close = nearest(settings_of(given), search.fitting())
     assert close is not None
     changed = [name for name, value in settings_of(close.layout).items() if settings_of(given)[name] != value]
     assert changed == ["data_parallel_sharding_strategy", "recompute_granularity"] or len(changed) == 1

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ltd.log import Console
+from megatron_ltd.settings.checks.all import violations
 from tools.plan_run import main
+from tools.planning.answers import search_of, with_layout
+from tools.planning.inputs import read_plan
 
 MODEL = ("--num-layers 8 --hidden-size 2048 --num-attention-heads 16 --seq-length 1024 --vocab-size 50304 --bf16 "
          "--train-tokens 1000000000 --global-batch-size 64 ")
@@ -32,8 +36,12 @@ def test_a_layout_is_described_in_tables_json_and_a_page(tmp_path: Path, capsys:
     assert "507,990,016" in said and "507,990,016" in page and not re.search(r"https?:|<script", page)
 
 
-def test_what_does_not_fit_is_told_settings_that_do(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = f"--gpus 8 --gpu a100-40 {MODEL} --micro-batch-size 8 --hidden-size 8192"
+@pytest.mark.parametrize("flags", [
+    f"--gpus 8 --gpu a100-40 {MODEL} --micro-batch-size 8 --hidden-size 8192",
+    f"--gpus 8 --gpu v100 {MODEL} --hidden-size 5120 --pipeline-model-parallel-size 4 --pipeline-split 4,2,1,1",
+    f"--gpu v100 {MODEL} --hidden-size 8192 --micro-batch-size 16 --tensor-model-parallel-size 2 "
+    "--pipeline-model-parallel-size 4"])
+def test_what_does_not_fit_is_told_settings_that_do(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags.split()) == 20
     said = capsys.readouterr().err
     advice = said.split("the nearest settings that fit: ")[1].rsplit(" (", 1)[0]
@@ -163,3 +171,61 @@ def test_a_launch_script_is_planned_as_it_would_run(tmp_path: Path, capsys: pyte
     assert found["cluster"]["gpus"] == 2 and found["parameters"] > 4 * 12 * 64 * 64
     script.write_text(script.read_text().replace("pretrain_bert", "pretrain_t5"))
     assert main(["--script", str(script)]) == 20 and "pretrain_t5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [
+    f"--gpus 16 {MODEL} --rampup-batch-size 16 16 1000",
+    f"--gpus 8 {MODEL} --group-query-attention --num-query-groups 1 --kv-channels 5",
+    f"--gpus 8 {MODEL} --seq-length-curriculum-start-length 100 --seq-length-curriculum-steps 8 "
+    "--seq-length-curriculum-length-step 4",
+    "--gpus 8 --program finetune_vit --num-layers 8 --hidden-size 64 --num-attention-heads 4 --img-h 32 --img-w 32 "
+    "--patch-dim 4 --num-classes 10 --global-batch-size 64 --train-iters 4"])
+def test_a_search_proposes_only_what_the_checks_of_the_settings_accept(flags: str) -> None:
+    words = flags.split()
+    program = words[words.index("--program") + 1] if "--program" in words else "pretrain_gpt"
+    start = next(place for place, word in enumerate(words) if word.startswith("--num-layers"))
+    planned = read_plan(words[start:], recipe=program, gpus=int(words[1]), gpu="h100", cluster_file=None,
+                        hf_config=None, epoch_samples=None, searches=True, console=Console())
+    layouts = list(search_of(planned).layouts())
+    assert layouts
+    for layout in layouts[::9]:
+        assert not violations(with_layout(planned.config, layout), layout.world_size)
+
+
+def test_a_window_of_a_hugging_face_model_is_two_numbers(tmp_path: Path) -> None:
+    config = {"model_type": "mistral", "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 160,
+              "max_position_embeddings": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "sliding_window": 32,
+              "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "vocab_size": 256}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["--hf-config", str(tmp_path), "--train-iters", "1"]) == 0
+
+
+def test_the_command_starts_as_many_processes_as_there_are_accelerators(capsys: pytest.CaptureFixture[str]) -> None:
+    for gpus in (4, 12, 16, 20):
+        assert main(f"--gpus {gpus} --search {MODEL} --global-batch-size 240".split()) == 0
+        words = capsys.readouterr().out.split()
+        each = int(words[words.index("--nproc-per-node") + 1])
+        assert each <= 8 and int(words[words.index("--nnodes") + 1]) * each == gpus
+
+
+def test_a_search_without_a_length_has_room_for_the_largest_step(tmp_path: Path) -> None:
+    flags = MODEL.replace("--train-tokens 1000000000 ", "") + "--hidden-size 4096 "
+    drop = "--random-ltd --random-ltd-start-length 128 --random-ltd-steps 1000"
+    path = tmp_path / "search.json"
+    assert main(f"--gpus 8 --gpu a100-40 --search --json {path} {flags} {drop}".split()) == 0
+    found = json.loads(path.read_text())
+    chosen = [word for word in shlex.split(found["command"].replace("\\\n", " "))]
+    chosen = chosen[chosen.index("megatron_ltd.pretrain_gpt") + 1:]
+    assert main(["--gpus", "8", "--gpu", "a100-40", "--json", str(path), *chosen]) == 0
+    assert json.loads(path.read_text())["peak_bytes"] == found["best"][0]["memory_bytes"]["total"]
+
+
+def test_a_cluster_may_hide_nothing_and_an_unknown_kind_is_named(tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text('gpu = "h100"\ngpus = 8\noverlap = 0\n')
+    assert main(f"--cluster {path} --json {tmp_path / 'plan'} {MODEL}".split()) == 0
+    assert all(step["waiting"] >= 0 for step in json.loads((tmp_path / "plan").read_text())["steps"])
+    path.write_text('gpu = "h10O"\ngpus = 8\n')
+    assert main(f"--cluster {path} {MODEL}".split()) == 20
+    assert "gpu = h10O is not in the table" in capsys.readouterr().err

@@ -6,10 +6,19 @@ from typing import Any
 from megatron_ltd.config import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import size_text
+from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.run_cost import run_cost, step_shares
-from megatron_ltd.plan.search import Candidate, Search, least_cluster, nearest, settings_of
+from megatron_ltd.plan.search import (
+    Candidate,
+    Search,
+    given_settings,
+    least_cluster,
+    nearest,
+    settings_of,
+)
+from megatron_ltd.settings.checks.all import violations
 from tools.commands.run_flags import flags_of
 from tools.pages.report_page import Table
 from tools.planning.inputs import Planned
@@ -77,6 +86,8 @@ def of_search(planned: Planned) -> Answer:
              command(planned, best[0].layout)]
     values = {"cluster": cluster_values(cluster), "layouts_that_fit": len(found), "best": ranked,
               "command": command(planned, best[0].layout)}
+    if not planned.has_budget and policies(config).active:
+        lines.insert(0, "No length of the run is given: times are of its first step, memory is of its largest.")
     if planned.has_budget:
         cost = run_cost(with_layout(config, best[0].layout), best[0].layout, cluster)
         lines.insert(0, f"The first one takes {cost.days:.3g} days, {cost.gpu_hours:,.0f} GPU-hours.")
@@ -94,7 +105,11 @@ def search_of(planned: Planned) -> Search:
         samples = config.training.micro_batch_size * Layout.of(config, cluster.gpus).dp
     dp = max(1, cluster.gpus // (config.parallel.tensor_model_parallel_size
                                  * config.parallel.pipeline_model_parallel_size))
-    return Search(config, cluster, samples, step_shares(config, dp))
+    shares = step_shares(config, dp)
+    if not planned.has_budget:  # memory must be enough to the end of every schedule
+        shares.setdefault(max(policies(config).stretches, key=lambda plan: plan.layer_token_sum), 0.0)
+    return Search(config, cluster, samples, shares,
+                  lambda layout: not violations(with_layout(config, layout), layout.world_size))
 
 
 def with_layout(config: RunConfig, layout: Layout) -> RunConfig:
@@ -113,7 +128,10 @@ def command(planned: Planned, layout: Layout) -> str:
         config = replace(config, training=replace(config.training, train_iters=None))
     if not planned.has_rate:
         config = replace(config, optimizer=replace(config.optimizer, lr=None))
-    nodes, each = max(1, cluster.gpus // cluster.gpus_per_node), min(cluster.gpus, cluster.gpus_per_node)
+    # As many processes on each machine, in whole tensor-parallel groups, also where machines do not divide them.
+    each = max(count for count in range(1, min(cluster.gpus, cluster.gpus_per_node) + 1)
+               if cluster.gpus % count == 0 and count % layout.tp == 0)
+    nodes = cluster.gpus // each
     launcher = f"torchrun --nnodes {nodes} --nproc-per-node {each}"
     if nodes > 1:
         launcher += " --rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:29500"
@@ -126,15 +144,16 @@ def _too_large(planned: Planned, layout: Layout, peak: int) -> str:
     says = (f"{layout_text(layout)}: a process needs {size_text(peak)}, and of {planned.cluster.memory_gb:g} GB "
             f"tensors may take {size_text(room)}")
     search = search_of(planned)
-    close = nearest(layout, search.fitting())
+    mine = given_settings(planned.config)
+    close = nearest(mine, search.fitting())
     if close is None:
         return f"{says}. {_nothing_fits(search)}"
-    return f"{says}; the nearest settings that fit: {changes(layout, close)} ({gigabytes(close.memory.total)} GB)"
+    gpus = f"--gpus {planned.cluster.gpus} " if planned.gpus_follow else ""  # which would follow the new sizes
+    return f"{says}; the nearest settings that fit: {gpus}{changes(mine, close)} ({gigabytes(close.memory.total)} GB)"
 
 
-def changes(layout: Layout, candidate: Candidate) -> str:
-    """The flags by which a candidate differs."""
-    mine = settings_of(layout)
+def changes(mine: dict[str, Any], candidate: Candidate) -> str:
+    """The flags by which a candidate differs from these settings."""
     different = {name: value for name, value in settings_of(candidate.layout).items() if mine[name] != value}
     return " ".join("--" + name.replace("_", "-") + ("" if value is True else f" {value}") if value is not False
                     and value is not None else f"without --{name.replace('_', '-')}"
@@ -145,7 +164,7 @@ def _nothing_fits(search: Search) -> str:
     cluster, least = search.cluster, search.least()
     if least is None:
         return (f"No layout can run {search.samples} samples a step on {cluster.gpus} accelerators; choose a "
-                "--global-batch-size that more of their divisors divide")
+                "--global-batch-size, and steps of --rampup-batch-size, that more of their divisors divide")
     needs = (f"No layout fits {cluster.gpus:,} x {cluster.gpu}: the least that a process needs is "
              f"{size_text(least.memory.total)} ({layout_text(least.layout)}), and tensors may take "
              f"{size_text(cluster.usable_bytes)}")

@@ -1,6 +1,7 @@
 """What is planned: the settings of a run, the cluster, and the layout, from a command line."""
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Planned:
         has_budget: the length of the run is given.
         has_rate: the learning rate is given.
         searches: the layout is to be found.
+        gpus_follow: the number of accelerators is that of one replica.
     """
 
     config: RunConfig
@@ -38,6 +40,7 @@ class Planned:
     has_budget: bool
     has_rate: bool
     searches: bool
+    gpus_follow: bool = False
 
 
 def read_plan(flags: list[str], *, recipe: str, gpus: int | None, gpu: str, cluster_file: str | None,
@@ -75,15 +78,15 @@ def read_plan(flags: list[str], *, recipe: str, gpus: int | None, gpu: str, clus
 
         config = with_epoch(config, epoch_samples or 1, data_parallel_size(config, world_size))
         check(config, world_size)
-    return Planned(config, cluster, recipe, has_budget, has_rate, searches)
+    return Planned(config, cluster, recipe, has_budget, has_rate, searches,
+                   gpus is None and cluster_file is None and not searches)
 
 
 def _read_run(flags: list[str], recipe: Recipe, hf_config: str | None,
               console: Console) -> tuple[RunConfig, list[str]]:
     """The settings of the run, and what the user should be told about them."""
     given_names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("--")}
-    words = [] if hf_config is None else [word for text in described_by(Path(hf_config), given_names)
-                                          for word in text.split(" ", 1)]
+    words = [] if hf_config is None else shlex.split(" ".join(described_by(Path(hf_config), given_names)))
     config, notes = parse_run_config([*words, *flags], recipe.family, finetuning=recipe.finetuning)
     return recipe.completed(config, console), notes
 
