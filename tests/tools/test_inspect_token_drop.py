@@ -1,5 +1,6 @@
 """What the tool predicts of a run, against counting and drawing."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -197,6 +198,10 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     assert "+30% at 2.5 (one seed), +20% at 10 (95% interval +19% to +22%, 3 seeds)" in lines[1]
     assert "longer" not in lines[1] and "longer" in lines[2] and "+40%" in lines[2]
     assert "shorter" in list(advice(CONFIG, parameters, measured))[1]
+    own_size = [dataclasses.replace(row, parameters=parameters, against={"adam": (0.1, None, 1)}) for row in measured
+                if row.tokens_per_parameter < 10]
+    assert "+10% at 2.5" in list(advice(CONFIG, 2 * parameters, [*measured, *own_size]))[1]
+    assert "+30% at 2.5 (one seed), +20% at 10" in list(advice(CONFIG, 4 * parameters, [*measured, *own_size]))[1]
     unknown = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, layer_drop_rate=0.2,
                             optimizer="muon")
     assert "no saving at equal loss was measured" in list(advice(unknown, parameters, measured))[1]

@@ -6,7 +6,7 @@ saving_map.json is written by examples/experiments/saving_map/report.py.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log, prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from megatron_ltd.plan.derived import policies
 MAP = Path(__file__).resolve().parent / "saving_map.json"
 SOURCE = "docs/results.md"
 LARGER = 10
-"""A model so many times larger than the nearest one of the map is told that it is."""
+"""A model so many times larger than the largest one of the map is told that it is."""
 OPTIMIZERS = {"adam": "AdamW", "muon": "Muon"}
 
 
@@ -70,29 +70,40 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
     ratio, optimizer = tokens / parameters, config.optimizer.optimizer
     active = tuple(sorted(policy.name for policy in policies(config).active))
     yield f"{ratio:.3g} tokens a parameter ({parameters / 1e6:.3g} million parameters, embedding included)"
-    size = min((row.parameters for row in measured), key=lambda found: abs(log(found / parameters)))
-    near = [row for row in measured if row.parameters == size]
     if active:
-        yield from _saved(active, optimizer, ratio, near)
+        yield from _saved(active, optimizer, ratio, parameters, measured)
     if optimizer != "muon":
-        yield from _saved((), "muon", ratio, near)
-    if parameters > LARGER * size:
-        yield (f"measured with {size / 1e6:.3g} million parameters; whether it carries over to this model is not known "
-               f"({SOURCE})")
+        yield from _saved((), "muon", ratio, parameters, measured)
+    largest = max(row.parameters for row in measured)
+    if parameters > LARGER * largest:
+        yield (f"measured with at most {largest / 1e6:.3g} million parameters; whether it carries over to this model "
+               f"is not known ({SOURCE})")
 
 
-def _saved(active: tuple[str, ...], optimizer: str, ratio: float, measured: Sequence[Measured]) -> Iterator[str]:
+def _saved(active: tuple[str, ...], optimizer: str, ratio: float, parameters: int,
+           measured: Sequence[Measured]) -> Iterator[str]:
     """What each arm with these policies and this optimizer saved; dense Muon is compared with dense AdamW."""
     baseline = optimizer if active else "adam"
-    arms: dict[str, list[Measured]] = defaultdict(list)
+    arms: dict[str, dict[int, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(measured, key=lambda row: row.tokens_per_parameter):
         if (row.policies, row.optimizer) == (active, optimizer) and baseline in row.against:
-            arms[row.title].append(row)
+            arms[row.title][row.parameters].append(row)
     if not arms:
         yield f"{' with '.join(active)}, optimizer {optimizer}: no saving at equal loss was measured ({SOURCE})"
-    for title, rows in arms.items():
+    for title, by_size in arms.items():
+        size = _most_telling(by_size, ratio, parameters)
+        rows = by_size[size]
         below = [row for row in rows if row.tokens_per_parameter <= ratio][-1:]
         above = [row for row in rows if row.tokens_per_parameter > ratio][:1]
         where = "" if below and above else f"; the run is {'longer' if below else 'shorter'} than any that was measured"
-        yield (f"{title}: FLOPs saved at the loss of dense {OPTIMIZERS[baseline]}, by tokens a parameter: "
+        yield (f"{title}: FLOPs saved at the loss of dense {OPTIMIZERS[baseline]}, by tokens a parameter, with "
+               f"{size / 1e6:.3g} million parameters: "
                f"{', '.join(row.saved(baseline) for row in (*below, *above))}{where}")
+
+
+def _most_telling(by_size: Mapping[int, Sequence[Measured]], ratio: float, parameters: int) -> int:
+    """The nearest size with a run as long as this one; if there is none, the size with the longest run."""
+    def longest(size: int) -> float:
+        return min(by_size[size][-1].tokens_per_parameter, ratio)
+
+    return min(by_size, key=lambda size: (-longest(size), abs(log(size / parameters))))
