@@ -109,6 +109,11 @@ def _mixture_of_depths(size: Size, steps: int) -> Flags:
     return ("--mixture-of-depths-capacity", "0.125")
 
 
+def _shallow(size: Size, steps: int) -> Flags:
+    """Two thirds of the layers: what a model that is less deep does with about as few FLOPs as those that drop."""
+    return ("--num-layers", str(size.budget.config((), steps).model.num_layers * 2 // 3))
+
+
 def _curriculum(size: Size, steps: int) -> Flags:
     """From a quarter of the sequence to all of it in two thirds of the steps."""
     tokens = size.budget.config((), steps).model.seq_length
@@ -161,6 +166,7 @@ DROPPING_METHODS = {
     "mixture_of_depths": Method("Mixture-of-Depths, an eighth of the tokens in every other layer", _mixture_of_depths),
     "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
     "curriculum": Method("sequence curriculum, for two thirds of the steps", _curriculum, reads=0.74),
+    "shallow": Method("dense with two thirds of the layers", _shallow),
     "linear_decay": Method("dense with linear decay", _linear_decay),
     "ltd_linear_decay": Method("random-LTD with linear decay",
                                lambda size, steps: (*_ltd(size, steps), *_linear_decay(size, steps))),
