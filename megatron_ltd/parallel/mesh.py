@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Backend
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
@@ -78,10 +79,15 @@ def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters:
         device_type: "cuda" or "cpu".
         pp, dp, tp: sizes of the axes; their product is the world size.
         shard_parameters: whether data-parallel ranks shard the parameters rather than replicate them.
-        timeout: of every collective; a group created without one would ignore that of the default group.
+        timeout: of every collective and of every message between two ranks; a group created without one would ignore
+            that of the default group.
     """
     replicate, shard = (1, dp) if shard_parameters else (dp, 1)
-    world = init_device_mesh(device_type, (pp, replicate, shard, tp), mesh_dim_names=AXES)
+    # Gloo's groups are made with their timeout: messages between two ranks ignore one that is set later.
+    gloo = device_type == "cpu" and dist.get_backend() == dist.Backend.GLOO
+    made_with = dict.fromkeys(AXES, (dist.Backend.GLOO, Backend.Options("gloo", timeout))) if gloo else None
+    world = init_device_mesh(device_type, (pp, replicate, shard, tp), mesh_dim_names=AXES,
+                             backend_override=made_with)  # type: ignore[arg-type]
     for axis in AXES:
         _set_pg_timeout(timeout, world[axis].get_group())
     embedding = None

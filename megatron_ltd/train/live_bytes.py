@@ -1,14 +1,19 @@
 """Counts the bytes of tensors that are alive while code runs: what a process needs, without the allocator's share."""
 
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+GRACE = 0.05
+"""Seconds in which what looks like a new peak may prove to be memory about to be freed."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -26,6 +31,7 @@ class LiveBytes(TorchDispatchMode):
         self.operation = ""
         """After which the peak was reached."""
         self._now = 0
+        self._threads = False
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
         self._died: list[int] = []
 
@@ -60,11 +66,23 @@ class LiveBytes(TorchDispatchMode):
                 tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
                 if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
                     self._note(tensor.untyped_storage())
-        # One that gloo's threads have freed tells late, since they wait for the interpreter.
-        if self._now > self.peak and (now := sum(size for size, _, freed in self._alive.values()
-                                                 if not freed.expired())) > self.peak:
+        if func.namespace == "c10d":
+            self._threads = dist.get_backend() == dist.Backend.GLOO
+        if self._now > self.peak and (now := self._settled()) > self.peak:
             self.peak, self.operation = now, str(func)
         return result
+
+    def _settled(self) -> int:
+        """Bytes alive once gloo's threads, if there are any, have let go of what they are done with.
+
+        They wake who waits for a collective before they give up its tensors, and the interpreter is told later still.
+        """
+        until = time.monotonic() + GRACE * self._threads
+        while (now := sum(size for size, _, freed in self._alive.values() if not freed.expired())) > self.peak:
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.001)
+        return now
 
     def _forget(self) -> None:
         """Storages that have died; whichever thread frees a storage says so."""
