@@ -8,10 +8,8 @@ The environment is described in `examples/pretrain_gpt.sh`.
 """
 
 import ctypes
-import json
 import logging
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -23,21 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.cluster import place_of_node
+from examples.ending import completed_since, conclude, endings_in, record_crash
 from examples.meeting import Place, meet
 from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
 from megatron_ltd.config import RunConfig
-from megatron_ltd.errors import EXIT_COMPLETE, EXIT_INTERNAL, EXIT_PEER_LOST, ConfigError
+from megatron_ltd.errors import EXIT_COMPLETE, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import global_batch_size
 from megatron_ltd.settings.cli import asks_for_help
 from megatron_ltd.train.process.environment import MOST_PROCESSES, Launch
-from megatron_ltd.train.process.exits import RECORD_NAME, write_exit_record
 from megatron_ltd.train.process.network import is_loopback, notice_silence, own_address
 
 RECIPES = {"pretrain_gpt": pretrain_gpt.RECIPE, "pretrain_bert": pretrain_bert.RECIPE,
            "finetune_gpt": finetune_gpt.RECIPE, "finetune_vit": finetune_vit.RECIPE}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-CRASHED = 1
 RENDEZVOUS = "last_call_timeout=3,join_timeout=60,read_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=5"
 """Of an elastic run: a node that is silent for 5 seconds is lost; the others wait for it for 3. Nodes that are too few
 look after 60 whether others have met elsewhere; torch takes up to 30 to stop the processes for a node that joins."""
@@ -157,20 +154,6 @@ def with_global_batch(config: RunConfig, arguments: list[str], node: Node) -> li
     return [*arguments, "--global-batch-size", str(batch)]
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How one process ended, as it told its launcher."""
-
-    code: int
-    reason: str
-    printed: bool
-
-    @classmethod
-    def read(cls, path: Path) -> "Ending":
-        told = json.loads(path.read_text(encoding="utf-8"))["message"]
-        return cls(told["errorCode"], told["message"], told["printed"])
-
-
 def run(recipe: str, arguments: list[str], node: Node, save: str | None) -> int:
     """Run the processes of this node and return the exit code of the run.
 
@@ -190,7 +173,7 @@ def run(recipe: str, arguments: list[str], node: Node, save: str | None) -> int:
         while True:
             with tempfile.TemporaryDirectory(prefix="megatron_ltd_") as folder:
                 crash, apart = launch(["-m", module, *arguments], node, folder)
-                endings = [Ending.read(path) for path in last_attempt(Path(folder))]
+                endings = endings_in(Path(folder))
             if node.least is None or not apart:
                 code = conclude(endings, crash, node.processes)
                 if code != EXIT_COMPLETE and len(endings) < node.processes and save is not None:
@@ -249,58 +232,6 @@ def noticing_silence(places: tuple[Place, ...]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-
-
-def completed_since(save: str, started: float) -> bool:
-    """Whether the run was completed, by others, while this launcher was running.
-
-    Args:
-        started: when it was, in seconds since the epoch.
-    """
-    record = Path(save) / RECORD_NAME
-    try:
-        return record.stat().st_mtime >= started and json.loads(record.read_text())["code"] == EXIT_COMPLETE
-    except (OSError, ValueError):  # not there, or just being written
-        return False
-
-
-def record_crash(save: str, code: int, crash: str) -> None:
-    """Write `exit.json` for processes that could not: those killed, or aborted as by NCCL's watchdog."""
-    if not (Path(save) / RECORD_NAME).exists():
-        died = re.search(r"exitcode\s*: (-?\d+)", crash)
-        reason = f"a process ended with {died[1]} and said nothing" if died else crash.partition("\n")[0]
-        write_exit_record(save, code, None, reason)
-
-
-def last_attempt(folder: Path) -> list[Path]:
-    """What the processes of the last attempt told their launcher."""
-    told = sorted(folder.rglob("error.json"), key=lambda path: (_attempt(path), path))
-    return [path for path in told if _attempt(path) == _attempt(told[-1])]
-
-
-def _attempt(path: Path) -> int:
-    return int(path.parent.parent.name.removeprefix("attempt_"))
-
-
-def conclude(endings: list[Ending], crash: str, processes: int) -> int:
-    """Print what the processes have not said, and return the exit code.
-
-    Args:
-        crash: torch's report; empty if every process ended with 0.
-    """
-    # Processes that lost another one know nothing of the cause.
-    causes = [ending for ending in endings if ending.code not in (EXIT_COMPLETE, EXIT_PEER_LOST)]
-    explained = [ending for ending in causes if ending.code != EXIT_INTERNAL]
-    if explained and len(causes) == len(explained):
-        told = {ending.reason for ending in endings}
-        cause = next((ending for ending in explained if ending.printed), explained[0])
-        if not cause.printed or len(told) > 1:
-            Console().error(cause.reason)
-        return cause.code
-    if not crash or (len(endings) == processes and all(ending.code == EXIT_COMPLETE for ending in endings)):
-        return EXIT_COMPLETE
-    Console().error(crash)
-    return next((ending.code for ending in [*causes, *endings] if ending.code != EXIT_COMPLETE), CRASHED)
 
 
 def main() -> int:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from unittest import mock
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
@@ -44,6 +43,7 @@ class Standby(contextlib.AbstractContextManager["Standby"]):
 
     def __enter__(self) -> "Standby":
         standby, start = self, SubprocessHandler._popen
+        self._start = start
 
         def take_or_start(handler: SubprocessHandler, words: tuple[str, ...],
                           environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -52,13 +52,12 @@ class Standby(contextlib.AbstractContextManager["Standby"]):
             taken = standby.take(words[1:], environment) if is_plain else None
             return taken or start(handler, words, environment)
 
-        self._patch = mock.patch.object(SubprocessHandler, "_popen", take_or_start)
-        self._patch.start()
+        SubprocessHandler._popen = take_or_start
         self.prepare()  # the launchers have yet to meet
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._patch.stop()
+        SubprocessHandler._popen = self._start
         with self._lock:
             self._processes = 0
             if self._timer is not None:

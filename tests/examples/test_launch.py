@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from examples.launch import CRASHED, Ending, conclude, record_crash
+from examples.ending import CRASHED, Ending, conclude, record_crash
 from tests.train.launchers import ROOT, torchrun, wait_until
 
 TINY = ("--mock-data --vocab-size 512 --num-layers 2 --hidden-size 64 --num-attention-heads 4 --seq-length 64 "
