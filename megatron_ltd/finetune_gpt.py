@@ -1,7 +1,6 @@
 """Finetune GPT: `torchrun ... -m megatron_ltd.finetune_gpt --pretrained-checkpoint ... --train-jsonl ...`."""
 
 from megatron_ltd.lm_eval.run_tasks import plan_tasks
-from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("gpt", finetuning=True, plan_tasks=plan_tasks)
@@ -17,4 +16,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    RECIPE.run()

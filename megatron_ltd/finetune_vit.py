@@ -1,6 +1,5 @@
 """Finetune ViT, or train one from scratch: `torchrun ... -m megatron_ltd.finetune_vit --train-data-path ...`."""
 
-from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("vit", finetuning=True)
@@ -16,4 +15,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    RECIPE.run()

@@ -1,6 +1,5 @@
 """Pretrain BERT: `torchrun ... -m megatron_ltd.pretrain_bert --num-layers ... --data-path ..._sentence`."""
 
-from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("bert")
@@ -16,4 +15,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    RECIPE.run()

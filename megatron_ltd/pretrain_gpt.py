@@ -1,7 +1,6 @@
 """Pretrain GPT: `torchrun ... -m megatron_ltd.pretrain_gpt --num-layers ... --data-path ...`."""
 
 from megatron_ltd.lm_eval.run_tasks import plan_tasks
-from megatron_ltd.train.process.exits import leave
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("gpt", plan_tasks=plan_tasks)
@@ -17,4 +16,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    RECIPE.run()

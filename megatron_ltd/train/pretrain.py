@@ -83,7 +83,7 @@ def read_together(read: Callable[[], T], digest_of: Callable[[T], str]) -> T:
     return found
 
 
-def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare,
+def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare: Prepare, watcher: StopWatcher,
           tasks: TaskPlan | None = None) -> int:
     """Run this process and return its exit code.
 
@@ -95,18 +95,17 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
     Raises:
         UserError: an error that the user can fix.
     """
-    with StopWatcher(config.training) as watcher:
-        runtime = launch.start(config, place)
-        try:
-            with alone_in(config.checkpoint.save, 60 * config.parallel.distributed_timeout_minutes):
-                code = watched_train(config, tokenizer, runtime, prepare, watcher, tasks)
-            tell_spares(place, runtime.store, code)
-            return code
-        except Exception as error:
-            if lost_peer(error):
-                stacks.tell(error, place.rank, runtime.processes, runtime.store, config.checkpoint.save)
-                end_soon(runtime.siblings)
-            raise
+    runtime = launch.start(config, place)
+    try:
+        with alone_in(config.checkpoint.save, 60 * config.parallel.distributed_timeout_minutes):
+            code = watched_train(config, tokenizer, runtime, prepare, watcher, tasks)
+        tell_spares(place, runtime.store, code)
+        return code
+    except Exception as error:
+        if lost_peer(error):
+            stacks.tell(error, place.rank, runtime.processes, runtime.store, config.checkpoint.save)
+            end_soon(runtime.siblings)
+        raise
 
 
 def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, prepare: Prepare,

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,7 +11,6 @@ from pathlib import Path
 from unittest import mock
 
 from megatron_ltd.train.process.environment import Launch
-from megatron_ltd.train.process.exits import leave
 from tests.gloo import PRELOADED, fork_server
 from tests.hosts import Host
 from tests.train.launchers import free_port, whole_lines
@@ -66,9 +64,7 @@ def _rank(place: Launch, recipe: str, command: list[str], log: str, handicap: Ha
         return read() + (handicap.clock_seconds if readings > 100 else 0.0)
 
     with mock.patch("time.time", jumping):
-        code = RECIPES[recipe].RECIPE.main(command, place)
-    sys.stdout.flush()
-    leave(code)
+        RECIPES[recipe].RECIPE.run(command, place)
 
 
 class Ranks:

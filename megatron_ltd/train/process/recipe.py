@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.remote import with_local_checkpoint
@@ -23,7 +24,8 @@ from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
 from megatron_ltd.train.process.elastic import placed, wait_as_spare
 from megatron_ltd.train.process.environment import Launch, end_restarts
-from megatron_ltd.train.process.exits import lost_peer, report
+from megatron_ltd.train.process.exits import leave, lost_peer, report
+from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.task_scores import PlanTasks, TaskPlan
 
 START_TOKENS = 128
@@ -43,13 +45,20 @@ class Recipe:
     finetuning: bool = False
     plan_tasks: PlanTasks | None = None
 
-    def main(self, arguments: list[str] | None = None, place: Launch | None = None, *, only_check: bool = False) -> int:
+    def run(self, arguments: list[str] | None = None, place: Launch | None = None) -> NoReturn:
+        """`main` as a program, which ends with the run. A signal that asks for a stop once the run has ended, while the
+        process is on its way out, changes nothing."""
+        leave(self.main(arguments, place, leaves=True))
+
+    def main(self, arguments: list[str] | None = None, place: Launch | None = None, *, only_check: bool = False,
+             leaves: bool = False) -> int:
         """Run a command line and return the exit code; errors the user can fix are printed as one message.
 
         Args:
             arguments: without the program's name; None: those of this process.
             place: of this process in the run; None: what the environment says.
             only_check: return once the settings are known to be sound, without a word.
+            leaves: keep the run's handlers of signals when it has ended, for a process that ends with it.
         """
         here, save = Launch(), None
         try:
@@ -71,7 +80,7 @@ class Recipe:
                 return EXIT_COMPLETE
             timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
             spare = here.rank >= here.world_size
-            code = wait_as_spare(here, timeout) if spare else self._train(config, tokenizer, here, tasks)
+            code = wait_as_spare(here, timeout) if spare else self._train(config, tokenizer, here, tasks, leaves)
             if here.most is not None and code == EXIT_ON_INTERVAL:
                 end_restarts(here)
             return code
@@ -158,13 +167,15 @@ class Recipe:
         check(config, world_size)
         return config, tokenizer
 
-    def _train(self, config: RunConfig, tokenizer: Tokenizer | None, place: Launch, tasks: TaskPlan | None) -> int:
+    def _train(self, config: RunConfig, tokenizer: Tokenizer | None, place: Launch, tasks: TaskPlan | None,
+               leaves: bool) -> int:
         from megatron_ltd.train import pretrain  # only here: it imports torch
 
         prepare = pretrain.prepare
         if self.finetuning:
             from megatron_ltd.train.finetune import prepare  # only here: it imports more than pretraining needs
-        return pretrain.train(config, tokenizer, place, prepare, tasks)
+        with StopWatcher(config.training, leaves) as watcher:
+            return pretrain.train(config, tokenizer, place, prepare, watcher, tasks)
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:

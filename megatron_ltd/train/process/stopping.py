@@ -21,10 +21,14 @@ class StopWatcher:
 
     As a context manager it installs the signal handlers and restores the old ones. A second Ctrl-C ends the process at
     once; torchrun forwards it as SIGTERM.
+
+    Args:
+        leaves: keep the handlers after a run that no error ended: its process ends too, and a signal that comes then
+            must not kill it.
     """
 
-    def __init__(self, config: TrainingConfig):
-        self.config = config
+    def __init__(self, config: TrainingConfig, leaves: bool = False):
+        self.config, self.leaves = config, leaves
         self.signalled = False
         self._started = time.monotonic()
         self._interrupted_at: float | None = None
@@ -37,7 +41,9 @@ class StopWatcher:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.leaves and kind is None:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -1,5 +1,6 @@
 """A run that is asked to stop: it saves, says with its exit code why it stopped, and goes on as if it had not."""
 
+import atexit
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ from unittest import mock
 
 import pytest
 
+from megatron_ltd import pretrain_gpt
 from megatron_ltd.config import TrainingConfig
 from megatron_ltd.train.process import stopping
+from megatron_ltd.train.process.environment import Launch
 from tests.gloo import RankFailure, launch_ranks
 from tests.train.moments import pretrain_with_signal
-from tests.train.runs import TINY, Corpus, Ending, Run, curve, pretrain, read_lines, run
+from tests.train.runs import TINY, Corpus, Ending, Run, curve, pretrain, read_lines, run, words
 
 STEPS = 8
 PP2_SHORT = {**TINY, "train_iters": STEPS, "random_ltd_steps": 6, "eval_interval": 3,
@@ -87,6 +90,21 @@ def watch(numbers: list[int], patience: float) -> bool:
 
 def watch_in_rank(rank: int, world_size: int, init_method: str, numbers: list[int], patience: float) -> bool:
     return watch(numbers, patience)
+
+
+def signalled_at_exit(rank: int, world_size: int, init_method: str, settings: dict[str, Any], number: int) -> None:
+    atexit.register(os.kill, os.getpid(), number)
+    pretrain_gpt.RECIPE.run(words(settings), Launch(rank, rank, world_size, init_method))
+
+
+@pytest.mark.parametrize("number", stopping.STOP_SIGNALS, ids=lambda number: number.name)
+def test_a_signal_that_comes_when_the_run_has_ended_does_not_change_its_exit_code(
+    corpus: Corpus, tmp_path: Path, number: signal.Signals,
+) -> None:
+    settings = settings_in(corpus, tmp_path, train_iters=2, exit_interval=1, pipeline_model_parallel_size=1)
+    with pytest.raises(RankFailure, match="died with exit code 11 before"):
+        launch_ranks(signalled_at_exit, 1, settings, int(number))
+    assert record(tmp_path)["code"] == 11
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=["from-the-terminal", "through-torchrun"])
