@@ -33,8 +33,17 @@ PRELOADED = ("numpy", "pytest", "torch", "torch.distributed.fsdp", "torch.distri
              "torch.distributed.checkpoint", "torch.distributed.pipelining", "safetensors.torch")
 """Imported once by the fork server; none of them starts a thread."""
 
+START_SECONDS = 120.0
+"""In which the ranks must have begun, the fork server's imports included; on an idle machine it takes one."""
 GRACE_SECONDS = 0.3
 """After one rank fails, the others may still say what they saw before they are killed."""
+STACKS_SECONDS = 10.0
+"""In which a rank that hangs has written its stacks, unless it is stopped; on an idle machine it takes no time."""
+LOOK_SECONDS = 0.1
+LONGER_SECONDS = 5.0
+"""By which a collective outlasts the job, so that a rank that waits in one is seen to hang."""
+
+BEGUN = b"begun"
 
 fork_server = multiprocessing.get_context("forkserver")
 fork_server.set_forkserver_preload([name for name in PRELOADED if importlib.util.find_spec(name.split(".")[0])])
@@ -64,7 +73,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
 
     Args:
         fn: a function at the level of a module; arguments and values are pickled.
-        timeout: seconds for the whole job and for each collective; ranks that need longer are killed.
+        timeout: seconds for the job from when all ranks have begun; ranks that need longer are killed.
 
     Raises:
         RankFailure: a rank raised, died or hung. The others are killed.
@@ -112,6 +121,7 @@ class _Job:
         with tempfile.TemporaryDirectory(prefix="gloo-ranks-") as self.scratch:
             ranks = [_Rank(self, rank) for rank in range(self.world_size)]
             try:
+                _await_begin(ranks)
                 _await(ranks, time.monotonic() + self.timeout, until_first_error)
                 return [rank.outcome for rank in ranks]
             finally:
@@ -123,7 +133,7 @@ class _Rank:
     """The parent's view of one rank's process."""
 
     def __init__(self, job: _Job, rank: int):
-        self.outcome = Outcome(rank)
+        self.outcome, self.begun = Outcome(rank), False
         self.output = os.path.join(job.scratch, f"output-{rank}")
         open(self.output, "w").close()
         self.connection, child_end = fork_server.Pipe(duplex=False)
@@ -136,21 +146,32 @@ class _Rank:
         return not self.outcome.error and self.outcome.ended_at == float("inf")
 
     def collect(self) -> None:
-        """Take the result if there is one; a process that ended without one has died."""
-        if self.connection.poll():
+        """Take what the rank sent: that it has begun, then its result. One that ended without a result has died."""
+        exit_code = self.process.exitcode  # before looking for what was sent: an ended process sends nothing more
+        while self.connection.poll():
             try:
-                self.outcome.value, self.outcome.error = pickle.loads(self.connection.recv_bytes())
-                self.outcome.ended_at = time.monotonic()
-                return
+                answer = self.connection.recv_bytes()
             except EOFError:
                 self.process.join(5)
-        if self.process.exitcode is not None:
-            self.outcome.error = f"died with exit code {self.process.exitcode} before returning"
+                exit_code = self.process.exitcode
+                break
+            if answer == BEGUN:
+                self.begun = True
+                continue
+            self.outcome.value, self.outcome.error = pickle.loads(answer)
+            self.outcome.ended_at = time.monotonic()
+            return
+        if exit_code is not None:
+            self.outcome.error = f"died with exit code {exit_code} before returning"
             self.outcome.ended_at = time.monotonic()
 
     def dump_stacks(self) -> None:
         if self.process.is_alive() and self.process.pid is not None:
             os.kill(self.process.pid, signal.SIGUSR1)
+
+    def written(self) -> int:
+        """Bytes of its output."""
+        return os.path.getsize(self.output)
 
     def close(self) -> None:
         if self.outcome.ended_at == float("inf"):
@@ -166,25 +187,47 @@ class _Rank:
         self.process.close()
 
 
+def _await_begin(ranks: list[_Rank]) -> None:
+    """Wait until every rank has begun, or one has failed, or time is up."""
+    deadline = time.monotonic() + START_SECONDS
+    while late := [rank for rank in ranks if rank.running and not rank.begun]:
+        left = deadline - time.monotonic()
+        if left <= 0 or any(rank.outcome.error for rank in ranks):
+            return
+        wait([x for rank in late for x in (rank.connection, rank.process.sentinel)], timeout=left)
+        for rank in late:
+            rank.collect()
+
+
 def _await(ranks: list[_Rank], deadline: float, until_first_error: bool) -> None:
     """Collect results until all ranks have ended or time is up; then mark those that still run as failed."""
     failed = False
     while running := [rank for rank in ranks if rank.running]:
+        if until_first_error and not failed and any(rank.outcome.error for rank in ranks):
+            failed = True
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         left = deadline - time.monotonic()
         if left <= 0:
             break
         wait([x for rank in running for x in (rank.connection, rank.process.sentinel)], timeout=left)
         for rank in running:
             rank.collect()
-        if until_first_error and not failed and any(rank.outcome.error for rank in ranks):
-            failed = True
-            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-    for rank in running:
-        rank.dump_stacks()
-    if running:
-        time.sleep(GRACE_SECONDS)
+    _dump_stacks(running)
     for rank in running:
         rank.outcome.error = "was still running after another rank failed" if failed else "hung; its stacks:"
+
+
+def _dump_stacks(ranks: list[_Rank]) -> None:
+    """Let each rank write its stacks; they are there once its output has grown and grows no more."""
+    before = [rank.written() for rank in ranks]
+    for rank in ranks:
+        rank.dump_stacks()
+    sizes, deadline = before, time.monotonic() + STACKS_SECONDS
+    while ranks and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+        last, sizes = sizes, [rank.written() for rank in ranks]
+        if all(size > old and size == earlier for size, old, earlier in zip(sizes, before, last, strict=True)):
+            return
 
 
 def _rank_main(job: _Job, rank: int, output: str, connection: Connection) -> None:
@@ -203,10 +246,12 @@ def _rank_main(job: _Job, rank: int, output: str, connection: Connection) -> Non
     try:
         if job.join_group:
             dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=job.world_size,
-                                    timeout=timedelta(seconds=job.timeout))
+                                    timeout=timedelta(seconds=job.timeout + LONGER_SECONDS))
             dist.barrier()  # all pairs are connected before the first rank may leave
+            connection.send_bytes(BEGUN)
             value = job.fn(rank, job.world_size, *job.args)
         else:
+            connection.send_bytes(BEGUN)
             value = job.fn(rank, job.world_size, init_method, *job.args)
         answer = pickle.dumps((value, ""))
     except BaseException:
