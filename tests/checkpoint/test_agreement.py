@@ -110,11 +110,13 @@ def test_the_death_of_a_rank_during_a_save_is_noticed_by_the_others(tmp_path: Pa
 
 
 def stall(rank: int, ranks: int, save_dir: Path) -> str:
-    group = checkpoint_group(timedelta(seconds=1))
-    if rank == 1:
-        time.sleep(3)
+    group = checkpoint_group(timedelta(seconds=2))
+    given_up = save_dir / "given-up"
+    while rank == 1 and not given_up.exists():
+        time.sleep(0.01)
     with pytest.raises(LostPeerError) as caught:
         save_step(CheckpointWriter(save_dir, group), ranks, 1)
+    given_up.touch()
     return str(caught.value)
 
 

@@ -5,11 +5,13 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from tools import watch_run
+from tools.watching import progress
 from tools.watching.page import page
 from tools.watching.progress import duration, read_progress
 
@@ -69,15 +71,18 @@ def test_restarts_are_told_with_what_ended_the_attempts_before(tmp_path: Path) -
     assert "restarts" not in dict(read_progress("run", metrics, None, None).facts())
 
 
-def test_a_run_that_says_nothing_is_told_from_one_that_has_ended(tmp_path: Path) -> None:
+def test_a_run_that_says_nothing_is_told_from_one_that_has_ended(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = write_run(tmp_path)
     record = tmp_path / "exit.json"
     record.write_text(json.dumps({"code": 11, "step": 40, "reason": "stopped as planned"}))
     assert read_progress("run", metrics, tmp_path, None).state == "ended with code 11: stopped as planned"
     os.utime(record, (time.time() - 500, time.time() - 500))  # of an earlier attempt
     assert read_progress("run", metrics, tmp_path, None).state == "running"
-    os.utime(metrics, (time.time() - 400, time.time() - 400))
+    now = time.time()
+    os.utime(metrics, (now - 400, now - 400))
     record.unlink()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(time=lambda: now))
     assert read_progress("run", metrics, tmp_path, None).state == "no new step for 6 min 40 s"
 
 

@@ -1,7 +1,10 @@
 """torchrun as users start it, several launchers on one machine if need be, and what tests do to their processes."""
 
+import contextlib
+import itertools
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -62,7 +65,17 @@ def workers(launcher: Launcher) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
+_ports = itertools.count(random.SystemRandom().randrange(16_000))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody has, for a program that will listen there in some seconds.
+
+    It is not one of those that the system gives to connections: one of them would have it by then, once in a while.
+    """
+    for number in _ports:
+        port = 12_000 + number % 16_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise AssertionError("the count has no end")

@@ -3,6 +3,7 @@
 import os
 import random
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,8 +108,7 @@ class Bench:
 @pytest.fixture
 def benches(tmp_path: Path) -> Iterator[list[Bench]]:
     room = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
-    folder = room / f"fuzz-{os.getpid()}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=room))
     made = [Bench(folder / str(seed), seed, size) for seed, size in enumerate((300, 32000, 65499, 100000))]
     yield made
     for bench in made:

@@ -428,6 +428,17 @@ def running_tool(folder: Path) -> Iterator[tuple[subprocess.Popen[str], TextIO]]
         yield run, stream
 
 
+def feed(stream: TextIO, run: subprocess.Popen[str]) -> None:
+    """Write input, as fast as it is read, until the run has ended."""
+    lines, at = "".join(f"{line}\n" for line in number_lines(6, 5000)).encode(), 0
+    os.set_blocking(stream.fileno(), False)
+    while run.poll() is None:
+        try:
+            at += os.write(stream.fileno(), lines[at % len(lines):])
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
@@ -435,10 +446,7 @@ def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
         # Workers, and the helper of multiprocessing that looks after its semaphores, which is not killed.
         workers = [pid for pid in children(run.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(workers[0], signal.SIGKILL)
-        while Path(f"/proc/{workers[0]}/stat").read_text().split()[2] != "Z":
-            time.sleep(0.01)
-        time.sleep(0.2)  # for the end of its pipe to be seen
-        stream.close()  # the end of the input
+        feed(stream, run)  # it sees the end of the worker's pipe while there is work for it
         message = run.stderr.read() if run.stderr is not None else ""
     assert run.wait(timeout=60) == 21, message
     assert "DataError: A worker process was killed" in message and "--workers" in message

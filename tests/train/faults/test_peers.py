@@ -1,6 +1,7 @@
 """Processes and hosts that fall out of line are named, from numbers that travel with a step."""
 
 import itertools
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,10 @@ def test_a_rank_that_takes_longer_than_the_others_is_named_while_it_does(corpus:
     assert slow["slowest_rank"] == 1 and slow["own_seconds_slowest"] >= 0.6
     assert slow["stragglers"] == [name for name in slow["stragglers"] if name.startswith("rank 1 on ")] != []
     assert endings[0].said.count("straggler: rank 1 on ") >= 1 and "straggler" not in endings[1].said
-    assert 59 < 2 * slow["clock_skew_seconds"] < 61  # from the median, which of two is their mean
-    assert endings[0].said.count(": 30.0 s ahead of the others") == 1  # of a host, by the first of its ranks
+    # From the median, which of two is their mean. A busy machine may wake one process seconds after the other.
+    assert slow["clock_skew_seconds"] == pytest.approx(30, abs=5)
+    [told] = re.findall(r": ([0-9.]+) s ahead of the others", endings[0].said)  # of a host, by the first of its ranks
+    assert float(told) == pytest.approx(30, abs=5)
     assert slow["host_memory_free"] == 0.01
 
 
