@@ -45,7 +45,7 @@ def _run_script(script: Path, arguments: list[str], folder: Path, place: Path,
         listener.listen()
         threading.Thread(target=_serve, args=(listener, folder / "output"), daemon=True).start()
         done = subprocess.run(["bash", str(script), *arguments], cwd=folder, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=240, check=False,
+                              stderr=subprocess.STDOUT, timeout=500, check=False,
                               env={"PATH": os.environ["PATH"], "PYTHON": str(python), **environment})
         listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
     return done.returncode, done.stdout

@@ -78,7 +78,7 @@ def test_the_slurm_script_runs_a_task_on_each_node_and_queues_a_stopped_job_agai
          "--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "2", "--seq-length", "16",
          "--micro-batch-size", "1", "--lr", "1e-3", "--train-iters", "4", "--exit-interval", "2",
          "--save", str(tmp_path / "checkpoints")],
-        env=variables, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+        env=variables, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 11, done.stdout + done.stderr
     assert "2 node(s) x 1 process(es), node 1" in done.stdout and "dp 2," in done.stdout
     assert (tmp_path / "notes").read_text() == f"requeue {port - 20000}\n"

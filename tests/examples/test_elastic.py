@@ -61,7 +61,7 @@ class Nodes:
         return (self.folder / f"node-{node}.log").read_text(errors="replace")
 
     def wait_for(self, node: int, words: str) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while words not in self.said(node):
             assert self.started[node].poll() is None and time.monotonic() < deadline, self.said(node)
             time.sleep(0.05)

@@ -47,7 +47,7 @@ def run_script(script: str, *arguments: str, **environment: str) -> subprocess.C
     inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "PYTHONPATH"}}
     return subprocess.run(["bash", str(ROOT / script), *arguments],
                           env={**inherited, "PYTHON": sys.executable, **environment},
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=300)
 
 
 def test_all_sizes_have_a_configuration() -> None:

@@ -28,7 +28,7 @@ def environment(**more: str) -> dict[str, str]:
 def run(*words: str, script: str = "pretrain_gpt", **more: str) -> tuple[int, list[str]]:
     """Exit code and lines of the terminal, in the order in which they appear there."""
     done = subprocess.run(["bash", str(ROOT / "examples" / f"{script}.sh"), *TINY, *words], env=environment(**more),
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False)
     return done.returncode, done.stdout.splitlines()
 
 
@@ -74,7 +74,7 @@ def test_a_signal_to_the_script_saves_and_gives_its_code_without_any_folder(tmp_
         try:
             wait_until(lambda: "iteration  " in log.read_text(), script)
             script.send_signal(signal.SIGTERM)
-            assert script.wait(60) == 10
+            assert script.wait(240) == 10
         finally:
             script.kill()
     *said, stopped, unsaved = log.read_text().splitlines()
@@ -98,7 +98,7 @@ def test_a_refused_setting_gives_20_on_the_first_start_wherever_save_is(tmp_path
 
 def test_under_torchrun_itself_the_reason_is_the_root_cause() -> None:
     command = torchrun(2, "-m", "megatron_ltd.pretrain_gpt", *TINY, "--hidden-size", "65")
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     cause = done.stderr[done.stderr.index("Root Cause"):]
     assert "exitcode  : 20" in cause and "traceback : ConfigError: --hidden-size = 65: not divisible" in cause

@@ -39,7 +39,7 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
 def test_help_and_a_mistake_are_answered_without_torch(recipe: str, without_torch: dict[str, str]) -> None:
     for start in ([sys.executable, "-m", f"megatron_ltd.{recipe}"], ["bash", str(ROOT / f"examples/{recipe}.sh")]):
         for words, code, said in ((["--help"], 0, "--num-layers N [required]"), (REFUSED, 20, "--hidden-size = 65")):
-            done: Any = subprocess.run([*start, *words], env=without_torch, capture_output=True, text=True, timeout=60,
+            done: Any = subprocess.run([*start, *words], env=without_torch, capture_output=True, text=True, timeout=300,
                                        check=False)
             assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
 

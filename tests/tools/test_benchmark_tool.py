@@ -203,7 +203,7 @@ def test_the_tool_measures_rows_layouts_and_memory(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--shape", "tiny", "--rounds", "1", "--threads", "1",
          "--rows", "dense", "--layouts", "--memory", "--output", str(output)],
-        capture_output=True, text=True, timeout=240, check=False)
+        capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
     assert list(results["seconds"]) == ["dense", "tp2 pp1 dense", "tp2 pp1 kept 1/4", "tp1 pp2 dense",
@@ -220,6 +220,6 @@ def test_the_tool_measures_rows_layouts_and_memory(tmp_path: Path) -> None:
 def test_a_missing_checkout_ends_the_tool_with_one_message(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--shape", "tiny", "--nanogpt", str(tmp_path)],
-        capture_output=True, text=True, timeout=120, check=False)
+        capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 20
     assert "no model.py there" in done.stderr and "Traceback" not in done.stderr

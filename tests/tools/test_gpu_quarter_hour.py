@@ -24,7 +24,6 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("call", ["first", "second"])
 def test_every_step_of_a_call_runs(tmp_path: Path, call: str) -> None:
     assert main([call, "--out", str(tmp_path), "--tiny", "--eager"]) == 0

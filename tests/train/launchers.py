@@ -33,7 +33,7 @@ def start(command: Sequence[str], log: Path) -> Launcher:
 
 def finish(process: Launcher) -> int:
     try:
-        return process.wait(240)
+        return process.wait(500)
     finally:
         process.kill()
 

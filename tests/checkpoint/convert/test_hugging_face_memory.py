@@ -54,7 +54,7 @@ def peak_growth(*flags: str) -> int:
     # What is freed goes back to the system at once: otherwise the C library keeps up to 40 MB, more or less by chance.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     done = subprocess.run([sys.executable, "-c", SCRIPT, *flags], cwd=root, env=environment,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.splitlines()[-1])
 

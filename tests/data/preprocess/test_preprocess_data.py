@@ -439,7 +439,7 @@ def feed(stream: TextIO, run: subprocess.Popen[str]) -> None:
             time.sleep(0.01)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
     with running_tool(tmp_path) as (run, stream):
@@ -448,12 +448,12 @@ def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
         os.kill(workers[0], signal.SIGKILL)
         feed(stream, run)  # it sees the end of the worker's pipe while there is work for it
         message = run.stderr.read() if run.stderr is not None else ""
-    assert run.wait(timeout=60) == 21, message
+    assert run.wait(timeout=200) == 21, message
     assert "DataError: A worker process was killed" in message and "--workers" in message
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_leaves_no_corpus_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
@@ -461,7 +461,7 @@ def test_a_run_that_is_ended_leaves_no_corpus_and_no_process(tmp_path: Path, num
         workers = children(run.pid)
         assert len(workers) >= 2
         run.send_signal(number)
-        assert run.wait(timeout=60) != 0
+        assert run.wait(timeout=200) != 0
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "workers outlive the run"

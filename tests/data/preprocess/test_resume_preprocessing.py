@@ -180,7 +180,6 @@ def arguments(folder: Path, source: Path) -> list[str]:
             "NullTokenizer", "--vocab-size", "1000", "--append-eod", "--checkpoint-seconds", "0"]
 
 
-@pytest.mark.timeout(240)
 def test_a_run_that_is_killed_at_random_moments_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     source, moments = inputs(tmp_path)[0], random.Random(3)
     lines = [line for line in source.read_bytes().splitlines(keepends=True) if line.startswith(b"{")]

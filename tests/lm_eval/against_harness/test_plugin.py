@@ -138,7 +138,7 @@ def test_the_harness_command_scores_a_sharded_checkpoint_as_its_own_model_does(
                f"load={tmp_path / 'ours'},tensor_model_parallel_size=2", "--tasks", "which,what", "--include_path",
                str(tasks), "--limit", "7", "--log_samples", "--output_path", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
 
     theirs = importlib.import_module("lm_eval.evaluator").simple_evaluate(

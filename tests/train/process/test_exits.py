@@ -55,7 +55,7 @@ def test_a_process_that_leaves_runs_its_exit_handlers_and_is_not_finalized() -> 
               "atexit.register(print, 'handler')\n"
               "print('work')\n"
               "leave(11)\n")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (11, "work\nhandler\n")
 
 

@@ -17,7 +17,7 @@ Sleeper = subprocess.Popen[bytes]
 @pytest.fixture
 def sleeper() -> Iterator[Sleeper]:
     """A process that ignores SIGTERM."""
-    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -35,7 +35,7 @@ def test_a_process_that_hangs_is_killed(sleeper: Sleeper) -> None:
     process, started = identity_of(sleeper)
     sleeper.send_signal(signal.SIGSTOP)
     siblings.end_soon([(process, started)])
-    assert sleeper.wait(30) == -signal.SIGKILL
+    assert sleeper.wait(120) == -signal.SIGKILL
     assert siblings.started_at(process) is None
 
 
@@ -45,7 +45,7 @@ def test_another_process_with_the_number_of_one_that_has_ended_is_left_alone(sle
         siblings.main([f"{process}:{started - 1}"])
         assert sleeper.poll() is None
         siblings.main([f"{process}:{started}"])
-    assert sleeper.wait(30) == -signal.SIGKILL
+    assert sleeper.wait(120) == -signal.SIGKILL
 
 
 def test_only_other_processes_of_this_host_can_be_reached() -> None:
