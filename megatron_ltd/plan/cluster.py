@@ -115,7 +115,8 @@ def known_cluster(gpus: int, gpu: str) -> Cluster:
         ConfigError: the kind is unknown, or there are none.
     """
     if gpu.lower() not in GPUS:
-        raise ConfigError(f"--gpu = {gpu}: not in the table; use {', '.join(GPUS)}, or describe it in a --cluster file")
+        raise ConfigError(f"--gpu = {gpu.strip() or repr(gpu)}: not in the table; use {', '.join(GPUS)}, or describe "
+                          "it in a --cluster file")
     if not 1 <= gpus <= MOST_GPUS:
         raise ConfigError(f"--gpus = {gpus}: must be from 1 to {MOST_GPUS}; give the number of accelerators")
     return Cluster(gpus, gpu.lower(), **GPUS[gpu.lower()])

@@ -217,5 +217,5 @@ class MemoryModel:
 
 
 def parameter_count(config: RunConfig) -> int:
-    """Parameters of the model, those of a tied head counted once."""
+    """Parameters of the model with the rows that pad its vocabulary, those of a tied head counted once."""
     return sum(map(prod, parameter_shapes(config.model).values()))

@@ -85,7 +85,8 @@ class StepTime:
     @property
     def waiting(self) -> float:
         """Of the busiest process for others of its pipeline."""
-        return max(0.0, self.seconds - self.busiest - self.data - self.update)  # rounding may leave less
+        left = self.seconds - self.busiest - self.data - self.update
+        return left if left > 1e-12 * self.seconds else 0.0  # what rounding leaves
 
 
 class Roofline:
