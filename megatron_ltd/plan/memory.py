@@ -141,13 +141,13 @@ class MemoryModel:
         return self.shards.matrices * sum(stop - first for first, stop in stages)
 
     def _update(self, stages: list[tuple[int, int]]) -> int:
-        """What the update needs: nothing that counts, or Muon's matrices."""
+        """What the update needs: nothing that counts, or Muon's matrices, beyond the gathered weights that are freed
+        before it."""
         if self.config.optimizer.optimizer != "muon":
             return 0
-        members = self.layout.tp * self.layout.dp
-        whole = muon.owned(self.config, sum(stop - first for first, stop in stages), members).numbers
-        return muon.update_bytes(self.layout, self._matrices(stages) // self.shares, whole,
-                                 muon.iterated_bytes(self.config))
+        layers, local = sum(stop - first for first, stop in stages), self._matrices(stages) // self.shares
+        needs = muon.update_bytes(self.config, self.layout, layers, local)
+        return max(0, needs - self._gathered(stages, self.model.num_layers))
 
     @property
     def _matrix(self) -> int:

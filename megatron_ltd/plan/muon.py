@@ -21,10 +21,12 @@ class Owned(NamedTuple):
     Args:
         flops: of one Newton-Schulz iteration.
         numbers: of whole matrices.
+        largest: of these, the numbers of one.
     """
 
     flops: int
     numbers: int
+    largest: int
 
 
 def owned(config: RunConfig, layers: int, members: int) -> Owned:
@@ -44,14 +46,15 @@ def _owned(model: ModelConfig, split_qkv: bool, layers: int, members: int) -> Ow
     matrices = sorted(((newton_schulz_flops(shapes[name], rows if split_qkv else shapes[name][:1]), prod(shapes[name]))
                        for name, rows in ((f"layers.0.{name}", rows) for name, rows in layer_matrices(model).items())),
                       reverse=True)
+    largest = max(numbers for _, numbers in matrices)
     if members >= layers * len(matrices):
-        return Owned(matrices[0][0], max(numbers for _, numbers in matrices))
+        return Owned(matrices[0][0], largest, largest)
     loads = [(0, 0)] * members
     for flops, numbers in matrices:
         for _ in range(layers):
             least = loads[0]
             heapq.heapreplace(loads, (least[0] + flops, least[1] + numbers))
-    return Owned(max(flops for flops, _ in loads), max(numbers for _, numbers in loads))
+    return Owned(max(flops for flops, _ in loads), max(numbers for _, numbers in loads), largest)
 
 
 def iterated_bytes(config: RunConfig) -> int:
@@ -72,14 +75,18 @@ def exchanged_numbers(layout: Layout, local: int, whole: int) -> tuple[int, int]
     return max(local, whole), max(local, copies * whole)
 
 
-def update_bytes(layout: Layout, local: int, whole: int, iterated: int) -> int:
-    """Bytes that are alive besides weights, gradients and moments, at the gathering or at the sending back.
+def update_bytes(config: RunConfig, layout: Layout, layers: int, local: int) -> int:
+    """Bytes that are alive besides weights, gradients and moments: at the gathering or the sending back, or, where
+    nothing is sent, in the last iterations, which hold a matrix twice beside what becomes of it.
 
     Args:
-        iterated: bytes of a number in the iterations.
+        layers: of the process.
+        local: numbers of the matrices' shards on it.
     """
+    _, whole, largest = owned(config, layers, layout.tp * layout.dp)
+    iterated = iterated_bytes(config)
     if layout.world_size == 1:
-        return 4 * local + 4 * whole
+        return 4 * (local + whole) + (4 + 2 * iterated) * largest
     cast = iterated * local if iterated < 4 else 0
     copies = layout.dp if layout.sharding == "no_shard" else 1
     gathering = cast + iterated * (local + 2 * whole)  # sent, received, and whole

@@ -197,8 +197,8 @@ def test_of_stages_that_are_alike_the_one_that_needs_most_is_gone_through(tmp_pa
     processes = json.loads(path.read_text())["processes"]
     assert [(process["stage"], process["alike"], process["problem"]) for process in processes] == [
         (0, [], None), (1, [2, 3, 4, 5, 6, 7], None), (8, [], None)]
-    for process in processes[:2]:  # with moments, though there is one step; Muon's exchange is not predicted
-        assert process["peak_live_bytes"] == pytest.approx(process["predicted_bytes"], rel=0.15)
+    for process in processes[:2]:  # with moments, though there is one step, and what Muon gathers
+        assert process["peak_live_bytes"] == pytest.approx(process["predicted_bytes"], rel=0.1)
 
 
 @pytest.mark.parametrize(("recipe", "flags", "least"), [
