@@ -46,9 +46,21 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--program = {args.program} and --bert, short for pretrain_bert; leave one out")
     if args.cluster is not None and args.gpu is not None:
         raise ConfigError(f"--gpu = {args.gpu} and --cluster = {args.cluster}, which says the kind; leave one out")
-    for flag, path in (("--json", args.json), ("--output", args.output)):
-        if path is not None and not Path(path).parent.is_dir():
+    files = {flag: path for flag, path in (
+        ("--script", args.script), ("--cluster", args.cluster), ("--hf-config", args.hf_config), ("--json", args.json),
+        ("--page", args.output)) if path is not None}
+    for flag, path in files.items():
+        if not path.strip():
+            raise ConfigError(f"{flag} = {path!r}: names no file; name one, or leave it out")
+        if flag not in ("--json", "--page"):
+            continue
+        if not Path(path).parent.is_dir():
             raise ConfigError(f"{flag} = {path}: its folder does not exist; choose another")
+        if Path(path).is_dir():
+            raise ConfigError(f"{flag} = {path}: is a folder; name a file in it")
+        for other, taken in files.items():
+            if other != flag and Path(taken).resolve() == Path(path).resolve():
+                raise ConfigError(f"{flag} = {path} is the file of {other} too, and would overwrite it; name another")
 
 
 def run(args: argparse.Namespace, flags: list[str]) -> None:
@@ -58,9 +70,10 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     if args.script is not None:
         script = read_script(Path(args.script))
         flags = [*script.arguments, *flags]
-        recipe, gpus = recipe or script.program, gpus or (script.processes if args.cluster is None else None)
+        recipe = recipe or script.program
+        gpus = script.processes if gpus is None and args.cluster is None else gpus
         console.line(f"{args.script}: {script.program or 'arguments'} {shlex.join(script.arguments)}")
-    planned = read_plan(flags, recipe=recipe or "pretrain_gpt", gpus=gpus, gpu=args.gpu or "h100",
+    planned = read_plan(flags, recipe=recipe or "pretrain_gpt", gpus=gpus, gpu="h100" if args.gpu is None else args.gpu,
                         cluster_file=args.cluster, hf_config=args.hf_config, epoch_samples=args.epoch_samples,
                         searches=args.search, console=console)
     if args.dry_run:

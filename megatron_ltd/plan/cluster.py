@@ -70,6 +70,10 @@ class Cluster:
         members = max(1, self.gpus_per_node // stride)
         return min(self.node_gb_per_second, self.network_gb_per_second * members) * 1e9 * self.link_efficiency
 
+    def message_link(self, group: int) -> float:
+        """Bytes a second at which each process of a group of neighbours sends to others of it, all at once."""
+        return self.link(group, 1 if group <= self.gpus_per_node else self.gpus_per_node)
+
 
 GPUS: dict[str, dict[str, Any]] = {
     "v100": {"memory_gb": 32, "peak_tflops": 125, "memory_gb_per_second": 900, "gpus_per_node": 8,
@@ -111,7 +115,8 @@ def known_cluster(gpus: int, gpu: str) -> Cluster:
         ConfigError: the kind is unknown, or there are none.
     """
     if gpu.lower() not in GPUS:
-        raise ConfigError(f"--gpu = {gpu}: not in the table; use {', '.join(GPUS)}, or describe it in a --cluster file")
+        raise ConfigError(f"--gpu = {gpu.strip() or repr(gpu)}: not in the table; use {', '.join(GPUS)}, or describe "
+                          "it in a --cluster file")
     if not 1 <= gpus <= MOST_GPUS:
         raise ConfigError(f"--gpus = {gpus}: must be from 1 to {MOST_GPUS}; give the number of accelerators")
     return Cluster(gpus, gpu.lower(), **GPUS[gpu.lower()])

@@ -6,7 +6,7 @@ Weights, gradients and moments are there throughout; the moments at which the re
     backward    beginning of a backward pass: all activations, the gradients of one layer
     reduction   after its first layer: the gradients of this layer's weights twice, without its activations
     end         end of a backward pass: the gradients of the embedding
-    update      all gradients, no activations
+    update      all gradients, no activations; under Muon the matrices that are gathered and sent back
 
 Buffers of libraries and fragments of the allocator are not counted.
 """
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from megatron_ltd.config import RunConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.parallel.logit_chunks import chunk_tokens
+from megatron_ltd.plan import muon
 from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.plan.in_flight import held_activations
@@ -26,8 +27,8 @@ from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.shards import Shards
 from megatron_ltd.token_drop.plan import StepPlan
 
-MOMENTS_BYTES = {"adam": 8, "sgd": 4, "muon": 4}
-"""Of a parameter's optimizer state."""
+MOMENTS_BYTES = {"adam": 8, "sgd": 4, "muon": 8}
+"""Of a parameter's optimizer state; that of a matrix is less under Muon, which leaves the others to AdamW."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class MemoryModel:
         saved = [self.activations.stage(plan, first, stop) for first, stop in stages]
         heads = [self._head_saved(plan) if stop == layers else 0 for _, stop in stages]
         group = self.shards.layer * self._groups if self.has_engine else 0
-        moments, accumulated = [_Moment(gradients=True)], self.layout.microbatches > 1
+        moments, accumulated = [_Moment(0, 0, self._update(stages), gradients=True)], self.layout.microbatches > 1
         late = (1 + (rank if self.layout.schedule != "zbv" else 0)) if self.layout.splits_backward else 0
         of_layers = self._backward(plan)
         working = [max(of_layers[first:stop]) for first, stop in stages]
@@ -120,14 +121,33 @@ class MemoryModel:
         stream = self.activations.stream(plan.read_tokens)  # one is received forward, one backward
         pipeline = sum(stream * ((first > 0) + (stop < layers)) for first, stop in stages)
         return Memory(4 * mine // self.shares + self._gathered(stages, layers), gradients * most.gradients,
-                      MOMENTS_BYTES[self.config.optimizer.optimizer] * mine // self.shares, most.activations,
-                      most.head, pipeline + most.reduced, most.working)
+                      self._optimizer(stages) // self.shares, most.activations, most.head,
+                      pipeline + most.reduced, most.working)
 
     def state(self, rank: int) -> int:
         """Weights, gradients and optimizer state of a process."""
         stages, layers = self.layout.stages(rank), self.model.num_layers
-        each = 8 + MOMENTS_BYTES[self.config.optimizer.optimizer]
-        return each * self.shards.of_stages(stages, layers) // self.shares + self._gathered(stages, layers)
+        kept = 8 * self.shards.of_stages(stages, layers) + self._optimizer(stages)
+        return kept // self.shares + self._gathered(stages, layers)
+
+    def _optimizer(self, stages: list[tuple[int, int]]) -> int:
+        """The optimizer's state before it is sharded."""
+        kind, layers = self.config.optimizer.optimizer, self.model.num_layers
+        less = MOMENTS_BYTES[kind] - muon.MOMENT_BYTES if kind == "muon" else 0
+        return MOMENTS_BYTES[kind] * self.shards.of_stages(stages, layers) - less * self._matrices(stages)
+
+    def _matrices(self, stages: list[tuple[int, int]]) -> int:
+        """Numbers of the matrices of stages, before data-parallel sharding."""
+        return self.shards.matrices * sum(stop - first for first, stop in stages)
+
+    def _update(self, stages: list[tuple[int, int]]) -> int:
+        """What the update needs: nothing that counts, or Muon's matrices, beyond the gathered weights that are freed
+        before it."""
+        if self.config.optimizer.optimizer != "muon":
+            return 0
+        layers, local = sum(stop - first for first, stop in stages), self._matrices(stages) // self.shares
+        needs = muon.update_bytes(self.config, self.layout, layers, local)
+        return max(0, needs - self._gathered(stages, self.model.num_layers))
 
     @property
     def _matrix(self) -> int:
@@ -197,5 +217,5 @@ class MemoryModel:
 
 
 def parameter_count(config: RunConfig) -> int:
-    """Parameters of the model, those of a tied head counted once."""
+    """Parameters of the model with the rows that pad its vocabulary, those of a tied head counted once."""
     return sum(map(prod, parameter_shapes(config.model).values()))

@@ -14,6 +14,9 @@ Of a microbatch on one process, in seconds:
     step        the pipeline's time by the works of its processes (`pipeline_costs`), + what of data-parallel
                 communication exceeds the computation that can hide it, + update
 
+    update      bytes of weights, gradients and moments; under Muon also the products of the process that makes most
+                matrices whole, and the exchange of what it gathers and sends back
+
 A ring moves (d - 1) / d of the bytes to gather or to reduce-scatter, twice that to all-reduce
 (https://arxiv.org/abs/2104.04473, section 3).
 """
@@ -28,14 +31,16 @@ from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.muon import exchanged_numbers, iterated_bytes, owned
 from megatron_ltd.plan.pipeline_costs import pipeline_time
 from megatron_ltd.plan.shards import Shards
 from megatron_ltd.plan.traffic import Traffic, backward_traffic, forward_traffic, spared_traffic
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 from megatron_ltd.token_drop.registry import Policies
 
-UPDATE_BYTES = {"adam": 40, "sgd": 32, "muon": 40}
-"""Memory traffic of clipping and updating a parameter: weight, gradient and moments, read and written."""
+UPDATE_BYTES = {"adam": 40, "sgd": 32, "muon": 106}
+"""Memory traffic of clipping and updating a parameter: weight, gradient and moments, read and written.
+Muon's is that of a matrix's number; its products and its exchange are counted apart (`plan/muon.py`)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class StepTime:
     @property
     def waiting(self) -> float:
         """Of the busiest process for others of its pipeline."""
-        return max(0.0, self.seconds - self.busiest - self.data - self.update)  # rounding may leave less
+        left = self.seconds - self.busiest - self.data - self.update
+        return left if left > 1e-12 * self.seconds else 0.0  # what rounding leaves
 
 
 class Roofline:
@@ -283,6 +289,20 @@ class Roofline:
                                       + max(0.0, gather + reduce - hides * backward))
 
     def _update(self, layers: int) -> float:
-        mine = max(self.shards.of_stages(self.layout.stages(rank), layers) for rank in {0, self.layout.pp - 1})
-        shares = 1 if self.layout.sharding == "no_shard" else self.layout.dp
-        return UPDATE_BYTES[self.config.optimizer.optimizer] * mine / shares / self.memory
+        return max(self._update_of(self.layout.stages(rank), layers) for rank in {0, self.layout.pp - 1})
+
+    def _update_of(self, stages: list[tuple[int, int]], layers: int) -> float:
+        """Seconds in which a process updates its share of these stages' weights."""
+        layout, kind = self.layout, self.config.optimizer.optimizer
+        shares = 1 if layout.sharding == "no_shard" else layout.dp
+        mine = self.shards.of_stages(stages, layers) / shares
+        if kind != "muon":
+            return UPDATE_BYTES[kind] * mine / self.memory
+        depth, members = sum(stop - first for first, stop in stages), layout.tp * layout.dp
+        matrices = self.shards.matrices * depth // shares
+        most = owned(self.config, depth, members)
+        local = UPDATE_BYTES["adam"] * (mine - matrices) + UPDATE_BYTES["muon"] * matrices
+        products = self.config.optimizer.muon_num_ns_steps * most.flops / self.products
+        gathered, returned = exchanged_numbers(layout, matrices, most.numbers)
+        moved = (members - 1) / members * (iterated_bytes(self.config) * gathered + 4 * returned)
+        return local / self.memory + products + moved / self.cluster.message_link(members)

@@ -180,6 +180,14 @@ def settings_of(layout: Layout) -> dict[str, Any]:
             "micro_batch_size": layout.micro_samples}
 
 
+def laid_out(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """The settings of a run with those of a layout in place of its own; what is no matter of layout stays."""
+    chosen = dict(settings)
+    training = replace(config.training, micro_batch_size=chosen.pop("micro_batch_size"))
+    parallel = replace(config.parallel, use_distributed_optimizer=False, recompute_activations=False, **chosen)
+    return replace(config, parallel=parallel, training=training)
+
+
 def given_settings(config: RunConfig) -> dict[str, Any]:
     """The settings of a run that those of a layout replace."""
     parallel = config.parallel

@@ -7,7 +7,7 @@ from math import prod
 from typing import NamedTuple
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.arithmetic.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
 
 SHARDED = ("attention.qkv", "attention.proj.weight", "mlp.fc1", "mlp.gate", "mlp.up", "mlp.fc2.weight",
            "embedding.word.weight", "head.weight", "lm_head.bias")
@@ -21,6 +21,7 @@ class Shards(NamedTuple):
         embedding: of the first stage.
         head: of the last, without a tied word embedding.
         word: of the word embedding, which is also the output embedding if they are tied.
+        matrices: of a layer's matrices, which Muon updates.
     """
 
     layer: int
@@ -28,18 +29,20 @@ class Shards(NamedTuple):
     head: int
     word: int
     tied: bool
+    matrices: int = 0
 
     @classmethod
     @lru_cache(maxsize=64)  # noqa: B019  no instance is kept
     def of(cls, model: ModelConfig, tp: int) -> "Shards":
         counts = {"layer": 0, "embedding": 0, "head": 0}
-        word = 0
+        word, matrices, known = 0, 0, layer_matrices(model)
         for name, shape in parameter_shapes(replace(model, num_layers=1)).items():
             mine = prod(shape) // (tp if _is_sharded(name, model) else 1)
             word = mine if name == "embedding.word.weight" else word
             group = "layer" if name.startswith("layers.") else "embedding" if name.startswith("embedding.") else "head"
             counts[group] += mine
-        return cls(**counts, word=word, tied=model.tied and model.family != "vit")
+            matrices += mine if name.removeprefix("layers.0.") in known else 0
+        return cls(**counts, word=word, matrices=matrices, tied=model.tied and model.family != "vit")
 
     def outside_layers(self, first: bool, last: bool) -> int:
         """Those of a stage besides its layers."""

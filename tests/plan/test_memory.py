@@ -39,6 +39,15 @@ def test_weights_gradients_and_moments_by_hand(settings: dict[str, Any], each: f
     assert of(**settings).state(0) == int(PARAMETERS * each)
 
 
+def test_muon_keeps_one_moment_of_the_layers_matrices_and_two_of_all_else() -> None:
+    matrices = L * 12 * H * H
+    assert of(optimizer="muon").state(0) == 8 * PARAMETERS + 4 * matrices + 8 * (PARAMETERS - matrices)
+    sharded = of(4, optimizer="muon", use_distributed_optimizer=True, tensor_model_parallel_size=2)
+    matrices //= 2
+    mine = V * H // 2 + S * H + 2 * H + L * ((3 + 4) * H // 2 + 6 * H) + matrices
+    assert sharded.state(0) == (16 * mine - 4 * matrices) // 4 + 4 * mine
+
+
 def test_zero_3_keeps_what_is_outside_the_layers_and_one_layer() -> None:
     found = of(4, bf16=True, data_parallel_sharding_strategy="optim_grads_params").state(0)
     assert found == PARAMETERS * 16 // 4 + 2 * (PARAMETERS - 2 * LAYER)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.cluster import Cluster, known_cluster, read_cluster
 from megatron_ltd.plan.derived import policies
@@ -105,6 +105,26 @@ def test_weights_and_gradients_are_copied_and_added_up(dp: int, microbatches: in
     found = roofline(dp, microbatches, data_parallel_sharding_strategy=sharding).parts(WHOLE).memory
     alone = roofline(1, 1).parts(WHOLE).memory
     assert found == pytest.approx(microbatches * (alone + each * numbers / MEMORY))
+
+
+def muon_update(dp: int, **parallel: Any) -> float:
+    model = roofline(dp, **parallel)
+    model.config = replace(model.config, optimizer=OptimizerConfig(optimizer="muon"))
+    return model.step(WHOLE).update
+
+
+def test_muon_multiplies_the_matrices_of_a_process_and_exchanges_them() -> None:
+    matrices, others = L * 12 * H * H, (V + S) * H + L * 13 * H + 2 * H
+    # Query, key, value and projection are four squares; the MLP's two are four times as long. Five iterations.
+    square, long = 6 * H**3, 4 * 4 * H**3 + 2 * H**3
+    alone = (106 * matrices + 40 * others) / MEMORY + 5 * L * (4 * square + 2 * long) / (PEAK * 0.5)
+    assert muon_update(1) == pytest.approx(alone)
+    # Of sixteen weights each of four processes owns four: two of the MLP, one attention of each kind.
+    shared = (106 * matrices + 40 * others) / MEMORY + 5 * L * (4 * square + 2 * long) / 4 / (PEAK * 0.5)
+    moved = 3 / 4 * 4 * (matrices + matrices) / NODE  # every replica is sent all
+    found = muon_update(4)
+    assert found == pytest.approx(shared + moved, rel=0.05) and found > shared
+    assert muon_update(4, use_distributed_optimizer=True) < found
 
 
 def test_a_pipeline_waits_as_long_as_all_others_work_on_a_microbatch() -> None:

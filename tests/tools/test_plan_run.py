@@ -3,15 +3,21 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_ltd.log import Console
+from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.memory import Memory
+from megatron_ltd.plan.search import Candidate, given_settings, settings_of
 from megatron_ltd.settings.checks.all import violations
+from megatron_ltd.settings.cli import parse_run_config
+from tools.commands.run_flags import flags_of
 from tools.plan_run import main
-from tools.planning.answers import search_of, with_layout
-from tools.planning.inputs import read_plan
+from tools.planning.answers import changes, command, search_of, with_layout
+from tools.planning.inputs import RECIPES, read_plan
 
 MODEL = ("--num-layers 8 --hidden-size 2048 --num-attention-heads 16 --seq-length 1024 --vocab-size 50304 --bf16 "
          "--train-tokens 1000000000 --global-batch-size 64 ")
@@ -40,7 +46,8 @@ def test_a_layout_is_described_in_tables_json_and_a_page(tmp_path: Path, capsys:
     f"--gpus 8 --gpu a100-40 {MODEL} --micro-batch-size 8 --hidden-size 8192",
     f"--gpus 8 --gpu v100 {MODEL} --hidden-size 5120 --pipeline-model-parallel-size 4 --pipeline-split 4,2,1,1",
     f"--gpu v100 {MODEL} --hidden-size 8192 --micro-batch-size 16 --tensor-model-parallel-size 2 "
-    "--pipeline-model-parallel-size 4"])
+    "--pipeline-model-parallel-size 4",
+    f"--gpus 2 --gpu v100 {MODEL} --hidden-size 4096 --recompute-activations"])
 def test_what_does_not_fit_is_told_settings_that_do(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags.split()) == 20
     said = capsys.readouterr().err
@@ -63,6 +70,63 @@ def test_the_command_of_the_first_layout_is_a_plan_that_fits(tmp_path: Path,
     flags = launched[launched.index("megatron_ltd.pretrain_gpt") + 1:]
     assert "--lr" not in flags
     assert main(["--gpus", "8", "--gpu", "a100-40", *flags]) == 0
+
+
+def test_a_remedy_takes_back_what_the_flags_stand_for() -> None:
+    config = parse_run_config((f"{SMALL} --recompute-activations --use-distributed-optimizer --sequence-parallel "
+                               "--num-layers-per-virtual-pipeline-stage 1 --mock-data").split())[0]
+    plain = Candidate(Layout.of(parse_run_config(SMALL.split())[0], 1), Memory(0, 0, 0, 0, 0, 0, 0), None)
+    remedy = changes(config, plain).split()
+    assert set(remedy) >= {"--no-recompute-activations", "--no-use-distributed-optimizer", "--no-sequence-parallel",
+                           "--no-num-layers-per-virtual-pipeline-stage"}
+    again = parse_run_config([*shlex.split(" ".join(flags_of(config, ("model", "parallel", "training")))), *remedy])[0]
+    assert given_settings(again) == settings_of(plain.layout)
+
+
+@pytest.mark.parametrize(("program", "flags"), [
+    ("pretrain_bert", f"{SMALL} --mask-prob 0.2 --mask-max-ngram 2 --data-path a b --split 90,10,0 --seed 7 "
+                      "--save here --log-interval 3 --distributed-timeout-minutes 20 --vocab-file vocab.txt"),
+    ("finetune_gpt", f"{SMALL.replace('--train-iters 8', '--train-epochs 2')} --train-jsonl lines.jsonl "
+                     "--pretrained-checkpoint there --prompt-key asked"),
+    ("finetune_vit", "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --patch-dim 4 --img-h 16 --img-w 16 "
+                     "--num-classes 10 --train-data-path images --train-epochs 3 --lr 1e-3 "
+                     "--image-augmentation crop"),
+    ("pretrain_gpt", f"{SMALL} --data-path text --tokenizer-type GPT2BPETokenizer --vocab-file v --merge-file m "
+                     "--reset-position-ids --optimizer muon --muon-momentum 0.9 --no-position-embedding "
+                     "--position-embedding-type rope --eval-interval 5 --lr-warmup-iters 2 --fp16")])
+def test_the_command_of_a_search_has_all_settings_that_were_given(program: str, flags: str) -> None:
+    recipe = RECIPES[program]
+    flags += " --global-batch-size 8 --use-distributed-optimizer --micro-batch-size 2 --recompute-activations"
+    planned = read_plan(flags.split(), recipe=program, gpus=4, gpu="h100", cluster_file=None, hf_config=None,
+                        epoch_samples=None, searches=True, console=Console(False))
+    layout = next(iter(search_of(planned).layouts()))
+    words = shlex.split(command(planned, layout).replace("\\\n", " "))
+    again = parse_run_config(words[words.index(f"megatron_ltd.{program}") + 1:], recipe.family,
+                             finetuning=recipe.finetuning)[0]
+    assert given_settings(again) == settings_of(layout)
+    before = parse_run_config(flags.split(), recipe.family, finetuning=recipe.finetuning)[0]
+    for section in ("model", "data", "checkpoint", "logging", "optimizer"):
+        assert getattr(again, section) == getattr(before, section), section
+    assert again.training == replace(before.training, micro_batch_size=layout.micro_samples)
+    assert again.parallel.distributed_timeout_minutes == before.parallel.distributed_timeout_minutes
+
+
+def test_a_layout_given_beside_a_search_is_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"--gpus 2 --search {SMALL} --global-batch-size 4 --tensor-model-parallel-size 2".split()) == 0
+    said = capsys.readouterr().out
+    assert "--search chooses the layout" in said and "--tensor-model-parallel-size = 2" in said
+    assert "fp32 do not reach" in said
+
+
+def test_parameters_are_those_of_the_log_and_those_that_are_held(tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    flags = SMALL.replace("--vocab-size 64", "--vocab-size 50").replace("--train-iters 8", "")
+    assert main(f"{flags} --random-ltd --random-ltd-start-length 8 --random-ltd-steps 4 --json {path}".split()) == 0
+    found, said = json.loads(path.read_text()), capsys.readouterr().out
+    assert found["padded_parameters"] - found["parameters"] == 78 * 32
+    assert f"{found['parameters']:,} ({found['padded_parameters']:,} with rows" in said
+    assert "first step (8 of 16 kept)" in said and "longest step (all of 16)" in said
 
 
 def test_a_cluster_that_cannot_hold_the_model_is_told_which_can(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +162,10 @@ def test_a_hugging_face_model_is_planned_from_its_config(tmp_path: Path, capsys:
     ("--search", "--global-batch-size"), ("--json nowhere/plan.json", "its folder does not exist"),
     ("--cluster nowhere.toml", "cannot be read"), ("--dry-run --gpus 8 --rank 8", "choose 0 to 7"),
     ("--rank 0", "add --dry-run"), ("--search --dry-run", "search first"), ("--gpu a100 --cluster x", "leave one out"),
-    ("--bert --program finetune_gpt", "leave one out")])
+    ("--bert --program finetune_gpt", "leave one out"), ("--gpu=", "'': not in the table; use v100"),
+    ("--json same --page ./same", "too, and would overwrite it"), ("--json=", "names no file"),
+    ("--json .", "a folder"),
+    ("--gpus 0 --script train.sh", "cannot be read")])
 def test_what_cannot_be_planned_is_refused_in_one_message(flags: str, says: str,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
     batch = "" if "--search" in flags else " --global-batch-size 8"
@@ -130,8 +197,8 @@ def test_of_stages_that_are_alike_the_one_that_needs_most_is_gone_through(tmp_pa
     processes = json.loads(path.read_text())["processes"]
     assert [(process["stage"], process["alike"], process["problem"]) for process in processes] == [
         (0, [], None), (1, [2, 3, 4, 5, 6, 7], None), (8, [], None)]
-    for process in processes[:2]:  # with moments, though there is one step; Muon's exchange is not predicted
-        assert process["peak_live_bytes"] == pytest.approx(process["predicted_bytes"], rel=0.15)
+    for process in processes[:2]:  # with moments, though there is one step, and what Muon gathers
+        assert process["peak_live_bytes"] == pytest.approx(process["predicted_bytes"], rel=0.1)
 
 
 @pytest.mark.parametrize(("recipe", "flags", "least"), [

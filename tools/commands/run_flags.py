@@ -25,8 +25,9 @@ def without_files(config: RunConfig) -> RunConfig:
         return replace(config, checkpoint=CheckpointConfig(), data=DataConfig(train_data_path=("images",)))
     vocabulary = config.model.vocab_size or VOCABULARIES.get(config.data.tokenizer_type or "")
     if vocabulary is None:
-        raise ConfigError(f"--tokenizer-type = {config.data.tokenizer_type}: its vocabulary is not read here, and the "
-                          "head's FLOPs depend on it; give --vocab-size")
+        kind = config.data.tokenizer_type
+        lacks = "--vocab-size is not given" if kind is None else f"--tokenizer-type = {kind}: its vocabulary is unread"
+        raise ConfigError(f"{lacks}, and the head's FLOPs depend on its size; give --vocab-size")
     packed = config.data.train_jsonl is not None  # several examples in a sample, as with these two settings
     return replace(config, model=replace(config.model, vocab_size=vocabulary), checkpoint=CheckpointConfig(),
                    data=DataConfig(mock_data=True, mask_prob=config.data.mask_prob,

@@ -1,6 +1,6 @@
 """The planner's answers: about a given layout, and about all layouts."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from megatron_ltd.config import RunConfig
@@ -14,6 +14,7 @@ from megatron_ltd.plan.search import (
     Candidate,
     Search,
     given_settings,
+    laid_out,
     least_cluster,
     nearest,
     settings_of,
@@ -27,6 +28,7 @@ from tools.planning.report import (
     cluster_values,
     cost_values,
     gigabytes,
+    hours_text,
     layout_text,
     ranking,
     report_of,
@@ -35,7 +37,7 @@ from tools.planning.report import (
 )
 
 BEST = 10
-SECTIONS = ("model", "token_drop", "parallel", "training", "optimizer")
+SECTIONS = tuple(field.name for field in fields(RunConfig))
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def of_layout(planned: Planned) -> Answer:
     stacks = {f"stage {rank}": {kind: getattr(memory, kind) / 1e9 for kind in memory.__dataclass_fields__}
               for rank, memory in enumerate(report.memory)}
     return Answer(f"Plan: {layout_text(report.layout)} on {planned.cluster.gpus:,} x {planned.cluster.gpu}",
-                  tables(report), [], report_values(report), problem=problem, stacks=stacks)
+                  tables(report), precision_notes(planned), report_values(report), problem=problem, stacks=stacks)
 
 
 def of_search(planned: Planned) -> Answer:
@@ -81,8 +83,8 @@ def of_search(planned: Planned) -> Answer:
     tokens = sum(share * plan.text_tokens for plan, share in search.shares.items()) / sum(search.shares.values())
     ranked = [candidate_values(candidate, cluster, search.samples * flops, search.samples * tokens)
               for candidate in best]
-    lines = [f"{len(found):,} layouts fit. The first one's command, to which corpus, checkpoints and what "
-             "else was not given (length, --lr) are to be added:", "",
+    lines = [*precision_notes(planned), f"{len(found):,} layouts fit. The first one's command, with all that was "
+             "given; what was not, such as corpus, checkpoints, length or --lr, is to be added:", "",
              command(planned, best[0].layout)]
     values = {"cluster": cluster_values(cluster), "layouts_that_fit": len(found), "best": ranked,
               "command": command(planned, best[0].layout)}
@@ -90,12 +92,20 @@ def of_search(planned: Planned) -> Answer:
         lines.insert(0, "No length of the run is given: times are of its first step, memory is of its largest.")
     if planned.has_budget:
         cost = run_cost(with_layout(config, best[0].layout), best[0].layout, cluster)
-        lines.insert(0, f"The first one takes {cost.days:.3g} days, {cost.gpu_hours:,.0f} GPU-hours.")
+        lines.insert(0, f"The first one takes {cost.days:.3g} days, {hours_text(cost.gpu_hours)} GPU-hours.")
         values["run_of_the_first"] = cost_values(cost)
     return Answer(f"Search: {cluster.gpus:,} x {cluster.gpu}", [ranking(best, ranked)], lines, values,
                   ("Seconds of a step", "s", {
                       f"{place}. {layout_text(candidate.layout)}, microbatch {candidate.layout.micro_samples}":
                           candidate.seconds for place, candidate in enumerate(best, start=1)}))
+
+
+def precision_notes(planned: Planned) -> list[str]:
+    """What a time of a run in single precision is a time of."""
+    if planned.config.training.precision != "fp32":
+        return []
+    return ["Neither --bf16 nor --fp16 is given: memory is that of fp32, but times and MFU take products at the 16-bit "
+            "peak, which those of fp32 do not reach."]
 
 
 def search_of(planned: Planned) -> Search:
@@ -114,20 +124,12 @@ def search_of(planned: Planned) -> Search:
 
 def with_layout(config: RunConfig, layout: Layout) -> RunConfig:
     """The settings with a layout that a search found."""
-    chosen = settings_of(layout)
-    micro = chosen.pop("micro_batch_size")
-    return replace(config, parallel=replace(type(config.parallel)(), **chosen),
-                   training=replace(config.training, micro_batch_size=micro))
+    return laid_out(config, settings_of(layout))
 
 
 def command(planned: Planned, layout: Layout) -> str:
     """The run with this layout, to paste."""
     cluster = planned.cluster
-    config = with_layout(planned.config, layout)
-    if not planned.has_budget:
-        config = replace(config, training=replace(config.training, train_iters=None))
-    if not planned.has_rate:
-        config = replace(config, optimizer=replace(config.optimizer, lr=None))
     # As many processes on each machine, in whole tensor-parallel groups, also where machines do not divide them.
     each = max(count for count in range(1, min(cluster.gpus, cluster.gpus_per_node) + 1)
                if cluster.gpus % count == 0 and count % layout.tp == 0)
@@ -135,7 +137,8 @@ def command(planned: Planned, layout: Layout) -> str:
     launcher = f"torchrun --nnodes {nodes} --nproc-per-node {each}"
     if nodes > 1:
         launcher += " --rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:29500"
-    return " \\\n    ".join([f"{launcher} -m megatron_ltd.{planned.recipe}", *flags_of(config, SECTIONS)])
+    flags = flags_of(with_layout(planned.given, layout), SECTIONS)
+    return " \\\n    ".join([f"{launcher} -m megatron_ltd.{planned.recipe}", *flags])
 
 
 def _too_large(planned: Planned, layout: Layout, peak: int) -> str:
@@ -144,20 +147,30 @@ def _too_large(planned: Planned, layout: Layout, peak: int) -> str:
     says = (f"{layout_text(layout)}: a process needs {size_text(peak)}, and of {planned.cluster.memory_gb:g} GB "
             f"tensors may take {size_text(room)}")
     search = search_of(planned)
-    mine = given_settings(planned.config)
-    close = nearest(mine, search.fitting())
+    close = nearest(given_settings(planned.config), search.fitting())
     if close is None:
         return f"{says}. {_nothing_fits(search)}"
     gpus = f"--gpus {planned.cluster.gpus} " if planned.gpus_follow else ""  # which would follow the new sizes
-    return f"{says}; the nearest settings that fit: {gpus}{changes(mine, close)} ({gigabytes(close.memory.total)} GB)"
+    return (f"{says}; the nearest settings that fit: {gpus}{changes(planned.config, close)} "
+            f"({gigabytes(close.memory.total)} GB)")
 
 
-def changes(mine: dict[str, Any], candidate: Candidate) -> str:
-    """The flags by which a candidate differs from these settings."""
+def changes(config: RunConfig, candidate: Candidate) -> str:
+    """The flags that, given after those of a run, make it this candidate."""
+    mine = given_settings(config)
     different = {name: value for name, value in settings_of(candidate.layout).items() if mine[name] != value}
-    return " ".join("--" + name.replace("_", "-") + ("" if value is True else f" {value}") if value is not False
-                    and value is not None else f"without --{name.replace('_', '-')}"
-                    for name, value in different.items())
+    for short, name, of_default in (("use_distributed_optimizer", "data_parallel_sharding_strategy", "no_shard"),
+                                    ("recompute_activations", "recompute_granularity", "none")):
+        if getattr(config.parallel, short) and different.get(name) == of_default:
+            different[short] = False  # which would stand for another value in place of the default
+    return " ".join(_said(name.replace("_", "-"), value) for name, value in different.items())
+
+
+def _said(name: str, value: Any) -> str:
+    """A setting as a flag, also one that is taken back."""
+    if value is None or value is False:
+        return f"--no-{name}"
+    return f"--{name}" if value is True else f"--{name} {value}"
 
 
 def _nothing_fits(search: Search) -> str:

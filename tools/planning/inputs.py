@@ -12,6 +12,7 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.cluster import Cluster, known_cluster, read_cluster
 from megatron_ltd.plan.derived import data_parallel_size
+from megatron_ltd.plan.search import given_settings, laid_out
 from megatron_ltd.settings.checks.all import BUDGETS, check
 from megatron_ltd.settings.checks.rules import given
 from megatron_ltd.settings.cli import parse_run_config
@@ -27,18 +28,18 @@ RECIPES = {"pretrain_gpt": Recipe("gpt"), "pretrain_bert": Recipe("bert"),
 class Planned:
     """Args:
         config: complete enough to calculate with.
+        given: as they were given, with files and without what was completed.
         recipe: name of the program.
         has_budget: the length of the run is given.
-        has_rate: the learning rate is given.
         searches: the layout is to be found.
         gpus_follow: the number of accelerators is that of one replica.
     """
 
     config: RunConfig
+    given: RunConfig
     cluster: Cluster
     recipe: str
     has_budget: bool
-    has_rate: bool
     searches: bool
     gpus_follow: bool = False
 
@@ -56,15 +57,12 @@ def read_plan(flags: list[str], *, recipe: str, gpus: int | None, gpu: str, clus
         cluster = known_cluster(1 if gpus is None else gpus, gpu)
     else:
         cluster = read_cluster(Path(cluster_file), gpus)
-    config, notes = _read_run(flags, RECIPES[recipe], hf_config, console)
-    for note in notes:
-        console.line(note)
+    given_run, config = _read_run(flags, RECIPES[recipe], hf_config, console)
     config, has_budget = _with_length(config, epoch_samples, console)
-    has_rate = config.optimizer.lr is not None
     config = with_learning_rate(without_files(config))
     if searches:
-        config = replace(config, parallel=type(config.parallel)(), training=replace(
-            config.training, micro_batch_size=1))
+        _tell_ignored(config, console)
+        config = laid_out(config, given_settings(RunConfig(model=config.model)))
         if config.training.global_batch_size is None:
             raise ConfigError("--search needs --global-batch-size, the samples of a step, so that layouts are compared "
                               "on equal steps; add it")
@@ -78,17 +76,28 @@ def read_plan(flags: list[str], *, recipe: str, gpus: int | None, gpu: str, clus
 
         config = with_epoch(config, epoch_samples or 1, data_parallel_size(config, world_size))
         check(config, world_size)
-    return Planned(config, cluster, recipe, has_budget, has_rate, searches,
+    return Planned(config, given_run, cluster, recipe, has_budget, searches,
                    gpus is None and cluster_file is None and not searches)
 
 
 def _read_run(flags: list[str], recipe: Recipe, hf_config: str | None,
-              console: Console) -> tuple[RunConfig, list[str]]:
-    """The settings of the run, and what the user should be told about them."""
+              console: Console) -> tuple[RunConfig, RunConfig]:
+    """The settings of the run as given, and completed. What the user should be told about them is printed."""
     given_names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("--")}
     words = [] if hf_config is None else shlex.split(" ".join(described_by(Path(hf_config), given_names)))
     config, notes = parse_run_config([*words, *flags], recipe.family, finetuning=recipe.finetuning)
-    return recipe.completed(config, console), notes
+    for note in notes:
+        console.line(note)
+    return config, recipe.completed(config, console)
+
+
+def _tell_ignored(config: RunConfig, console: Console) -> None:
+    """Which settings of a layout are given beside a search."""
+    found = given(config, " ".join((*given_settings(config), "use_distributed_optimizer", "recompute_activations")))
+    if found:
+        names = ", ".join(flag.spoken(flag.of(config)) for flag in found)
+        console.line(f"--search chooses the layout, so these have no effect on it: {names}. Without --search they are "
+                     "planned as they are")
 
 
 def _with_length(config: RunConfig, epoch_samples: int | None, console: Console) -> tuple[RunConfig, bool]:

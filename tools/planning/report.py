@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megatron_ltd.config import RunConfig
 from megatron_ltd.log import size_text
+from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import policies, total_steps
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import Memory, MemoryModel, parameter_count
+from megatron_ltd.plan.memory import Memory, MemoryModel
+from megatron_ltd.plan.memory import parameter_count as padded_parameter_count
 from megatron_ltd.plan.roofline import Parts, Roofline, StepTime
 from megatron_ltd.plan.run_cost import RunCost, run_cost
 from megatron_ltd.plan.search import RECOMPUTE, Candidate, settings_of
@@ -69,7 +72,11 @@ def report_of(planned: Planned) -> Report:
     found = policies(config)
     plans = {"all tokens": found.whole}
     if found.active:
-        plans |= {"first step": found.planned(0), "last step": found.planned(total_steps(config, layout.dp) - 1)}
+        plans |= {"first step": found.planned(0)}
+        if planned.has_budget:
+            plans |= {"last step": found.planned(total_steps(config, layout.dp) - 1)}
+        else:
+            plans |= {"longest step": max(found.stretches, key=lambda plan: plan.layer_token_sum)}
     most, least = (pick(found.stretches, key=lambda plan: plan.layer_token_sum) for pick in (max, min))
     peaks = {}
     for recompute in RECOMPUTE:
@@ -109,7 +116,7 @@ def tables(report: Report) -> list[Table]:
 
 def _run(report: Report) -> Table:
     layout, cluster, config = report.layout, report.planned.cluster, report.planned.config
-    rows = [("parameters", f"{parameter_count(config):,}"),
+    rows = [("parameters", _parameters(config)),
             ("cluster", f"{cluster.gpus:,} x {cluster.gpu}, {cluster.memory_gb:g} GB of which tensors may take "
                         f"{size_text(cluster.usable_bytes)}"),
             ("layout", layout_text(layout)),
@@ -117,6 +124,12 @@ def _run(report: Report) -> Table:
             ("most memory of a process", f"{size_text(report.peak)}: "
                                          + ("fits" if report.fits else "does not fit"))]
     return Table("Run", ("", "value"), tuple(rows))
+
+
+def _parameters(config: RunConfig) -> str:
+    """How many the model has, and how many are held."""
+    real, padded = parameter_count(config.model), padded_parameter_count(config)
+    return f"{real:,}" + (f" ({padded:,} with rows that pad the vocabulary)" if padded != real else "")
 
 
 def layout_text(layout: Layout) -> str:
@@ -162,7 +175,7 @@ def _times(report: Report) -> Table:
     rows = []
     for step in report.steps:
         parts = step.parts
-        rows.append((f"{step.name} ({step.plan.kept_tokens:,} of {step.plan.read_tokens:,} kept)",
+        rows.append((f"{step.name} ({_lengths(step.plan)})",
                      *(f"{value:.3g}" for value in (parts.products, parts.attention, parts.memory, parts.tensor,
                                                     parts.pipeline, step.time.waiting, step.time.data, step.time.update,
                                                     step.time.seconds)),
@@ -171,18 +184,32 @@ def _times(report: Report) -> Table:
                                        "data", "update", "in all", "bubble", "tokens/s", "MFU"), tuple(rows))
 
 
+def _lengths(plan: StepPlan) -> str:
+    """The tokens of a sample that a step computes, and the layers if it skips any."""
+    kept, read, layers = plan.kept_tokens, plan.read_tokens, len(plan.layers)
+    used = sum(not layer.skipped for layer in plan.layers)
+    tokens = f"{kept:,} of {read:,} kept" if kept < read else f"all of {read:,}"
+    return tokens + (f", {used} of {layers} layers" if used < layers else "")
+
+
 def _costs(report: Report) -> Table:
     headers = ("run", "steps", "tokens", "days", "GPU-hours", "tokens/s", "tokens/day", "MFU")
     return Table("The whole run", headers, tuple(
-        (name, f"{cost.steps:,}", f"{cost.tokens:.4g}", f"{cost.days:.3g}", f"{cost.gpu_hours:,.0f}",
+        (name, f"{cost.steps:,}", f"{cost.tokens:.4g}", f"{cost.days:.3g}", hours_text(cost.gpu_hours),
          f"{cost.tokens_per_second:,.0f}", f"{86400 * cost.tokens_per_second:.4g}", f"{cost.mfu:.1%}")
         for name, cost in report.costs.items()))
+
+
+def hours_text(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def report_values(report: Report) -> dict[str, Any]:
     """Everything, unrounded."""
     return {
-        "parameters": parameter_count(report.planned.config), "cluster": cluster_values(report.planned.cluster),
+        "parameters": parameter_count(report.planned.config.model),
+        "padded_parameters": padded_parameter_count(report.planned.config),
+        "cluster": cluster_values(report.planned.cluster),
         "layout": asdict(report.layout), "fits": report.fits, "peak_bytes": report.peak,
         "memory_bytes": [asdict(memory) | {"total": memory.total} for memory in report.memory],
         "memory_bytes_at_shortest_length": [asdict(memory) | {"total": memory.total} for memory in report.shortest],

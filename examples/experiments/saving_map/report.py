@@ -24,7 +24,8 @@ from examples.experiments.saving_map import pictures
 from examples.experiments.saving_map.arms import METHODS, SIZES, Size, arm_of
 from examples.experiments.saving_map.line import LEAST_BUDGETS, Saving, saving
 from megatron_ltd.errors import DataError
-from megatron_ltd.model.arithmetic.shapes import parameter_shapes
+from megatron_ltd.model.arithmetic import flops as counts
+from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
 from megatron_ltd.plan.derived import policies
 from tools.commands.command_line import exit_code_of
 
@@ -75,15 +76,13 @@ class Point:
 
 
 def newton_schulz_flops(size: Size, steps: int) -> int:
-    """FLOPs of Muon's iterations in so many steps: three products an iteration, on the smaller side of each matrix."""
+    """FLOPs of Muon's iterations in so many steps."""
     config = size.budget.config(("--optimizer", "muon"), steps)
-    total = 0
+    rows, total = layer_matrices(config.model), 0
     for name, shape in parameter_shapes(config.model).items():
-        if not name.startswith("layers.") or len(shape) != 2:
-            continue
-        split = 3 if name.endswith("qkv.weight") and config.optimizer.muon_split_qkv else 1
-        small, large = sorted((shape[0] // split, shape[1]))
-        total += split * (4 * small * small * large + 2 * small ** 3)
+        turn = rows.get(name.split(".", 2)[-1]) if name.startswith("layers.") else None
+        if turn is not None:
+            total += counts.newton_schulz_flops(shape, turn if config.optimizer.muon_split_qkv else shape[:1])
     return steps * config.optimizer.muon_num_ns_steps * total
 
 

@@ -19,6 +19,7 @@ since their input needs no gradient, and for layers without a backward pass. Rec
 not work of the model. Norms, embedding tables and dropout are omitted, as in Megatron-LM's and PaLM's counts.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_ltd.config import ModelConfig
@@ -107,3 +108,18 @@ def plan_flops(config: ModelConfig, plan: StepPlan, predictions: int | None = No
 def cut_to(config: ModelConfig, read_tokens: int) -> ModelConfig:
     """The same model on samples of which only the first tokens are read."""
     return config if read_tokens == config.seq_length else replace(config, seq_length=read_tokens)
+
+
+def newton_schulz_flops(shape: Sequence[int], rows: Sequence[int]) -> int:
+    """Operations of one of Muon's iterations on a weight: two products with the smaller side of each of its matrices,
+    and a square of it.
+
+    Args:
+        shape: of the weight, [o, i].
+        rows: of the matrices in it that alternate, as `layer_matrices` has them; one number for a single matrix.
+    """
+    blocks, total = shape[0] // sum(rows), 0
+    for count in rows:
+        small, large = sorted((blocks * count, shape[1]))
+        total += 4 * small * small * large + 2 * small ** 3
+    return total
