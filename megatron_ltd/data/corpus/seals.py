@@ -1,11 +1,12 @@
 """Seals: a note that a file was read in full and found sound, so that the next start need not read it again.
 
 A seal lies in --data-cache-path and holds the state of the files it speaks for: size, inode, and times of the last
-write and the last change. It is trusted while these are the same. Damage that comes without a write, from a bad disk,
-is found by --verify-corpus, which removes all seals.
+write and the last change. It is trusted while these are the same and its own checksum holds. Damage of the files that
+comes without a write, from a bad disk, is found by --verify-corpus, which removes all seals.
 """
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -31,12 +32,18 @@ def state_of(stat: os.stat_result) -> State:
 
 
 def read_seal(folder: str, name: str, states: Sequence[State]) -> dict[str, Any] | None:
-    """What was noted of files in these states; None without a seal, or with one of other states."""
+    """What was noted of files in these states; None without a seal, or with one of other states or that is damaged."""
     try:
         found = json.loads((Path(folder) / (name + _SUFFIX)).read_bytes())
-        return found["facts"] if found["states"] == list(states) and isinstance(found["facts"], dict) else None
+        facts: dict[str, Any] = found["facts"]
+        sound = found["states"] == list(states) and found["sha256"] == _checksum(states, facts)
     except (FileNotFoundError, ValueError, TypeError, KeyError):  # torn by a crash: the file is read in full again
         return None
+    return facts if sound else None
+
+
+def _checksum(states: Sequence[State], facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([list(states), facts], sort_keys=True).encode()).hexdigest()
 
 
 def write_seal(folder: str, name: str, states: Sequence[State], facts: dict[str, Any]) -> None:
@@ -54,7 +61,7 @@ def write_seal(folder: str, name: str, states: Sequence[State], facts: dict[str,
         os.makedirs(folder, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".", suffix=PARTIAL, dir=folder)
         with os.fdopen(handle, "w") as stream:
-            json.dump({"states": list(states), "facts": facts}, stream)
+            json.dump({"states": list(states), "facts": facts, "sha256": _checksum(states, facts)}, stream)
         os.chmod(temporary, 0o644)
         os.replace(temporary, os.path.join(folder, name + _SUFFIX))
     except OSError as error:

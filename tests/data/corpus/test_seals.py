@@ -119,6 +119,18 @@ def test_a_damaged_seal_is_none(prefix: Path, checks: list[str], content: bytes)
     assert len(checks) == 2
 
 
+def test_a_seal_with_a_flipped_bit_is_none(prefix: Path) -> None:
+    truth = opened(prefix)
+    (seal,) = (prefix.parent / "cache").glob("*.seal")
+    sound = seal.read_bytes()
+    for place in range(len(sound)):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1 << place % 8
+        seal.write_bytes(damaged)
+        corpus = opened(prefix)
+        assert (corpus.index_sha256, corpus.content_digest) == (truth.index_sha256, truth.content_digest)
+
+
 def test_removing_the_seals_checks_everything_again(prefix: Path, checks: list[str]) -> None:
     folder = str(prefix.parent / "cache")
     opened(prefix)
