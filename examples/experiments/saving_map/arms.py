@@ -128,6 +128,11 @@ def _small_batch(size: Size, steps: int) -> Flags:
     return ("--micro-batch-size", str(samples), "--global-batch-size", str(samples), "--eval-iters", str(batches))
 
 
+def _window(size: Size, steps: int) -> Flags:
+    """Attention that reaches back over a quarter of the sequence, in all layers."""
+    return ("--window-size", f"{size.budget.config((), steps).model.seq_length // 4},0")
+
+
 def _linear_decay(size: Size, steps: int) -> Flags:
     """Saves nothing by itself: the learning rate falls on a line and not on a cosine."""
     return ("--lr-decay-style", "linear")
@@ -167,6 +172,7 @@ DROPPING_METHODS = {
     "superposition": Method("token superposition in pairs, for a third of the steps", _superposition),
     "curriculum": Method("sequence curriculum, for two thirds of the steps", _curriculum, reads=0.74),
     "shallow": Method("dense with two thirds of the layers", _shallow),
+    "window": Method("dense with a window of a quarter of the sequence", _window),
     "linear_decay": Method("dense with linear decay", _linear_decay),
     "ltd_linear_decay": Method("random-LTD with linear decay",
                                lambda size, steps: (*_ltd(size, steps), *_linear_decay(size, steps))),
