@@ -12,7 +12,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from megatron_ltd.train.process.network import notice_silence
+from megatron_ltd.train.process.environment import store_port
+from megatron_ltd.train.process.network import connecting, notice_silence
 
 POLL_SECONDS = 0.02
 
@@ -23,11 +24,13 @@ def attempt_store(init_method: str, rank: int, world_size: int, timeout: timedel
     Raises:
         DistError: a process did not arrive in time.
     """
-    store, _, _ = next(dist.rendezvous(init_method, rank, world_size, timeout=timeout))
+    seconds = timeout.total_seconds()
+    with connecting(store_port(init_method), seconds):
+        store, _, _ = next(dist.rendezvous(init_method, rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
     port = getattr(store, "port", None)
     if port is not None:  # over TCP
-        notice_silence(port, timeout.total_seconds())
+        notice_silence(port, seconds)
     prefix = _invite(store, world_size, timeout) if rank == 0 else _join(store, rank)
     return dist.PrefixStore(prefix, store)
 

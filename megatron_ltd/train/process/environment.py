@@ -8,6 +8,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from megatron_ltd.errors import EXIT_PEER_LOST, ConfigError
 from megatron_ltd.log import Console
@@ -52,6 +53,13 @@ class Launch:
             raise ConfigError(f"{found}: a launcher must set all three to numbers; start with torchrun") from error
         most = os.environ.get(MOST_PROCESSES)
         return cls(rank, local_rank, world_size, "env://", most=int(most) if most else None)
+
+
+def store_port(init_method: str) -> int | None:
+    """The port of the store at which the processes meet; None if it is a file, or none that torch would accept."""
+    address = urlsplit(init_method)
+    port = os.environ.get("MASTER_PORT", "") if address.scheme == "env" else str(address.port)
+    return int(port) if port.isdecimal() else None
 
 
 def tell_launcher(code: int, reason: str, *, printed: bool) -> None:

@@ -6,7 +6,9 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 _SIOCGIFADDR = 0x8915
 SILENT_SECONDS = 5
@@ -73,20 +75,48 @@ def notice_silence(port: int, answer_seconds: float | None = None) -> None:
         answer_seconds: after which a read fails too. The host of a process that is stopped is not silent, and torch's
             client waits for that process without a limit once its own is over.
     """
+    def watch(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1),
+                              (socket.TCP_KEEPCNT, SILENT_SECONDS), (socket.TCP_USER_TIMEOUT, 1000 * SILENT_SECONDS)):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        if answer_seconds is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
+                                  struct.pack("ll", math.ceil(answer_seconds), 0))
+
+    _at_connections(port, watch)
+
+
+@contextmanager
+def connecting(port: int | None, seconds: float) -> Iterator[None]:
+    """Meanwhile this process's connections to a port end once so much time has passed.
+
+    torch's client greets the process that keeps a store, and waits for the answer without a limit: that process may be
+    stopped while it starts.
+    """
+    over = threading.Event()
+
+    def end_late_ones() -> None:
+        wait = seconds
+        while not over.wait(wait):
+            _at_connections(port, lambda connection: connection.shutdown(socket.SHUT_RDWR))
+            wait = 1.0  # the client tries again for a while
+
+    watch = threading.Thread(target=end_late_ones, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+
+
+def _at_connections(port: int | None, act: Callable[[socket.socket], None]) -> None:
+    """Do something with each of this process's connections to a port."""
     for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
-        try:
-            if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{entry}").st_mode):
-                continue
-            with socket.socket(fileno=os.dup(int(entry))) as connection:
-                if connection.type == socket.SOCK_STREAM and connection.family in (socket.AF_INET, socket.AF_INET6) \
-                        and connection.getpeername()[1] == port:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                    for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1),
-                                          (socket.TCP_KEEPCNT, SILENT_SECONDS),
-                                          (socket.TCP_USER_TIMEOUT, 1000 * SILENT_SECONDS)):
-                        connection.setsockopt(socket.IPPROTO_TCP, option, value)
-                    if answer_seconds is not None:
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
-                                              struct.pack("ll", math.ceil(answer_seconds), 0))
-        except OSError:  # closed in the meantime, or not connected
-            continue
+        with suppress(OSError):  # closed in the meantime, or not connected
+            if stat.S_ISSOCK(os.stat(f"/proc/self/fd/{entry}").st_mode):
+                with socket.socket(fileno=os.dup(int(entry))) as connection:
+                    internet = connection.family in (socket.AF_INET, socket.AF_INET6)
+                    if internet and connection.type == socket.SOCK_STREAM and connection.getpeername()[1] == port:
+                        act(connection)

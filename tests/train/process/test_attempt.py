@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,19 @@ def test_a_process_that_does_not_arrive_is_named() -> None:
             dist.DistStoreError, match=r"2 of 3 processes did not arrive within 20 s, rank 1 among them"):
         attempt.attempt_store("env://", 0, 3, TIMEOUT)
     assert next(readings) == 9 * 4, "it waited until the time was over, and no longer"
+
+
+@pytest.mark.parametrize("init_method", ["env://", "tcp://localhost:{port}"])
+def test_a_store_whose_process_is_stopped_before_it_greets_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, init_method: str,
+) -> None:
+    """The system accepts the connection in its place; torch's client waits for the greeting without a limit."""
+    with socket.create_server(("localhost", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(dist.DistError) as caught:
+            attempt.attempt_store(init_method.format(port=port), 1, 2, timedelta(seconds=1))
+    assert lost_peer(caught.value)
 
 
 def keep_a_store(answers: Connection) -> None:
