@@ -83,10 +83,14 @@ def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters:
             that of the default group.
     """
     replicate, shard = (1, dp) if shard_parameters else (dp, 1)
-    # Gloo's groups are made with their timeout: messages between two ranks ignore one that is set later.
-    gloo = device_type == "cpu" and dist.get_backend() == dist.Backend.GLOO
-    made_with = dict.fromkeys(AXES, (dist.Backend.GLOO, Backend.Options("gloo", timeout))) if gloo else None
-    world = init_device_mesh(device_type, (pp, replicate, shard, tp), mesh_dim_names=AXES,
+    shape = (pp, replicate, shard, tp)
+    made_with = None
+    if device_type == "cpu" and dist.get_backend() == dist.Backend.GLOO:
+        # Gloo's groups are made with their timeout: messages between two ranks ignore one that is set later. An axis
+        # over all ranks is the default group, which has it.
+        options = dist.Backend.GLOO, Backend.Options("gloo", timeout)
+        made_with = {axis: options for axis, size in zip(AXES, shape, strict=True) if 1 < size < dist.get_world_size()}
+    world = init_device_mesh(device_type, shape, mesh_dim_names=AXES,
                              backend_override=made_with)  # type: ignore[arg-type]
     for axis in AXES:
         _set_pg_timeout(timeout, world[axis].get_group())

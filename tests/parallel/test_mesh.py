@@ -54,7 +54,7 @@ def test_every_rank_has_its_place(pp: int, dp: int, tp: int, shard: bool) -> Non
 
 def unanswered(rank: int, world_size: int, axis: str) -> list[str]:
     """What a rank is told that sends to, and receives from, a rank of its axis that does neither."""
-    sizes = {"pp": 1, "dp": 1, "tp": 1, axis: world_size}
+    sizes = {"pp": 1, "dp": 1, "tp": 1, axis: 2, "tp" if axis == "pp" else "pp": 2}
     mesh = build_mesh("cpu", **sizes, shard_parameters=axis == "dp", timeout=timedelta(seconds=1))
     group = mesh.world["dp_shard" if axis == "dp" else axis].get_group()
     dist.barrier()  # over the default group, whose timeout is another
@@ -62,7 +62,7 @@ def unanswered(rank: int, world_size: int, axis: str) -> list[str]:
     if rank == 0:
         for transfer in (dist.isend, dist.irecv):
             try:
-                transfer(torch.zeros(1 << 20), 1, group=group).wait()
+                transfer(torch.zeros(1 << 20), members(group)[1], group=group).wait()
             except RuntimeError as error:
                 errors.append(str(error))
     dist.barrier()
@@ -71,6 +71,6 @@ def unanswered(rank: int, world_size: int, axis: str) -> list[str]:
 
 @pytest.mark.parametrize("axis", ["pp", "dp", "tp"])
 def test_a_message_that_nobody_takes_or_sends_fails_at_the_timeout(axis: str) -> None:
-    told, _ = run_ranks(unanswered, 2, axis, timeout=15)
+    told, *_ = run_ranks(unanswered, 4, axis, timeout=15)
     sending, receiving = told
     assert "Timed out" in sending and "timeout" in receiving  # the second one finds what the first one has closed

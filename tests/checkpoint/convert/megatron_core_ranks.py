@@ -96,7 +96,8 @@ def loaded(kind: str, folder: str, tokens: torch.Tensor) -> torch.Tensor:
 
     parallel_state.initialize_model_parallel(1, 1)
     model = model_of(kind, 1, 1)
-    found = dist_checkpointing.load({"model": model.sharded_state_dict()}, folder)  # type: ignore[operator]
+    with torch.serialization.safe_globals([getattr]):  # by which Python up to 3.11.3 pickles an enum's member
+        found = dist_checkpointing.load({"model": model.sharded_state_dict()}, folder)  # type: ignore[operator]
     model.load_state_dict(found["model"])
     if kind == "bert":
         logits = model(tokens, torch.ones_like(tokens), torch.zeros_like(tokens))[0]
