@@ -90,6 +90,7 @@ def train(config: RunConfig, tokenizer: Tokenizer | None, place: Launch, prepare
     Args:
         tokenizer: None for models that read no text.
         prepare: reads the data once the process group exists, and completes the settings with what follows from it.
+        watcher: of requests to stop; outlives the process group.
         tasks: those of --eval-tasks.
 
     Raises:
