@@ -17,6 +17,7 @@ with --load DIR --finetune --use-checkpoint-args and a tokenizer. An exported fo
 """
 
 import argparse
+import enum
 import functools
 import io
 import json
@@ -25,6 +26,8 @@ import pickle
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,15 @@ class Choice:
         self.value = value
 
 
+def member(choices: object, name: str) -> Any:
+    """What Python 3.11.0 to 3.11.3 write for a value of an enumeration: getattr, with its type and its name."""
+    if choices is Choice:
+        return Choice(name)
+    if isinstance(choices, enum.EnumMeta) and name in choices.__members__:
+        return choices[name]
+    raise pickle.UnpicklingError(f"it takes {name!r} of something that is no enumeration")
+
+
 CHOICES = ("megatron.core.transformer.enums.AttnBackend", "megatron.core.transformer.enums.CudaGraphScope",
            "megatron.core.transformer.enums.LayerType", "megatron.core.enums.ModelType",
            "megatron.core.transformer.enums.ModelType", "megatron.core.rerun_state_machine.RerunMode")
@@ -75,6 +87,8 @@ class IndexReader(pickle.Unpickler):
     """Builds the index of a distributed checkpoint, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return member
         for known, names in INDEX_TYPES.items():
             if known.__name__ == module and name in names:
                 return getattr(known, name)
@@ -99,6 +113,18 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+@contextmanager
+def only_globals(known: list[Any]) -> Iterator[None]:
+    """Within it torch's restricted unpickler builds these objects, and none that other packages have allowed."""
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals(known):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(others)
+
+
 def opened(path: Path, part: tuple[int, int] | None = None) -> Any:
     """Open one file, or a part of it, with the restricted unpickler; tensors of a file are mapped rather than read.
 
@@ -108,14 +134,14 @@ def opened(path: Path, part: tuple[int, int] | None = None) -> Any:
     Raises:
         CheckpointError: the file is damaged, or holds objects that the unpickler rejects.
     """
-    known: list[Any] = [argparse.Namespace, *((Choice, name) for name in CHOICES)]
+    known: list[Any] = [argparse.Namespace, (member, "builtins.getattr"), *((Choice, name) for name in CHOICES)]
     try:
         source: Path | io.BytesIO = path
         if part is not None:
             with open(path, "rb") as stream:
                 stream.seek(part[0])
                 source = io.BytesIO(stream.read(part[1]))
-        with torch.serialization.safe_globals(known):
+        with only_globals(known):
             return torch.load(source, map_location="cpu", weights_only=True, mmap=True if part is None else None)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(

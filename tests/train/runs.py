@@ -8,7 +8,8 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -66,9 +67,27 @@ def documents() -> list[str]:
     return texts
 
 
-def write_corpus(folder: Path) -> Corpus:
-    """Train the tokenizer and write the corpus."""
-    texts = documents()
+def invented_documents() -> list[str]:
+    """Made-up words, each followed by one of four others: the same in every version of Python, whose documentation is
+    not."""
+    words = ["".join(pair) for pair in itertools.product(("ba", "do", "ke", "lu", "mi", "ru", "sa", "ti"), repeat=3)]
+    generator, word, texts = random.Random(1), 0, []
+    for _ in range(100):
+        said = []
+        for _ in range(250):
+            said.append(words[word])
+            word = (word * 5 + int(generator.random() * 4)) % len(words)
+        texts.append(" ".join(said))
+    return texts
+
+
+def write_corpus(folder: Path, texts: Sequence[str] = ()) -> Corpus:
+    """Train the tokenizer and write the corpus.
+
+    Args:
+        texts: documents; none: those of `documents`.
+    """
+    texts = texts or documents()
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.runs import Corpus, Run, run, saved_tensors
+from tests.train.runs import Corpus, Run, invented_documents, run, saved_tensors, write_corpus
 from tests.train.test_equivalence import (
     RECOMPUTE,
     SP2,
@@ -24,6 +24,12 @@ ARM: dict[str, Any] = {**SHORT, **WITHOUT_LTD, "mixture_of_depths_capacity": 0.2
                        "layer_drop_rate": 0.2, "position_embedding_type": "rope", "init_method_std": 0.1}
 LEGS: list[tuple[int, dict[str, Any]]] = [(4, {**SP2, **ZERO_3, **RECOMPUTE}), (4, {**TP2, **ZERO_BUBBLE}),
                                           (2, {**ZBV, "micro_batch_size": 1})]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Text on which no two scores are so nearly equal."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), invented_documents())
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 import argparse
 import hashlib
+import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,32 @@ def test_a_file_with_code_in_it_is_refused_before_the_code_runs(tmp_path: Path,
     write_files(tmp_path / "theirs", config_of(GPT), 1, 1, 3.0, hook=Harmful())
     assert run(tmp_path / "theirs", tmp_path / "ours") == 22
     assert "cannot be opened without trusting it" in capsys.readouterr().err  # rather than SystemExit from the file
+
+
+class ByName:
+    """Pickled as Python 3.11.0 to 3.11.3 do a value of an enumeration."""
+
+    def __init__(self, owner: type, name: str):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.owner, self.name)
+
+
+def test_values_of_enumerations_are_read_and_nothing_else_is_taken_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = types.ModuleType("megatron.core.enums")
+    module.ModelType = type("ModelType", (), {"__module__": module.__name__})  # type: ignore[attr-defined]
+    for name in ("megatron", "megatron.core", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    write_files(tmp_path / "theirs", config_of(GPT), 1, 1, 3.0, model_type=ByName(module.ModelType, "retro"))
+    assert run(tmp_path / "theirs", tmp_path / "ours") == 0
+    write_files(tmp_path / "bad", config_of(GPT), 1, 1, 3.0, hook=ByName(argparse.Namespace, "__init__"))
+    assert run(tmp_path / "bad", tmp_path / "refused") == 22
+    assert "cannot be opened without trusting it" in capsys.readouterr().err
+    with pytest.raises(pickle.UnpicklingError, match="it takes '__init__' of something that is no enumeration"):
+        tool.member(argparse.Namespace, "__init__")
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
