@@ -84,6 +84,13 @@ class ModelConfig:
     """Added to the variance in normalisation."""
     apply_layernorm_1p: bool = False
     """Norms multiply by 1 + their weight, which starts at 0: with weight decay it is drawn to 1."""
+    ngram_rows: int | None = None
+    """Add to each token's embedding that of the pair of tokens that ends with it, which a hash looks up in a table of
+    so many rows. The table costs memory and no FLOPs; 8 to 64 rows for each token of the vocabulary are usual. For
+    GPT."""
+    ngram_length: int = 2
+    """With --ngram-rows: the longest run of tokens that is looked up. With 3 triples have embeddings as well as pairs,
+    in as many rows again."""
     embed_layernorm: bool = False
     """Normalise the word embeddings, before positions are added, as in BLOOM."""
     norm_placement: Literal["before", "after"] = "before"
@@ -177,9 +184,7 @@ class ModelConfig:
     @property
     def query_groups(self) -> int:
         """Key/value heads."""
-        if self.group_query_attention and self.num_query_groups is not None:
-            return self.num_query_groups
-        return self.num_attention_heads
+        return (self.group_query_attention and self.num_query_groups) or self.num_attention_heads
 
     @property
     def qkv_bias(self) -> bool:

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.attention.context import biased
 from megatron_ltd.model.attention.layer import KeyValueCache, TokenContext
 from megatron_ltd.model.attention.rotary import rotary_angles
 from megatron_ltd.model.gpt import GPT
+from megatron_ltd.model.ngrams import NONE, ngram_rows
 from megatron_ltd.parallel.layers import local
 
 
@@ -30,7 +32,19 @@ class DecodeState:
     def __init__(self, layers: Sequence[int], padding: torch.Tensor, capacity: int):
         self.padding, self.length = padding, 0
         self.caches = {layer: KeyValueCache(capacity) for layer in layers}
+        self._latest: torch.Tensor | None = None
         self._chosen: dict[int, torch.Tensor] = {}
+
+    def ngrams(self, tokens: torch.Tensor, config: ModelConfig) -> torch.Tensor | None:
+        """Rows of the table of n-grams for the tokens read now. Shapes: [b, s] -> [b, s, n]"""
+        places = torch.arange(self.length, self.length + tokens.shape[1], device=tokens.device)
+        tokens = tokens.masked_fill(places < self.padding[:, None], NONE)
+        rows = ngram_rows(tokens, config, before=self._latest)
+        if rows is not None:
+            missing = tokens.new_full((tokens.shape[0], config.ngram_length - 1), NONE)
+            read = torch.cat((missing if self._latest is None else self._latest, tokens), dim=1)
+            self._latest = read[:, -missing.shape[1]:]
+        return rows
 
     def chosen_so_far(self, layer: int, chosen: torch.Tensor) -> torch.Tensor:
         """Which tokens a layer's router has chosen, with those read now. Shapes: [b, s] -> [b, all]"""
@@ -55,7 +69,7 @@ class DecodingGPT(GPT):
         places = torch.arange(state.length, state.length + count, device=x.device)
         positions = (places[:, None] - state.padding).clamp(min=0)  # [s, b]
         if self.embedding is not None:
-            x = self.embedding(x, positions, None)
+            x = self.embedding(x, positions, None, ngrams=state.ngrams(x, self.config))
         tokens = self._tokens(places, positions, state.padding)
         for name, block in self.stack.blocks.items():
             layer = int(name)

@@ -25,11 +25,12 @@ class Table(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Word embeddings, normalised or not, plus learned positions and BERT's token types, if the model has them.
+    """Word embeddings with those of n-grams, normalised or not, plus learned positions and BERT's token types, if the
+    model has them. The vector of a bag is the mean of its tokens' vectors.
 
     Shapes:
-        tokens [b, s] or bags [b, s, k], positions [s, b or 1], dropout keys [s/t or s, b], token types [b, s]
-        -> [s/t or s, b, h]
+        tokens [b, s] or bags [b, s, k], positions [s, b or 1], dropout keys [s/t or s, b], token types [b, s],
+        n-grams' rows [b, s, n] or [b, s, k, n] -> [s/t or s, b, h]
     """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel):
@@ -37,6 +38,8 @@ class Embedding(nn.Module):
         self.tp = tp
         self.hidden_dropout = config.hidden_dropout
         self.word = VocabParallelEmbedding(config.padded_vocab_size, config.hidden_size, tp)
+        rows = 0 if config.ngram_rows is None else (config.ngram_length - 1) * config.ngram_rows
+        self.ngram = VocabParallelEmbedding(rows, config.hidden_size, tp) if rows else None
         self.norm = build_norm(config, tp) if config.embed_layernorm else None
         learned = config.position_embedding_type == "learned_absolute"
         self.position = Table(config.max_positions, config, tp) if learned else None
@@ -44,8 +47,12 @@ class Embedding(nn.Module):
         self.token_type = Table(TOKEN_TYPES, config, tp) if typed else None
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None,
-                token_types: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.word(tokens.transpose(0, 1))  # [s/t or s, b, h]
+                token_types: torch.Tensor | None = None, ngrams: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.word(tokens.transpose(0, 1))  # [s, b, h] or [s, b, k, h]
+        if self.ngram is not None:
+            assert ngrams is not None, "a model with n-gram embeddings is given the rows of its samples"
+            x = x + self.ngram(ngrams.transpose(0, 1)).sum(dim=-2)
+        x = self.tp.exit(x if x.dim() == 3 else x.mean(dim=2))  # [s/t or s, b, h]
         if self.norm is not None:
             x = self.norm(x)
         first, count = self.tp.sequence_span(tokens.shape[1])

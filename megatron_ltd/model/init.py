@@ -5,7 +5,7 @@
     weights of qkv, fc1, gate, up                          normal(0, std)
     weights of proj, fc2 (into the residual stream)        normal(0, std / sqrt(2 layers))
     weights of norms                                       1, or 0 with --apply-layernorm-1p
-    biases                                                 0
+    biases, embeddings of n-grams                          0
 
 std is --init-method-std; the division is GPT-2's, as in Megatron-LM's scaled initialisation, unless --no-scaled-init
 is given. With --parametrization
@@ -37,7 +37,7 @@ def global_name(name: str, config: ModelConfig) -> str:
 
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:
     """The whole parameter in fp32 on the CPU."""
-    if name.endswith("bias"):
+    if name.endswith("bias") or name == "embedding.ngram.weight":
         return torch.zeros(shape)
     if name.endswith("norm.weight"):
         return torch.zeros(shape) if config.apply_layernorm_1p else torch.ones(shape)

@@ -96,15 +96,15 @@ class ReplicatedLinear(nn.Module):
 
 
 class VocabParallelEmbedding(nn.Module):
-    """A table of token vectors with its rows sharded; leaves the tensor-parallel region. The vector of a bag is the
-    mean of its tokens' vectors, formed before leaving, so that bags rather than tokens are communicated.
+    """A table of vectors with its rows sharded. It returns this process's part of a sum: the caller leaves the
+    tensor-parallel region, once for all tables, and with the mean of a bag rather than each of its tokens.
 
     Args:
-        rows: padded vocabulary size v.
+        rows: v, divisible by t; of a vocabulary with its padding.
         features: h.
 
     Shapes:
-        tokens [s, b], or bags [s, b, k], int64 -> [s, b, h], or [s/t, b, h] with sequence parallelism
+        indices [...] int64 -> [..., h]
     """
 
     def __init__(self, rows: int, features: int, tp: TensorParallel):
@@ -112,17 +112,11 @@ class VocabParallelEmbedding(nn.Module):
         self.tp = tp
         self.weight = sharded_parameter((rows, features), Shard(0), tp)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
         weight = local(self.weight)
         if self.tp.size == 1:
-            return _of_bags(F.embedding(tokens, weight))
+            return F.embedding(indices, weight)
         first, count = self.tp.shard_span(self.weight.shape[0])
-        row = tokens - first
+        row = indices - first
         elsewhere = (row < 0) | (row >= count)
-        part = F.embedding(row.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0.0)
-        return self.tp.exit(_of_bags(part))
-
-
-def _of_bags(vectors: torch.Tensor) -> torch.Tensor:
-    """Shapes: [s, b, h] or [s, b, k, h] -> [s, b, h]"""
-    return vectors if vectors.dim() == 3 else vectors.mean(dim=2)
+        return F.embedding(row.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0.0)

@@ -10,7 +10,7 @@ from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
 
 SHARDED = ("attention.qkv", "attention.proj.weight", "mlp.fc1", "mlp.gate", "mlp.up", "mlp.fc2.weight",
-           "embedding.word.weight", "head.weight", "lm_head.bias")
+           "embedding.word.weight", "embedding.ngram.weight", "head.weight", "lm_head.bias")
 """Parameters that tensor-parallel processes share; the others are whole on each."""
 
 
@@ -58,6 +58,6 @@ class Shards(NamedTuple):
 def _is_sharded(name: str, model: ModelConfig) -> bool:
     if model.qk_layernorm_all_heads and name.endswith(("query_norm.weight", "key_norm.weight")):
         return True
-    if name in ("embedding.word.weight", "head.weight", "lm_head.bias"):
+    if name in SHARDED[6:]:
         return True
     return name.startswith("layers.") and any(f".{part}" in name for part in SHARDED[:6])

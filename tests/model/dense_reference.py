@@ -80,6 +80,9 @@ def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.
     everything = torch.arange(config.seq_length)
     positions = batch["position_ids"][b] if "position_ids" in batch else everything
     stream = weights["embedding.word.weight"][batch["tokens"][b]]
+    if config.ngram_rows is not None:
+        documents = batch["document_ids"][b].tolist() if "document_ids" in batch else None
+        stream = stream + ngram_vectors(weights, config, batch["tokens"][b].tolist(), documents)
     if config.embed_layernorm:
         stream = normed(weights, "embedding.norm", config, stream)
     if config.position_embedding_type == "learned_absolute":
@@ -97,6 +100,23 @@ def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.
         stream = stream.index_put((queries,), stream[queries] + factor * (
             (updated - stream[queries]).detach() if layer in constant else updated - stream[queries]))
     return normed(weights, "final_norm", config, stream)
+
+
+def ngram_vectors(weights: Weights, config: ModelConfig, tokens: list[int],
+                  documents: list[int] | None) -> torch.Tensor:
+    """Sums of the vectors of all runs of tokens that end at each place, hashed in plain Python. Shapes: -> [s, h]"""
+    table, sums = weights["embedding.ngram.weight"], []
+    assert config.ngram_rows is not None
+    for place, token in enumerate(tokens):
+        total = torch.zeros(config.hidden_size, dtype=torch.float64)
+        for length in range(2, config.ngram_length + 1):
+            key = token + 1
+            for earlier in range(place - 1, place - length, -1):
+                there = earlier >= 0 and (documents is None or documents[earlier] == documents[place])
+                key = (key * 1103515245 + (tokens[earlier] + 1 if there else 0)) % 2147483647
+            total = total + table[key * 48271 % 2147483647 % config.ngram_rows + (length - 2) * config.ngram_rows]
+        sums.append(total)
+    return torch.stack(sums)
 
 
 def allowed(config: ModelConfig, batch: dict[str, torch.Tensor], b: int, queries: torch.Tensor,

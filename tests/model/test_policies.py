@@ -19,6 +19,7 @@ from tests.model import dense_reference
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
+    NGRAMS,
     SEED,
     assert_gradients_close,
     build_gpt,
@@ -196,12 +197,15 @@ def loss_of_bags(weights: dense_reference.Weights, config: Any, batch: dict[str,
     table, bags = weights["embedding.word.weight"], config.seq_length // size
     total = torch.zeros((), dtype=torch.float64)
     for b, tokens in enumerate(batch["tokens"].tolist()):
-        means = torch.stack([sum(table[token] for token in tokens[j * size:(j + 1) * size]) / size  # type: ignore[misc]
+        vectors = table[tokens]
+        if config.ngram_rows is not None:
+            vectors = vectors + dense_reference.ngram_vectors(weights, config, tokens, None)
+        means = torch.stack([sum(vectors[j * size:(j + 1) * size]) / size  # type: ignore[misc]
                              for j in range(bags)])
         # The reference looks its tokens up, so that each bag is a row of a table of its own.
         of_bags = {**batch, "tokens": torch.arange(bags).expand(len(batch["tokens"]), -1)}
         hidden = dense_reference.sample_hidden({**weights, "embedding.word.weight": means},
-                                               replace(config, seq_length=bags), of_bags, b)
+                                               replace(config, seq_length=bags, ngram_rows=None), of_bags, b)
         output = table if config.tied else weights["head.weight"]
         scores = (hidden @ output[:config.vocab_size].T).log_softmax(-1)
         for place in range(size - 1, config.seq_length):
@@ -210,7 +214,7 @@ def loss_of_bags(weights: dense_reference.Weights, config: Any, batch: dict[str,
     return total
 
 
-@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE], ids=["learned", "rotary"])
+@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE, NGRAMS], ids=["learned", "rotary", "n-grams"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_bags_have_the_loss_and_the_gradients_of_explicit_loops(tp: TensorParallel, settings: dict[str, Any],
                                                                 size: int) -> None:

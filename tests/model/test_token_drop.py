@@ -11,6 +11,7 @@ from tests.model.tiny import (
     BLOOM_LIKE,
     GPT2_LIKE,
     LLAMA_LIKE,
+    NGRAMS,
     OLMO2_LIKE,
     QWEN3_LIKE,
     SEED,
@@ -57,6 +58,9 @@ def kept_sets(batch: dict[str, torch.Tensor], dropped: list[int], keep: int,
     pytest.param(NO_POSITIONS, [1, 2, 3], 10, 1, False, id="no positions, only the first biases"),
     pytest.param(QWEN3_LIKE, [1, 2, 3], 12, 1, False, id="norms of queries and keys, windows in most layers"),
     pytest.param(OLMO2_LIKE, [1, 2, 4], 10, 2, True, id="norms after, and over all heads, windows, documents"),
+    pytest.param(NGRAMS, [1, 2, 3], 6, 1, False, id="pairs and triples"),
+    pytest.param(LLAMA_LIKE | NGRAMS | {"ngram_length": 2}, [1, 2, 4], 10, 2, True, id="pairs within documents"),
+    pytest.param(BLOOM_LIKE | NGRAMS | {"ngram_length": 5}, [1, 2, 4], 10, 2, True, id="up to fives, normalised"),
     pytest.param(SMOLLM3_LIKE, [0, 1, 3], 12, 1, False, id="layers without rotation, scaled positions, some biases"),
 ])
 def test_dropped_layers_compute_the_explicit_subset(

@@ -44,6 +44,8 @@ SMOLLM3_LIKE: dict[str, Any] = LLAMA_LIKE | {
 BLOOM_LIKE: dict[str, Any] = {
     "position_embedding_type": "alibi", "embed_layernorm": True, "openai_gelu": True, "apply_layernorm_1p": True}
 
+NGRAMS: dict[str, Any] = {"ngram_rows": 40, "ngram_length": 3}
+
 
 def tiny_config(**settings: Any) -> ModelConfig:
     """Five layers of width 32 with four heads, 24 tokens, an odd vocabulary of 61 in 64 rows."""

@@ -145,7 +145,7 @@ def embedding_on_ranks(rank: int, ranks: int, sequence_parallel: bool) -> Result
     tp = tensor_parallel(ranks, sequence_parallel)
     embedding = VocabParallelEmbedding(ROWS, WIDTH, tp)
     fill(embedding)
-    y = embedding(tokens())
+    y = tp.exit(embedding(tokens()))
     first, count = tp.sequence_span(SEQUENCE)
     (y * noise(SEQUENCE, SAMPLES, WIDTH, seed=1)[first:first + count]).sum().backward()
     return y.detach(), whole_gradients(embedding)

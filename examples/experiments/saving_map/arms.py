@@ -133,6 +133,11 @@ def _window(size: Size, steps: int) -> Flags:
     return ("--window-size", f"{size.budget.config((), steps).model.seq_length // 4},0")
 
 
+def _ngram(size: Size, steps: int) -> Flags:
+    """A table of pairs with 64 rows for each token of the vocabulary: far more parameters, and no FLOPs."""
+    return ("--ngram-rows", str(64 * size.budget.vocab_size))
+
+
 def _linear_decay(size: Size, steps: int) -> Flags:
     """Saves nothing by itself: the learning rate falls on a line and not on a cosine."""
     return ("--lr-decay-style", "linear")
@@ -173,6 +178,7 @@ DROPPING_METHODS = {
     "curriculum": Method("sequence curriculum, for two thirds of the steps", _curriculum, reads=0.74),
     "shallow": Method("dense with two thirds of the layers", _shallow),
     "window": Method("dense with a window of a quarter of the sequence", _window),
+    "ngram": Method("dense with embeddings of pairs", _ngram),
     "linear_decay": Method("dense with linear decay", _linear_decay),
     "ltd_linear_decay": Method("random-LTD with linear decay",
                                lambda size, steps: (*_ltd(size, steps), *_linear_decay(size, steps))),

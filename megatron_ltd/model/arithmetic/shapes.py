@@ -21,6 +21,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     h, vocabulary = config.hidden_size, config.padded_vocab_size
     is_bert, has_order = config.family == "bert", config.family == "bert" and not config.bert_no_binary_head
     shapes: dict[str, Shape] = {"embedding.word.weight": (vocabulary, h)}
+    if config.ngram_rows is not None:
+        shapes["embedding.ngram.weight"] = ((config.ngram_length - 1) * config.ngram_rows, h)
     if config.embed_layernorm:
         shapes |= _norm(config, "embedding.norm")
     if config.position_embedding_type == "learned_absolute":

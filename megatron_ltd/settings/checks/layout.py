@@ -39,6 +39,8 @@ def layout_violations(config: RunConfig, world_size: int) -> Iterator[str]:
 def _tensor_parallel(config: RunConfig) -> Iterator[str]:
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     shared = {"--num-attention-heads": model.num_attention_heads, "--ffn-hidden-size": model.ffn}
+    if model.ngram_rows is not None:
+        shared["--ngram-rows"] = model.ngram_rows
     if config.parallel.sequence_parallel:
         shared["--seq-length"] = model.seq_length
     for flag, size in shared.items():

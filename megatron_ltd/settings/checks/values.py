@@ -11,7 +11,7 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
     (ONE_OR_MORE, """
         num_layers hidden_size num_attention_heads seq_length ffn_hidden_size kv_channels num_query_groups
         max_position_embeddings vocab_size make_vocab_size_divisible_by img_h img_w patch_dim num_channels num_classes
-        base_hidden_size base_num_layers mixture_of_depths_every mixture_of_depths_strata
+        base_hidden_size base_num_layers ngram_rows mixture_of_depths_every mixture_of_depths_strata
         tensor_model_parallel_size pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage
         micro_batch_size global_batch_size train_iters train_samples train_tokens train_epochs early_stopping_patience
         exit_interval loss_scale_window hysteresis lr_decay_iters lr_decay_samples lr_decay_tokens lr_wsd_decay_iters
@@ -31,14 +31,15 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
     (Range(0, 1), "short_seq_prob fim_rate fim_spm_rate fim_fragment_rate"),
     (Range(1, low_open=True), "rotary_base"),
     (Range(1, 99), "muon_num_ns_steps"),
+    (Range(2, 16), "ngram_length"),
     (Range(0, 2**32, high_open=True), "seed"),
 )
 _MOST = {"num_layers": 10**4, "base_num_layers": 10**4, "num_attention_heads": 2**16, "num_query_groups": 2**16,
          "hidden_size": 2**20, "ffn_hidden_size": 2**23, "kv_channels": 2**16, "seq_length": 2**24,
          "max_position_embeddings": 2**24, "vocab_size": 2**24, "make_vocab_size_divisible_by": 2**20,
-         "micro_batch_size": 2**20, "global_batch_size": 2**20, "eval_iters": 10**6, "train_iters": 10**9,
-         "train_samples": 10**12, "train_tokens": 10**16, "train_epochs": 10**6, "num_workers": 2**10,
-         "distributed_timeout_minutes": 10**6, "exit_duration_in_mins": 10**9}
+         "ngram_rows": 2**31, "micro_batch_size": 2**20, "global_batch_size": 2**20, "eval_iters": 10**6,
+         "train_iters": 10**9, "train_samples": 10**12, "train_tokens": 10**16, "train_epochs": 10**6,
+         "num_workers": 2**10, "distributed_timeout_minutes": 10**6, "exit_duration_in_mins": 10**9}
 """Far above what anything trains with; beyond them are slips, for which memory would be reserved or time would pass."""
 RANGES: dict[str, Range] = {field: allowed._replace(high=_MOST.get(field, allowed.high))
                             for allowed, fields in _FIELDS for field in fields.split()} | {

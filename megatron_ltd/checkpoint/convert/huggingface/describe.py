@@ -44,8 +44,11 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     routed = [] if config.mixture_of_depths_capacity is None else [
         f"--mixture-of-depths-capacity = {config.mixture_of_depths_capacity}: no model there has routers that choose a "
         "layer's tokens; evaluate it here, or train without it"]
+    tables = [] if config.ngram_rows is None else [
+        f"--ngram-rows = {config.ngram_rows}: no model there looks up runs of tokens; evaluate it here, or train "
+        "without it"]
     raise_problems("this model cannot be written as a Hugging Face model",
-                   routed + [f"{rule} for {kind}" for rule, holds in needs.items() if not holds])
+                   routed + tables + [f"{rule} for {kind}" for rule, holds in needs.items() if not holds])
     family = FAMILY_OF[kind]
     entries = {name: getattr(config, ours) for name, ours in SIZES[family].items()}
     vocabulary = {} if kind == "vit" else {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}

@@ -113,7 +113,8 @@ def megatron_settings(config: ModelConfig) -> dict[str, Any]:
         "--qk-layernorm-all-heads": config.qk_layernorm_all_heads, "a ViT": config.family == "vit",
         "--qk-layernorm of a BERT": config.family == "bert" and config.qk_layernorm,
         "--position-embedding-type alibi": config.position_embedding_type == "alibi",
-        "--embed-layernorm": config.embed_layernorm, "a router": config.mixture_of_depths_capacity is not None,
+        "--embed-layernorm": config.embed_layernorm, "--ngram-rows": config.ngram_rows is not None,
+        "a router": config.mixture_of_depths_capacity is not None,
         "--openai-gelu with --disable-bias-linear": config.openai_gelu and not config.swiglu and not config.mlp_bias,
         "--parametrization completep": config.parametrization != "standard",
         "--add-proj-bias, --add-mlp-bias": config.disable_bias_linear and (config.add_proj_bias or config.add_mlp_bias)}

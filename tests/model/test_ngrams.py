@@ -1,0 +1,98 @@
+"""N-gram embeddings; the model against explicit loops is in test_token_drop.py, bags of tokens in test_policies.py."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.arithmetic.shapes import parameter_count
+from megatron_ltd.model.decoding import DecodeState
+from megatron_ltd.model.init import initial_value
+from megatron_ltd.model.ngrams import ngram_rows
+from megatron_ltd.parallel.collectives import TensorParallel
+from tests.model.test_mixture_of_depths import decoding
+from tests.model.tiny import (
+    GPT2_LIKE,
+    LLAMA_LIKE,
+    NGRAMS,
+    build_gpt,
+    load,
+    run,
+    tiny_batch,
+    tiny_config,
+    whole_parameters,
+)
+
+PAIRS = {"ngram_rows": 40}
+
+
+def rows(config: ModelConfig, text: list[int], **known: torch.Tensor) -> torch.Tensor:
+    found = ngram_rows(torch.tensor([text]), config, **known)
+    assert found is not None
+    return found[0]
+
+
+def test_a_new_table_changes_nothing(tp: TensorParallel) -> None:
+    config = tiny_config(**LLAMA_LIKE, **NGRAMS)
+    model, plain = build_gpt(config, tp), build_gpt(tiny_config(**LLAMA_LIKE), tp)
+    table = initial_value("embedding.ngram.weight", torch.Size((80, 32)), config, 1)
+    load(model, whole_parameters(plain) | {"embedding.ngram.weight": table})
+    assert torch.equal(run(model, tiny_batch(config)), run(plain, tiny_batch(config)))
+    assert parameter_count(config) - parameter_count(tiny_config(**LLAMA_LIKE)) == 80 * 32
+
+
+def test_a_row_depends_on_the_tokens_that_end_there_in_their_order_and_on_no_others() -> None:
+    config = tiny_config(ngram_rows=10**6, ngram_length=3)
+    [first, second, third], other = rows(config, [7, 8, 9]).tolist(), rows(config, [5, 8, 9]).tolist()
+    assert other[2][0] == third[0] and other[2][1] != third[1] and other[1] != second
+    assert rows(config, [8, 7])[1, 0] != second[0] and rows(config, [7])[0].tolist() == first
+    assert all(pair < 10**6 <= triple < 2 * 10**6 for pair, triple in (first, second, third))
+
+
+def test_documents_and_missing_tokens_are_borders() -> None:
+    config = tiny_config(ngram_rows=10**6, ngram_length=3)
+    text, second = [3, 4, 5, 6, 7], [6, 7]
+    documents = torch.tensor([[0, 0, 0, 1, 1]])
+    assert torch.equal(rows(config, text, documents=documents)[3:], rows(config, second))
+    assert torch.equal(rows(config, text, documents=documents)[:3], rows(config, text)[:3])
+    assert torch.equal(rows(config, second, before=torch.tensor([[4, 5]])), rows(config, text)[3:])
+    assert torch.equal(rows(config, second, before=torch.tensor([[-1, -1]])), rows(config, second))
+
+
+def test_pairs_spread_evenly_over_the_table() -> None:
+    """Each of 61 x 61 pairs once, in any order of the hash: the counts of 128 rows are those of a fair draw."""
+    config = tiny_config(ngram_rows=128)
+    pairs = torch.cartesian_prod(torch.arange(61), torch.arange(61))
+    found = ngram_rows(pairs, config)
+    assert found is not None
+    counts = found[:, 1, 0].bincount(minlength=128).double()
+    chi_square = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
+    assert chi_square < 127 + 4 * (2 * 127) ** 0.5  # four standard deviations above its mean
+
+
+@pytest.mark.parametrize("settings", [GPT2_LIKE | NGRAMS, LLAMA_LIKE | PAIRS, NGRAMS | {"ngram_length": 5}],
+                         ids=["triples", "rotary pairs", "fives"])
+def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp: TensorParallel,
+                                                                             settings: dict[str, Any]) -> None:
+    config = tiny_config(**settings)
+    model, decoder = decoding(config, tp)
+    tokens, start = tiny_batch(config)["tokens"], 5
+    with torch.no_grad():
+        state = DecodeState(range(config.num_layers), torch.tensor([0, 0, 2]), config.seq_length)
+        for first, count in ((0, start), *((place, 1) for place in range(start, 12))):
+            logits = decoder(tokens[:, first:first + count], state=state)
+            state.length += count
+            for b, begin in ((0, 0), (1, 0), (2, 2)):  # the third text is padded on the left, with tokens
+                text = tokens[b, begin:first + count]
+                for label in (3, 40):
+                    mask = torch.zeros(1, len(text))
+                    mask[0, -1] = 1.0
+                    scored = run(model, {"tokens": text[None], "labels": torch.full_like(text, label)[None],
+                                         "loss_mask": mask, "sample_ids": torch.zeros(1, dtype=torch.int64)})
+                    assert float(scored[0, 0, -1]) == pytest.approx(float(logits[b].log_softmax(-1)[label]), abs=1e-4)
+
+
+def test_a_model_without_a_table_looks_nothing_up() -> None:
+    assert ngram_rows(torch.tensor([[1, 2]]), replace(tiny_config(), ngram_length=3)) is None
