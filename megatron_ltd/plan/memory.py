@@ -211,9 +211,12 @@ class MemoryModel:
         return [of_kind[id(layer)] for layer in plan.layers]
 
     def _end(self, plan: StepPlan) -> int:
-        """The gradient of the embedding and of its output."""
+        """The gradient of a table of the embedding, and of its output. That of n-grams is the parameter's own where
+        there is no engine and no earlier microbatch, and is copied only to be sharded."""
         word = self.shards.word * (self.values + (4 if self.has_engine else 0))
-        return word + 2 * self.activations.stream(plan.read_tokens)
+        copy = 4 if self.layout.sharding != "no_shard" else 0
+        ngram = self.shards.ngram * (self.values + copy) * (self.has_engine or self.layout.microbatches > 1)
+        return max(word, ngram) + 2 * self.activations.stream(plan.read_tokens)
 
 
 def parameter_count(config: RunConfig) -> int:

@@ -193,9 +193,9 @@ class Roofline:
                 Parts(memory=table, pipeline=received if stop < layers else 0.0))
 
     def _table(self, plan: StepPlan) -> float:
-        """Seconds in which the embedding is read, and its gradient filled."""
+        """Seconds in which the embedding is read, and the gradients of its tables filled."""
         tokens = plan.read_tokens * self.layout.micro_samples * self.config.model.hidden_size
-        return self.values * (self.shards.word + 8 * tokens * self.cluster.fused) / self.memory
+        return self.values * (self.shards.word + self.shards.ngram + 8 * tokens * self.cluster.fused) / self.memory
 
     def _collective(self, kind: str, size: float, members: int, link: float, calls: int = 1) -> float:
         """Seconds in which processes gather, scatter (with a sum) or reduce so many bytes in all, by rings."""

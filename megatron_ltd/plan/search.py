@@ -81,7 +81,7 @@ class Search:
         model = self.config.model
         return [tp for tp in range(1, min(self.cluster.gpus_per_node, self.cluster.gpus) + 1)
                 if self.cluster.gpus % tp == 0 and self.cluster.gpus_per_node % tp == 0
-                and all(size % tp == 0 for size in (model.num_attention_heads, model.ffn))
+                and all(size % tp == 0 for size in (model.num_attention_heads, model.ffn, model.ngram_rows or 0))
                 and (model.query_groups % tp == 0 or tp % model.query_groups == 0)
                 and (model.vocab_size is None or model.padded_vocab_size % tp == 0)]
 

@@ -22,6 +22,7 @@ class Shards(NamedTuple):
         head: of the last, without a tied word embedding.
         word: of the word embedding, which is also the output embedding if they are tied.
         matrices: of a layer's matrices, which Muon updates.
+        ngram: of the table of n-grams.
     """
 
     layer: int
@@ -30,19 +31,21 @@ class Shards(NamedTuple):
     word: int
     tied: bool
     matrices: int = 0
+    ngram: int = 0
 
     @classmethod
     @lru_cache(maxsize=64)  # noqa: B019  no instance is kept
     def of(cls, model: ModelConfig, tp: int) -> "Shards":
         counts = {"layer": 0, "embedding": 0, "head": 0}
-        word, matrices, known = 0, 0, layer_matrices(model)
+        tables, matrices, known = {"embedding.word.weight": 0, "embedding.ngram.weight": 0}, 0, layer_matrices(model)
         for name, shape in parameter_shapes(replace(model, num_layers=1)).items():
             mine = prod(shape) // (tp if _is_sharded(name, model) else 1)
-            word = mine if name == "embedding.word.weight" else word
+            tables |= {name: mine} if name in tables else {}
             group = "layer" if name.startswith("layers.") else "embedding" if name.startswith("embedding.") else "head"
             counts[group] += mine
             matrices += mine if name.removeprefix("layers.0.") in known else 0
-        return cls(**counts, word=word, matrices=matrices, tied=model.tied and model.family != "vit")
+        word, ngram = tables.values()
+        return cls(**counts, word=word, matrices=matrices, ngram=ngram, tied=model.tied and model.family != "vit")
 
     def outside_layers(self, first: bool, last: bool) -> int:
         """Those of a stage besides its layers."""

@@ -39,6 +39,15 @@ def test_weights_gradients_and_moments_by_hand(settings: dict[str, Any], each: f
     assert of(**settings).state(0) == int(PARAMETERS * each)
 
 
+def test_a_table_of_n_grams_is_shared_by_tensor_parallel_processes_and_its_gradient_is_made_apart() -> None:
+    triples, pairs = replace(MODEL, ngram_rows=10**6, ngram_length=3), replace(MODEL, ngram_rows=10**6)
+    assert of(model=triples).state(0) - of().state(0) == 16 * 2 * 10**6 * H
+    two = of(model=pairs, tensor_model_parallel_size=2).state(0) - of(tensor_model_parallel_size=2).state(0)
+    assert two == 16 * 10**6 // 2 * H
+    alone, accumulated = (of(microbatches=count, model=pairs).peak(0, WHOLE).total for count in (1, 2))
+    assert accumulated - alone == pytest.approx(4 * 10**6 * H, rel=0.01)
+
+
 def test_muon_keeps_one_moment_of_the_layers_matrices_and_two_of_all_else() -> None:
     matrices = L * 12 * H * H
     assert of(optimizer="muon").state(0) == 8 * PARAMETERS + 4 * matrices + 8 * (PARAMETERS - matrices)

@@ -186,9 +186,11 @@ def test_what_the_tool_cannot_do_is_refused(words: list[str], fragment: str) -> 
 
 
 def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
-    def row(policies: tuple[str, ...], optimizer: str, tokens: float, share: float, seeds: int = 1) -> Measured:
+    def row(policies: tuple[str, ...], optimizer: str, tokens: float, share: float, seeds: int = 1,
+            ngrams: bool = False) -> Measured:
         interval = None if seeds == 1 else (share - 0.01, share + 0.02)
-        return Measured(f"arm of {optimizer}", policies, optimizer, 10**5, tokens, {"adam": (share, interval, seeds)})
+        return Measured(f"arm of {optimizer}{' with pairs' * ngrams}", policies, optimizer, ngrams, 10**5, tokens,
+                        {"adam": (share, interval, seeds, share > 0.5)})
 
     measured = [row(("random",), "adam", 10, 0.2, 3), row(("random",), "adam", 2.5, 0.3), row((), "muon", 2.5, 0.4),
                 row((), "adam", 2.5, 0.0)]
@@ -198,13 +200,18 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     assert "+30% at 2.5 (one seed), +20% at 10 (95% interval +19% to +22%, 3 seeds)" in lines[1]
     assert "longer" not in lines[1] and "longer" in lines[2] and "+40%" in lines[2]
     assert "shorter" in list(advice(CONFIG, parameters, measured))[1]
-    own_size = [dataclasses.replace(row, parameters=parameters, against={"adam": (0.1, None, 1)}) for row in measured
-                if row.tokens_per_parameter < 10]
+    own_size = [dataclasses.replace(row, parameters=parameters, against={"adam": (0.1, None, 1, False)})
+                for row in measured if row.tokens_per_parameter < 10]
     assert "+10% at 2.5" in list(advice(CONFIG, 2 * parameters, [*measured, *own_size]))[1]
     assert "+30% at 2.5 (one seed), +20% at 10" in list(advice(CONFIG, 4 * parameters, [*measured, *own_size]))[1]
     unknown = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, layer_drop_rate=0.2,
                             optimizer="muon")
     assert "no saving at equal loss was measured" in list(advice(unknown, parameters, measured))[1]
+    with_pairs = [*measured, row((), "muon", 2.5, 0.6, ngrams=True)]
+    assert "+60% at 2.5 (one seed, extrapolated)" in list(advice(CONFIG, 4 * parameters, with_pairs))[3]
+    table = with_settings(CONFIG, ngram_rows=64, random_ltd=False, random_ltd_length_list=None, optimizer="muon")
+    of_table = list(advice(table, 4 * parameters, with_pairs))
+    assert of_table[0].startswith("4 tokens a parameter") and "no saving" in of_table[1]  # against dense Muon
 
 
 def test_the_map_is_the_one_that_the_committed_runs_give() -> None:

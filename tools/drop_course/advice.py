@@ -7,7 +7,7 @@ saving_map.json is written by examples/experiments/saving_map/report.py.
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,12 @@ MAP = Path(__file__).resolve().parent / "saving_map.json"
 SOURCE = "docs/results.md"
 LARGER = 10
 """A model so many times larger than the largest one of the map is told that it is."""
+Kind = tuple[tuple[str, ...], str, bool]
+"""Names of policies, optimizer, and whether the model has a table of n-grams."""
+Against = tuple[float, tuple[float, float] | None, int, bool]
+DENSE: Kind = ((), "adam", False)
+MUON: Kind = ((), "muon", False)
+MUON_WITH_NGRAMS: Kind = ((), "muon", True)
 OPTIMIZERS = {"adam": "AdamW", "muon": "Muon"}
 
 
@@ -30,30 +36,37 @@ class Measured:
     Args:
         title: of the arm, with its schedule and its optimizer.
         policies: names, sorted; none for dense training.
-        parameters: of the model.
-        against: by optimizer of the dense runs: share, interval (None for one seed), number of seeds.
+        ngrams: whether the model has a table of n-grams.
+        parameters: of the model, without that table.
+        against: by optimizer of the dense runs: share, interval (None for one seed), number of seeds, whether the loss
+            lies beyond those of the dense runs.
     """
 
     title: str
     policies: tuple[str, ...]
     optimizer: str
+    ngrams: bool
     parameters: int
     tokens_per_parameter: float
-    against: dict[str, tuple[float, tuple[float, float] | None, int]]
+    against: dict[str, Against]
+
+    @property
+    def kind(self) -> Kind:
+        return self.policies, self.optimizer, self.ngrams
 
     def saved(self, optimizer: str) -> str:
-        share, interval, seeds = self.against[optimizer]
+        share, interval, seeds, extrapolated = self.against[optimizer]
         spread = "one seed" if interval is None else f"95% interval {interval[0]:+.0%} to {interval[1]:+.0%}, " \
                                                      f"{seeds} seeds"
-        return f"{share:+.0%} at {self.tokens_per_parameter:g} ({spread})"
+        return f"{share:+.0%} at {self.tokens_per_parameter:g} ({spread}{', extrapolated' * extrapolated})"
 
 
 def read_map(path: Path = MAP) -> list[Measured]:
-    def against(found: dict[str, Any]) -> dict[str, tuple[float, tuple[float, float] | None, int]]:
-        return {name: (one["share"], one["interval"] and tuple(one["interval"]), one["seeds"])
+    def against(found: dict[str, Any]) -> dict[str, Against]:
+        return {name: (one["share"], one["interval"] and tuple(one["interval"]), one["seeds"], one["extrapolated"])
                 for name, one in found.items()}
 
-    return [Measured(row["title"], tuple(row["policies"]), row["optimizer"], row["parameters"],
+    return [Measured(row["title"], tuple(row["policies"]), row["optimizer"], row["ngrams"], row["parameters"],
                      row["tokens_per_parameter"], against(row["against"])) for row in json.loads(path.read_text())]
 
 
@@ -66,30 +79,36 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
     if config.model.family != "gpt":
         yield f"savings at equal loss were measured for GPT only ({SOURCE})"
         return
-    parameters = sum(prod(shape) for shape in parameter_shapes(config.model).values())
+    ngrams = config.model.ngram_rows is not None
+    shapes = parameter_shapes(replace(config.model, ngram_rows=None))
+    parameters = sum(prod(shape) for shape in shapes.values())
     ratio, optimizer = tokens / parameters, config.optimizer.optimizer
     active = tuple(sorted(policy.name for policy in policies(config).active))
-    yield f"{ratio:.3g} tokens a parameter ({parameters / 1e6:.3g} million parameters, embedding included)"
-    if active:
-        yield from _saved(active, optimizer, ratio, parameters, measured)
-    if optimizer != "muon":
-        yield from _saved((), "muon", ratio, parameters, measured)
+    without = " and a table of n-grams not" if ngrams else ""
+    yield f"{ratio:.3g} tokens a parameter ({parameters / 1e6:.3g} million parameters, embedding included{without})"
+    own = (active, optimizer, ngrams)
+    if own != DENSE:
+        yield from _saved(own, "adam" if own == MUON else optimizer, ratio, parameters, measured)
+    for better in (MUON, MUON_WITH_NGRAMS):
+        known = any(row.kind == better and optimizer in row.against for row in measured)
+        if better != own and known:
+            yield from _saved(better, optimizer, ratio, parameters, measured)
     largest = max(row.parameters for row in measured)
     if parameters > LARGER * largest:
         yield (f"measured with at most {largest / 1e6:.3g} million parameters; whether it carries over to this model "
                f"is not known ({SOURCE})")
 
 
-def _saved(active: tuple[str, ...], optimizer: str, ratio: float, parameters: int,
-           measured: Sequence[Measured]) -> Iterator[str]:
-    """What each arm with these policies and this optimizer saved; dense Muon is compared with dense AdamW."""
-    baseline = optimizer if active else "adam"
+def _saved(kind: Kind, baseline: str, ratio: float, parameters: int, measured: Sequence[Measured]) -> Iterator[str]:
+    """What each arm of a kind saved against dense training with an optimizer."""
+    active, optimizer, ngrams = kind
     arms: dict[str, dict[int, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(measured, key=lambda row: row.tokens_per_parameter):
-        if (row.policies, row.optimizer) == (active, optimizer) and baseline in row.against:
+        if row.kind == kind and baseline in row.against:
             arms[row.title][row.parameters].append(row)
     if not arms:
-        yield f"{' with '.join(active)}, optimizer {optimizer}: no saving at equal loss was measured ({SOURCE})"
+        what = " with ".join((*active, *(("n-grams",) if ngrams else ())))
+        yield f"{what or 'dense'}, optimizer {optimizer}: no saving at equal loss was measured ({SOURCE})"
     for title, by_size in arms.items():
         size = _most_telling(by_size, ratio, parameters)
         rows = by_size[size]

@@ -173,7 +173,8 @@ def table(points: Sequence[Point]) -> str:
 
 
 def advice_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """The map as tools/drop_course/advice.py reads it; an arm is known by its policies and its optimizer."""
+    """The map as tools/drop_course/advice.py reads it. An arm is known by its policies, its optimizer, and whether it
+    has a table of n-grams."""
     found, rows = {baseline: savings(points, baseline) for baseline in BASELINES}, []
     for point in points:
         size = SIZES[point.size]
@@ -183,7 +184,8 @@ def advice_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
                  for baseline in BASELINES}
         rows.append({
             "title": METHODS[point.arm].title, "policies": sorted(policy.name for policy in policies(config).active),
-            "optimizer": config.optimizer.optimizer, "parameters": size.budget.parameters,
+            "optimizer": config.optimizer.optimizer, "ngrams": config.model.ngram_rows is not None,
+            "parameters": size.budget.parameters,
             "tokens_per_parameter": point.tokens_per_parameter,
             "against": {optimizer: {"share": round(one.share, 4), "interval": one.interval and [
                 round(bound, 4) for bound in one.interval], "seeds": one.seeds, "extrapolated": one.extrapolated}
