@@ -1,5 +1,5 @@
 """Adapts the weights of a checkpoint to another model: a ViT's positions to another resolution and its classifier to
-other classes, a vocabulary to more tokens."""
+other classes, a vocabulary to more tokens, and a model without a table of n-grams to one."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +18,9 @@ FREE = frozenset({"img_h", "img_w", "num_classes"})
 """Settings in which two ViTs may differ."""
 FREE_WITH_VOCABULARY = frozenset({"vocab_size", "make_vocab_size_divisible_by"})
 """Settings in which two models may differ of which one has more tokens."""
+FREE_WITH_TABLE = frozenset({"ngram_rows", "ngram_length"})
+"""Settings in which a model may differ from one without a table of n-grams."""
+TABLE = "embedding.ngram.weight"
 
 
 @dataclass
@@ -28,12 +31,14 @@ class Adaptation:
         shapes: saved tensors that are read separately from the model, by global name.
         grids: patch grids of the saved model and of this one.
         known, tokens: tokens of the saved model's tokenizer and of this run's.
+        new: parameters that the saved model does not have, which keep their initial values.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     grids: tuple[tuple[int, int], tuple[int, int]] | None = None
     known: int = 0
     tokens: int = 0
+    new: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.read = {name: torch.empty(shape) for name, shape in self.shapes.items()}
@@ -58,6 +63,7 @@ class Adaptation:
         parts += ["the classifier is reinitialised"] if CLASSIFIER[0] in self.shapes else []
         parts += [f"vocabulary: the rows of tokens {self.known} to {self.tokens - 1} are new and start at the mean of "
                   f"the {self.known} others"] if self.tokens else []
+        parts += ["the table of n-grams is new and starts at zero"] if TABLE in self.new else []
         return "; ".join(parts)
 
 
@@ -80,7 +86,8 @@ def adaptation(model: ModelConfig, manifest: Manifest, saved: ModelConfig, *, kn
     if model.family != "vit":
         grown = known < tokens
         names = [name for name in VOCABULARY if grown and name in parameter_shapes(model)]
-        return Adaptation(_shapes(manifest, names), known=known, tokens=tokens if grown else 0)
+        new = frozenset({TABLE}) if saved.ngram_rows is None and model.ngram_rows is not None else frozenset()
+        return Adaptation(_shapes(manifest, names), known=known, tokens=tokens if grown else 0, new=new)
     names = list(CLASSIFIER) if saved.num_classes != model.num_classes else []
     grids = None
     if saved.grid != model.grid:

@@ -102,9 +102,10 @@ def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: Sharde
         state.check_optimizer(config, manifest, path)
     goes_on = not settings.finetune and manifest.stored_name(state.IMPORTANCE) is not None
     adapt = Adaptation()
-    if settings.finetune and (config.model.family == "vit" or settings.resize_vocabulary):
-        saved = saved_config(manifest, path)
-        known, tokens = gather_json([known_tokens(saved), known_tokens(config)], group)[0]
+    if settings.finetune:
+        saved, known, tokens = saved_config(manifest, path), 0, 0
+        if settings.resize_vocabulary:
+            known, tokens = gather_json([known_tokens(saved), known_tokens(config)], group)[0]
         adapt = adaptation(config.model, manifest, saved.model, known=known, tokens=tokens)
     state.load(path, model, None if weights_only else optimizer, group, importance=goes_on, adapt=adapt)
     ignored = ignored_settings(manifest)

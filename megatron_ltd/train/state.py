@@ -21,7 +21,7 @@ from megatron_ltd.errors import CheckpointError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, Adaptation
+from megatron_ltd.train.adapt import FREE, FREE_WITH_TABLE, FREE_WITH_VOCABULARY, Adaptation
 from megatron_ltd.train.best import BestSoFar
 from megatron_ltd.train.faults.record import FaultRecord
 from megatron_ltd.train.setup import Model, NamedParameter
@@ -99,10 +99,10 @@ def load(path: Path, model: Model, optimizer: ShardedOptimizer | None, group: di
     targets: dict[str, torch.Tensor] = {}
     repeated: list[tuple[torch.Tensor, torch.Tensor]] = []
     moments = optimizer.state_tensors(updates) if optimizer is not None else {}
-    beside = {} if adapt is None else adapt.read
+    beside, new = ({}, frozenset()) if adapt is None else (adapt.read, adapt.new)
     targets |= {f"model.{name}": tensor for name, tensor in beside.items()}
     for p in model.parameters:
-        if p.global_name in beside:
+        if p.global_name in beside or p.global_name in new:
             continue
         wanted: dict[str, torch.Tensor] = {f"model.{p.global_name}": p.parameter}
         if optimizer is not None:
@@ -137,12 +137,19 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     grows = config.model.family != "vit" and (mine["vocab_size"] or 0) > (saved["vocab_size"] or 0)
     if config.checkpoint.finetune and config.checkpoint.resize_vocabulary and grows:
         free |= FREE_WITH_VOCABULARY
+    gains_table = saved["ngram_rows"] is None and mine["ngram_rows"] is not None
+    if config.checkpoint.finetune and gains_table:
+        free |= FREE_WITH_TABLE
     lines = [f"--{name.replace('_', '-')}: {saved[name]} in the checkpoint, {mine[name]} in this run"
              for name in mine if name not in free and saved[name] != mine[name]]
     if lines and grows and len(lines) == 1:
         raise CheckpointError(f"{path} has rows for {saved['vocab_size']} tokens, and this run's vocabulary has "
                               f"{mine['vocab_size']}. Name the model's own tokenizer, or start from its weights with "
                               "--finetune --resize-vocabulary, which gives it rows for the others.")
+    if lines and gains_table and all("--ngram-" in line for line in lines):
+        raise CheckpointError(f"{path} has no table of n-grams, and this run has --ngram-rows = {mine['ngram_rows']}. "
+                              "Leave that out, or start from the checkpoint's weights with --finetune, which gives "
+                              "them a table of zeros.")
     if lines:
         raise CheckpointError(f"{path} holds another model; use its settings (--use-checkpoint-args):\n  "
                               + "\n  ".join(lines))
