@@ -235,8 +235,7 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the word embedding."""
         assert self.vocab_size is not None, "resolve the vocabulary size from the tokenizer first"
-        unit = self.make_vocab_size_divisible_by
-        return -(-self.vocab_size // unit) * unit
+        return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
 
 
 @dataclass(frozen=True, kw_only=True)

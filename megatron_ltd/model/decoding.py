@@ -11,7 +11,7 @@ from megatron_ltd.model.attention.context import biased
 from megatron_ltd.model.attention.layer import KeyValueCache, TokenContext
 from megatron_ltd.model.attention.rotary import rotary_angles
 from megatron_ltd.model.gpt import GPT
-from megatron_ltd.model.ngrams import NONE, ngram_rows
+from megatron_ltd.model.ngrams import NONE, NGrams, ngrams_of
 from megatron_ltd.parallel.layers import local
 
 
@@ -35,16 +35,16 @@ class DecodeState:
         self._latest: torch.Tensor | None = None
         self._chosen: dict[int, torch.Tensor] = {}
 
-    def ngrams(self, tokens: torch.Tensor, config: ModelConfig) -> torch.Tensor | None:
-        """Rows of the table of n-grams for the tokens read now. Shapes: [b, s] -> [b, s, n]"""
+    def ngrams(self, tokens: torch.Tensor, config: ModelConfig) -> NGrams | None:
+        """The n-grams of the tokens read now. Shapes: [b, s]"""
         places = torch.arange(self.length, self.length + tokens.shape[1], device=tokens.device)
         tokens = tokens.masked_fill(places < self.padding[:, None], NONE)
-        rows = ngram_rows(tokens, config, before=self._latest)
-        if rows is not None:
+        ngrams = ngrams_of(tokens, config, before=self._latest)
+        if ngrams is not None:
             missing = tokens.new_full((tokens.shape[0], config.ngram_length - 1), NONE)
             read = torch.cat((missing if self._latest is None else self._latest, tokens), dim=1)
             self._latest = read[:, -missing.shape[1]:]
-        return rows
+        return ngrams
 
     def chosen_so_far(self, layer: int, chosen: torch.Tensor) -> torch.Tensor:
         """Which tokens a layer's router has chosen, with those read now. Shapes: [b, s] -> [b, all]"""

@@ -9,7 +9,7 @@ whole model. Layers keep their global number on every stage.
 import torch
 
 from megatron_ltd.model.attention.context import Microbatch
-from megatron_ltd.model.ngrams import ngram_rows
+from megatron_ltd.model.ngrams import ngrams_of
 from megatron_ltd.model.transformer import Transformer
 from megatron_ltd.parallel.cross_entropy import head_loss, token_log_probabilities
 from megatron_ltd.parallel.layers import local
@@ -50,7 +50,7 @@ class GPT(Transformer):
         batch = Microbatch(labels.shape[1], sample_ids, position_ids, document_ids, most_documents)
         contexts = self.contexts(batch)
         if self.embedding is not None:
-            ngrams = ngram_rows(x, self.config, documents=document_ids)
+            ngrams = ngrams_of(x, self.config, documents=document_ids)
             x = self.embedding(x, batch.positions(), contexts.embedding_keys(), ngrams=ngrams)
         x = self.stack(x, contexts, plan, given_sets(kept), router_weight)
         if self.final_norm is None:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megatron_ltd.config import ModelConfig
+from megatron_ltd.model.arithmetic.shapes import NGRAMS
 from megatron_ltd.parallel.layers import local_part
 
 _INTO_RESIDUAL_STREAM = ("attention.proj.weight", "mlp.fc2.weight")
@@ -37,7 +38,7 @@ def global_name(name: str, config: ModelConfig) -> str:
 
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:
     """The whole parameter in fp32 on the CPU."""
-    if name.endswith("bias") or name == "embedding.ngram.weight":
+    if name.endswith("bias") or name == NGRAMS:
         return torch.zeros(shape)
     if name.endswith("norm.weight"):
         return torch.zeros(shape) if config.apply_layernorm_1p else torch.ones(shape)

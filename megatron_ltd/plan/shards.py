@@ -7,10 +7,10 @@ from math import prod
 from typing import NamedTuple
 
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import NGRAMS, layer_matrices, parameter_shapes
 
 SHARDED = ("attention.qkv", "attention.proj.weight", "mlp.fc1", "mlp.gate", "mlp.up", "mlp.fc2.weight",
-           "embedding.word.weight", "embedding.ngram.weight", "head.weight", "lm_head.bias")
+           "embedding.word.weight", NGRAMS, "head.weight", "lm_head.bias")
 """Parameters that tensor-parallel processes share; the others are whole on each."""
 
 
@@ -37,7 +37,7 @@ class Shards(NamedTuple):
     @lru_cache(maxsize=64)  # noqa: B019  no instance is kept
     def of(cls, model: ModelConfig, tp: int) -> "Shards":
         counts = {"layer": 0, "embedding": 0, "head": 0}
-        tables, matrices, known = {"embedding.word.weight": 0, "embedding.ngram.weight": 0}, 0, layer_matrices(model)
+        tables, matrices, known = {"embedding.word.weight": 0, NGRAMS: 0}, 0, layer_matrices(model)
         for name, shape in parameter_shapes(replace(model, num_layers=1)).items():
             mine = prod(shape) // (tp if _is_sharded(name, model) else 1)
             tables |= {name: mine} if name in tables else {}

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.config import ModelConfig
-from megatron_ltd.model.arithmetic.shapes import VOCABULARY, parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import NGRAMS, VOCABULARY, parameter_shapes
 from megatron_ltd.model.vit import CLASSIFIER, POSITIONS, resized_positions
 
 FREE = frozenset({"img_h", "img_w", "num_classes"})
@@ -20,7 +20,6 @@ FREE_WITH_VOCABULARY = frozenset({"vocab_size", "make_vocab_size_divisible_by"})
 """Settings in which two models may differ of which one has more tokens."""
 FREE_WITH_TABLE = frozenset({"ngram_rows", "ngram_length"})
 """Settings in which a model may differ from one without a table of n-grams."""
-TABLE = "embedding.ngram.weight"
 
 
 @dataclass
@@ -63,7 +62,7 @@ class Adaptation:
         parts += ["the classifier is reinitialised"] if CLASSIFIER[0] in self.shapes else []
         parts += [f"vocabulary: the rows of tokens {self.known} to {self.tokens - 1} are new and start at the mean of "
                   f"the {self.known} others"] if self.tokens else []
-        parts += ["the table of n-grams is new and starts at zero"] if TABLE in self.new else []
+        parts += ["the table of n-grams is new and starts at zero"] if NGRAMS in self.new else []
         return "; ".join(parts)
 
 
@@ -86,7 +85,7 @@ def adaptation(model: ModelConfig, manifest: Manifest, saved: ModelConfig, *, kn
     if model.family != "vit":
         grown = known < tokens
         names = [name for name in VOCABULARY if grown and name in parameter_shapes(model)]
-        new = frozenset({TABLE}) if saved.ngram_rows is None and model.ngram_rows is not None else frozenset()
+        new = frozenset({NGRAMS}) if saved.ngram_rows is None and model.ngram_rows is not None else frozenset()
         return Adaptation(_shapes(manifest, names), known=known, tokens=tokens if grown else 0, new=new)
     names = list(CLASSIFIER) if saved.num_classes != model.num_classes else []
     grids = None

@@ -107,6 +107,7 @@ def ngram_vectors(weights: Weights, config: ModelConfig, tokens: list[int],
     """Sums of the vectors of all runs of tokens that end at each place, hashed in plain Python. Shapes: -> [s, h]"""
     table, sums = weights["embedding.ngram.weight"], []
     assert config.ngram_rows is not None
+    drawn = torch.randint(2, (1024, config.hidden_size), generator=torch.Generator().manual_seed(0))
     for place, token in enumerate(tokens):
         total = torch.zeros(config.hidden_size, dtype=torch.float64)
         for length in range(2, config.ngram_length + 1):
@@ -114,7 +115,8 @@ def ngram_vectors(weights: Weights, config: ModelConfig, tokens: list[int],
             for earlier in range(place - 1, place - length, -1):
                 there = earlier >= 0 and (documents is None or documents[earlier] == documents[place])
                 key = (key * 1103515245 + (tokens[earlier] + 1 if there else 0)) % 2147483647
-            total = total + table[key * 48271 % 2147483647 % config.ngram_rows + (length - 2) * config.ngram_rows]
+            row = table[key * 48271 % 2147483647 % config.ngram_rows + (length - 2) * config.ngram_rows]
+            total = total + row * (2 * drawn[key * 69621 % 2147483647 % 1024] - 1)
         sums.append(total)
     return torch.stack(sums)
 

@@ -10,7 +10,7 @@ from megatron_ltd.config import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.model.decoding import DecodeState
 from megatron_ltd.model.init import initial_value
-from megatron_ltd.model.ngrams import ngram_rows
+from megatron_ltd.model.ngrams import ngrams_of, sign_patterns
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.test_mixture_of_depths import decoding
 from tests.model.tiny import (
@@ -29,9 +29,9 @@ PAIRS = {"ngram_rows": 40}
 
 
 def rows(config: ModelConfig, text: list[int], **known: torch.Tensor) -> torch.Tensor:
-    found = ngram_rows(torch.tensor([text]), config, **known)
+    found = ngrams_of(torch.tensor([text]), config, **known)
     assert found is not None
-    return found[0]
+    return found.rows[0]
 
 
 def test_a_new_table_changes_nothing(tp: TensorParallel) -> None:
@@ -65,11 +65,22 @@ def test_pairs_spread_evenly_over_the_table() -> None:
     """Each of 61 x 61 pairs once, in any order of the hash: the counts of 128 rows are those of a fair draw."""
     config = tiny_config(ngram_rows=128)
     pairs = torch.cartesian_prod(torch.arange(61), torch.arange(61))
-    found = ngram_rows(pairs, config)
+    found = ngrams_of(pairs, config)
     assert found is not None
-    counts = found[:, 1, 0].bincount(minlength=128).double()
-    chi_square = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
-    assert chi_square < 127 + 4 * (2 * 127) ** 0.5  # four standard deviations above its mean
+    for counts in (found.rows[:, 1, 0].bincount(minlength=128), found.patterns[:, 1, 0].bincount(minlength=1024)):
+        free, mean = len(counts) - 1, 61 * 61 / len(counts)
+        chi_square = float((counts - mean).square().sum() / mean)
+        assert chi_square < free + 4 * (2 * free) ** 0.5  # four standard deviations above its mean
+
+
+def test_those_who_share_a_row_read_it_with_signs_of_their_own() -> None:
+    config = tiny_config(ngram_rows=1)
+    found = ngrams_of(torch.cartesian_prod(torch.arange(61), torch.arange(61)), config)
+    assert found is not None
+    signs = sign_patterns(32, torch.device("cpu"), torch.float32)[found.patterns[:, 1, 0]]
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    agreement = (signs[:1000] @ signs[1000:2000].T / 32).square().mean()  # 1 if all had one pattern
+    assert float(agreement) == pytest.approx(1 / 32, rel=0.1)
 
 
 @pytest.mark.parametrize("settings", [GPT2_LIKE | NGRAMS, LLAMA_LIKE | PAIRS, NGRAMS | {"ngram_length": 5}],
@@ -95,4 +106,4 @@ def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp:
 
 
 def test_a_model_without_a_table_looks_nothing_up() -> None:
-    assert ngram_rows(torch.tensor([[1, 2]]), replace(tiny_config(), ngram_length=3)) is None
+    assert ngrams_of(torch.tensor([[1, 2]]), replace(tiny_config(), ngram_length=3)) is None

@@ -10,6 +10,8 @@ TOKEN_TYPES, SENTENCE_ORDERS = 2, 2
 
 VOCABULARY = ("embedding.word.weight", "head.weight", "lm_head.bias")
 """Parameters with a row for each token."""
+NGRAMS = "embedding.ngram.weight"
+"""The table of n-grams."""
 
 Shape = tuple[int, ...]
 
@@ -22,7 +24,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     is_bert, has_order = config.family == "bert", config.family == "bert" and not config.bert_no_binary_head
     shapes: dict[str, Shape] = {"embedding.word.weight": (vocabulary, h)}
     if config.ngram_rows is not None:
-        shapes["embedding.ngram.weight"] = ((config.ngram_length - 1) * config.ngram_rows, h)
+        shapes[NGRAMS] = ((config.ngram_length - 1) * config.ngram_rows, h)
     if config.embed_layernorm:
         shapes |= _norm(config, "embedding.norm")
     if config.position_embedding_type == "learned_absolute":
