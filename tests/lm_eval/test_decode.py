@@ -13,7 +13,7 @@ from tests.checkpoint.hugging_face import gpt2, lively, llama, read_in, saved, s
 from tests.gloo import launch_ranks
 from tests.lm_eval import stories
 from tests.lm_eval.decoding_ranks import decode
-from tests.train.runs import launched
+from tests.train.runs import TINY, invented_documents, launched, run, write_corpus
 from tools import generate
 
 TEXTS = [[5, 9, 3, 44, 21, 7], [8], [11, 2, 60], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
@@ -66,6 +66,20 @@ def test_a_long_text_is_cut_on_the_left(model: tuple[PreTrainedModel, str]) -> N
     text = [i * 7 % 61 for i in range(40)]
     [[found, _]] = launch_ranks(decode, 1, checkpoints, [text], NEW, [Sampling()], 1, 1, NEVER)
     assert found == [greedy(theirs, text[-(24 - NEW):], NEW)]
+
+
+def test_texts_of_a_model_with_a_table_of_n_grams_depend_on_no_layout_and_on_no_other_text(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, invented_documents())
+    run(tmp_path, {**TINY, **corpus.settings, "ngram_rows": 4096, "ngram_length": 3, "train_iters": 80, "lr": 2e-2,
+                   "save": str(tmp_path / "ours")})
+    checkpoints, samplings = str(tmp_path / "ours"), [Sampling(), Sampling(temperature=0.8, seed=3)]
+    [[together, drawn, *_]] = launch_ranks(decode, 1, checkpoints, TEXTS, NEW, samplings, 1, 1, NEVER)
+    for text, found in zip(TEXTS, together, strict=True):
+        [[alone, _]] = launch_ranks(decode, 1, checkpoints, [text], NEW, [Sampling()], 1, 1, NEVER)
+        assert alone == [found]
+    assert len({tuple(text) for text in together}) > 1
+    for answers in launch_ranks(decode, 4, checkpoints, TEXTS, NEW, samplings, 2, 2, NEVER):
+        assert answers == [together, drawn] * 2
 
 
 def test_the_trained_model_tells_the_recorded_story(
