@@ -165,6 +165,8 @@ def test_the_report_compares_each_arm_at_its_best_rate_with_the_dense_curve(tmp_
         for seed, by in ((1, 0.0), (2, 0.01)):
             complete_run(runs, "dense", tokens, 0.004, seed, dense_loss(flops) + by, flops)
         complete_run(runs, "dense", tokens, 0.008, 1, dense_loss(flops) + 0.1, flops)
+        for seed, by in ((1, 0.0), (2, 0.01)):  # reaches every loss with half of the FLOPs
+            complete_run(runs, "muon", tokens, 0.004, seed, dense_loss(2 * flops) + by, flops)
     for seed, by in ((1, 0.0), (2, 0.01)):
         complete_run(runs, "ltd", 10.0, 0.008, seed, dense_loss(3e12) + by, 0.6 * 3e12)
     complete_run(runs, "ltd", 10.0, 0.004, 1, dense_loss(3e12) + 0.2, 0.6 * 3e12)
@@ -173,6 +175,8 @@ def test_the_report_compares_each_arm_at_its_best_rate_with_the_dense_curve(tmp_
     row = next(line for line in text.splitlines() if line.startswith("| rehearsal | 10 | random-LTD"))
     assert "| 0.008 * | 2 |" in row  # no higher rate was tried
     assert "+40% (+40% to +40%)" in row
+    assert "| rehearsal | 10 | dense, Muon | 0.004 * | 2 | 1.051 |" in text
+    assert "| rehearsal | 10 | dense, AdamW | dense, Muon | 0.53 (0.53 to 0.53) |" in text  # half of 1.051
     assert digest(runs / "rehearsal-ltd-t10-lr0.008-seed2" / "metrics.jsonl") in text
     assert (tmp_path / "report" / "saving_map_loss.png").exists()
 

@@ -31,6 +31,8 @@ from tools.commands.command_line import exit_code_of
 
 RUNS = Path(__file__).resolve().parent / "runs"
 BASELINES = {"dense": "dense, AdamW", "muon": "dense, Muon"}
+CHEAPER = ("muon", "muon_ngram")
+"""Arms of which it is said with what share of a dense run's FLOPs they reach its loss."""
 OPTIMIZERS = {"dense": "adam", "muon": "muon"}
 
 
@@ -172,6 +174,23 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join([*lines, "", "\\* the lowest or the highest rate tried at this length, or the only one."])
 
 
+def reached_table(points: Sequence[Point]) -> str:
+    """The share of a dense run's FLOPs with which a cheaper arm reaches its loss, on the curve through that arm's own
+    budgets."""
+    lines = ["| model | tokens a parameter | the loss of | reached by | with, of its FLOPs |", "|---|--:|---|---|--:|"]
+    for name in CHEAPER:
+        for point in points:
+            budgets = against(points, point.size, name)
+            if budgets and point.arm in BASELINES and point.arm != name:
+                found = saving(point.losses, point.flops, budgets)
+                bounds = None if found.interval is None else [1.0 / (1.0 - bound) for bound in found.interval]
+                spread = "one seed" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+                beyond = ", extrapolated" if found.extrapolated else ""
+                lines.append(f"| {point.size} | {point.tokens_per_parameter:g} | {BASELINES[point.arm]} | "
+                             f"{METHODS[name].title} | {1.0 / (1.0 - found.share):.2f} ({spread}{beyond}) |")
+    return "\n".join(lines)
+
+
 def advice_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """The map as tools/drop_course/advice.py reads it. An arm is known by its policies, its optimizer, and whether it
     has a table of n-grams."""
@@ -222,8 +241,8 @@ def write(runs: Sequence[Complete], folder: Path) -> str:
     text = table(points)
     folder.mkdir(parents=True, exist_ok=True)
     machines = "; ".join(sorted({run.machine for run in runs}))
-    (folder / "saving_map.md").write_text(f"{text}\n\n{rates_table(runs)}\n\n{digests_table(runs)}\n\n"
-                                          f"fp32; {machines}\n")
+    parts = (text, reached_table(points), rates_table(runs), digests_table(runs), f"fp32; {machines}")
+    (folder / "saving_map.md").write_text("\n\n".join(parts) + "\n")
     rows = ",\n".join(map(json.dumps, advice_rows(points)))
     (folder / "saving_map.json").write_text(f"[\n{rows}\n]\n")
     lines = {size: against(points, size, "dense") for size in SIZES}
