@@ -179,6 +179,8 @@ DROPPING_METHODS = {
     "shallow": Method("dense with two thirds of the layers", _shallow),
     "window": Method("dense with a window of a quarter of the sequence", _window),
     "ngram": Method("dense with embeddings of pairs", _ngram),
+    "ngram_shallow": Method("dense with embeddings of pairs and two thirds of the layers",
+                            lambda size, steps: (*_ngram(size, steps), *_shallow(size, steps))),
     "linear_decay": Method("dense with linear decay", _linear_decay),
     "ltd_linear_decay": Method("random-LTD with linear decay",
                                lambda size, steps: (*_ltd(size, steps), *_linear_decay(size, steps))),
