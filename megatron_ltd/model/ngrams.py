@@ -16,6 +16,7 @@ layers and gates them.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from megatron_ltd.config import ModelConfig
 
@@ -64,12 +65,11 @@ def ngrams_of(tokens: torch.Tensor, config: ModelConfig, *, documents: torch.Ten
     if before is None:
         before = text.new_full((text.shape[0], earlier), NONE)
     known = torch.cat((before, text), dim=1) + 1  # 0 stands for none
-    inside = None if documents is None else torch.nn.functional.pad(documents, (earlier, 0), value=NONE)
     key, rows, patterns = known[:, earlier:], [], []
     for back in range(1, earlier + 1):
         previous = known[:, earlier - back:known.shape[1] - back]
-        if documents is not None and inside is not None:
-            previous = previous * (inside[:, earlier - back:inside.shape[1] - back] == documents)
+        if documents is not None:
+            previous = previous * (F.pad(documents, (back, 0), value=NONE)[:, :-back] == documents)
         key = (key * _OF_TOKENS + previous) % _PRIME
         rows.append(key * _OF_ROWS % _PRIME % config.ngram_rows + (back - 1) * config.ngram_rows)
         patterns.append(key * _OF_PATTERNS % _PRIME % PATTERNS)

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import MemoryModel, parameter_count
+from megatron_ltd.plan.memory import MemoryModel, parameter_count, parameters_text
 from megatron_ltd.token_drop.plan import StepPlan
 from tests.plans import plan_of
 
@@ -30,6 +30,10 @@ def of(dp: int = 1, microbatches: int = 2, model: ModelConfig = MODEL, optimizer
 
 def test_parameters_by_hand() -> None:
     assert parameter_count(RunConfig(model=MODEL)) == PARAMETERS
+    assert parameters_text(RunConfig(model=MODEL)) == f"{PARAMETERS:,}"
+    padded = replace(MODEL, vocab_size=V - 28)
+    assert parameters_text(RunConfig(model=padded)) == (f"{PARAMETERS - 28 * H:,} ({PARAMETERS:,} with rows that pad "
+                                                        "the vocabulary)")
 
 
 @pytest.mark.parametrize(("settings", "each"), [

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_ltd.config import RunConfig
 from megatron_ltd.log import size_text
 from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import policies, total_steps
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import Memory, MemoryModel
+from megatron_ltd.plan.memory import Memory, MemoryModel, parameters_text
 from megatron_ltd.plan.memory import parameter_count as padded_parameter_count
 from megatron_ltd.plan.roofline import Parts, Roofline, StepTime
 from megatron_ltd.plan.run_cost import RunCost, run_cost
@@ -116,7 +115,7 @@ def tables(report: Report) -> list[Table]:
 
 def _run(report: Report) -> Table:
     layout, cluster, config = report.layout, report.planned.cluster, report.planned.config
-    rows = [("parameters", _parameters(config)),
+    rows = [("parameters", parameters_text(config)),
             ("cluster", f"{cluster.gpus:,} x {cluster.gpu}, {cluster.memory_gb:g} GB of which tensors may take "
                         f"{size_text(cluster.usable_bytes)}"),
             ("layout", layout_text(layout)),
@@ -124,12 +123,6 @@ def _run(report: Report) -> Table:
             ("most memory of a process", f"{size_text(report.peak)}: "
                                          + ("fits" if report.fits else "does not fit"))]
     return Table("Run", ("", "value"), tuple(rows))
-
-
-def _parameters(config: RunConfig) -> str:
-    """How many the model has, and how many are held."""
-    real, padded = parameter_count(config.model), padded_parameter_count(config)
-    return f"{real:,}" + (f" ({padded:,} with rows that pad the vocabulary)" if padded != real else "")
 
 
 def layout_text(layout: Layout) -> str:

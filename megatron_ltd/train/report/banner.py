@@ -14,7 +14,7 @@ from megatron_ltd.data.sample import Dataset
 from megatron_ltd.log import size_text
 from megatron_ltd.plan.derived import policies, total_samples, total_steps
 from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import MemoryModel, parameter_count
+from megatron_ltd.plan.memory import MemoryModel, parameters_text
 from megatron_ltd.train.report.short_line import count_text
 
 
@@ -27,7 +27,7 @@ def banner(config: RunConfig, datasets: Datasets, dp: int, device: str = "cpu") 
     """
     model = config.model
     state, rest = _memory(config, dp, device)
-    return [f"model: {parameter_count(config):,} parameters, {model.num_layers} layers x {model.hidden_size}, "
+    return [f"model: {parameters_text(config)} parameters, {model.num_layers} layers x {model.hidden_size}, "
             f"{model.seq_length} tokens a sample",
             f"data: {'; '.join(_sets(config, datasets, dp))}",
             f"dropping: {dropping(config, dp)}",
