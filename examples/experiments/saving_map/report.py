@@ -176,18 +176,19 @@ def table(points: Sequence[Point]) -> str:
 
 def reached_table(points: Sequence[Point]) -> str:
     """The share of a dense run's FLOPs with which a cheaper arm reaches its loss, on the curve through that arm's own
-    budgets."""
+    budgets, between which the loss must lie."""
     lines = ["| model | tokens a parameter | the loss of | reached by | with, of its FLOPs |", "|---|--:|---|---|--:|"]
     for name in CHEAPER:
         for point in points:
             budgets = against(points, point.size, name)
             if budgets and point.arm in BASELINES and point.arm != name:
                 found = saving(point.losses, point.flops, budgets)
+                if found.extrapolated:
+                    continue
                 bounds = None if found.interval is None else [1.0 / (1.0 - bound) for bound in found.interval]
                 spread = "one seed" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
-                beyond = ", extrapolated" if found.extrapolated else ""
                 lines.append(f"| {point.size} | {point.tokens_per_parameter:g} | {BASELINES[point.arm]} | "
-                             f"{METHODS[name].title} | {1.0 / (1.0 - found.share):.2f} ({spread}{beyond}) |")
+                             f"{METHODS[name].title} | {1.0 / (1.0 - found.share):.2f} ({spread}) |")
     return "\n".join(lines)
 
 
