@@ -51,7 +51,7 @@ FILES = """
   --deepspeed-config FILE.json
       DeepSpeed's file, of which the block random_ltd is taken.
   --recipe NAME
-      A named set of settings, printed in full, that files and flags override: muon.
+      A named set of settings, printed in full, that files and flags override: muon, muon-ngram.
 """
 
 
