@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 
-from examples.experiments.saving_map.arms import METHODS
+from examples.experiments.saving_map.arms import METHODS, SIZES
 from examples.experiments.saving_map.line import Losses, Saving, fit, nearest
 from tools.comparison.figures import BASELINE_COLOUR, COLOURS, GREY, MARKERS, STYLE
 
@@ -32,14 +33,27 @@ def _looks(arms: Iterable[str]) -> dict[str, Look]:
         for number, arm in enumerate(others)}
 
 
-def _label(arm: str, size: str, sizes: Collection[str]) -> str:
-    return METHODS[arm].title + (f" ({size})" if len(sizes) > 1 else "")
+def _fill(size: str, sizes: Collection[str], colour: str) -> str:
+    """Of a marker: the first size is filled, others are hollow."""
+    return colour if size == next(name for name in SIZES if name in sizes) else "white"
+
+
+def _legend(figure: Figure, sizes: Collection[str]) -> None:
+    """Beside the panels, with a line for each arm."""
+    handles = {label: handle for axes in figure.axes
+               for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    titles = [METHODS[arm].title for arm in METHODS]
+    shown = sorted(handles, key=titles.index)
+    known = [name for name in SIZES if name in sizes]
+    title = f"filled: {known[0]}, hollow: {', '.join(known[1:])}" if len(known) > 1 else None
+    figure.legend([handles[label] for label in shown], shown, title=title, frameon=False, fontsize=8,
+                  title_fontsize=8, loc="outside right upper")
 
 
 def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses]], path: Path) -> None:
     """Final loss of every arm at its best rate, against FLOPs; runs of an arm are joined by size."""
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(9.0, 5.2), constrained_layout=True)
+        figure, axes = pyplot.subplots(figsize=(11.0, 5.4), constrained_layout=True)
         for dense in curves.values():
             means = {flops: {0: float(np.mean(list(found.values())))} for flops, found in dense.items()}
             grid = np.geomspace(min(means), max(means), 200)
@@ -51,10 +65,11 @@ def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses
             chosen = [point for point in points if (point.size, point.arm) == (size, arm)]
             colour, marker = looks[arm]
             axes.plot([point.flops for point in chosen], [point.loss for point in chosen], color=colour, marker=marker,
-                      linestyle="none" if arm == "dense" else ":", label=_label(arm, size, sizes))
+                      markerfacecolor=_fill(size, sizes, colour), linestyle="none" if arm == "dense" else ":",
+                      label=METHODS[arm].title)
         axes.set(xscale="log", xlabel="FLOPs (forward, backward, and Muon's iterations)",
                  ylabel="held-out loss, nats a token")
-        axes.legend(frameon=False, fontsize=8.5)
+        _legend(figure, sizes)
         figure.savefig(path, dpi=160)
         pyplot.close(figure)
 
@@ -77,7 +92,8 @@ def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Pa
                 lengths = sorted(tokens for of, tokens, name in savings if (of, name) == (size, arm))
                 colour, marker = looks[arm]
                 shares = [100 * savings[size, tokens, arm].share for tokens in lengths]
-                axes.plot(lengths, shares, color=colour, marker=marker, label=_label(arm, size, sizes))
+                axes.plot(lengths, shares, color=colour, marker=marker, label=METHODS[arm].title,
+                          markerfacecolor=_fill(size, sizes, colour))
                 for tokens, share in zip(lengths, shares, strict=True):
                     if (interval := savings[size, tokens, arm].interval) is not None:
                         axes.vlines(tokens, 100 * interval[0], 100 * interval[1], color=colour, linewidth=1.2)
@@ -89,9 +105,7 @@ def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Pa
             ticks = sorted({tokens for _, tokens, _ in savings})
             axes.set_xticks(ticks, [f"{tokens:g}" for tokens in ticks])
             axes.minorticks_off()
-        handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels(),
-                                                                                strict=True)}
-        figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right upper")
+        _legend(figure, sizes)
         panels[0][0].set_ylim(bottom=max(LOWEST, panels[0][0].get_ylim()[0]))
         panels[0][0].set_ylabel("FLOPs saved at equal loss, %")
         figure.savefig(path, dpi=160)
