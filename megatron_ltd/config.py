@@ -86,8 +86,8 @@ class ModelConfig:
     """Norms multiply by 1 + their weight, which starts at 0: with weight decay it is drawn to 1."""
     ngram_rows: int | None = None
     """Add to each token's embedding that of the pair of tokens that ends with it, which a hash looks up in a table of
-    so many rows. The table costs memory and no FLOPs; 8 to 64 rows for each token of the vocabulary are usual. For
-    GPT."""
+    so many rows. The table costs memory and no FLOPs; 64 rows for each token of the vocabulary were measured
+    (docs/results.md). For GPT."""
     ngram_length: int = 2
     """With --ngram-rows: the longest run of tokens that is looked up. With 3 triples have embeddings as well as pairs,
     in as many rows again."""

@@ -37,14 +37,12 @@ class DecodeState:
 
     def ngrams(self, tokens: torch.Tensor, config: ModelConfig) -> NGrams | None:
         """The n-grams of the tokens read now. Shapes: [b, s]"""
+        earlier = config.ngram_length - 1
+        before = tokens.new_full((tokens.shape[0], earlier), NONE) if self._latest is None else self._latest
         places = torch.arange(self.length, self.length + tokens.shape[1], device=tokens.device)
         tokens = tokens.masked_fill(places < self.padding[:, None], NONE)
-        ngrams = ngrams_of(tokens, config, before=self._latest)
-        if ngrams is not None:
-            missing = tokens.new_full((tokens.shape[0], config.ngram_length - 1), NONE)
-            read = torch.cat((missing if self._latest is None else self._latest, tokens), dim=1)
-            self._latest = read[:, -missing.shape[1]:]
-        return ngrams
+        self._latest = torch.cat((before, tokens), dim=1)[:, -earlier:]
+        return ngrams_of(tokens, config, before=before)
 
     def chosen_so_far(self, layer: int, chosen: torch.Tensor) -> torch.Tensor:
         """Which tokens a layer's router has chosen, with those read now. Shapes: [b, s] -> [b, all]"""

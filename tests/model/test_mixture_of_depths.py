@@ -149,6 +149,16 @@ def decoding(config: ModelConfig, tp: TensorParallel) -> tuple[GPT, DecodingGPT]
     return build_gpt(config, tp).eval(), decoder.eval()
 
 
+def assert_evaluated_alike(model: GPT, text: torch.Tensor, logits: torch.Tensor) -> None:
+    """Evaluation gives two tokens the probabilities that these logits after the text give them. Shapes: [s], [v]"""
+    for label in (3, 40):
+        mask = torch.zeros(1, len(text))
+        mask[0, -1] = 1.0
+        scored = run(model, {"tokens": text[None], "labels": torch.full_like(text, label)[None],
+                             "loss_mask": mask, "sample_ids": torch.zeros(1, dtype=torch.int64)})
+        assert float(scored[0, 0, -1]) == pytest.approx(float(logits.log_softmax(-1)[label]), abs=1e-4)
+
+
 @pytest.mark.parametrize("settings", [GPT2_LIKE, QWEN3_LIKE], ids=["learned", "rotary-window"])
 def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp: TensorParallel,
                                                                              settings: dict[str, Any]) -> None:
@@ -164,13 +174,7 @@ def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp:
             if first % 6:
                 continue
             for b, start in ((0, 0), (1, 0), (2, 2)):
-                text = tokens[b, start:first + count]
-                for label in (3, 40):
-                    mask = torch.zeros(1, len(text))
-                    mask[0, -1] = 1.0
-                    scored = run(model, {"tokens": text[None], "labels": torch.full_like(text, label)[None],
-                                         "loss_mask": mask, "sample_ids": torch.zeros(1, dtype=torch.int64)})
-                    assert float(scored[0, 0, -1]) == pytest.approx(float(logits[b].log_softmax(-1)[label]), abs=1e-4)
+                assert_evaluated_alike(model, tokens[b, start:first + count], logits[b])
 
 
 def test_flops_are_those_that_torch_counts(tp: TensorParallel) -> None:

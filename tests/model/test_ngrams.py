@@ -12,7 +12,7 @@ from megatron_ltd.model.decoding import DecodeState
 from megatron_ltd.model.init import initial_value
 from megatron_ltd.model.ngrams import ngrams_of, sign_patterns
 from megatron_ltd.parallel.collectives import TensorParallel
-from tests.model.test_mixture_of_depths import decoding
+from tests.model.test_mixture_of_depths import assert_evaluated_alike, decoding
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
@@ -96,13 +96,7 @@ def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp:
             logits = decoder(tokens[:, first:first + count], state=state)
             state.length += count
             for b, begin in ((0, 0), (1, 0), (2, 2)):  # the third text is padded on the left, with tokens
-                text = tokens[b, begin:first + count]
-                for label in (3, 40):
-                    mask = torch.zeros(1, len(text))
-                    mask[0, -1] = 1.0
-                    scored = run(model, {"tokens": text[None], "labels": torch.full_like(text, label)[None],
-                                         "loss_mask": mask, "sample_ids": torch.zeros(1, dtype=torch.int64)})
-                    assert float(scored[0, 0, -1]) == pytest.approx(float(logits[b].log_softmax(-1)[label]), abs=1e-4)
+                assert_evaluated_alike(model, tokens[b, begin:first + count], logits[b])
 
 
 def test_a_model_without_a_table_looks_nothing_up() -> None:
