@@ -35,13 +35,15 @@ class Budget:
 
     Args:
         settings: the TOML file that all arms share.
+        shape: what the model changes of it.
     """
 
     settings: Path
     vocab_size: int
+    shape: Flags = ()
 
     def config(self, flags: Flags, steps: int) -> RunConfig:
-        words = ["--config", str(self.settings), *flags, "--train-iters", str(steps), "--vocab-size",
+        words = ["--config", str(self.settings), *self.shape, *flags, "--train-iters", str(steps), "--vocab-size",
                  str(self.vocab_size), "--mock-data"]
         return parse_run_config(words)[0]
 

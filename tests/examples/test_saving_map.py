@@ -177,6 +177,7 @@ def test_the_report_compares_each_arm_at_its_best_rate_with_the_dense_curve(tmp_
     assert "+40% (+40% to +40%)" in row
     assert "| rehearsal | 10 | dense, Muon | 0.004 * | 2 | 1.051 |" in text
     assert "| rehearsal | 10 | dense, AdamW | dense, Muon | 0.53 (0.53 to 0.53) |" in text  # half of 1.051
+    assert "| rehearsal | 6 x 32 | 88,160 | +40% (+40% to +40%) |" in text
     assert digest(runs / "rehearsal-ltd-t10-lr0.008-seed2" / "metrics.jsonl") in text
     assert (tmp_path / "report" / "saving_map_loss.png").exists()
 

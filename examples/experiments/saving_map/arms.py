@@ -29,8 +29,14 @@ class Size:
         return max(4, round(tokens_per_parameter * self.budget.parameters / self.budget.step_tokens))
 
 
+def _shape(layers: int, width: int) -> Flags:
+    return ("--num-layers", str(layers), "--hidden-size", str(width))
+
+
 SIZES = {
     "small": Size("small", Budget(HERE / "small.toml", 2048), 32),
+    "flat": Size("flat", Budget(HERE / "small.toml", 2048, _shape(4, 76)), 32),  # as many parameters as small,
+    "deep": Size("deep", Budget(HERE / "small.toml", 2048, _shape(12, 48)), 32),  # to 2%
     "larger": Size("larger", Budget(HERE / "larger.toml", 2048), 32),
     "gpu": Size("gpu", Budget(HERE / "gpu.toml", 2048), 64),
     "rehearsal": Size("rehearsal", Budget(HERE / "rehearsal.toml", 320), 16),

@@ -33,9 +33,13 @@ def _looks(arms: Iterable[str]) -> dict[str, Look]:
         for number, arm in enumerate(others)}
 
 
-def _fill(size: str, sizes: Collection[str], colour: str) -> str:
-    """Of a marker: the first size is filled, others are hollow."""
-    return colour if size == next(name for name in SIZES if name in sizes) else "white"
+_FILLS = {"small": "full", "flat": "bottom", "deep": "top", "larger": "none"}
+_FILL_WORDS = {"full": "filled", "bottom": "lower half filled", "top": "upper half filled", "none": "hollow"}
+
+
+def _fills(sizes: Collection[str]) -> dict[str, str]:
+    """How the markers of each model are filled."""
+    return {name: _FILLS.get(name, "full") for name in SIZES if name in sizes}
 
 
 def _legend(figure: Figure, sizes: Collection[str]) -> None:
@@ -44,8 +48,8 @@ def _legend(figure: Figure, sizes: Collection[str]) -> None:
                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     titles = [METHODS[arm].title for arm in METHODS]
     shown = sorted(handles, key=titles.index)
-    known = [name for name in SIZES if name in sizes]
-    title = f"filled: {known[0]}, hollow: {', '.join(known[1:])}" if len(known) > 1 else None
+    fills = _fills(sizes)
+    title = ", ".join(f"{name}: {_FILL_WORDS[fill]}" for name, fill in fills.items()) if len(fills) > 1 else None
     figure.legend([handles[label] for label in shown], shown, title=title, frameon=False, fontsize=8,
                   title_fontsize=8, loc="outside right upper")
 
@@ -61,11 +65,12 @@ def losses(points: Sequence["Point"], curves: Mapping[str, Mapping[float, Losses
                      for flops in grid]
             axes.plot(grid, curve, color=GREY, linewidth=1.0, zorder=1)
         looks, sizes = _looks(point.arm for point in points), {point.size for point in points}
+        fills = _fills(sizes)
         for size, arm in dict.fromkeys((point.size, point.arm) for point in points):
             chosen = [point for point in points if (point.size, point.arm) == (size, arm)]
             colour, marker = looks[arm]
             axes.plot([point.flops for point in chosen], [point.loss for point in chosen], color=colour, marker=marker,
-                      markerfacecolor=_fill(size, sizes, colour), linestyle="none" if arm == "dense" else ":",
+                      fillstyle=fills[size], linestyle="none" if arm == "dense" else ":",
                       label=METHODS[arm].title)
         axes.set(xscale="log", xlabel="FLOPs (forward, backward, and Muon's iterations)",
                  ylabel="held-out loss, nats a token")
@@ -84,6 +89,7 @@ def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Pa
         return
     keys = [key for savings in shown.values() for key in savings]
     looks, sizes = _looks(arm for _, _, arm in keys), {size for size, _, _ in keys}
+    fills = _fills(sizes)
     with pyplot.rc_context(STYLE):
         figure, panels = pyplot.subplots(1, len(shown), figsize=(4.4 * len(shown) + 4.2, 4.6), sharey=True,
                                          squeeze=False, constrained_layout=True)
@@ -93,7 +99,7 @@ def saved(found: Mapping[str, Mapping[tuple[str, float, str], Saving]], path: Pa
                 colour, marker = looks[arm]
                 shares = [100 * savings[size, tokens, arm].share for tokens in lengths]
                 axes.plot(lengths, shares, color=colour, marker=marker, label=METHODS[arm].title,
-                          markerfacecolor=_fill(size, sizes, colour))
+                          fillstyle=fills[size])
                 for tokens, share in zip(lengths, shares, strict=True):
                     if (interval := savings[size, tokens, arm].interval) is not None:
                         axes.vlines(tokens, 100 * interval[0], 100 * interval[1], color=colour, linewidth=1.2)

@@ -192,6 +192,21 @@ def reached_table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
+def shapes_table(points: Sequence[Point], arm: str = "ltd") -> str:
+    """What an arm saves against dense AdamW, by the shape of the model."""
+    found = {key[:2]: one for key, one in savings(points, "dense").items() if key[2] == arm}
+    lengths = sorted({tokens for _, tokens in found})
+    lines = ["| model | layers x width | parameters | " + " | ".join(f"at {tokens:g}" for tokens in lengths) + " |",
+             "|---|--:|--:|" + "--:|" * len(lengths)]
+    for name, size in SIZES.items():
+        cells = [found[name, tokens].text() if (name, tokens) in found else "" for tokens in lengths]
+        if any(cells):
+            model = size.budget.config((), 1).model
+            lines.append(f"| {name} | {model.num_layers} x {model.hidden_size} | {size.budget.parameters:,} | "
+                         + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def advice_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """The map as tools/drop_course/advice.py reads it. An arm is known by its policies, its optimizer, and whether it
     has a table of n-grams."""
@@ -242,8 +257,8 @@ def write(runs: Sequence[Complete], folder: Path) -> str:
     text = table(points)
     folder.mkdir(parents=True, exist_ok=True)
     machines = "; ".join(sorted({run.machine for run in runs}))
-    parts = (text, reached_table(points), rates_table(runs), digests_table(runs), f"fp32; {machines}")
-    (folder / "saving_map.md").write_text("\n\n".join(parts) + "\n")
+    tables = (text, reached_table(points), shapes_table(points), rates_table(runs), digests_table(runs))
+    (folder / "saving_map.md").write_text("\n\n".join([*tables, f"fp32; {machines}"]) + "\n")
     rows = ",\n".join(map(json.dumps, advice_rows(points)))
     (folder / "saving_map.json").write_text(f"[\n{rows}\n]\n")
     lines = {size: against(points, size, "dense") for size in SIZES}

@@ -108,8 +108,8 @@ def planned_run(entry: Entry, corpus: Corpus, runs: Path, start: Path | None = N
     size, name, tokens, rate, seed = entry
     assert rate is not None
     budget, arm = SIZES[size].budget, arm_of(SIZES[size], name, tokens)
-    arguments = ("--config", str(budget.settings.relative_to(ROOT)), *arm.flags, *corpus.flags(), "--train-iters",
-                 str(arm.steps), "--lr", f"{rate:g}", "--seed", str(seed), "--save-interval",
+    arguments = ("--config", str(budget.settings.relative_to(ROOT)), *budget.shape, *arm.flags, *corpus.flags(),
+                 "--train-iters", str(arm.steps), "--lr", f"{rate:g}", "--seed", str(seed), "--save-interval",
                  str(-(-arm.steps // CHECKPOINTS)), "--eval-interval", str(-(-arm.steps // CURVE_POINTS)))
     return Run(runs / name_of(entry), name, seed, rate, arm.steps, arguments, keeps_model,
                budget.flops(arm.flags, arm.steps), start)
