@@ -17,15 +17,10 @@ import torch
 
 from benchmarks import machine
 from benchmarks.rounds import processor_seconds
-from megatron_ltd.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TokenDropConfig,
-    TrainingConfig,
-)
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.plan.derived import policies, predictions_per_sample
 from megatron_ltd.plan.flops import step_flops

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.parts import PARTS, StepClock, marked
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.attention.context import ContextMaker
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.optim.build import ShardedOptimizer

@@ -18,7 +18,9 @@ from dataclasses import replace
 import torch
 
 from benchmarks import machine
-from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import ParallelConfig, TrainingConfig
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import materialize
 from megatron_ltd.model.transformer import StageSpan

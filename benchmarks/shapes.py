@@ -2,14 +2,9 @@
 
 from dataclasses import dataclass
 
-from megatron_ltd.config import (
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TokenDropConfig,
-    TrainingConfig,
-)
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

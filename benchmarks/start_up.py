@@ -28,7 +28,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.data.build import build_datasets
 from megatron_ltd.data.corpus.indexed import HEADER, MAGIC, VERSION, IndexedCorpus
 from megatron_ltd.data.gpt.dataset import GPTDataset

@@ -24,7 +24,7 @@ from examples.cluster import place_of_node
 from examples.ending import completed_since, conclude, endings_in, record_crash
 from examples.meeting import Place, meet
 from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import EXIT_COMPLETE, ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import global_batch_size

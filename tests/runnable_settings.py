@@ -3,15 +3,10 @@
 import dataclasses
 from typing import Any
 
-from megatron_ltd.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TokenDropConfig,
-    TrainingConfig,
-)
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 
 RUNNABLE = RunConfig(
     model=ModelConfig(num_layers=24, hidden_size=96, num_attention_heads=12, seq_length=256, vocab_size=1000),

@@ -27,7 +27,8 @@ from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
-from megatron_ltd.config import DataConfig, RunConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError, UserError
 from megatron_ltd.log import Console

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.bert.mapping import LONGEST_SENTENCE_TOKENS
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import Manifest, check_manifest, verify_manifest

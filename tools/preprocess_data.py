@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a checkout that is not installed
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.preprocess.encoding import EncodingPlan
 from megatron_ltd.data.preprocess.pipeline import CHECKPOINT_SECONDS, Progress, preprocess
 from megatron_ltd.data.preprocess.run_state import state_path

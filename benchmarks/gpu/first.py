@@ -18,7 +18,7 @@ from benchmarks import machine
 from benchmarks.gpu.bench import TINY, Bench
 from benchmarks.ours import OurModel
 from benchmarks.shapes import Shape, run_config
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.train.process.launch import Runtime
 

@@ -14,7 +14,7 @@ from benchmarks.gpu import plain_gpt
 from benchmarks.gpu.bench import TINY, Bench, ratio
 from benchmarks.nanogpt import NanoGPT
 from benchmarks.ours import OurModel
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.plan.derived import policies, predictions_per_sample
 from megatron_ltd.plan.flops import step_flops
 

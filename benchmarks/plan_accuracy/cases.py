@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.settings.cli import parse_run_config
 
 GPT = ("--num-layers 8 --hidden-size 128 --num-attention-heads 4 --seq-length 128 --vocab-size 1024 "

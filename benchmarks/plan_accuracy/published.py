@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.cluster import known_cluster
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops

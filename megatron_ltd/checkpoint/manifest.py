@@ -17,7 +17,7 @@ import numpy
 
 import megatron_ltd
 from megatron_ltd.checkpoint.durable import FileFacts, read_file, write_file
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"

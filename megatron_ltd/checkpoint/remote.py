@@ -16,7 +16,7 @@ from megatron_ltd.checkpoint.layout import (
 )
 from megatron_ltd.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from megatron_ltd.checkpoint.store import Store, copied, newest_step
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
 

@@ -7,7 +7,7 @@ from typing import Any
 import megatron_ltd
 from megatron_ltd.checkpoint.layout import defect, find_checkpoint, older_than
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
 

@@ -48,7 +48,7 @@ from megatron_ltd.checkpoint.layout import (
 from megatron_ltd.checkpoint.manifest import Manifest, versions, write_manifest
 from megatron_ltd.checkpoint.storage import LazyPlanner, SafetensorsWriter
 from megatron_ltd.checkpoint.uploader import Uploader
-from megatron_ltd.config import CheckpointConfig
+from megatron_ltd.config.files import CheckpointConfig
 from megatron_ltd.errors import CheckpointError, LostPeerError
 from megatron_ltd.log import Console, size_text
 

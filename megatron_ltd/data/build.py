@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.bert.dataset import LEAST_TOKENS as BERT_LEAST_TOKENS
 from megatron_ltd.data.bert.dataset import BertDataset, BertSampleForm
 from megatron_ltd.data.bert.masking import MaskingSettings

@@ -2,7 +2,7 @@
 
 import re
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 
 NAMED_PATH = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 """NAME=PATH: a validation set with a loss of its own."""

@@ -1,6 +1,6 @@
 """What the recipes know of `--eval-tasks` before torch is loaded."""
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.train.task_scores import TaskPlan
 
 

@@ -19,15 +19,9 @@ from megatron_ltd.checkpoint.io import agree_on_checkpoint
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
-from megatron_ltd.config import (
-    CheckpointConfig,
-    DataConfig,
-    LoggingConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TokenDropConfig,
-)
+from megatron_ltd.config.files import CheckpointConfig, DataConfig, LoggingConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.decode import GREEDY, Decoder, Sampling
 from megatron_ltd.lm_eval.requests import Finished, ScoredRow, ScoreRow, by_length

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import DataError, UserError
 from megatron_ltd.lm_eval.bos import choose_bos

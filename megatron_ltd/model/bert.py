@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import Shard
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import SENTENCE_ORDERS
 from megatron_ltd.model.attention.context import Microbatch
 from megatron_ltd.model.norm import build_norm

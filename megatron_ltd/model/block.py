@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.attention.layer import Attention, TokenContext
 from megatron_ltd.model.dropout import dropout
 from megatron_ltd.model.norm import build_norm

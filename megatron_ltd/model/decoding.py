@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.attention.context import biased
 from megatron_ltd.model.attention.layer import KeyValueCache, TokenContext
 from megatron_ltd.model.attention.rotary import rotary_angles

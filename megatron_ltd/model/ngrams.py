@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 
 _PRIME = 2**31 - 1
 _OF_TOKENS, _OF_ROWS, _OF_PATTERNS = 1_103_515_245, 48_271, 69_621

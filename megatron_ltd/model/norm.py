@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import local, sharded_parameter
 

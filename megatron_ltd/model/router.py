@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.layers import ReplicatedLinear
 from megatron_ltd.token_drop.sampling import positions_of_largest

@@ -20,7 +20,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.attention.context import ContextMaker
 from megatron_ltd.model.attention.layer import TokenContext
 from megatron_ltd.model.block import Block

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import Shard
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.attention.context import ContextMaker, Microbatch
 from megatron_ltd.model.embedding import Embedding
 from megatron_ltd.model.norm import build_norm

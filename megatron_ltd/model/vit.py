@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import Replicate
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.attention.context import ContextMaker, Microbatch
 from megatron_ltd.model.dropout import dropout
 from megatron_ltd.model.embedding import Table

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig
 from megatron_ltd.model.arithmetic.shapes import layer_matrices
 from megatron_ltd.model.init import global_name
 from megatron_ltd.optim.muon import Muon

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_ltd.config import TrainingConfig
+from megatron_ltd.config.training import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from megatron_ltd.config import OptimizerConfig
+from megatron_ltd.config.training import OptimizerConfig
 from megatron_ltd.parallel.owners import Owners
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -20,7 +20,7 @@ constant spectral norm (https://arxiv.org/abs/2310.17813).
 
 import math
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 
 
 def adam_factors(config: ModelConfig, in_layer: bool, is_matrix: bool) -> tuple[float, float]:

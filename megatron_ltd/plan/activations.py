@@ -19,7 +19,7 @@ Selective recomputation spares half of the MLP's, and outputs and statistics of 
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 

@@ -6,7 +6,7 @@ The functions expect settings that `megatron_ltd.settings.checks.all` accepts, e
 import re
 from functools import lru_cache
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.layer_tokens import LayerTokens

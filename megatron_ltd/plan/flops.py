@@ -1,6 +1,6 @@
 """FLOPs of a step's plan."""
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.token_drop.plan import StepPlan

@@ -22,7 +22,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig
 from megatron_ltd.plan.derived import batch_ramp, layer_tokens, reads_vary, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
 

@@ -16,7 +16,7 @@ from math import prod
 from operator import mul
 from typing import NamedTuple
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic import shapes
 from megatron_ltd.parallel.logit_chunks import chunk_tokens
 from megatron_ltd.plan import muon

@@ -6,7 +6,8 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import newton_schulz_flops
 from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
 from megatron_ltd.plan.layout import Layout

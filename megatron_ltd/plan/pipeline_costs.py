@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import cut_to, head_flops, layer_flops
 from megatron_ltd.parallel.balance import balanced_split, rank_costs
 from megatron_ltd.parallel.partition import uniform_split

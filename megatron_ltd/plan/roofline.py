@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import attention_flops, cut_to, head_flops, product_flops
 from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.cluster import Cluster

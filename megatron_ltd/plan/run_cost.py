@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import layer_tokens, policies, total_steps
 from megatron_ltd.plan.flops import step_flops

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.parallel.partition import uniform_split
 from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.cluster import Cluster

@@ -6,7 +6,7 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import NGRAMS, layer_matrices, parameter_shapes
 
 SHARDED = ("attention.qkv", "attention.proj.weight", "mlp.fc1", "mlp.gate", "mlp.up", "mlp.fc2.weight",

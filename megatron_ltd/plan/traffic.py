@@ -20,7 +20,7 @@ For the h channels of the stream; q of all queries and k of all keys, or values,
 
 from typing import NamedTuple
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 
 
 class Traffic(NamedTuple):

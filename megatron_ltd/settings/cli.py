@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from megatron_ltd.config import Family, ModelConfig, RunConfig
+from megatron_ltd.config.model import Family, ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.settings.checks.all import refuse
 from megatron_ltd.settings.checks.idle import idle_settings
 from megatron_ltd.settings.checks.token_drop import token_drop_violations

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}(_[0-9]{1,40})*")
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 
-from megatron_ltd.config import Family
+from megatron_ltd.config.model import Family
 from megatron_ltd.settings.flag_reference import Flag, all_flags, flags_by_field, section_classes
 
 USUAL = {

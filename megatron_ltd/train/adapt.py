@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megatron_ltd.checkpoint.manifest import Manifest
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import NGRAMS, VOCABULARY, parameter_shapes
 from megatron_ltd.model.vit import CLASSIFIER, POSITIONS, resized_positions
 

@@ -7,7 +7,7 @@ set high enough for one graph per length, and beyond them torch raises an error.
 
 import torch
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.derived import policies
 
 GRAPHS_OF_A_LENGTH = 4

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import replace
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.finetuning.build import Epoch, describe, of_epochs, text_epoch
 from megatron_ltd.data.held_out import named_sets

@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.token_drop.importance_table import ImportanceTable

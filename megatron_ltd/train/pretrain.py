@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, open_uploader, probe_writable
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data import native
 from megatron_ltd.data.build import Datasets, bos_of_corpora, build_datasets, datasets_digest
 from megatron_ltd.data.held_out import in_whole_batches

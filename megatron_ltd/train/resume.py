@@ -9,7 +9,7 @@ from megatron_ltd.checkpoint.agreement import gather_json
 from megatron_ltd.checkpoint.io import agree_on_checkpoint, newest_sound_before, read_on_all_ranks
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.saved_settings import fallback, ignored_settings, saved_config
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import CheckpointError, DamagedCheckpointError, UserError
 from megatron_ltd.log import Console

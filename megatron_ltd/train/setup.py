@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.decoding import DecodingGPT
 from megatron_ltd.model.gpt import GPT

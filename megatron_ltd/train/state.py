@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_ltd.checkpoint import io
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale

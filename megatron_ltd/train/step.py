@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.attention.documents import most_documents
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.clip import gradient_norm, scale_gradients

@@ -20,7 +20,7 @@ import torch
 
 from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.writer import CheckpointWriter
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.loader import Batch, Loader
 from megatron_ltd.errors import EXIT_COMPLETE, DataError

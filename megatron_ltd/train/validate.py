@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.loader import Batch, read_microbatch, sample_ids

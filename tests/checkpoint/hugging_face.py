@@ -30,7 +30,7 @@ from transformers import (
 
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.whole_tensors import PREFIX
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import materialize

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.writer import CheckpointWriter
-from megatron_ltd.config import OptimizerConfig, RunConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig
 from megatron_ltd.lm_eval.scorer import scoring_config
 from megatron_ltd.train import state
 from megatron_ltd.train.process import launch

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.data.blend import BlendedDataset
 from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
 from megatron_ltd.data.gpt.dataset import GPTDataset

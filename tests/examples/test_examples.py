@@ -12,7 +12,7 @@ import pytest
 
 from examples.progress import shown_fields, without_crash_report
 from examples.quickstart_summary import read_metrics, training_rows
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.derived import total_steps
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config

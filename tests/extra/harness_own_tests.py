@@ -23,7 +23,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.lm_eval.bos import choose_bos
 from megatron_ltd.lm_eval.requests import ScoredRow, ScoreRow

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.gradients import local_gradient
 from megatron_ltd.parallel.mesh import Mesh

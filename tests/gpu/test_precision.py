@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.parallel.mesh import Mesh
 from megatron_ltd.train.process.launch import Runtime
 from megatron_ltd.train.setup import Model, build_model

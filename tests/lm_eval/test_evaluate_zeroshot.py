@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from megatron_ltd.checkpoint.manifest import Manifest
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import DataError
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.train.state import TrainState

@@ -10,15 +10,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from megatron_ltd.checkpoint.writer import CheckpointWriter
-from megatron_ltd.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TokenDropConfig,
-    TrainingConfig,
-)
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.requests import ScoredRow, ScoreRow
 from megatron_ltd.lm_eval.scorer import build_scorer

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 
 Weights = dict[str, torch.Tensor]
 

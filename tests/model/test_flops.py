@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops, plan_flops
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model.tiny import (

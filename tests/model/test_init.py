@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.transformer import StageSpan

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.model.decoding import DecodeState, DecodingGPT
 from megatron_ltd.model.gpt import GPT

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.model.decoding import DecodeState
 from megatron_ltd.model.init import initial_value

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import global_name, initial_value, materialize
 from megatron_ltd.model.transformer import StageSpan

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.gradients import reduce_replicated
 from tests.gloo import run_ranks

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.plan.traffic import backward_traffic, forward_traffic
 from tests.model.tiny import LLAMA_LIKE, build_gpt, run, tiny_batch, tiny_config

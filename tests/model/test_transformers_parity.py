@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.decoding import DecodeState, DecodingGPT
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import materialize

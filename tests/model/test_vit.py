@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from megatron_ltd.checkpoint.convert.huggingface.names import mapping
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.model.init import global_name, materialize

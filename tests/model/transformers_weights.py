@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 
 Tensors = dict[str, torch.Tensor]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.optimizer import grad_scaler
 
-from megatron_ltd.config import TrainingConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.optim.loss_scale import LossScale
 
 

@@ -12,7 +12,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from megatron_ltd.config import Family, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.model import Family, ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.muon import orthogonalized, update_scale

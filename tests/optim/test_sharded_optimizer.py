@@ -10,7 +10,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig
 from megatron_ltd.optim.build import ShardedOptimizer, decays
 from megatron_ltd.parallel.gradients import local_gradient
 from tests.gloo import run_ranks

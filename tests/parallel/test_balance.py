@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.flops import layer_flops
 from megatron_ltd.parallel import balance
 from megatron_ltd.parallel.balance import balanced_split, rank_costs, stage_sums

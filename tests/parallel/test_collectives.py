@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.parallel import collectives, entrance
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.gloo import run_ranks

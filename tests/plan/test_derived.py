@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import ParallelConfig, TrainingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import (
     data_parallel_size,

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ltd.plan.derived import total_samples, total_steps
 from megatron_ltd.plan.learning_rate import LearningRate, LearningRateSpans
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.plan.layout import Layout
 from megatron_ltd.plan.memory import MemoryModel, parameter_count, parameters_text
 from megatron_ltd.token_drop.plan import StepPlan

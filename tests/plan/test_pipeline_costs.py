@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import ModelConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import ParallelConfig, TrainingConfig
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.plan.derived import policies, whole_backward
 from megatron_ltd.plan.pipeline_costs import (

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.cluster import Cluster, known_cluster, read_cluster
 from megatron_ltd.plan.derived import policies

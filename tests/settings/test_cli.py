@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.cli import FILE_FLAGS, parse_run_config

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ltd.config import TokenDropConfig
+from megatron_ltd.config.run import TokenDropConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config

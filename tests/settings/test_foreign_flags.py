@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.settings.cli import FILE_FLAGS, parse_run_config
 from megatron_ltd.settings.flag_reference import all_flags

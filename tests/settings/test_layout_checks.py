@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed.pipelining import schedules as engine
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.checks.layout import needed_microbatches
 from tests.runnable_settings import with_settings

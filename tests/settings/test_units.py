@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.derived import total_steps
 from megatron_ltd.plan.learning_rate import learning_rate_spans
 from megatron_ltd.settings.checks.all import notes, violations

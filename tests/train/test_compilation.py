@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._dynamo.utils import counters
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.plan.derived import policies

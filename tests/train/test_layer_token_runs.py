@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops
 from tests.train.runs import TINY, VOCABULARY, Corpus, curve, pretrain, read_lines, run
 

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh
 from megatron_ltd.token_drop.plan import StepPlan

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.registry import POLICIES

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from megatron_ltd.checkpoint.layout import find_checkpoint
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.whole_tensors import PREFIX
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.gpt import GPT
 from megatron_ltd.model.init import materialize
 from megatron_ltd.model.transformer import StageSpan

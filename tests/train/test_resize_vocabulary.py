@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.train.state import TrainState, check_model_settings
 from tests.checkpoint.hugging_face import lively, llama, saved, write_out

@@ -23,7 +23,9 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.model.attention import context
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.mesh import build_mesh

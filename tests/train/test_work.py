@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TokenDropConfig, TrainingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig, TokenDropConfig
+from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.model.arithmetic.flops import head_flops, layer_flops
 from megatron_ltd.model.attention.context import ContextMaker, Microbatch
 from megatron_ltd.model.gpt import GPT

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 
 from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.bos import choose_bos

@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Collection
 from dataclasses import replace
 
-from megatron_ltd.config import CheckpointConfig, DataConfig, RunConfig
+from megatron_ltd.config.files import CheckpointConfig, DataConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.settings.flag_reference import all_flags
 

@@ -12,7 +12,7 @@ from math import log, prod
 from pathlib import Path
 from typing import Any
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.derived import batch_ramp, layer_tokens, policies, total_steps
 from megatron_ltd.plan.flops import step_flops, whole_step_flops
 from megatron_ltd.plan.learning_rate import LearningRate

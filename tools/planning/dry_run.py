@@ -23,7 +23,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import build_datasets
 from megatron_ltd.data.text.tokenizer import NullTokenizer
 from megatron_ltd.errors import ConfigError

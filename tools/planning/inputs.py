@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.checkpoint.convert.huggingface.config import model_config
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.cluster import Cluster, known_cluster, read_cluster

@@ -24,7 +24,7 @@ from benchmarks.ours import OurModel
 from examples.experiments.budget import Arm, Budget
 from examples.experiments.compute_saving.arms import arms, budget_of
 from examples.experiments.compute_saving.editions import EDITIONS
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.token_drop.importance_table import ImportanceTable
 from megatron_ltd.token_drop.plan import StepPlan

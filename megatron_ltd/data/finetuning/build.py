@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import Datasets, one_epoch_datasets
 from megatron_ltd.data.finetuning.conversations import chat_of
 from megatron_ltd.data.finetuning.epochs import EpochDataset

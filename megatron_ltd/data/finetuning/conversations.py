@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.chat_template import (
     PLAIN,
     Chat,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.preprocess.documents import BadLine, sorted_documents
 from megatron_ltd.data.preprocess.text_input import Block
 from megatron_ltd.data.text.beginning import chosen_bos

@@ -20,7 +20,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.sentence_piece import SentencePieceTokenizer
 from megatron_ltd.data.text.special_tokens import EOD_TOKENS, declared_beginning, end_of_document
 from megatron_ltd.data.text.tiktoken import read_ranks, tiktoken_engine

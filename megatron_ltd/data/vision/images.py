@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.finetuning.build import Epoch
 from megatron_ltd.data.sample import Dataset, Sample, check_index

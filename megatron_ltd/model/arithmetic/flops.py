@@ -22,7 +22,7 @@ not work of the model. Norms, embedding tables and dropout are omitted, as in Me
 from collections.abc import Sequence
 from dataclasses import replace
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.token_drop.plan import StepPlan
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 
 TOKEN_TYPES, SENTENCE_ORDERS = 2, 2
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.alibi import slopes
 from megatron_ltd.model.attention.documents import Documents, find_documents, has_kernel
 from megatron_ltd.model.attention.layer import TokenContext

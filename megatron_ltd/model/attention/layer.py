@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.attention.documents import Documents, attend_in_documents
 from megatron_ltd.model.attention.dropout import attend_with_dropout
 from megatron_ltd.model.attention.rotary import rotate

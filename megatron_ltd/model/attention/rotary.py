@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.rope_scaling import RopeScaling, rope_scaling, rotated_channels
 from megatron_ltd.token_drop.transfer import sent
 

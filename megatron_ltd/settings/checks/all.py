@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron_ltd.checkpoint.durable import is_url
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import data_parallel_size, length_is_given, reads_vary, total_steps
 from megatron_ltd.settings.checks.attention import attention_violations

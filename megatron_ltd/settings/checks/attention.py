@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.rope_scaling import scaling_problems
 from megatron_ltd.settings.checks.rules import given
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 
 
 def bad_step_violations(config: RunConfig) -> Iterator[str]:

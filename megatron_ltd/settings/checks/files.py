@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ltd.checkpoint.durable import is_url
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.validation_sets import NAMED_PATH
 from megatron_ltd.errors import CheckpointError, DataError
 from megatron_ltd.settings.checks.all import TOKENIZER_FILES

@@ -5,7 +5,7 @@ They are not errors, so that one command runs on several layouts, and with and w
 
 from dataclasses import replace
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.settings.checks.rules import Row, given
 from megatron_ltd.token_drop.registry import idle_policy_settings
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import (
     batch_ramp,

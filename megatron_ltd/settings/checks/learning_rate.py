@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, reads_vary
 from megatron_ltd.plan.learning_rate import (
     FLAG_SUFFIX,

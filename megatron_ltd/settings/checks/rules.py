@@ -3,7 +3,7 @@ rules out, and settings that must not exceed another."""
 
 from collections.abc import Iterable, Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.rope_scaling import rope_scaling
 from megatron_ltd.settings.flag_reference import Flag, flags_by_field
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import policies, policy_shape
 from megatron_ltd.token_drop.registry import Policies, policy_problems

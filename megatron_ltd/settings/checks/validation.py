@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.validation_sets import NAMED_PATH, validation_sets
 from megatron_ltd.settings.checks.rules import weighted
 from megatron_ltd.settings.flag_reference import flags_by_field

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.settings.flag_reference import REQUIRED, Flag, all_flags, with_settings
 from megatron_ltd.token_drop.policy import BELOW_ONE, ONE_OR_MORE, Range
 from megatron_ltd.token_drop.registry import POLICIES

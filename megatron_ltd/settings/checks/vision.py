@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.settings.checks.rules import given
 
 DEFAULTS = {"img_h": 224, "img_w": 224, "patch_dim": 16, "num_channels": 3, "num_classes": 1000}

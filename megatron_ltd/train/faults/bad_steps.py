@@ -6,7 +6,7 @@ Decisions follow from numbers that all processes share, so all of them decide al
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from megatron_ltd.config import TrainingConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.errors import DivergenceError, HardwareError, UserError
 from megatron_ltd.log import Console
 from megatron_ltd.train.faults.retry import Retry, Verdict

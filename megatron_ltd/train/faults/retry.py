@@ -11,7 +11,7 @@ each process keeps its own part of the loss on the device, and it is read and ga
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.loader import microbatches
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.optim.build import ShardedOptimizer

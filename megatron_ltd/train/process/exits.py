@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_ltd.checkpoint.layout import checkpoint_path
-from megatron_ltd.config import CheckpointConfig, RunConfig
+from megatron_ltd.config.files import CheckpointConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import (
     EXIT_COMPLETE,
     EXIT_INTERNAL,

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import megatron_ltd
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh

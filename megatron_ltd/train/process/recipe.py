@@ -12,7 +12,8 @@ from typing import NoReturn
 from megatron_ltd.checkpoint.layout import holds_nothing
 from megatron_ltd.checkpoint.remote import with_local_checkpoint
 from megatron_ltd.checkpoint.saved_settings import with_checkpoint_model
-from megatron_ltd.config import Family, RunConfig
+from megatron_ltd.config.model import Family
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.beginning import token_notes
 from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer, tokenizer_of_model
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError, ConfigError, UserError

@@ -6,7 +6,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from megatron_ltd.config import TrainingConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, EXIT_ON_SIGNAL
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

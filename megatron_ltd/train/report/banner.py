@@ -5,7 +5,7 @@ from resource import RUSAGE_SELF, getrusage
 
 import torch
 
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.blend import BlendedDataset
 from megatron_ltd.data.build import Datasets
 from megatron_ltd.data.gpt.dataset import GPTDataset

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_ltd.config import LoggingConfig
+from megatron_ltd.config.files import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import StatusServer

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraini
 from megatron_ltd.checkpoint.convert.huggingface.importing import SOURCE
 from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_out
 from megatron_ltd.checkpoint.manifest import read_manifest, write_manifest
-from megatron_ltd.config import DataConfig, RunConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.errors import EXIT_COMPLETE
 from megatron_ltd.model.bert import BERT

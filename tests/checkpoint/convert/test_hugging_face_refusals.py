@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from megatron_ltd.checkpoint.convert.huggingface.describe import describe
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.checkpoint.writer import CheckpointWriter
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from tests.checkpoint.hugging_face import (
     TOKENS,

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_in, carry_out, make_agree
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer, hugging_face_tokenizer
 from megatron_ltd.errors import CheckpointError
 from tests.checkpoint.hugging_face import assert_logits_close, lively, qwen2, read_in, saved, write_out

@@ -17,7 +17,7 @@ from megatron_ltd.checkpoint.convert.huggingface.config import model_config
 from megatron_ltd.checkpoint.convert.huggingface.describe import computes_the_same, describe
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.manifest import read_manifest
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.model.init import global_name, materialize
 from megatron_ltd.model.transformer import StageSpan

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from tests.train.runs import saved_tensors
 from tools import import_megatron_checkpoint as tool

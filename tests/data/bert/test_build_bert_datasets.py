@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.data.bert.masking import MaskingSettings
 from megatron_ltd.data.build import build_datasets, datasets_digest
 from megatron_ltd.data.loader import read_microbatch

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import build_datasets
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import check_manifest, manifest_path, read_manifest, verify_manifest

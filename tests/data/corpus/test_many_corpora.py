@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks import start_up
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.data import native
 from megatron_ltd.data.build import build_datasets
 from megatron_ltd.data.corpus import indexed, open_files

@@ -10,7 +10,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.finetuning.build import describe, text_epoch
 from megatron_ltd.data.finetuning.conversations import chat_of, conversation
 from megatron_ltd.data.finetuning.packing import PackedDataset

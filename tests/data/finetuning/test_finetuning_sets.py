@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ltd.config import DataConfig, LoggingConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.files import DataConfig, LoggingConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.data.finetuning.build import describe, of_epochs, text_epoch
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.data.text.tokenizer import NullTokenizer

@@ -9,7 +9,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from megatron_ltd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.data.build import build_datasets
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter

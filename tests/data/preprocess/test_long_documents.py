@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.preprocess import documents, text_input
 from megatron_ltd.data.preprocess.documents import sorted_documents

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.manifest import read_manifest
 from megatron_ltd.data.preprocess import pipeline as module

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.preprocess import documents, in_order
 from megatron_ltd.data.preprocess.encoding import EncodingPlan

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter, Mark
 from megatron_ltd.data.preprocess import pipeline as module

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.preprocess import encoding
 from megatron_ltd.data.preprocess.encoding import EncodingPlan
 from megatron_ltd.data.preprocess.pipeline import preprocess

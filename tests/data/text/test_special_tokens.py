@@ -9,7 +9,8 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from megatron_ltd.config import DataConfig, RunConfig
+from megatron_ltd.config.files import DataConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import bos_of_corpora
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
 from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block

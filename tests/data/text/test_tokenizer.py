@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer, build_tokenizer, tokenizer_of_model
 from megatron_ltd.data.text.wordpiece import read_vocabulary, wordpiece_engine
 from megatron_ltd.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, build_tokenizer
 from tools import train_tokenizer
 

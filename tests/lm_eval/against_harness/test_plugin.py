@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.tokenizer import build_tokenizer
 from megatron_ltd.errors import DataError
 from megatron_ltd.lm_eval.bos import choose_bos

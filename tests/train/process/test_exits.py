@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import CheckpointConfig, RunConfig, TrainingConfig
+from megatron_ltd.config.files import CheckpointConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.errors import EXIT_PEER_LOST, LostPeerError
 from megatron_ltd.train.process.exits import ending, note_attempt, report, take_exit_record, write_exit_record
 

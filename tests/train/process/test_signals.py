@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from megatron_ltd import pretrain_gpt
-from megatron_ltd.config import TrainingConfig
+from megatron_ltd.config.training import TrainingConfig
 from megatron_ltd.train.process import stopping
 from megatron_ltd.train.process.environment import Launch
 from tests.gloo import RankFailure, launch_ranks

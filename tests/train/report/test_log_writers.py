@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_ltd.config import LoggingConfig
+from megatron_ltd.config.files import LoggingConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.train.report.log_writers import Metrics, MetricsFile

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ltd.config import LoggingConfig
+from megatron_ltd.config.files import LoggingConfig
 from megatron_ltd.log import Console
 from megatron_ltd.train.report.profiling import StepProfiler
 

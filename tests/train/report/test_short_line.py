@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from megatron_ltd.config import LoggingConfig
+from megatron_ltd.config.files import LoggingConfig
 from megatron_ltd.log import Console
 from megatron_ltd.train.report.log_writers import Metrics
 from megatron_ltd.train.report.short_line import COLUMNS, ShortLog, bar, count_text, duration_text, short_line

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ltd.config import LoggingConfig
+from megatron_ltd.config.files import LoggingConfig
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import StatusServer
 from megatron_ltd.train.report.log_writers import Metrics

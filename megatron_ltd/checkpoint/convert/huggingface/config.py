@@ -23,7 +23,7 @@ from megatron_ltd.checkpoint.convert.huggingface.families import (
     SIZES,
     WITHOUT_MEANING,
 )
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.errors import CheckpointError
 
 Values = Mapping[str, Any]

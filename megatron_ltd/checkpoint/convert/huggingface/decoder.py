@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from megatron_ltd.checkpoint.convert.huggingface.families import DEFAULTS, ROTARY_BASE
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.rope_scaling import read_table, rope_scaling
 
 BIASES = {"llama": ("attention_bias", "mlp_bias"), "smollm3": ("attention_bias", "mlp_bias"),

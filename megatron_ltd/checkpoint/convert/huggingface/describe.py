@@ -6,7 +6,7 @@ from typing import Any
 from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.convert.huggingface.decoder import decoder_entries, decoder_kind
 from megatron_ltd.checkpoint.convert.huggingface.families import ARCHITECTURE, FAMILY_OF, SIZES
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.rope_scaling import rope_scaling
 
 _NOT_OF_THE_MODEL = {"seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "hidden_dropout",

@@ -21,7 +21,8 @@ from megatron_ltd.checkpoint.durable import fsync_folder, make_folder, remove_fo
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
 from megatron_ltd.checkpoint.tensor_file import DTYPE_OF, Chunk, all_finite, whole_chunk, write_tensors
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, CheckpointTensors
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes

@@ -13,7 +13,7 @@ from megatron_ltd.checkpoint.convert.huggingface.folder import CONFIG_NAME, Stor
 from megatron_ltd.checkpoint.convert.huggingface.names import FAMILIES, Mapped, is_constant, mapping, tied_copies
 from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_in
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, check_unused, write_weights
-from megatron_ltd.config import RunConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.model.arithmetic.rope_scaling import rope_scaling
 

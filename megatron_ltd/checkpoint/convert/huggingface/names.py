@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import VOCABULARY, parameter_shapes
 
 Names = dict[str, str | tuple[str, ...]]

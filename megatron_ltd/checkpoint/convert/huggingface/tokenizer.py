@@ -11,7 +11,7 @@ from tokenizers import processors
 from megatron_ltd.checkpoint.convert.huggingface.folder import read_json
 from megatron_ltd.checkpoint.convert.huggingface.sentencepiece_file import tokenizer_json
 from megatron_ltd.checkpoint.durable import make_folder
-from megatron_ltd.config import DataConfig
+from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.special_tokens import read_settings
 from megatron_ltd.data.text.tokenizer import HuggingFaceEngine, Tokenizer
 from megatron_ltd.errors import CheckpointError

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_ltd.checkpoint.agreement import raise_problems
-from megatron_ltd.config import ModelConfig
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.errors import CheckpointError
 
 State = Mapping[str, Any]

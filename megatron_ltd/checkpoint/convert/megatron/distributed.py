@@ -16,7 +16,8 @@ from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.convert.megatron.args import State, model_config
 from megatron_ltd.checkpoint.convert.megatron.importing import fitted
 from megatron_ltd.checkpoint.whole_tensors import PREFIX, write_weights
-from megatron_ltd.config import ModelConfig, RunConfig
+from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.model.arithmetic.shapes import VOCABULARY, parameter_shapes
 
