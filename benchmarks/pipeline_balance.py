@@ -27,7 +27,7 @@ from megatron_ltd.model.transformer import StageSpan
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.parallel.partition import stage_spans
 from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.pipeline_costs import pipeline_layers, predict
+from megatron_ltd.plan.layouts.pipeline_costs import pipeline_layers, predict
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 

@@ -32,9 +32,9 @@ from benchmarks.ours import OurModel
 from benchmarks.shapes import SHAPES, Shape, run_config
 from benchmarks.together import run_together
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
+from megatron_ltd.plan.layouts.cluster import peak_tflops
 from megatron_ltd.train.process import launch
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import leave

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from a ch
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
 from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, policies
-from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
+from megatron_ltd.plan.layouts.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config
 from tools.commands.command_line import add_output, exit_code_of, parser_of

@@ -16,9 +16,9 @@ from torch._dynamo.utils import counters
 from benchmarks.ours import OurModel
 from benchmarks.shapes import Shape, run_config
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
+from megatron_ltd.plan.layouts.cluster import peak_tflops
 from megatron_ltd.train.process.launch import Runtime
 
 SHAPES = {

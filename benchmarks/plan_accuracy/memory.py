@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from benchmarks.plan_accuracy.cases import CASES, Case
 from benchmarks.plan_accuracy.processes import measure
 from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import MemoryModel
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import MemoryModel
 
 
 def memory_table(cases: Sequence[Case] = CASES) -> str:

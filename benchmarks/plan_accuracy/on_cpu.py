@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from benchmarks.plan_accuracy.cases import Case
 from benchmarks.plan_accuracy.collectives import KINDS
-from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.roofline import Roofline, StepTime
+from megatron_ltd.plan.layouts.cluster import Cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.roofline import Roofline, StepTime
 from megatron_ltd.token_drop.plan import StepPlan
 
 ATTENTION, MEMORY, MESSAGE = 1 / 3, 0.2, 1 / 16

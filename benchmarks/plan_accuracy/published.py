@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.plan.cluster import known_cluster
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.roofline import Roofline
+from megatron_ltd.plan.layouts.cluster import known_cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.roofline import Roofline
 from megatron_ltd.settings.cli import parse_run_config
 
 

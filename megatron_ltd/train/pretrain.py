@@ -18,7 +18,7 @@ from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.plan.derived import global_batch_size, long_samples, predictions_per_sample, total_samples
-from megatron_ltd.plan.pipeline_costs import describe as describe_pipeline
+from megatron_ltd.plan.layouts.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.train.best import best_writer
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.process import launch, stacks

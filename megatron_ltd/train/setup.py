@@ -23,7 +23,7 @@ from megatron_ltd.parallel.mesh import Mesh
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.parallel.pipeline import Pipeline
 from megatron_ltd.plan.derived import policies, virtual_chunks, whole_backward
-from megatron_ltd.plan.pipeline_costs import pipeline_layers
+from megatron_ltd.plan.layouts.pipeline_costs import pipeline_layers
 from megatron_ltd.token_drop.importance_table import ImportanceTable, LossRecord
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.train.compilation import prepare_compilation

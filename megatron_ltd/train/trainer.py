@@ -28,9 +28,9 @@ from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import after_step
 from megatron_ltd.parallel.agreement import gather_json
 from megatron_ltd.plan.batch_ramp import BatchRamp
-from megatron_ltd.plan.cluster import peak_tflops
 from megatron_ltd.plan.derived import batch_ramp, policies, total_steps
 from megatron_ltd.plan.flops import step_flops, whole_step_flops
+from megatron_ltd.plan.layouts.cluster import peak_tflops
 from megatron_ltd.plan.learning_rate import LearningRate
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.token_drop.plan import StepPlan

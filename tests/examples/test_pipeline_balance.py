@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import pipeline_balance
-from megatron_ltd.plan.pipeline_costs import pipeline_layers, predict
+from megatron_ltd.plan.layouts.pipeline_costs import pipeline_layers, predict
 
 TINY = ["--layers", "6", "--hidden", "64", "--sequence", "16", "--vocabulary", "64", "--samples", "1", "--stages", "3",
         "--rounds", "1"]

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.parallel.collectives import TensorParallel
-from megatron_ltd.plan.traffic import backward_traffic, forward_traffic
+from megatron_ltd.plan.layouts.traffic import backward_traffic, forward_traffic
 from tests.model.tiny import LLAMA_LIKE, build_gpt, run, tiny_batch, tiny_config
 
 PRODUCTS = ("mm", "bmm", "attention", "DTensor")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
-from megatron_ltd.plan.in_flight import Schedule, held_activations
+from megatron_ltd.plan.layouts.in_flight import Schedule, held_activations
 
 KINDS: dict[str, Any] = {"interleaved": torch_schedules.ScheduleInterleaved1F1B,
                          "interleaved-zero-bubble": torch_schedules.ScheduleInterleavedZeroBubble,

@@ -8,8 +8,8 @@ import pytest
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import MemoryModel, parameter_count, parameters_text
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import MemoryModel, parameter_count, parameters_text
 from megatron_ltd.token_drop.plan import StepPlan
 from tests.plans import plan_of
 

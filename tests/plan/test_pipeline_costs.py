@@ -10,7 +10,7 @@ from megatron_ltd.config.run import RunConfig, TokenDropConfig
 from megatron_ltd.config.training import ParallelConfig, TrainingConfig
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.plan.derived import policies, whole_backward
-from megatron_ltd.plan.pipeline_costs import (
+from megatron_ltd.plan.layouts.pipeline_costs import (
     best_split,
     describe,
     head_cost,

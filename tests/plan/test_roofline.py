@@ -9,11 +9,11 @@ from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.errors import ConfigError
-from megatron_ltd.plan.cluster import Cluster, known_cluster, read_cluster
 from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.roofline import Parts, Roofline, StepTime
-from megatron_ltd.plan.run_cost import run_cost, step_shares
+from megatron_ltd.plan.layouts.cluster import Cluster, known_cluster, read_cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.roofline import Parts, Roofline, StepTime
+from megatron_ltd.plan.layouts.run_cost import run_cost, step_shares
 from megatron_ltd.token_drop.plan import StepPlan
 from tests.plans import plan_of
 from tests.runnable_settings import with_settings

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_ltd.plan.cluster import known_cluster
 from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.search import Search, least_cluster, nearest, settings_of
+from megatron_ltd.plan.layouts.cluster import known_cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.search import Search, least_cluster, nearest, settings_of
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.cli import parse_run_config
 

@@ -7,8 +7,8 @@ import pytest
 
 from megatron_ltd.plan.derived import layer_tokens, policies, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
+from megatron_ltd.plan.layouts.pipeline_costs import head_cost, layer_costs, plan_samples
 from megatron_ltd.plan.learning_rate import LearningRate, learning_rate_spans
-from megatron_ltd.plan.pipeline_costs import head_cost, layer_costs, plan_samples
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.checks.idle import idle_settings
 from megatron_ltd.token_drop.plan import StepPlan

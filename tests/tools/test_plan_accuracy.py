@@ -13,8 +13,8 @@ from benchmarks.plan_accuracy.on_cpu import Rates, predicted
 from benchmarks.plan_accuracy.processes import _process, _read
 from benchmarks.plan_accuracy.times import Timed, compared, fitted_rates
 from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import MemoryModel
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import MemoryModel
 
 
 def notes(*steps: tuple[str, str, bool, tuple[int, ...], float]) -> list[Note]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from megatron_ltd.log import Console
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import Memory
-from megatron_ltd.plan.search import Candidate, given_settings, settings_of
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import Memory
+from megatron_ltd.plan.layouts.search import Candidate, given_settings, settings_of
 from megatron_ltd.settings.checks.all import violations
 from megatron_ltd.settings.cli import parse_run_config
 from tools.commands.run_flags import flags_of

@@ -8,9 +8,9 @@ from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import size_text
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.flops import step_flops
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.run_cost import run_cost, step_shares
-from megatron_ltd.plan.search import (
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.run_cost import run_cost, step_shares
+from megatron_ltd.plan.layouts.search import (
     Candidate,
     Search,
     given_settings,

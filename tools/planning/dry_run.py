@@ -32,8 +32,8 @@ from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.layers import local
 from megatron_ltd.parallel.mesh import AXES, Mesh, build_mesh
 from megatron_ltd.plan.derived import long_samples, policies, predictions_per_sample
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import MemoryModel
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import MemoryModel
 from megatron_ltd.settings.checks.layout import needed_microbatches
 from megatron_ltd.train.importance import importance_table
 from megatron_ltd.train.live_bytes import LiveBytes

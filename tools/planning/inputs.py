@@ -11,9 +11,9 @@ from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.log import Console
-from megatron_ltd.plan.cluster import Cluster, known_cluster, read_cluster
 from megatron_ltd.plan.derived import data_parallel_size
-from megatron_ltd.plan.search import given_settings, laid_out
+from megatron_ltd.plan.layouts.cluster import Cluster, known_cluster, read_cluster
+from megatron_ltd.plan.layouts.search import given_settings, laid_out
 from megatron_ltd.settings.checks.all import BUDGETS, check
 from megatron_ltd.settings.checks.rules import given
 from megatron_ltd.settings.cli import parse_run_config

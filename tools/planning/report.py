@@ -6,15 +6,15 @@ from typing import Any
 
 from megatron_ltd.log import size_text
 from megatron_ltd.model.arithmetic.shapes import parameter_count
-from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import policies, total_steps
 from megatron_ltd.plan.flops import step_flops
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import Memory, MemoryModel, parameters_text
-from megatron_ltd.plan.memory import parameter_count as padded_parameter_count
-from megatron_ltd.plan.roofline import Parts, Roofline, StepTime
-from megatron_ltd.plan.run_cost import RunCost, run_cost
-from megatron_ltd.plan.search import RECOMPUTE, Candidate, settings_of
+from megatron_ltd.plan.layouts.cluster import Cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import Memory, MemoryModel, parameters_text
+from megatron_ltd.plan.layouts.memory import parameter_count as padded_parameter_count
+from megatron_ltd.plan.layouts.roofline import Parts, Roofline, StepTime
+from megatron_ltd.plan.layouts.run_cost import RunCost, run_cost
+from megatron_ltd.plan.layouts.search import RECOMPUTE, Candidate, settings_of
 from megatron_ltd.token_drop.plan import StepPlan
 from tools.pages.report_page import Table
 from tools.planning.inputs import Planned

@@ -13,8 +13,8 @@ from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.log import size_text
 from megatron_ltd.plan.derived import policies, total_samples, total_steps
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import MemoryModel, parameters_text
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import MemoryModel, parameters_text
 from megatron_ltd.train.report.short_line import count_text
 
 

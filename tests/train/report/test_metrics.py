@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_ltd.plan.cluster import peak_tflops
+from megatron_ltd.plan.layouts.cluster import peak_tflops
 from megatron_ltd.token_drop.accounting import Consumed
 from megatron_ltd.train.report.metrics import StepReport, held_out_fields, held_out_line
 from megatron_ltd.train.result import HeldOut

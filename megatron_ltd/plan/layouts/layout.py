@@ -6,8 +6,8 @@ from functools import cached_property
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
 from megatron_ltd.plan.derived import global_batch_size, virtual_chunks, whole_backward
-from megatron_ltd.plan.in_flight import Schedule
-from megatron_ltd.plan.pipeline_costs import pipeline_layers
+from megatron_ltd.plan.layouts.in_flight import Schedule
+from megatron_ltd.plan.layouts.pipeline_costs import pipeline_layers
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from megatron_ltd.config.model import ModelConfig
-from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.layouts.layout import Layout
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

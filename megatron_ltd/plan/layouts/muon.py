@@ -10,7 +10,7 @@ from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import newton_schulz_flops
 from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
-from megatron_ltd.plan.layout import Layout
+from megatron_ltd.plan.layouts.layout import Layout
 
 MOMENT_BYTES = 4
 """Of a number in a matrix that Muon updates; AdamW, which updates all others, has 8."""

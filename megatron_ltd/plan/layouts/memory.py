@@ -19,12 +19,12 @@ from typing import NamedTuple
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic import shapes
 from megatron_ltd.parallel.logit_chunks import chunk_tokens
-from megatron_ltd.plan import muon
-from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.derived import predictions_per_sample
-from megatron_ltd.plan.in_flight import held_activations
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.shards import Shards
+from megatron_ltd.plan.layouts import muon
+from megatron_ltd.plan.layouts.activations import DTYPE_BYTES, Activations
+from megatron_ltd.plan.layouts.in_flight import held_activations
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.shards import Shards
 from megatron_ltd.token_drop.plan import StepPlan
 
 MOMENTS_BYTES = {"adam": 8, "sgd": 4, "muon": 8}

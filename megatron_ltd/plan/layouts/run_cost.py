@@ -4,11 +4,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import layer_tokens, policies, total_steps
 from megatron_ltd.plan.flops import step_flops
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.roofline import Roofline
+from megatron_ltd.plan.layouts.cluster import Cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.roofline import Roofline
 from megatron_ltd.token_drop.plan import StepPlan
 
 REPRESENTATIVES = 5

@@ -4,7 +4,7 @@ Of a microbatch on one process, in seconds:
 
     products    FLOPs / (peak x efficiency), or reading the weights if that takes longer; backward twice forward
     attention   FLOPs / (peak x efficiency of attention); backward 2.5 x forward, since scores are computed again
-    memory      bytes of norms, activations, residual sums (`plan/traffic.py`) and logits / (rate x efficiency)
+    memory      bytes of norms, activations, residual sums (`plan/layouts/traffic.py`) and logits / (rate x efficiency)
     gradients   of the weights: bytes to add them to those of earlier microbatches, and to copy them where they are
                 reduced; bytes to copy the weights from where they are gathered, under ZeRO-3 forward and backward
     tensor      a layer's stream is summed twice forward and twice backward; under sequence parallelism it is gathered
@@ -27,20 +27,20 @@ from typing import Any
 
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import attention_flops, cut_to, head_flops, product_flops
-from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
-from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import predictions_per_sample
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.muon import exchanged_numbers, iterated_bytes, owned
-from megatron_ltd.plan.pipeline_costs import pipeline_time
-from megatron_ltd.plan.shards import Shards
-from megatron_ltd.plan.traffic import Traffic, backward_traffic, forward_traffic, spared_traffic
+from megatron_ltd.plan.layouts.activations import DTYPE_BYTES, Activations
+from megatron_ltd.plan.layouts.cluster import Cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.muon import exchanged_numbers, iterated_bytes, owned
+from megatron_ltd.plan.layouts.pipeline_costs import pipeline_time
+from megatron_ltd.plan.layouts.shards import Shards
+from megatron_ltd.plan.layouts.traffic import Traffic, backward_traffic, forward_traffic, spared_traffic
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan
 from megatron_ltd.token_drop.registry import Policies
 
 UPDATE_BYTES = {"adam": 40, "sgd": 32, "muon": 106}
 """Memory traffic of clipping and updating a parameter: weight, gradient and moments, read and written.
-Muon's is that of a matrix's number; its products and its exchange are counted apart (`plan/muon.py`)."""
+Muon's is that of a matrix's number; its products and its exchange are counted apart (`plan/layouts/muon.py`)."""
 
 
 @dataclass(frozen=True)

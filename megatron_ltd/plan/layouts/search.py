@@ -6,12 +6,12 @@ from typing import Any
 
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.parallel.partition import uniform_split
-from megatron_ltd.plan.activations import DTYPE_BYTES, Activations
-from megatron_ltd.plan.cluster import Cluster
 from megatron_ltd.plan.derived import policies
-from megatron_ltd.plan.layout import Layout
-from megatron_ltd.plan.memory import Memory, MemoryModel
-from megatron_ltd.plan.roofline import Roofline, StepTime
+from megatron_ltd.plan.layouts.activations import DTYPE_BYTES, Activations
+from megatron_ltd.plan.layouts.cluster import Cluster
+from megatron_ltd.plan.layouts.layout import Layout
+from megatron_ltd.plan.layouts.memory import Memory, MemoryModel
+from megatron_ltd.plan.layouts.roofline import Roofline, StepTime
 from megatron_ltd.token_drop.plan import StepPlan
 
 MICRO_SAMPLES = (1, 2, 4, 8, 16)
