@@ -189,8 +189,8 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     def row(policies: tuple[str, ...], optimizer: str, tokens: float, share: float, seeds: int = 1,
             ngrams: bool = False) -> Measured:
         interval = None if seeds == 1 else (share - 0.01, share + 0.02)
-        return Measured(f"arm of {optimizer}{' with pairs' * ngrams}", policies, optimizer, ngrams, 10**5, tokens,
-                        {"adam": (share, interval, seeds, share > 0.5)})
+        return Measured(f"arm of {optimizer}{' with pairs' * ngrams}", policies, optimizer, ngrams, (10**5, 4),
+                        tokens, {"adam": (share, interval, seeds, share > 0.5)})
 
     measured = [row(("random",), "adam", 10, 0.2, 3), row(("random",), "adam", 2.5, 0.3), row((), "muon", 2.5, 0.4),
                 row((), "adam", 2.5, 0.0)]
@@ -200,9 +200,15 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     assert "+30% at 2.5 (one seed), +20% at 10 (95% interval +19% to +22%, 3 seeds)" in lines[1]
     assert "longer" not in lines[1] and "longer" in lines[2] and "+40%" in lines[2]
     assert "shorter" in list(advice(CONFIG, parameters, measured))[1]
-    own_size = [dataclasses.replace(row, parameters=parameters, against={"adam": (0.1, None, 1, False)})
+    own = (parameters, CONFIG.model.num_layers)
+    own_size = [dataclasses.replace(row, size=own, against={"adam": (0.1, None, 1, False)})
                 for row in measured if row.tokens_per_parameter < 10]
     assert "+10% at 2.5" in list(advice(CONFIG, 2 * parameters, [*measured, *own_size]))[1]
+    deeper = [dataclasses.replace(row, size=(parameters + 1, 3 * own[1])) for row in own_size]
+    deeper += [dataclasses.replace(row, size=(parameters + 2, own[1]), against={"adam": (0.2, None, 1, False)})
+               for row in own_size]
+    (said,) = (line for line in advice(CONFIG, 2 * parameters, [*measured, *deeper]) if line.startswith("arm of adam:"))
+    assert "+20% at 2.5" in said and f"in {own[1]} layers" in said
     assert "+30% at 2.5 (one seed), +20% at 10" in list(advice(CONFIG, 4 * parameters, [*measured, *own_size]))[1]
     unknown = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, layer_drop_rate=0.2,
                             optimizer="muon")

@@ -23,6 +23,8 @@ LARGER = 10
 Kind = tuple[tuple[str, ...], str, bool]
 """Names of policies, optimizer, and whether the model has a table of n-grams."""
 Against = tuple[float, tuple[float, float] | None, int, bool]
+Size = tuple[int, int]
+"""Parameters, without a table of n-grams, and layers."""
 DENSE: Kind = ((), "adam", False)
 MUON: Kind = ((), "muon", False)
 MUON_WITH_NGRAMS: Kind = ((), "muon", True)
@@ -37,7 +39,7 @@ class Measured:
         title: of the arm, with its schedule and its optimizer.
         policies: names, sorted; none for dense training.
         ngrams: whether the model has a table of n-grams.
-        parameters: of the model, without that table.
+        size: of the model.
         against: by optimizer of the dense runs: share, interval (None for one seed), number of seeds, whether the loss
             lies beyond those of the dense runs.
     """
@@ -46,7 +48,7 @@ class Measured:
     policies: tuple[str, ...]
     optimizer: str
     ngrams: bool
-    parameters: int
+    size: Size
     tokens_per_parameter: float
     against: dict[str, Against]
 
@@ -66,8 +68,9 @@ def read_map(path: Path = MAP) -> list[Measured]:
         return {name: (one["share"], one["interval"] and tuple(one["interval"]), one["seeds"], one["extrapolated"])
                 for name, one in found.items()}
 
-    return [Measured(row["title"], tuple(row["policies"]), row["optimizer"], row["ngrams"], row["parameters"],
-                     row["tokens_per_parameter"], against(row["against"])) for row in json.loads(path.read_text())]
+    return [Measured(row["title"], tuple(row["policies"]), row["optimizer"], row["ngrams"],
+                     (row["parameters"], row["layers"]), row["tokens_per_parameter"], against(row["against"]))
+            for row in json.loads(path.read_text())]
 
 
 def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> Iterator[str]:
@@ -82,47 +85,50 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
     ngrams = config.model.ngram_rows is not None
     shapes = parameter_shapes(replace(config.model, ngram_rows=None))
     parameters = sum(prod(shape) for shape in shapes.values())
+    size = parameters, config.model.num_layers
     ratio, optimizer = tokens / parameters, config.optimizer.optimizer
     active = tuple(sorted(policy.name for policy in policies(config).active))
     without = " and a table of n-grams not" if ngrams else ""
     yield f"{ratio:.3g} tokens a parameter ({parameters / 1e6:.3g} million parameters, embedding included{without})"
     own = (active, optimizer, ngrams)
     if own != DENSE:
-        yield from _saved(own, "adam" if own == MUON else optimizer, ratio, parameters, measured)
+        yield from _saved(own, "adam" if own == MUON else optimizer, ratio, size, measured)
     for better in (MUON, MUON_WITH_NGRAMS):
         known = any(row.kind == better and optimizer in row.against for row in measured)
         if better != own and known:
-            yield from _saved(better, optimizer, ratio, parameters, measured)
-    largest = max(row.parameters for row in measured)
+            yield from _saved(better, optimizer, ratio, size, measured)
+    largest = max(row.size[0] for row in measured)
     if parameters > LARGER * largest:
         yield (f"measured with at most {largest / 1e6:.3g} million parameters; whether it carries over to this model "
                f"is not known ({SOURCE})")
 
 
-def _saved(kind: Kind, baseline: str, ratio: float, parameters: int, measured: Sequence[Measured]) -> Iterator[str]:
+def _saved(kind: Kind, baseline: str, ratio: float, size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     """What each arm of a kind saved against dense training with an optimizer."""
     active, optimizer, ngrams = kind
-    arms: dict[str, dict[int, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    arms: dict[str, dict[Size, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(measured, key=lambda row: row.tokens_per_parameter):
         if row.kind == kind and baseline in row.against:
-            arms[row.title][row.parameters].append(row)
+            arms[row.title][row.size].append(row)
     if not arms:
         what = " with ".join((*active, *(("n-grams",) if ngrams else ())))
         yield f"{what or 'dense'}, optimizer {optimizer}: no saving at equal loss was measured ({SOURCE})"
     for title, by_size in arms.items():
-        size = _most_telling(by_size, ratio, parameters)
-        rows = by_size[size]
+        parameters, layers = nearest = _most_telling(by_size, ratio, size)
+        rows = by_size[nearest]
         below = [row for row in rows if row.tokens_per_parameter <= ratio][-1:]
         above = [row for row in rows if row.tokens_per_parameter > ratio][:1]
         where = "" if below and above else f"; the run is {'longer' if below else 'shorter'} than any that was measured"
         yield (f"{title}: FLOPs saved at the loss of dense {OPTIMIZERS[baseline]}, by tokens a parameter, with "
-               f"{size / 1e6:.3g} million parameters: "
+               f"{parameters / 1e6:.3g} million parameters in {layers} layers: "
                f"{', '.join(row.saved(baseline) for row in (*below, *above))}{where}")
 
 
-def _most_telling(by_size: Mapping[int, Sequence[Measured]], ratio: float, parameters: int) -> int:
-    """The nearest size with a run as long as this one; if there is none, the size with the longest run."""
-    def longest(size: int) -> float:
-        return min(by_size[size][-1].tokens_per_parameter, ratio)
+def _most_telling(by_size: Mapping[Size, Sequence[Measured]], ratio: float, own: Size) -> Size:
+    """The nearest size with a run as long as this one; if there is none, the size with the longest run. Among sizes
+    that differ by a few percent of their parameters, that of the nearest depth."""
+    def distance(size: Size) -> tuple[float, float, float]:
+        parameters, layers = (abs(log(one / mine)) for one, mine in zip(size, own, strict=True))
+        return -min(by_size[size][-1].tokens_per_parameter, ratio), round(parameters, 1), layers
 
-    return min(by_size, key=lambda size: (-longest(size), abs(log(size / parameters))))
+    return min(by_size, key=distance)

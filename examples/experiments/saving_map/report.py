@@ -220,7 +220,7 @@ def advice_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
         rows.append({
             "title": METHODS[point.arm].title, "policies": sorted(policy.name for policy in policies(config).active),
             "optimizer": config.optimizer.optimizer, "ngrams": config.model.ngram_rows is not None,
-            "parameters": size.budget.parameters,
+            "parameters": size.budget.parameters, "layers": size.budget.config((), 1).model.num_layers,
             "tokens_per_parameter": point.tokens_per_parameter,
             "against": {optimizer: {"share": round(one.share, 4), "interval": one.interval and [
                 round(bound, 4) for bound in one.interval], "seeds": one.seeds, "extrapolated": one.extrapolated}
