@@ -144,6 +144,11 @@ def _ngram(size: Size, steps: int) -> Flags:
     return ("--ngram-rows", str(64 * size.budget.vocab_size))
 
 
+def _triples(size: Size, steps: int) -> Flags:
+    """Triples in as many rows again."""
+    return (*_ngram(size, steps), "--ngram-length", "3")
+
+
 def _linear_decay(size: Size, steps: int) -> Flags:
     """Saves nothing by itself: the learning rate falls on a line and not on a cosine."""
     return ("--lr-decay-style", "linear")
@@ -185,6 +190,7 @@ DROPPING_METHODS = {
     "shallow": Method("dense with two thirds of the layers", _shallow),
     "window": Method("dense with a window of a quarter of the sequence", _window),
     "ngram": Method("dense with embeddings of pairs", _ngram),
+    "ngram3": Method("dense with embeddings of pairs and triples", _triples),
     "ngram_shallow": Method("dense with embeddings of pairs and two thirds of the layers",
                             lambda size, steps: (*_ngram(size, steps), *_shallow(size, steps))),
     "linear_decay": Method("dense with linear decay", _linear_decay),
