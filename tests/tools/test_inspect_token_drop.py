@@ -210,6 +210,9 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     (said,) = (line for line in advice(CONFIG, 2 * parameters, [*measured, *deeper]) if line.startswith("arm of adam:"))
     assert "+20% at 2.5" in said and f"in {own[1]} layers" in said
     assert "+30% at 2.5 (one seed), +20% at 10" in list(advice(CONFIG, 4 * parameters, [*measured, *own_size]))[1]
+    assert not any("carries over" in line for line in advice(CONFIG, 1e6, measured))
+    far = list(advice(CONFIG, 1.1e7, measured))[-1]  # the longest run read 10 tokens for each of 100,000 parameters
+    assert "at most 0.1 million parameters and 1 million tokens" in far and "not known" in far
     unknown = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, layer_drop_rate=0.2,
                             optimizer="muon")
     assert "no saving at equal loss was measured" in list(advice(unknown, parameters, measured))[1]

@@ -19,7 +19,7 @@ from megatron_ltd.plan.derived import policies
 MAP = Path(__file__).resolve().parent / "saving_map.json"
 SOURCE = "docs/results.md"
 LARGER = 10
-"""A model so many times larger than the largest one of the map is told that it is."""
+"""A run whose model or text is so many times larger than any of the map is told that it is."""
 Kind = tuple[tuple[str, ...], str, bool]
 """Names of policies, optimizer, and whether the model has a table of n-grams."""
 Against = tuple[float, tuple[float, float] | None, int, bool]
@@ -98,9 +98,11 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
         if better != own and known:
             yield from _saved(better, optimizer, ratio, size, measured)
     largest = max(row.size[0] for row in measured)
-    if parameters > LARGER * largest:
-        yield (f"measured with at most {largest / 1e6:.3g} million parameters; whether it carries over to this model "
-               f"is not known ({SOURCE})")
+    longest = max(row.size[0] * row.tokens_per_parameter for row in measured)
+    if parameters > LARGER * largest or tokens > LARGER * longest:
+        yield (f"measured with at most {largest / 1e6:.3g} million parameters and {longest / 1e6:.3g} million tokens. "
+               "What was saved there fell with the number of tokens, more than with tokens a parameter; whether any of "
+               f"it carries over to this run is not known ({SOURCE})")
 
 
 def _saved(kind: Kind, baseline: str, ratio: float, size: Size, measured: Sequence[Measured]) -> Iterator[str]:
