@@ -8,6 +8,7 @@ import torch
 
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.attention.context import biased
+from megatron_ltd.model.attention.convolution import Reading, reading_of
 from megatron_ltd.model.attention.layer import KeyValueCache, TokenContext
 from megatron_ltd.model.attention.rotary import rotary_angles
 from megatron_ltd.model.gpt import GPT
@@ -100,7 +101,20 @@ class DecodingGPT(GPT):
             keys = torch.arange(mask.shape[-1], device=places.device)[None]
             mask = biased(mask, places[None], keys, self.config, self.tp)
             window = None if window is None else biased(window, places[None], keys, self.config, self.tp)
-        return TokenContext(angles=angles, mask=mask, window_mask=window)
+        return TokenContext(angles=angles, mask=mask, window_mask=window, reading=self._reading(places, padding))
+
+    def _reading(self, places: torch.Tensor, padding: torch.Tensor) -> Reading | None:
+        """What a convolution reads, of rows of which the first are those of tokens before. Padding is what other texts
+        are: another document.
+
+        Shapes:
+            places [s], padding [b]
+        """
+        if self.config.qkv_conv_kernel is None:
+            return None
+        reach = self.config.qkv_conv_kernel - 1
+        rows = torch.arange(int(places[0]) - reach, int(places[-1]) + 1, device=places.device)[:, None]
+        return reading_of(rows, reach, (rows >= padding).to(torch.int64))
 
     def _mask(self, places: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
         """Mask of earlier tokens that are not padding, and of the token itself, since a softmax over nothing is NaN.

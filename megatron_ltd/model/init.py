@@ -5,7 +5,7 @@
     weights of qkv, fc1, gate, up                          normal(0, std)
     weights of proj, fc2 (into the residual stream)        normal(0, std / sqrt(2 layers))
     weights of norms                                       1, or 0 with --apply-layernorm-1p
-    biases, embeddings of n-grams                          0
+    biases, embeddings of n-grams, convolutions            0
 
 std is --init-method-std; the division is GPT-2's, as in Megatron-LM's scaled initialisation, unless --no-scaled-init
 is given. With --parametrization
@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megatron_ltd.config.model import ModelConfig
-from megatron_ltd.model.arithmetic.shapes import NGRAMS
+from megatron_ltd.model.arithmetic.shapes import CONVOLUTION, NGRAMS
 from megatron_ltd.parallel.layers import local_part
 
 _INTO_RESIDUAL_STREAM = ("attention.proj.weight", "mlp.fc2.weight")
@@ -38,7 +38,7 @@ def global_name(name: str, config: ModelConfig) -> str:
 
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:
     """The whole parameter in fp32 on the CPU."""
-    if name.endswith("bias") or name == NGRAMS:
+    if name.endswith(("bias", CONVOLUTION)) or name == NGRAMS:
         return torch.zeros(shape)
     if name.endswith("norm.weight"):
         return torch.zeros(shape) if config.apply_layernorm_1p else torch.ones(shape)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import OptimizerConfig
-from megatron_ltd.model.arithmetic.shapes import layer_matrices
+from megatron_ltd.model.arithmetic.shapes import CONVOLUTION, layer_matrices
 from megatron_ltd.model.init import global_name
 from megatron_ltd.optim.muon import Muon
 from megatron_ltd.optim.parametrization import adam_factors, muon_factor
@@ -25,8 +25,9 @@ _DECOUPLED = ("embedding.word.weight", "head.weight")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and embeddings decay; biases and norm weights, which are vectors, do not (as in Megatron-LM)."""
-    return parameter.dim() > 1 and not name.endswith("bias")
+    """Matrices and embeddings decay; biases and norm weights, which are vectors, do not (as in Megatron-LM), nor do the
+    weights of convolutions, which are vectors as well, one for each distance."""
+    return parameter.dim() > 1 and not name.endswith(("bias", CONVOLUTION))
 
 
 class ShardedOptimizer:

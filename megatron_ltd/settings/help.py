@@ -26,7 +26,8 @@ OTHERS = (
                       "eod_token"),
     ({"gpt", "vit"}, "bert_no_binary_head mask_prob mask_max_ngram mask_whole_word mask_longer_ngrams mask_geometric "
                      "short_seq_prob"),
-    ({"bert", "vit"}, "ngram_rows ngram_length eval_tasks eval_tasks_interval eval_tasks_limit task_data"),
+    ({"bert", "vit"}, "ngram_rows ngram_length qkv_conv_kernel eval_tasks eval_tasks_interval eval_tasks_limit "
+                      "task_data"),
     ({"gpt", "bert"}, "img_h img_w patch_dim num_channels num_classes image_augmentation"),
     ({"vit"}, "seq_length max_position_embeddings position_embedding_type rotary_base rotary_percent vocab_size "
               "make_vocab_size_divisible_by untie_embeddings_and_output_weights data_path split data_cache_path "

@@ -8,6 +8,8 @@ import torch
 from megatron_ltd.config.model import ModelConfig
 
 Weights = dict[str, torch.Tensor]
+Pair = tuple[int, int, int]
+"""A token, an earlier one, as rows of what a layer processes, and the distance between them in the text."""
 
 
 def leaves(weights: Weights) -> Weights:
@@ -95,7 +97,8 @@ def sample_hidden(weights: Weights, config: ModelConfig, batch: dict[str, torch.
         of_layer = {name.removeprefix(f"layers.{layer}."): weight for name, weight in weights.items()
                     if name.startswith(f"layers.{layer}.")}
         updated = layer_output(of_layer, config, stream[queries], stream[keys], positions[queries], positions[keys],
-                               allowed(config, batch, b, queries, keys, layer), layer)
+                               allowed(config, batch, b, queries, keys, layer), layer,
+                               (read(config, batch, b, queries), read(config, batch, b, keys)))
         factor = (factors or {}).get(layer, 1.0)
         stream = stream.index_put((queries,), stream[queries] + factor * (
             (updated - stream[queries]).detach() if layer in constant else updated - stream[queries]))
@@ -134,6 +137,15 @@ def allowed(config: ModelConfig, batch: dict[str, torch.Tensor], b: int, queries
                          for i in queries.tolist()])
 
 
+def read(config: ModelConfig, batch: dict[str, torch.Tensor], b: int, tokens: torch.Tensor) -> list[Pair]:
+    """The earlier tokens that a convolution reads, pair by pair: those just before in the text, if they are here."""
+    here = tokens.tolist()
+    documents = batch["document_ids"][b].tolist() if "document_ids" in batch else [0] * config.seq_length
+    return [(here.index(token), here.index(token - distance), distance) for token in here
+            for distance in range(1, config.qkv_conv_kernel or 1)
+            if token - distance in here and documents[token] == documents[token - distance]]
+
+
 def full_layers(config: ModelConfig) -> list[int]:
     """Layers without a window, counted out as Megatron-LM's documentation words it."""
     frequency = config.window_attn_skip_freq or ()
@@ -150,14 +162,22 @@ def unrotated_layers(config: ModelConfig) -> list[int]:
 
 
 def layer_output(weights: Weights, config: ModelConfig, x: torch.Tensor, context: torch.Tensor,
-                 positions: torch.Tensor, key_positions: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
-    """A layer with its residual connections. Shapes: x [k, h], context [c, h], mask [k, c] -> [k, h]"""
+                 positions: torch.Tensor, key_positions: torch.Tensor, mask: torch.Tensor, layer: int,
+                 pairs: tuple[list[Pair], list[Pair]] = ([], [])) -> torch.Tensor:
+    """A layer with its residual connections.
+
+    Args:
+        pairs: those of x and of the context that a convolution reads.
+
+    Shapes:
+        x [k, h], context [c, h], mask [k, c] -> [k, h]
+    """
     if config.norm_placement == "after":
-        mixed = attention(weights, config, x, context, positions, key_positions, mask, layer)
+        mixed = attention(weights, config, x, context, positions, key_positions, mask, layer, pairs)
         x = x + normed(weights, "attention_norm", config, mixed)
         return x + normed(weights, "mlp_norm", config, mlp(weights, config, x))
     x = x + attention(weights, config, normed(weights, "attention_norm", config, x),
-                      normed(weights, "attention_norm", config, context), positions, key_positions, mask, layer)
+                      normed(weights, "attention_norm", config, context), positions, key_positions, mask, layer, pairs)
     return x + mlp(weights, config, normed(weights, "mlp_norm", config, x))
 
 
@@ -171,10 +191,12 @@ def mlp(weights: Weights, config: ModelConfig, y: torch.Tensor) -> torch.Tensor:
 
 
 def attention(weights: Weights, config: ModelConfig, x: torch.Tensor, context: torch.Tensor, positions: torch.Tensor,
-              key_positions: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
+              key_positions: torch.Tensor, mask: torch.Tensor, layer: int,
+              pairs: tuple[list[Pair], list[Pair]]) -> torch.Tensor:
     d, groups = config.head_dim, config.query_groups
     queries = config.num_attention_heads // groups
-    of_queries, of_keys = linear(weights, "attention.qkv", x), linear(weights, "attention.qkv", context)
+    of_queries, of_keys = (with_earlier(weights, linear(weights, "attention.qkv", rows), known)
+                           for rows, known in zip((x, context), pairs, strict=True))
     starts = [group * (queries + 2) * d for group in range(groups)]
     query = [of_queries[:, start + i * d:start + (i + 1) * d] for start in starts for i in range(queries)]
     key = [of_keys[:, start + queries * d:start + (queries + 1) * d] for start in starts]
@@ -198,6 +220,13 @@ def attention(weights: Weights, config: ModelConfig, x: torch.Tensor, context: t
         scores = torch.where(mask, scores, torch.full_like(scores, -math.inf))
         mixed.append(scores.softmax(-1) @ value[number // queries])
     return linear(weights, "attention.proj", torch.cat(mixed, dim=-1))
+
+
+def with_earlier(weights: Weights, rows: torch.Tensor, pairs: list[Pair]) -> torch.Tensor:
+    total = list(rows)
+    for row, earlier, distance in pairs:
+        total[row] = total[row] + weights["attention.conv.weight"][:, distance - 1] * rows[earlier]
+    return torch.stack(total)
 
 
 def alibi_slope(head: int, heads: int) -> float:

@@ -83,7 +83,8 @@ def explicit_hidden(weights: dense_reference.Weights, config: ModelConfig, batch
             mask = dense_reference.allowed(config, batch, b, chosen, chosen, layer)
             of_chosen = positions[chosen]
             updated = dense_reference.layer_output(of_layer, config, stream[chosen], stream[chosen], of_chosen,
-                                                   of_chosen, mask, layer)
+                                                   of_chosen, mask, layer,
+                                                   (dense_reference.read(config, batch, b, chosen),) * 2)
             update = factors[chosen, None] * (updated - stream[chosen])
             stream = stream.index_put((chosen,), stream[chosen] + update)
     return dense_reference.normed(weights, "final_norm", config, stream), losses
@@ -99,7 +100,8 @@ def log_probabilities(weights: dense_reference.Weights, config: ModelConfig, hid
     (GPT2_LIKE, {}, "none"), (LLAMA_LIKE, {"mixture_of_depths_strata": 2}, "full"),
     (QWEN3_LIKE, {"mixture_of_depths_capacity": 0.5}, "selective"),
     (GPT2_LIKE, {"mixture_of_depths_capacity": 1.0}, "none"),
-], ids=["learned", "rotary-strata-recompute", "window-half", "all"])
+    (GPT2_LIKE, {"mixture_of_depths_capacity": 0.5, "qkv_conv_kernel": 3}, "none"),
+], ids=["learned", "rotary-strata-recompute", "window-half", "all", "convolution"])
 def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, settings: dict[str, Any],
                                                         extra: dict[str, Any], recompute: str) -> None:
     config = routed_config(**settings, **extra)
@@ -123,7 +125,8 @@ def test_loss_and_gradients_are_those_of_explicit_loops(tp: TensorParallel, sett
     assert_gradients_close(gradients, wanted, tolerance=3e-5)  # scores far above one magnify rounding
 
 
-@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE, QWEN3_LIKE], ids=["learned", "rotary", "window"])
+@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE, QWEN3_LIKE, LLAMA_LIKE | {"qkv_conv_kernel": 4}],
+                         ids=["learned", "rotary", "window", "convolution"])
 def test_evaluation_chooses_each_token_by_its_predictor_alone(tp: TensorParallel, settings: dict[str, Any]) -> None:
     config = routed_config(**settings)
     batch = tiny_batch(config) | documents(config) | {"loss_mask": torch.ones(3, TOKENS)}
@@ -159,7 +162,8 @@ def assert_evaluated_alike(model: GPT, text: torch.Tensor, logits: torch.Tensor)
         assert float(scored[0, 0, -1]) == pytest.approx(float(logits.log_softmax(-1)[label]), abs=1e-4)
 
 
-@pytest.mark.parametrize("settings", [GPT2_LIKE, QWEN3_LIKE], ids=["learned", "rotary-window"])
+@pytest.mark.parametrize("settings", [GPT2_LIKE, QWEN3_LIKE, QWEN3_LIKE | {"qkv_conv_kernel": 4}],
+                         ids=["learned", "rotary-window", "convolution"])
 def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp: TensorParallel,
                                                                              settings: dict[str, Any]) -> None:
     config = routed_config(**settings)

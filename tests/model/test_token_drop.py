@@ -9,6 +9,7 @@ from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model import dense_reference
 from tests.model.tiny import (
     BLOOM_LIKE,
+    CONVOLUTION,
     GPT2_LIKE,
     LLAMA_LIKE,
     NGRAMS,
@@ -61,6 +62,9 @@ def kept_sets(batch: dict[str, torch.Tensor], dropped: list[int], keep: int,
     pytest.param(NGRAMS, [1, 2, 3], 6, 1, False, id="pairs and triples"),
     pytest.param(LLAMA_LIKE | NGRAMS | {"ngram_length": 2}, [1, 2, 4], 10, 2, True, id="pairs within documents"),
     pytest.param(BLOOM_LIKE | NGRAMS | {"ngram_length": 5}, [1, 2, 4], 10, 2, True, id="up to fives, normalised"),
+    pytest.param(GPT2_LIKE | CONVOLUTION, [1, 2, 3], 12, 1, False, id="convolutions"),
+    pytest.param(QWEN3_LIKE | CONVOLUTION, [1, 2, 4], 16, 2, True, id="convolutions within documents, norms, windows"),
+    pytest.param(LLAMA_LIKE | {"qkv_conv_kernel": 16}, [0, 1, 3], 6, 1, True, id="wide convolutions of few tokens"),
     pytest.param(SMOLLM3_LIKE, [0, 1, 3], 12, 1, False, id="layers without rotation, scaled positions, some biases"),
 ])
 def test_dropped_layers_compute_the_explicit_subset(

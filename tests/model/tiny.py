@@ -44,6 +44,8 @@ SMOLLM3_LIKE: dict[str, Any] = LLAMA_LIKE | {
 BLOOM_LIKE: dict[str, Any] = {
     "position_embedding_type": "alibi", "embed_layernorm": True, "openai_gelu": True, "apply_layernorm_1p": True}
 
+CONVOLUTION: dict[str, Any] = {"qkv_conv_kernel": 4}
+
 NGRAMS: dict[str, Any] = {"ngram_rows": 40, "ngram_length": 3}
 
 

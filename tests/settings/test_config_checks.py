@@ -31,6 +31,7 @@ REFUSED: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"ngram_rows": 64, "ngram_length": 1}, 1, ["--ngram-length = 1"]),
     ({"ngram_length": 3}, 1, ["--ngram-length = 3", "without --ngram-rows"]),
     ({"ngram_rows": 63, "tensor_model_parallel_size": 2}, 2, ["--ngram-rows = 63", "choose 62 or 64"]),
+    ({"qkv_conv_kernel": 1}, 1, ["--qkv-conv-kernel = 1", "at least 2"]),
     ({"num_layers": -4}, 1, ["--num-layers = -4", "at least 1"]),
     ({"seq_length": -1}, 1, ["--seq-length = -1"]),
     ({"micro_batch_size": 0}, 1, ["--micro-batch-size = 0", "leave the flag out for 1"]),

@@ -149,6 +149,15 @@ def _triples(size: Size, steps: int) -> Flags:
     return (*_ngram(size, steps), "--ngram-length", "3")
 
 
+def _conv(size: Size, steps: int) -> Flags:
+    """Queries, keys and values that also read the three tokens before their own."""
+    return ("--qkv-conv-kernel", "4")
+
+
+def _ngram_conv(size: Size, steps: int) -> Flags:
+    return (*_ngram(size, steps), *_conv(size, steps))
+
+
 def _linear_decay(size: Size, steps: int) -> Flags:
     """Saves nothing by itself: the learning rate falls on a line and not on a cosine."""
     return ("--lr-decay-style", "linear")
@@ -193,6 +202,9 @@ DROPPING_METHODS = {
     "ngram3": Method("dense with embeddings of pairs and triples", _triples),
     "ngram_shallow": Method("dense with embeddings of pairs and two thirds of the layers",
                             lambda size, steps: (*_ngram(size, steps), *_shallow(size, steps))),
+    "conv": Method("dense with convolutions", _conv),
+    "ngram_conv": Method("dense with convolutions and embeddings of pairs", _ngram_conv),
+    "ltd_conv": Method("random-LTD with convolutions", lambda size, steps: (*_ltd(size, steps), *_conv(size, steps))),
     "linear_decay": Method("dense with linear decay", _linear_decay),
     "ltd_linear_decay": Method("random-LTD with linear decay",
                                lambda size, steps: (*_ltd(size, steps), *_linear_decay(size, steps))),

@@ -3,6 +3,7 @@
 For a layer that processes k tokens of a sample (a multiply-add counts two):
 
     projections    2 k h d n + 4 c h d g + 2 k n d h      query, key and value, output; c keys: k, or all s
+    convolution    2 (K - 1) (k d n + 2 c d g)            of queries, keys and values, K wide
     attention      4 n d x pairs                          scores and weighted values
     mlp            2 k h f (2, or 3 with SwiGLU)
     router         2 s h, and as much for its predictor   Mixture-of-Depths: scores of all tokens
@@ -43,6 +44,8 @@ def product_flops(config: ModelConfig, kept_tokens: int, *, attends_to_all: bool
     heads, groups = config.num_attention_heads, config.query_groups
     keys = config.seq_length if attends_to_all else k
     projections = 2 * k * h * d * heads + 4 * keys * h * d * groups + 2 * k * heads * d * h
+    if config.qkv_conv_kernel is not None:
+        projections += 2 * (config.qkv_conv_kernel - 1) * (k * d * heads + 2 * keys * d * groups)
     return projections + 2 * k * h * config.ffn * (3 if config.swiglu else 2)
 
 

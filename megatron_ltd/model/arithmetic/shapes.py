@@ -10,6 +10,8 @@ TOKEN_TYPES, SENTENCE_ORDERS = 2, 2
 
 VOCABULARY = ("embedding.word.weight", "head.weight", "lm_head.bias")
 """Parameters with a row for each token."""
+CONVOLUTION = "attention.conv.weight"
+"""A layer's weights of earlier tokens, by channel and distance: no matrix, though they have two dimensions."""
 NGRAMS = "embedding.ngram.weight"
 """The table of n-grams."""
 
@@ -56,7 +58,8 @@ def parameter_count(config: ModelConfig) -> int:
 def layer_matrices(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The row counts of a layer's matrices, by name suffix. Query, key and value are fused: their rows alternate, and
     the three sizes are those of one group of heads."""
-    rows: dict[str, tuple[int, ...]] = {name: (shape[0],) for name, shape in _layer(config) if len(shape) == 2}
+    rows: dict[str, tuple[int, ...]] = {name: (shape[0],) for name, shape in _layer(config)
+                                        if len(shape) == 2 and name != CONVOLUTION}
     queries = config.num_attention_heads // config.query_groups
     return rows | {"attention.qkv.weight": (queries * config.head_dim, config.head_dim, config.head_dim)}
 
@@ -76,6 +79,8 @@ def _layer(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     heads = config.num_attention_heads
     yield from _norm(config, "attention_norm").items()
     yield from _linear("attention.qkv", (heads + 2 * config.query_groups) * d, h, config.qkv_bias)
+    if config.qkv_conv_kernel is not None:
+        yield CONVOLUTION, ((heads + 2 * config.query_groups) * d, config.qkv_conv_kernel - 1)
     yield from _linear("attention.proj", h, heads * d, config.proj_bias)
     if config.qk_layernorm:
         widths = (heads * d, config.query_groups * d) if config.qk_layernorm_all_heads else (d, d)

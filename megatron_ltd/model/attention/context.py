@@ -12,6 +12,7 @@ import torch
 
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.alibi import slopes
+from megatron_ltd.model.attention.convolution import Reading, reading_of
 from megatron_ltd.model.attention.documents import Documents, find_documents, has_kernel
 from megatron_ltd.model.attention.layer import TokenContext
 from megatron_ltd.model.attention.rotary import rotary_angles
@@ -114,7 +115,7 @@ class ContextMaker:
         gpt = self.config.family == "gpt"
         documents = None if attends_to_all else self._documents(kept)
         if documents is not None:
-            return TokenContext(angles=self._angles(kept), documents=documents)
+            return TokenContext(angles=self._angles(kept), documents=documents, reading=self._reading(kept))
         mask = self._causal_mask(kept, attends_to_all) if gpt else self._padding_mask(kept, attends_to_all)
         window = self._window_mask(kept, attends_to_all) if self.config.window_size is not None else None
         window = window if window is None or mask is None else window & mask
@@ -123,7 +124,8 @@ class ContextMaker:
                             for allowed in (mask, window))
         return TokenContext(causal=gpt, angles=self._angles(kept), mask=self._as_summand(mask),
                             window_mask=self._as_summand(window),
-                            key_angles=self._angles(None) if attends_to_all else None)
+                            key_angles=self._angles(None) if attends_to_all else None, reading=self._reading(kept),
+                            key_reading=self._reading(None) if attends_to_all else None)
 
     def in_layer(self, context: TokenContext, layer: int, kept: torch.Tensor | None = None, *,
                  attends_to_all: bool = False) -> TokenContext:
@@ -154,6 +156,18 @@ class ContextMaker:
         samples = torch.arange(kept.shape[0], device=kept.device)
         cos, sin = (table.expand(-1, kept.shape[0], -1, -1)[kept.t(), samples] for table in self._all_angles)
         return cos, sin  # [k, b, 1, r / 2]
+
+    def _reading(self, kept: torch.Tensor | None) -> Reading | None:
+        """What a convolution reads; None where that is every token before, or nothing."""
+        config, documents = self.config, self.batch.document_ids
+        # Routers leave out some of the tokens before, which `seeing_only` cannot do in what is not listed.
+        lists = kept is not None or documents is not None or config.mixture_of_depths_capacity is not None
+        if config.qkv_conv_kernel is None or not lists:
+            return None
+        places = self.batch.everywhere if kept is None else kept.t()
+        if documents is not None:
+            documents = (documents if kept is None else documents.gather(1, kept)).t()
+        return reading_of(places, config.qkv_conv_kernel - 1, documents)
 
     def _documents(self, kept: torch.Tensor | None) -> Documents | None:
         """The tokens' documents, where a kernel that knows documents computes the attention of all layers. The padding

@@ -1,6 +1,6 @@
-"""Self-attention with grouped queries, rotary positions and sliding windows, on any subset of the tokens."""
+"""Self-attention with grouped queries, rotary positions, sliding windows and convolutions, on any subset of the
+tokens."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.model.attention.convolution import Convolution, Reading, convolved
 from megatron_ltd.model.attention.documents import Documents, attend_in_documents
 from megatron_ltd.model.attention.dropout import attend_with_dropout
 from megatron_ltd.model.attention.rotary import rotate
@@ -19,7 +20,7 @@ from megatron_ltd.parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 
 class KeyValueCache:
-    """Preallocated keys and values of a layer.
+    """Preallocated keys and values of a layer, and the newest rows that a convolution read.
 
     Args:
         capacity: maximum number of tokens in each text.
@@ -28,6 +29,21 @@ class KeyValueCache:
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0
         self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._read: dict[str, torch.Tensor] = {}
+
+    def after_earlier(self, name: str, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Rows of new tokens after those of the `count` tokens before them, which are zero before the first token.
+
+        Args:
+            name: of what the rows are.
+
+        Shapes:
+            [s, b, o] -> [count + s, b, o]
+        """
+        earlier = self._read.get(name, rows.new_zeros(count, *rows.shape[1:]))
+        rows = torch.cat((earlier, rows))
+        self._read[name] = rows[len(rows) - count:]
+        return rows
 
     def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the keys and values of new tokens and return those of all tokens.
@@ -55,7 +71,9 @@ class TokenContext:
         causal: a token attends to itself and to earlier ones; only used without a mask.
         documents: within which the tokens attend to earlier ones; None: as the mask says.
         cache: keys and values of earlier tokens, to which those of these tokens are appended; the mask then has a
-            column for each.
+            column for each, and `reading` is that of the rows of earlier tokens too.
+        reading: the earlier tokens that a convolution reads; None: all of the sample. That of the keys of a cross layer
+            is key_reading.
 
     Shapes:
         angles: rotary cosines and sines of the tokens, two of [k, b or 1, 1, r / 2], None without rotary positions
@@ -78,6 +96,8 @@ class TokenContext:
     attention_keys: tuple[torch.Tensor, torch.Tensor] | None = None
     documents: Documents | None = None
     cache: KeyValueCache | None = None
+    reading: Reading | None = None
+    key_reading: Reading | None = None
 
     def for_layer(self, config: ModelConfig, layer: int) -> "TokenContext":
         """The same for a layer that may have a window, or no rotation."""
@@ -95,9 +115,10 @@ class TokenContext:
         keys = torch.arange(chosen.shape[1], device=chosen.device)
         queries = (keys if self.mask is None else keys[-self.mask.shape[2]:])[:, None]  # [k, 1]
         mask, seen = self.mask, chosen[:, None, None] | (keys == queries)
+        reading = self.reading and tuple(earlier.seeing_only(chosen) for earlier in self.reading)
         if mask is not None and mask.is_floating_point():
-            return replace(self, mask=mask.masked_fill(~seen, float("-inf")))
-        return replace(self, mask=seen & (keys <= queries if mask is None else mask))
+            return replace(self, mask=mask.masked_fill(~seen, float("-inf")), reading=reading)
+        return replace(self, mask=seen & (keys <= queries if mask is None else mask), reading=reading)
 
 
 class Attention(nn.Module):
@@ -127,6 +148,8 @@ class Attention(nn.Module):
         self.recompute = recompute
         qkv_features = (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
         self.qkv = ColumnParallelLinear(config.hidden_size, qkv_features, tp, bias=config.qkv_bias)
+        kernel = config.qkv_conv_kernel
+        self.conv = None if kernel is None else Convolution(qkv_features, kernel, tp)
         self.proj = RowParallelLinear(config.num_attention_heads * config.head_dim, config.hidden_size, tp,
                                       bias=config.proj_bias)
         self.query_norm = build_query_key_norm(config, config.num_attention_heads, tp)
@@ -138,7 +161,7 @@ class Attention(nn.Module):
             norm: is applied to x and to the context first.
         """
         recompute = self.recompute and self.training
-        query, key, value = self._project(norm, x, context, recompute)
+        query, key, value = self._project(norm, x, tokens, context, recompute)
         query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)  # [k or c, b, n/t or g/t, d]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -155,20 +178,25 @@ class Attention(nn.Module):
         mixed = self._core(query, key, value, tokens)
         return self.proj(mixed.permute(2, 0, 1, 3).flatten(2))
 
-    def _project(self, norm: nn.Module | None, x: torch.Tensor, context: torch.Tensor | None,
+    def _project(self, norm: nn.Module | None, x: torch.Tensor, tokens: TokenContext, context: torch.Tensor | None,
                  recompute: bool) -> tuple[torch.Tensor, ...]:
         """Queries of x, and keys and values of x or of the context. Shapes: [k or c, b, g/t, n/g or 1, d]"""
+        of_queries, of_keys = slice(None, self.queries_per_group), slice(self.queries_per_group, None)
         if context is None and not self.shares_groups:
             (qkv,) = project(x, [self.qkv.linear], self.tp, norm, recompute)
+            qkv = self._convolved(qkv, slice(None), tokens.reading, tokens.cache)
             qkv = qkv.unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
             return qkv.split((self.queries_per_group, 1, 1), dim=3)
-        queries, keys_and_values = self._linears()
+        queries, keys_and_values = self._linear(of_queries), self._linear(of_keys)
         if context is None:
             found = project(x, [queries, keys_and_values], self.tp, norm, recompute)
         else:
             found = (*project(x, [queries], self.tp, norm, recompute),
                      *project(context, [keys_and_values], self.tp, norm, recompute))
-        query, key_value = (part.unflatten(-1, (self.groups_local, -1, self.head_dim)) for part in found)
+        readings = tokens.reading, tokens.reading if context is None else tokens.key_reading
+        query, key_value = (
+            self._convolved(part, chosen, reading, tokens.cache).unflatten(-1, (self.groups_local, -1, self.head_dim))
+            for part, chosen, reading in zip(found, (of_queries, of_keys), readings, strict=True))
         return query, *key_value.split((1, 1), dim=3)
 
     def _rows(self, parameter: torch.Tensor) -> torch.Tensor:
@@ -181,13 +209,33 @@ class Attention(nn.Module):
         queries = heads[:-2].chunk(sharing)[place]
         return torch.cat((queries, heads[-2:]))[None]
 
-    def _linears(self) -> Iterator[Linear]:
-        """That of the queries, and that of keys and values, for when each reads tokens of its own or has rows of its
-        own."""
-        weight = self._rows(self.qkv.weight)
-        bias = None if self.qkv.bias is None else self._rows(self.qkv.bias)
-        for chosen in (slice(None, self.queries_per_group), slice(self.queries_per_group, None)):
-            yield weight[:, chosen].flatten(0, 2), None if bias is None else bias[:, chosen].flatten()
+    def _linear(self, chosen: slice) -> Linear:
+        """That of the queries, or that of keys and values, for when each reads tokens of its own or has rows of its
+        own.
+
+        Args:
+            chosen: the heads of a group.
+        """
+        bias = self.qkv.bias
+        return self._rows(self.qkv.weight)[:, chosen].flatten(0, 2), \
+            None if bias is None else self._rows(bias)[:, chosen].flatten()
+
+    def _convolved(self, rows: torch.Tensor, chosen: slice, reading: Reading | None,
+                   cache: KeyValueCache | None) -> torch.Tensor:
+        """The rows that were projected, with those of earlier tokens, if the model has such a convolution.
+
+        Args:
+            chosen: the heads of a group whose rows these are.
+
+        Shapes:
+            [k, b, o/t] -> the same
+        """
+        if self.conv is None:
+            return rows
+        weight = self._rows(self.conv.weight)[:, chosen].flatten(0, 2)
+        if cache is None:
+            return convolved(rows, weight, reading)
+        return convolved(cache.after_earlier(str(chosen), rows, weight.shape[1]), weight, reading)[weight.shape[1]:]
 
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: TokenContext) -> torch.Tensor:
         mask = tokens.mask

@@ -137,6 +137,8 @@ class Activations:
             inputs = tokens * queries + 2 * keys * queries
         else:
             inputs = tokens * queries + 2 * keys * groups + (tokens * queries + keys * groups if rotary else 0)
+        if model.qkv_conv_kernel is not None:
+            inputs += tokens * queries + 2 * keys * groups
         if model.qk_layernorm:
             inputs += tokens * queries + keys * groups
         statistics = 4 * tokens * model.num_attention_heads // tp

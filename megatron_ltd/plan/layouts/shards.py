@@ -9,8 +9,8 @@ from typing import NamedTuple
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import NGRAMS, layer_matrices, parameter_shapes
 
-SHARDED = ("attention.qkv", "attention.proj.weight", "mlp.fc1", "mlp.gate", "mlp.up", "mlp.fc2.weight",
-           "embedding.word.weight", NGRAMS, "head.weight", "lm_head.bias")
+SHARDED = ("attention.qkv", "attention.conv", "attention.proj.weight", "mlp.fc1", "mlp.gate", "mlp.up",
+           "mlp.fc2.weight", "embedding.word.weight", NGRAMS, "head.weight", "lm_head.bias")
 """Parameters that tensor-parallel processes share; the others are whole on each."""
 
 
@@ -61,6 +61,6 @@ class Shards(NamedTuple):
 def _is_sharded(name: str, model: ModelConfig) -> bool:
     if model.qk_layernorm_all_heads and name.endswith(("query_norm.weight", "key_norm.weight")):
         return True
-    if name in SHARDED[6:]:
+    if name in SHARDED[7:]:
         return True
-    return name.startswith("layers.") and any(f".{part}" in name for part in SHARDED[:6])
+    return name.startswith("layers.") and any(f".{part}" in name for part in SHARDED[:7])

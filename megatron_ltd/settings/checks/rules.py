@@ -54,7 +54,7 @@ def excluded_settings(config: RunConfig) -> Iterator[str]:
         (model.parametrization == "standard", "base_hidden_size base_num_layers",
          "without --parametrization completep: no other depends on a base model; add that, or leave it out"),
         (model.family != "gpt", "parametrization z_loss_coeff", "for a model that is not a GPT; leave it out"),
-        (model.family != "gpt", "ngram_rows",
+        (model.family != "gpt", "ngram_rows qkv_conv_kernel",
          "for a model that is not a GPT, whose tokens follow on each other; leave it out"),
         (model.ngram_rows is None, "ngram_length",
          "without --ngram-rows: there is no table; add that, or leave it out"),

@@ -31,7 +31,7 @@ _FIELDS: tuple[tuple[Range, str], ...] = (
     (Range(0, 1), "short_seq_prob fim_rate fim_spm_rate fim_fragment_rate"),
     (Range(1, low_open=True), "rotary_base"),
     (Range(1, 99), "muon_num_ns_steps"),
-    (Range(2, 16), "ngram_length"),
+    (Range(2, 16), "ngram_length qkv_conv_kernel"),
     (Range(0, 2**32, high_open=True), "seed"),
 )
 _MOST = {"num_layers": 10**4, "base_num_layers": 10**4, "num_attention_heads": 2**16, "num_query_groups": 2**16,

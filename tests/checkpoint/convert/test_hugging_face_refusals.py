@@ -259,6 +259,7 @@ ROPE = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu":
     (ROPE | {"qk_layernorm": True, "add_mlp_bias": True}, "--add-mlp-bias must be off for qwen3"),
     (ROPE | {"qk_layernorm": True, "no_rope_freq": (2,)}, "--no-rope-freq must be left out for qwen3"),
     ({"ngram_rows": 128}, "--ngram-rows = 128: no model there looks up runs of tokens"),
+    ({"qkv_conv_kernel": 4}, "--qkv-conv-kernel = 4: no model there convolves"),
     ({"mixture_of_depths_capacity": 0.5}, "--mixture-of-depths-capacity = 0.5: no model there has routers"),
     ({"position_embedding_type": "alibi", "openai_gelu": True}, "--embed-layernorm must be on for bloom"),
     ({"embed_layernorm": True}, "--position-embedding-type must be alibi for bloom"),

@@ -47,8 +47,11 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     tables = [] if config.ngram_rows is None else [
         f"--ngram-rows = {config.ngram_rows}: no model there looks up runs of tokens; evaluate it here, or train "
         "without it"]
-    raise_problems("this model cannot be written as a Hugging Face model",
-                   routed + tables + [f"{rule} for {kind}" for rule, holds in needs.items() if not holds])
+    convolutions = [] if config.qkv_conv_kernel is None else [
+        f"--qkv-conv-kernel = {config.qkv_conv_kernel}: no model there convolves queries, keys and values; evaluate it "
+        "here, or train without it"]
+    missing = [f"{rule} for {kind}" for rule, holds in needs.items() if not holds]
+    raise_problems("this model cannot be written as a Hugging Face model", routed + tables + convolutions + missing)
     family = FAMILY_OF[kind]
     entries = {name: getattr(config, ours) for name, ours in SIZES[family].items()}
     vocabulary = {} if kind == "vit" else {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}

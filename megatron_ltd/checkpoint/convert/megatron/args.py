@@ -114,6 +114,7 @@ def megatron_settings(config: ModelConfig) -> dict[str, Any]:
         "--qk-layernorm of a BERT": config.family == "bert" and config.qk_layernorm,
         "--position-embedding-type alibi": config.position_embedding_type == "alibi",
         "--embed-layernorm": config.embed_layernorm, "--ngram-rows": config.ngram_rows is not None,
+        "--qkv-conv-kernel": config.qkv_conv_kernel is not None,
         "a router": config.mixture_of_depths_capacity is not None,
         "--openai-gelu with --disable-bias-linear": config.openai_gelu and not config.swiglu and not config.mlp_bias,
         "--parametrization completep": config.parametrization != "standard",
