@@ -1,5 +1,5 @@
 """Adapts the weights of a checkpoint to another model: a ViT's positions to another resolution and its classifier to
-other classes, a vocabulary to more tokens, and a model without a table of n-grams to one."""
+other classes, a vocabulary to more tokens, and a model without a table of n-grams or convolutions to one with them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,15 +11,35 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.config.model import ModelConfig
-from megatron_ltd.model.arithmetic.shapes import NGRAMS, VOCABULARY, parameter_shapes
+from megatron_ltd.model.arithmetic.shapes import CONVOLUTION, NGRAMS, VOCABULARY, parameter_shapes
 from megatron_ltd.model.vit import CLASSIFIER, POSITIONS, resized_positions
 
 FREE = frozenset({"img_h", "img_w", "num_classes"})
 """Settings in which two ViTs may differ."""
 FREE_WITH_VOCABULARY = frozenset({"vocab_size", "make_vocab_size_divisible_by"})
 """Settings in which two models may differ of which one has more tokens."""
-FREE_WITH_TABLE = frozenset({"ngram_rows", "ngram_length"})
-"""Settings in which a model may differ from one without a table of n-grams."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a model may be given that was trained without it. It starts as zeros, with which it changes nothing.
+
+    Args:
+        free: settings in which the two models may differ then; the first says whether a model has it.
+        parameter: how the names of its parameters end.
+    """
+
+    name: str
+    free: tuple[str, ...]
+    parameter: str
+
+    def is_new(self, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+        """Whether this model has it and the saved one has not, by their settings."""
+        return saved.get(self.free[0]) is None and mine[self.free[0]] is not None
+
+
+PARTS = (Part("table of n-grams", ("ngram_rows", "ngram_length"), NGRAMS),
+         Part("convolutions", ("qkv_conv_kernel",), CONVOLUTION))
 
 
 @dataclass
@@ -62,7 +82,8 @@ class Adaptation:
         parts += ["the classifier is reinitialised"] if CLASSIFIER[0] in self.shapes else []
         parts += [f"vocabulary: the rows of tokens {self.known} to {self.tokens - 1} are new and start at the mean of "
                   f"the {self.known} others"] if self.tokens else []
-        parts += ["the table of n-grams is new and starts at zero"] if NGRAMS in self.new else []
+        parts += [f"new, and zero at first: {part.name}" for part in PARTS
+                  if any(name.endswith(part.parameter) for name in self.new)]
         return "; ".join(parts)
 
 
@@ -85,7 +106,8 @@ def adaptation(model: ModelConfig, manifest: Manifest, saved: ModelConfig, *, kn
     if model.family != "vit":
         grown = known < tokens
         names = [name for name in VOCABULARY if grown and name in parameter_shapes(model)]
-        new = frozenset({NGRAMS}) if saved.ngram_rows is None and model.ngram_rows is not None else frozenset()
+        new = frozenset(name for part in PARTS if part.is_new(vars(saved), vars(model))
+                        for name in parameter_shapes(model) if name.endswith(part.parameter))
         return Adaptation(_shapes(manifest, names), known=known, tokens=tokens if grown else 0, new=new)
     names = list(CLASSIFIER) if saved.num_classes != model.num_classes else []
     grids = None

@@ -21,7 +21,7 @@ from megatron_ltd.errors import CheckpointError
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.train.adapt import FREE, FREE_WITH_TABLE, FREE_WITH_VOCABULARY, Adaptation
+from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, PARTS, Adaptation
 from megatron_ltd.train.best import BestSoFar
 from megatron_ltd.train.faults.record import FaultRecord
 from megatron_ltd.train.setup import Model, NamedParameter
@@ -137,19 +137,21 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     grows = config.model.family != "vit" and (mine["vocab_size"] or 0) > (saved["vocab_size"] or 0)
     if config.checkpoint.finetune and config.checkpoint.resize_vocabulary and grows:
         free |= FREE_WITH_VOCABULARY
-    gains_table = saved["ngram_rows"] is None and mine["ngram_rows"] is not None
-    if config.checkpoint.finetune and gains_table:
-        free |= FREE_WITH_TABLE
+    gained = [part for part in PARTS if part.is_new(saved, mine)]
+    if config.checkpoint.finetune:
+        free |= {name for part in gained for name in part.free}
     lines = [f"--{name.replace('_', '-')}: {saved[name]} in the checkpoint, {mine[name]} in this run"
              for name in mine if name not in free and saved[name] != mine[name]]
     if lines and grows and len(lines) == 1:
         raise CheckpointError(f"{path} has rows for {saved['vocab_size']} tokens, and this run's vocabulary has "
                               f"{mine['vocab_size']}. Name the model's own tokenizer, or start from its weights with "
                               "--finetune --resize-vocabulary, which gives it rows for the others.")
-    if lines and gains_table and all("--ngram-" in line for line in lines):
-        raise CheckpointError(f"{path} has no table of n-grams, and this run has --ngram-rows = {mine['ngram_rows']}. "
-                              "Leave that out, or start from the checkpoint's weights with --finetune, which gives "
-                              "them a table of zeros.")
+    addable = [f"--{name.replace('_', '-')}:" for part in gained for name in part.free]
+    if lines and all(line.startswith(tuple(addable)) for line in lines):
+        flags = ", ".join(f"--{part.free[0].replace('_', '-')} = {mine[part.free[0]]}" for part in gained)
+        raise CheckpointError(f"{path} has no {' and no '.join(part.name for part in gained)}, and this run has "
+                              f"{flags}. Leave that out, or start from the checkpoint's weights with --finetune: what "
+                              "is added to them starts as zeros and changes nothing at first.")
     if lines:
         raise CheckpointError(f"{path} holds another model; use its settings (--use-checkpoint-args):\n  "
                               + "\n  ".join(lines))

@@ -243,14 +243,15 @@ def compiled(rank: int, world_size: int, init_method: str, settings: Settings) -
     return pretrain(rank, world_size, init_method, settings)
 
 
-def test_compiled_layers_give_the_curve_of_plain_ones(truths: Truths, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama-convolution"])
+def test_compiled_layers_give_the_curve_of_plain_ones(truths: Truths, tmp_path: Path, name: str) -> None:
     steps = 8  # kept lengths 8, 12, 16, 20 and, in the first and the last layer, 32
     path = tmp_path / "metrics.jsonl"
     endings = launch_ranks(compiled, 2, {
-        **truths.settings("gpt2", tmp_path), **SP2, "compile": True, "train_iters": STEPS, "exit_interval": steps,
+        **truths.settings(name, tmp_path), **SP2, "compile": True, "train_iters": STEPS, "exit_interval": steps,
         "metrics_file": str(path)}, timeout=280)
     assert {ending.code for ending in endings} == {11}, endings[0].said
-    truth, _ = truths.of("gpt2")
+    truth, _ = truths.of(name)
     assert_same_curve(read_lines(path), [line for line in truth.lines if line["step"] <= steps])
 
 
