@@ -68,10 +68,13 @@ def test_a_long_text_is_cut_on_the_left(model: tuple[PreTrainedModel, str]) -> N
     assert found == [greedy(theirs, text[-(24 - NEW):], NEW)]
 
 
-def test_texts_of_a_model_with_a_table_of_n_grams_depend_on_no_layout_and_on_no_other_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [{"ngram_rows": 4096, "ngram_length": 3}, {"qkv_conv_kernel": 4}],
+                         ids=["n-grams", "convolution"])
+def test_texts_of_a_model_that_reads_earlier_tokens_depend_on_no_layout_and_on_no_other_text(
+    tmp_path: Path, part: dict[str, int],
+) -> None:
     corpus = write_corpus(tmp_path, invented_documents())
-    run(tmp_path, {**TINY, **corpus.settings, "ngram_rows": 4096, "ngram_length": 3, "train_iters": 80, "lr": 2e-2,
-                   "save": str(tmp_path / "ours")})
+    run(tmp_path, {**TINY, **corpus.settings, **part, "train_iters": 80, "lr": 2e-2, "save": str(tmp_path / "ours")})
     checkpoints, samplings = str(tmp_path / "ours"), [Sampling(), Sampling(temperature=0.8, seed=3)]
     [[together, drawn, *_]] = launch_ranks(decode, 1, checkpoints, TEXTS, NEW, samplings, 1, 1, NEVER)
     for text, found in zip(TEXTS, together, strict=True):

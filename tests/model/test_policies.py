@@ -17,6 +17,7 @@ from megatron_ltd.token_drop.registry import Policies
 from megatron_ltd.train.step import cut, in_bags
 from tests.model import dense_reference
 from tests.model.tiny import (
+    CONVOLUTION,
     GPT2_LIKE,
     LLAMA_LIKE,
     NGRAMS,
@@ -214,7 +215,8 @@ def loss_of_bags(weights: dense_reference.Weights, config: Any, batch: dict[str,
     return total
 
 
-@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE, NGRAMS], ids=["learned", "rotary", "n-grams"])
+@pytest.mark.parametrize("settings", [GPT2_LIKE, LLAMA_LIKE, NGRAMS, CONVOLUTION],
+                         ids=["learned", "rotary", "n-grams", "convolution"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_bags_have_the_loss_and_the_gradients_of_explicit_loops(tp: TensorParallel, settings: dict[str, Any],
                                                                 size: int) -> None:

@@ -12,6 +12,7 @@ from megatron_ltd.parallel.gradients import reduce_replicated
 from tests.gloo import run_ranks
 from tests.model.tiny import (
     BLOOM_LIKE,
+    CONVOLUTION,
     GPT2_LIKE,
     LLAMA_LIKE,
     NGRAMS,
@@ -59,6 +60,8 @@ def on_ranks(rank: int, world_size: int, config: ModelConfig, strata: int, seque
     pytest.param(2, True, BLOOM_LIKE | DROPOUT, "selective", id="tp2-sp-bloom-selective"),
     pytest.param(2, False, QWEN3_LIKE, "none", id="tp2-qwen3"),
     pytest.param(4, True, LLAMA_LIKE | NGRAMS, "none", id="tp4-sp-pairs-and-triples"),
+    pytest.param(4, True, LLAMA_LIKE | CONVOLUTION, "selective", id="tp4-sp-two-groups-convolution-selective"),
+    pytest.param(2, False, GPT2_LIKE | CONVOLUTION, "full", id="tp2-convolution-recompute"),
     pytest.param(2, True, QWEN3_LIKE | LAYER_NORM, "selective", id="tp2-sp-norms-with-biases-selective"),
     pytest.param(2, False, OLMO2_LIKE, "full", id="tp2-olmo2-recompute"),
     pytest.param(2, True, OLMO2_LIKE | DROPOUT, "none", id="tp2-sp-olmo2"),

@@ -84,6 +84,7 @@ def test_activations_by_hand() -> None:
     # numbers a token and norm, one a token and head.
     layer = 4 * tokens * (4 * H + 3 * H + H + 2 * 4 * H) + 16 * tokens + 4 * tokens * N
     assert of().peak(0, WHOLE).activations == L * layer
+    assert of(model=replace(MODEL, qkv_conv_kernel=4)).peak(0, WHOLE).activations == L * (layer + 4 * tokens * 3 * H)
     spared = 4 * tokens * (2 * H + 4 * H) + 16 * tokens  # outputs of norms, statistics, and the activation function
     assert of(recompute_granularity="selective").peak(0, WHOLE).activations == L * (layer - spared)
     assert of(recompute_granularity="full").peak(0, WHOLE).activations == L * 4 * tokens * H

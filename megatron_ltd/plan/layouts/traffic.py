@@ -9,6 +9,7 @@ For the h channels of the stream; q of all queries and k of all keys, or values,
         dropped tokens  9 h        taken and added, for one sum        9 h
     within
         biases                                                         q + 2 k + f + 2 h    read, to be summed
+        convolution     (2 + 3 e) (q + 2 k)                            (2 + 7 e) (q + 2 k)      of e earlier tokens
         rotation        9 (q + k)  4 products, 2 sums, joined          19 (q + k)           2 of 3 parts filled up
         query groups    2 q        copied to be neighbours             2 q
         joining                                                        2 (q + 2 k)          query, key and value
@@ -44,7 +45,8 @@ def forward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
     h, (queries, keys, ffn) = model.hidden_size, _widths(model, tp)
     rotation = 9 * _rotated(model) * (queries + keys)
     groups = 2 * queries if _are_grouped(model, tp) else 0
-    return Traffic((4 + 6 + (9 if dropped else 3)) * h, rotation + groups + (5 if model.swiglu else 2) * ffn)
+    return Traffic((4 + 6 + (9 if dropped else 3)) * h,
+                   _convolution(model, tp, 3) + rotation + groups + (5 if model.swiglu else 2) * ffn)
 
 
 def backward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
@@ -54,7 +56,8 @@ def backward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
     rotation = 19 * _rotated(model) * (queries + keys)
     groups = 2 * queries if _are_grouped(model, tp) else 0
     return Traffic((6 + 6 + (9 if dropped else 3) + model.proj_bias + model.mlp_bias) * h,
-                   biases + rotation + groups + 2 * (queries + 2 * keys) + (9 if model.swiglu else 3) * ffn)
+                   biases + _convolution(model, tp, 7) + rotation + groups + 2 * (queries + 2 * keys)
+                   + (9 if model.swiglu else 3) * ffn)
 
 
 def spared_traffic(model: ModelConfig, tp: int) -> Traffic:
@@ -66,6 +69,14 @@ def _widths(model: ModelConfig, tp: int) -> tuple[float, float, float]:
     """Channels of queries, of keys, and of the MLP."""
     return (model.num_attention_heads * model.head_dim / tp, max(1, model.query_groups / tp) * model.head_dim,
             model.ffn / tp)
+
+
+def _convolution(model: ModelConfig, tp: int, each: int) -> float:
+    """Args:
+        each: of an earlier token, for each channel.
+    """
+    queries, keys, _ = _widths(model, tp)
+    return 0.0 if model.qkv_conv_kernel is None else (2 + each * (model.qkv_conv_kernel - 1)) * (queries + 2 * keys)
 
 
 def _rotated(model: ModelConfig) -> float:
