@@ -187,10 +187,10 @@ def test_what_the_tool_cannot_do_is_refused(words: list[str], fragment: str) -> 
 
 def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     def row(policies: tuple[str, ...], optimizer: str, tokens: float, share: float, seeds: int = 1,
-            ngrams: bool = False) -> Measured:
+            parts: tuple[str, ...] = ()) -> Measured:
         interval = None if seeds == 1 else (share - 0.01, share + 0.02)
-        return Measured(f"arm of {optimizer}{' with pairs' * ngrams}", policies, optimizer, ngrams, (10**5, 4),
-                        tokens, {"adam": (share, interval, seeds, share > 0.5)})
+        return Measured(" with ".join((f"arm of {optimizer}", *parts)), policies, optimizer, parts, (10**5, 4), tokens,
+                        {"adam": (share, interval, seeds, share > 0.5)})
 
     measured = [row(("random",), "adam", 10, 0.2, 3), row(("random",), "adam", 2.5, 0.3), row((), "muon", 2.5, 0.4),
                 row((), "adam", 2.5, 0.0)]
@@ -216,8 +216,10 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     unknown = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, layer_drop_rate=0.2,
                             optimizer="muon")
     assert "no saving at equal loss was measured" in list(advice(unknown, parameters, measured))[1]
-    with_pairs = [*measured, row((), "muon", 2.5, 0.6, ngrams=True)]
-    assert "+60% at 2.5 (one seed, extrapolated)" in list(advice(CONFIG, 4 * parameters, with_pairs))[3]
+    with_pairs = [*measured, row((), "muon", 2.5, 0.6, parts=("n-grams",)),
+                  row((), "muon", 2.5, 0.7, parts=("convolutions",))]
+    of_convolutions, of_pairs = list(advice(CONFIG, 4 * parameters, with_pairs))[3:5]
+    assert "+60% at 2.5 (one seed, extrapolated)" in of_pairs and "+70% at 2.5" in of_convolutions
     table = with_settings(CONFIG, ngram_rows=64, random_ltd=False, random_ltd_length_list=None, optimizer="muon")
     of_table = list(advice(table, 4 * parameters, with_pairs))
     assert of_table[0].startswith("4 tokens a parameter") and "no saving" in of_table[1]  # against dense Muon

@@ -12,6 +12,7 @@ from math import log, prod
 from pathlib import Path
 from typing import Any
 
+from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
@@ -20,14 +21,16 @@ MAP = Path(__file__).resolve().parent / "saving_map.json"
 SOURCE = "docs/results.md"
 LARGER = 10
 """A run whose model or text is so many times larger than any of the map is told that it is."""
-Kind = tuple[tuple[str, ...], str, bool]
-"""Names of policies, optimizer, and whether the model has a table of n-grams."""
+Kind = tuple[tuple[str, ...], str, tuple[str, ...]]
+"""Names of policies, optimizer, and what the model has beyond the usual."""
 Against = tuple[float, tuple[float, float] | None, int, bool]
 Size = tuple[int, int]
 """Parameters, without a table of n-grams, and layers."""
-DENSE: Kind = ((), "adam", False)
-MUON: Kind = ((), "muon", False)
-MUON_WITH_NGRAMS: Kind = ((), "muon", True)
+DENSE: Kind = ((), "adam", ())
+MUON: Kind = ((), "muon", ())
+CHEAPER: tuple[Kind, ...] = (MUON, ((), "muon", ("convolutions",)), ((), "muon", ("n-grams",)),
+                             ((), "muon", ("convolutions", "n-grams")))
+"""What is named beside a run's own kind."""
 OPTIMIZERS = {"adam": "AdamW", "muon": "Muon"}
 
 
@@ -38,7 +41,7 @@ class Measured:
     Args:
         title: of the arm, with its schedule and its optimizer.
         policies: names, sorted; none for dense training.
-        ngrams: whether the model has a table of n-grams.
+        parts: see `parts_of`.
         size: of the model.
         against: by optimizer of the dense runs: share, interval (None for one seed), number of seeds, whether the loss
             lies beyond those of the dense runs.
@@ -47,14 +50,14 @@ class Measured:
     title: str
     policies: tuple[str, ...]
     optimizer: str
-    ngrams: bool
+    parts: tuple[str, ...]
     size: Size
     tokens_per_parameter: float
     against: dict[str, Against]
 
     @property
     def kind(self) -> Kind:
-        return self.policies, self.optimizer, self.ngrams
+        return self.policies, self.optimizer, self.parts
 
     def saved(self, optimizer: str) -> str:
         share, interval, seeds, extrapolated = self.against[optimizer]
@@ -68,9 +71,15 @@ def read_map(path: Path = MAP) -> list[Measured]:
         return {name: (one["share"], one["interval"] and tuple(one["interval"]), one["seeds"], one["extrapolated"])
                 for name, one in found.items()}
 
-    return [Measured(row["title"], tuple(row["policies"]), row["optimizer"], row["ngrams"],
+    return [Measured(row["title"], tuple(row["policies"]), row["optimizer"], tuple(row["parts"]),
                      (row["parameters"], row["layers"]), row["tokens_per_parameter"], against(row["against"]))
             for row in json.loads(path.read_text())]
+
+
+def parts_of(model: ModelConfig) -> tuple[str, ...]:
+    """What a model has that costs hardly any FLOPs."""
+    known = {"convolutions": model.qkv_conv_kernel, "n-grams": model.ngram_rows}
+    return tuple(name for name, setting in known.items() if setting is not None)
 
 
 def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> Iterator[str]:
@@ -82,18 +91,18 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
     if config.model.family != "gpt":
         yield f"savings at equal loss were measured for GPT only ({SOURCE})"
         return
-    ngrams = config.model.ngram_rows is not None
+    parts = parts_of(config.model)
     shapes = parameter_shapes(replace(config.model, ngram_rows=None))
     parameters = sum(prod(shape) for shape in shapes.values())
     size = parameters, config.model.num_layers
     ratio, optimizer = tokens / parameters, config.optimizer.optimizer
     active = tuple(sorted(policy.name for policy in policies(config).active))
-    without = " and a table of n-grams not" if ngrams else ""
+    without = " and a table of n-grams not" if "n-grams" in parts else ""
     yield f"{ratio:.3g} tokens a parameter ({parameters / 1e6:.3g} million parameters, embedding included{without})"
-    own = (active, optimizer, ngrams)
+    own = (active, optimizer, parts)
     if own != DENSE:
         yield from _saved(own, "adam" if own == MUON else optimizer, ratio, size, measured)
-    for better in (MUON, MUON_WITH_NGRAMS):
+    for better in CHEAPER:
         known = any(row.kind == better and optimizer in row.against for row in measured)
         if better != own and known:
             yield from _saved(better, optimizer, ratio, size, measured)
@@ -107,13 +116,13 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
 
 def _saved(kind: Kind, baseline: str, ratio: float, size: Size, measured: Sequence[Measured]) -> Iterator[str]:
     """What each arm of a kind saved against dense training with an optimizer."""
-    active, optimizer, ngrams = kind
+    active, optimizer, parts = kind
     arms: dict[str, dict[Size, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(measured, key=lambda row: row.tokens_per_parameter):
         if row.kind == kind and baseline in row.against:
             arms[row.title][row.size].append(row)
     if not arms:
-        what = " with ".join((*active, *(("n-grams",) if ngrams else ())))
+        what = " with ".join((*active, *parts))
         yield f"{what or 'dense'}, optimizer {optimizer}: no saving at equal loss was measured ({SOURCE})"
     for title, by_size in arms.items():
         parameters, layers = nearest = _most_telling(by_size, ratio, size)

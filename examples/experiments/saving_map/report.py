@@ -28,10 +28,11 @@ from megatron_ltd.model.arithmetic import flops as counts
 from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
 from megatron_ltd.plan.derived import policies
 from tools.commands.command_line import exit_code_of
+from tools.drop_course.advice import parts_of
 
 RUNS = Path(__file__).resolve().parent / "runs"
 BASELINES = {"dense": "dense, AdamW", "muon": "dense, Muon"}
-CHEAPER = ("muon", "muon_ngram")
+CHEAPER = ("muon", "muon_conv", "muon_ngram", "muon_ngram_conv")
 """Arms of which it is said with what share of a dense run's FLOPs they reach its loss."""
 OPTIMIZERS = {"dense": "adam", "muon": "muon"}
 
@@ -219,7 +220,7 @@ def advice_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
                  for baseline in BASELINES}
         rows.append({
             "title": METHODS[point.arm].title, "policies": sorted(policy.name for policy in policies(config).active),
-            "optimizer": config.optimizer.optimizer, "ngrams": config.model.ngram_rows is not None,
+            "optimizer": config.optimizer.optimizer, "parts": parts_of(config.model),
             "parameters": size.budget.parameters, "layers": size.budget.config((), 1).model.num_layers,
             "tokens_per_parameter": point.tokens_per_parameter,
             "against": {optimizer: {"share": round(one.share, 4), "interval": one.interval and [
