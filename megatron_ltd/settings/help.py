@@ -52,7 +52,8 @@ FILES = """
   --deepspeed-config FILE.json
       DeepSpeed's file, of which the block random_ltd is taken.
   --recipe NAME
-      A named set of settings, printed in full, that files and flags override: muon, muon-ngram.
+      A named set of settings, printed in full, that files and flags override: muon, muon-conv,
+      muon-conv-ngram, muon-ngram.
 """
 
 
