@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from megatron_ltd.model.arithmetic.flops import layer_flops
 from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_count
 from megatron_ltd.model.attention.convolution import convolved, reading_of
-from megatron_ltd.model.decoding import DecodeState
 from megatron_ltd.model.init import initial_value
 from megatron_ltd.parallel.collectives import TensorParallel
 from tests.model import dense_reference
-from tests.model.test_mixture_of_depths import assert_evaluated_alike, decoding
+from tests.model.generated import assert_generated_as_evaluated
 from tests.model.tiny import (
     BLOOM_LIKE,
     CONVOLUTION,
@@ -135,17 +134,7 @@ def test_queries_of_kept_tokens_and_keys_of_all_read_their_own(tp: TensorParalle
 def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(
     tp: TensorParallel, settings: dict[str, Any], start: int,
 ) -> None:
-    config = tiny_config(**settings)
-    model, decoder = decoding(config, tp)
-    tokens = tiny_batch(config)["tokens"]
-    with torch.no_grad():
-        state = DecodeState(range(config.num_layers), torch.tensor([0, 0, 2]), config.seq_length)
-        for first, count in ((0, start), *((place, 1) for place in range(start, 14))):
-            logits = decoder(tokens[:, first:first + count], state=state)
-            state.length += count
-            for b, begin in ((0, 0), (1, 0), (2, 2)):  # the third text is padded on the left, with tokens
-                if first + count > begin:
-                    assert_evaluated_alike(model, tokens[b, begin:first + count], logits[b])
+    assert_generated_as_evaluated(tiny_config(**settings), tp, first=start, stop=14)
 
 
 def test_its_weights_are_no_matrix_and_cost_what_they_multiply() -> None:

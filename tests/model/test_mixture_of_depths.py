@@ -9,14 +9,12 @@ import torch
 
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.flops import plan_flops
-from megatron_ltd.model.decoding import DecodeState, DecodingGPT
-from megatron_ltd.model.gpt import GPT
-from megatron_ltd.model.init import global_name, materialize
-from megatron_ltd.model.transformer import StageSpan
+from megatron_ltd.model.init import global_name
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.token_drop.plan import StepPlan
 from megatron_ltd.token_drop.policies.mixture_of_depths import MixtureOfDepths
 from tests.model import dense_reference
+from tests.model.generated import assert_generated_as_evaluated
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
@@ -25,8 +23,6 @@ from tests.model.tiny import (
     build_gpt,
     counted_flops,
     documents,
-    lively_weights,
-    load,
     run,
     tiny_batch,
     tiny_config,
@@ -143,42 +139,11 @@ def test_evaluation_chooses_each_token_by_its_predictor_alone(tp: TensorParallel
         assert torch.allclose(run(model, other)[:, :, :12], scores[:, :, :12], atol=1e-6)
 
 
-def decoding(config: ModelConfig, tp: TensorParallel) -> tuple[GPT, DecodingGPT]:
-    """A model, and the one that generates with the same weights."""
-    span = StageSpan(0, config.num_layers, config.num_layers)
-    decoder = DecodingGPT(config, tp, span)
-    materialize(decoder, config, prefix="", seed=1, device=torch.device("cpu"), draw=False)
-    load(decoder, lively_weights(decoder))
-    return build_gpt(config, tp).eval(), decoder.eval()
-
-
-def assert_evaluated_alike(model: GPT, text: torch.Tensor, logits: torch.Tensor) -> None:
-    """Evaluation gives two tokens the probabilities that these logits after the text give them. Shapes: [s], [v]"""
-    for label in (3, 40):
-        mask = torch.zeros(1, len(text))
-        mask[0, -1] = 1.0
-        scored = run(model, {"tokens": text[None], "labels": torch.full_like(text, label)[None],
-                             "loss_mask": mask, "sample_ids": torch.zeros(1, dtype=torch.int64)})
-        assert float(scored[0, 0, -1]) == pytest.approx(float(logits.log_softmax(-1)[label]), abs=1e-4)
-
-
 @pytest.mark.parametrize("settings", [GPT2_LIKE, QWEN3_LIKE, QWEN3_LIKE | {"qkv_conv_kernel": 4}],
                          ids=["learned", "rotary-window", "convolution"])
 def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp: TensorParallel,
                                                                              settings: dict[str, Any]) -> None:
-    config = routed_config(**settings)
-    model, decoder = decoding(config, tp)
-    tokens = tiny_batch(config)["tokens"]
-    with torch.no_grad():
-        state = DecodeState(range(config.num_layers), torch.tensor([0, 0, 2]), TOKENS)
-        tokens[2, :2] = 0  # the third text is shorter, and padded on the left
-        for first, count in ((0, 6), *((place, 1) for place in range(6, TOKENS))):
-            logits = decoder(tokens[:, first:first + count], state=state)
-            state.length += count
-            if first % 6:
-                continue
-            for b, start in ((0, 0), (1, 0), (2, 2)):
-                assert_evaluated_alike(model, tokens[b, start:first + count], logits[b])
+    assert_generated_as_evaluated(routed_config(**settings), tp, first=6, stop=TOKENS, every=6)
 
 
 def test_flops_are_those_that_torch_counts(tp: TensorParallel) -> None:

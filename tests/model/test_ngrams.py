@@ -8,11 +8,10 @@ import torch
 
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.shapes import parameter_count
-from megatron_ltd.model.decoding import DecodeState
 from megatron_ltd.model.init import initial_value
 from megatron_ltd.model.ngrams import ngrams_of, sign_patterns
 from megatron_ltd.parallel.collectives import TensorParallel
-from tests.model.test_mixture_of_depths import assert_evaluated_alike, decoding
+from tests.model.generated import assert_generated_as_evaluated
 from tests.model.tiny import (
     GPT2_LIKE,
     LLAMA_LIKE,
@@ -87,16 +86,7 @@ def test_those_who_share_a_row_read_it_with_signs_of_their_own() -> None:
                          ids=["triples", "rotary pairs", "fives"])
 def test_generation_reads_tokens_one_by_one_as_evaluation_reads_them_at_once(tp: TensorParallel,
                                                                              settings: dict[str, Any]) -> None:
-    config = tiny_config(**settings)
-    model, decoder = decoding(config, tp)
-    tokens, start = tiny_batch(config)["tokens"], 5
-    with torch.no_grad():
-        state = DecodeState(range(config.num_layers), torch.tensor([0, 0, 2]), config.seq_length)
-        for first, count in ((0, start), *((place, 1) for place in range(start, 12))):
-            logits = decoder(tokens[:, first:first + count], state=state)
-            state.length += count
-            for b, begin in ((0, 0), (1, 0), (2, 2)):  # the third text is padded on the left, with tokens
-                assert_evaluated_alike(model, tokens[b, begin:first + count], logits[b])
+    assert_generated_as_evaluated(tiny_config(**settings), tp, first=5, stop=12)
 
 
 def test_a_model_without_a_table_looks_nothing_up() -> None:
