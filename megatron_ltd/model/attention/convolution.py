@@ -4,8 +4,8 @@
 
 x is what attention projects from a token and K is --qkv-conv-kernel. It costs K - 1 multiplications a channel, and one
 layer can then find what followed an earlier occurrence of a token, for which it takes two layers otherwise. Primer
-(https://arxiv.org/abs/2109.08668, section 3) convolves so with K = 3, there with drawn weights and one for the token
-itself.
+(https://arxiv.org/abs/2109.08668) convolves so with K = 3, there with drawn weights and one for the token itself; as a
+sum that is added it is Canon layer B (https://arxiv.org/abs/2512.17351), with K = 4.
 
 i - d is a place in the sample: where a layer keeps some of the tokens, a token reads those before it that are kept,
 with the weights of their distances. It reads nothing beyond the start of the sample, nor of its document where
