@@ -81,7 +81,8 @@ def test_the_plain_model_is_the_model(cpu_mesh: Mesh) -> None:
     assert max(relative_errors(plain_gradients, gradients).values()) < 1e-4
 
 
-@pytest.mark.parametrize("model", [{}, LLAMA_LIKE], ids=["gpt", "llama"])
+@pytest.mark.parametrize("model", [{}, LLAMA_LIKE, LLAMA_LIKE | {"qkv_conv_kernel": 4}],
+                         ids=["gpt", "llama", "convolution"])
 def test_the_loss_curve_with_dropped_tokens_is_that_of_the_cpu(gpu: Runtime, cpu_mesh: Mesh,
                                                               model: dict[str, Any]) -> None:
     config, kept = settings(model), [32, 32, 64, LENGTH, 48]
