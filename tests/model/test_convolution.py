@@ -32,10 +32,10 @@ from tests.model.tiny import (
 )
 
 TOKENS, SAMPLES, CHANNELS = 11, 3, 8
-Known = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def operands(kernel: int) -> Known:
+def operands(kernel: int) -> Operands:
     """x, a weight, and a gradient of the result."""
     generator = torch.Generator().manual_seed(kernel)
     shapes = (TOKENS, SAMPLES, CHANNELS), (CHANNELS, kernel - 1), (TOKENS, SAMPLES, CHANNELS)

@@ -1,6 +1,7 @@
 """Self-attention with grouped queries, rotary positions, sliding windows and convolutions, on any subset of the
 tokens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -187,7 +188,7 @@ class Attention(nn.Module):
             qkv = self._convolved(qkv, slice(None), tokens.reading, tokens.cache)
             qkv = qkv.unflatten(-1, (self.groups_local, self.queries_per_group + 2, self.head_dim))
             return qkv.split((self.queries_per_group, 1, 1), dim=3)
-        queries, keys_and_values = self._linear(of_queries), self._linear(of_keys)
+        queries, keys_and_values = self._linears(of_queries, of_keys)
         if context is None:
             found = project(x, [queries, keys_and_values], self.tp, norm, recompute)
         else:
@@ -209,16 +210,17 @@ class Attention(nn.Module):
         queries = heads[:-2].chunk(sharing)[place]
         return torch.cat((queries, heads[-2:]))[None]
 
-    def _linear(self, chosen: slice) -> Linear:
-        """That of the queries, or that of keys and values, for when each reads tokens of its own or has rows of its
+    def _linears(self, *parts: slice) -> Iterator[Linear]:
+        """That of the queries, and that of keys and values, for when each reads tokens of its own or has rows of its
         own.
 
         Args:
-            chosen: the heads of a group.
+            parts: the heads of a group that each has.
         """
-        bias = self.qkv.bias
-        return self._rows(self.qkv.weight)[:, chosen].flatten(0, 2), \
-            None if bias is None else self._rows(bias)[:, chosen].flatten()
+        weight = self._rows(self.qkv.weight)
+        bias = None if self.qkv.bias is None else self._rows(self.qkv.bias)
+        for chosen in parts:
+            yield weight[:, chosen].flatten(0, 2), None if bias is None else bias[:, chosen].flatten()
 
     def _convolved(self, rows: torch.Tensor, chosen: slice, reading: Reading | None,
                    cache: KeyValueCache | None) -> torch.Tensor:
