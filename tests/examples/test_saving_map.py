@@ -12,11 +12,13 @@ from examples.experiments.runs import digest, write_json
 from examples.experiments.saving_map import report
 from examples.experiments.saving_map.arms import METHODS, SIZES, arm_of
 from examples.experiments.saving_map.line import fit, saving
+from examples.experiments.saving_map.points import best_points, newton_schulz_flops, read_runs
 from examples.experiments.saving_map.run import QUEUE, main, name_of, plan, planned_run, read_queue, with_best_rate
 from megatron_ltd.checkpoint.layout import TRACKER_NAME
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.plan.derived import global_batch_size, policies
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
 
 
@@ -145,7 +147,7 @@ def test_newton_schulz_is_counted_by_hand() -> None:
         return 2 * m * m * n + 2 * m ** 3 + 2 * m * m * n
 
     layer = 4 * iteration(64, 64) + 2 * iteration(64, 256)
-    assert report.newton_schulz_flops(SIZES["small"], 3) == 3 * 6 * 5 * layer
+    assert newton_schulz_flops(SIZES["small"], 3) == 3 * 6 * 5 * layer
 
 
 def complete_run(folder: Path, arm: str, tokens: float, rate: float, seed: int, loss: float, flops: float) -> None:
@@ -176,8 +178,11 @@ def test_the_report_compares_each_arm_at_its_best_rate_with_the_dense_curve(tmp_
     assert "| 0.008 * | 2 |" in row  # no higher rate was tried
     assert "+40% (+40% to +40%)" in row
     assert "| rehearsal | 10 | dense, Muon | 0.004 * | 2 | 1.051 |" in text
-    assert "| rehearsal | 10 | dense, AdamW | dense, Muon | 0.53 (0.53 to 0.53) |" in text  # half of 1.051
-    assert "| rehearsal | 6 x 32 | 88,160 | +40% (+40% to +40%) |" in text
+    short = (tmp_path / "report" / "saving_map_short.md").read_text()
+    assert "| random-LTD, linear over the run | rehearsal |  |  | 40% (40% to 40%) |  |" in short
+    assert "| share of FLOPs to the loss of | model | dense, AdamW, at 5 | dense, AdamW, at 10 |" in short
+    assert "| dense, Muon | rehearsal | 0.53 (0.53 to 0.53) | 0.53 (0.53 to 0.53) |" in short  # half of 1.051
+    assert "| rehearsal | 6 x 32 | 88,160 | 40% (40% to 40%) |" in short
     assert digest(runs / "rehearsal-ltd-t10-lr0.008-seed2" / "metrics.jsonl") in text
     assert (tmp_path / "report" / "saving_map_loss.png").exists()
 
@@ -187,3 +192,11 @@ def test_a_curve_that_was_changed_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "rehearsal-dense-t2.5-lr0.004-seed1" / "metrics.jsonl", "a") as file:
         file.write("{}\n")
     assert report.main(["--runs", str(tmp_path), "--output-dir", str(tmp_path)]) != 0
+
+
+def test_the_pages_have_the_tables_of_the_committed_runs() -> None:
+    runs = read_runs(report.RUNS)
+    points = best_points(runs)
+    assert (DOCS / "saving_map.md").read_text() == report.page(runs, points)
+    results = (DOCS / "results.md").read_text()
+    assert [table for table in report.short_tables(points) if table not in results] == []

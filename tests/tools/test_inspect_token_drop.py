@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from examples.experiments.saving_map.report import RUNS, advice_rows, best_points, read_runs
+from examples.experiments.saving_map.points import best_points, read_runs
+from examples.experiments.saving_map.report import RUNS, advice_rows
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
