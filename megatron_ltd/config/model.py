@@ -58,7 +58,8 @@ class ModelConfig:
     one with."""
     qkv_conv_kernel: int | None = None
     """Queries, keys and values of a token also read the N - 1 tokens before it, by a convolution of each channel that
-    starts as zero. It costs hardly any FLOPs, and 4 saved most of all that was measured (docs/results.md). For GPT."""
+    starts as zero. It costs hardly any FLOPs, and 4 saved most of all that was measured (docs/results.md). On GPUs it
+    needs --compile: a step takes a quarter longer without, by estimate. For GPT."""
     window_size: tuple[int, int] | None = None
     """BEFORE AFTER: sliding-window attention, in which a token attends to itself and the BEFORE tokens before it in the
     sample, whether or not a layer keeps those between. AFTER is 0."""

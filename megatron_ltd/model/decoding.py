@@ -114,7 +114,7 @@ class DecodingGPT(GPT):
             return None
         reach = self.config.qkv_conv_kernel - 1
         rows = torch.arange(int(places[0]) - reach, int(places[-1]) + 1, device=places.device)[:, None]
-        return reading_of(rows, reach, (rows >= padding).to(torch.int64))
+        return reading_of(rows, reach, (rows >= padding).to(torch.int64), gaps=False)
 
     def _mask(self, places: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
         """Mask of earlier tokens that are not padding, and of the token itself, since a softmax over nothing is NaN.

@@ -57,6 +57,17 @@ def test_all_tokens_are_convolved_as_torch_convolves(kernel: int, explicit: bool
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_rows_without_gaps_are_told_apart_by_their_documents_alone() -> None:
+    x, weight, grad = operands(4)
+    ids = torch.tensor([0] * 4 + [1] * 1 + [2] * 6)[:, None].expand(-1, SAMPLES)
+    readings = [reading_of(torch.arange(TOKENS)[:, None], 3, ids, gaps=gaps) for gaps in (True, False)]
+    assert [len(reading) for reading in readings] == [6, 3]
+    first, second = (convolved(x, weight, reading) for reading in readings)
+    assert torch.equal(first, second)
+    for one, other in zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (first, second)), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_kept_tokens_read_those_of_all_that_are_kept_with_the_weights_of_their_distances() -> None:
     x, weight, _ = operands(4)
     places = torch.tensor([[0, 1, 4], [2, 2, 5], [3, 3, 6], [7, 4, 9]])

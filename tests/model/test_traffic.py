@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_ltd.config.model import ModelConfig
+from megatron_ltd.model.attention.convolution import convolved, reading_of
 from megatron_ltd.parallel.collectives import TensorParallel
 from megatron_ltd.plan.layouts.traffic import backward_traffic, forward_traffic
 from tests.model.tiny import CONVOLUTION, LLAMA_LIKE, build_gpt, run, tiny_batch, tiny_config
@@ -53,3 +54,19 @@ def test_a_layer_reads_and_writes_what_torch_counts(tp: TensorParallel, settings
     numbers = counted(two, tp) - counted(one, tp)
     ways = forward_traffic(one, 1, dropped=False), backward_traffic(one, 1, dropped=False)
     assert numbers / (4 * 64) == pytest.approx(sum(sum(way) for way in ways), rel=0.05)
+
+
+@pytest.mark.parametrize("kernel", [2, 4])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_convolution_reads_and_writes_what_torch_counts(kernel: int, dropped: bool) -> None:
+    tokens, channels = 256, 64
+    places = torch.arange(tokens)[:, None] * 4 // 3
+    x = torch.randn(tokens, 1, channels, requires_grad=True)
+    weight = torch.randn(channels, kernel - 1, requires_grad=True)
+    grad, reading = torch.ones_like(x), reading_of(places, kernel - 1) if dropped else None
+    with ReadAndWritten(tokens * channels // 2) as found:
+        convolved(x, weight, reading).backward(grad)
+    plain, config = (tiny_config(hidden_size=channels, qkv_conv_kernel=size) for size in (None, kernel))
+    more = sum(sum(way(config, 1, dropped=dropped)) - sum(way(plain, 1, dropped=dropped))
+               for way in (forward_traffic, backward_traffic))
+    assert found.numbers / tokens == pytest.approx(more / 3, rel=0.05)  # of queries, of keys, and of values

@@ -167,7 +167,7 @@ class ContextMaker:
         places = self.batch.everywhere if kept is None else kept.t()
         if documents is not None:
             documents = (documents if kept is None else documents.gather(1, kept)).t()
-        return reading_of(places, config.qkv_conv_kernel - 1, documents)
+        return reading_of(places, config.qkv_conv_kernel - 1, documents, gaps=kept is not None)
 
     def _documents(self, kept: torch.Tensor | None) -> Documents | None:
         """The tokens' documents, where a kernel that knows documents computes the attention of all layers. The padding

@@ -53,11 +53,13 @@ Reading = tuple[Earlier, ...]
 """All that tokens read."""
 
 
-def reading_of(places: torch.Tensor, reach: int, documents: torch.Tensor | None = None) -> Reading:
+def reading_of(places: torch.Tensor, reach: int, documents: torch.Tensor | None = None, *,
+               gaps: bool = True) -> Reading:
     """What the tokens of some rows read.
 
     Args:
         reach: how far back.
+        gaps: whether places may be missing between the rows.
 
     Shapes:
         places in the sample, ascending, and documents [k, b or 1]
@@ -67,7 +69,8 @@ def reading_of(places: torch.Tensor, reach: int, documents: torch.Tensor | None 
         gap = places[back:] - places[:-back]
         if documents is not None:
             gap = torch.where(documents[back:] == documents[:-back], gap, reach + 1)
-        found += [Earlier(back, distance, gap == distance) for distance in range(back, reach + 1)]
+        furthest = reach if gaps else back
+        found += [Earlier(back, distance, gap == distance) for distance in range(back, furthest + 1)]
     return tuple(found)
 
 

@@ -218,7 +218,7 @@ class Roofline:
         if not layer.backward:
             return ahead, Parts()
         tp, dropped = self.layout.tp, layer.token_set is not None
-        traffic = backward_traffic(self.config.model, tp, dropped=dropped)
+        traffic = backward_traffic(self.config.model, tp, dropped=dropped, compiled=self.config.training.compile)
         back = Parts(2 * ahead.products, 2.5 * ahead.attention, self._seconds_of(traffic, layer),
                      ahead.tensor + self._gathered_again(layer, ahead.products))
         if self.layout.recompute == "full":
@@ -256,7 +256,8 @@ class Roofline:
         scores = samples * attention_flops(model, layer.tokens, attends_to_all=layer.attends_to_all,
                                            windowed=windowed) / tp
         return Parts(max(flops / self.products, self.values * self.shards.layer / self.memory), scores / self.scores,
-                     self._seconds_of(forward_traffic(model, tp, dropped=layer.token_set is not None), layer),
+                     self._seconds_of(forward_traffic(model, tp, dropped=layer.token_set is not None,
+                                                      compiled=self.config.training.compile), layer),
                      2 * self._exchange(layer.tokens * samples))
 
     def _head(self, plan: StepPlan) -> Parts:

@@ -10,6 +10,9 @@ For the h channels of the stream; q of all queries and k of all keys, or values,
     within
         biases                                                         q + 2 k + f + 2 h    read, to be summed
         convolution     (2 + 3 e) (q + 2 k)                            (2 + 7 e) (q + 2 k)      of e earlier tokens
+          compiled      2 (q + 2 k)    3 before a rotation             4 (q + 2 k)    `benchmarks/compiled_traffic.py`
+          dropped       (2 + 5 p) (q + 2 k)                            (2 + 9 p) (q + 2 k)      of p pairs of an earlier
+                                                                                     row and its distance, masked
         rotation        9 (q + k)  4 products, 2 sums, joined          19 (q + k)           2 of 3 parts filled up
         query groups    2 q        copied to be neighbours             2 q
         joining                                                        2 (q + 2 k)          query, key and value
@@ -36,27 +39,31 @@ class Traffic(NamedTuple):
     within: float
 
 
-def forward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
+def forward_traffic(model: ModelConfig, tp: int, *, dropped: bool, compiled: bool = False) -> Traffic:
     """Of a layer's forward pass on one of `tp` processes.
 
     Args:
         dropped: whether the layer takes its tokens out of the stream and adds them to it.
+        compiled: whether torch.compile makes one function of a convolution's; what it saves elsewhere is the cluster's
+            `fused`.
     """
     h, (queries, keys, ffn) = model.hidden_size, _widths(model, tp)
     rotation = 9 * _rotated(model) * (queries + keys)
     groups = 2 * queries if _are_grouped(model, tp) else 0
+    convolution = _convolution(model, tp, 2 + (_rotated(model) if compiled else _earlier(model, dropped, 3)))
     return Traffic((4 + 6 + (9 if dropped else 3)) * h,
-                   _convolution(model, tp, 3) + rotation + groups + (5 if model.swiglu else 2) * ffn)
+                   convolution + rotation + groups + (5 if model.swiglu else 2) * ffn)
 
 
-def backward_traffic(model: ModelConfig, tp: int, *, dropped: bool) -> Traffic:
+def backward_traffic(model: ModelConfig, tp: int, *, dropped: bool, compiled: bool = False) -> Traffic:
     """The same of its backward pass."""
     h, (queries, keys, ffn) = model.hidden_size, _widths(model, tp)
     biases = model.qkv_bias * (queries + 2 * keys) + model.mlp_bias * ffn
     rotation = 19 * _rotated(model) * (queries + keys)
     groups = 2 * queries if _are_grouped(model, tp) else 0
+    convolution = _convolution(model, tp, 4 if compiled else 2 + _earlier(model, dropped, 7))
     return Traffic((6 + 6 + (9 if dropped else 3) + model.proj_bias + model.mlp_bias) * h,
-                   biases + _convolution(model, tp, 7) + rotation + groups + 2 * (queries + 2 * keys)
+                   biases + convolution + rotation + groups + 2 * (queries + 2 * keys)
                    + (9 if model.swiglu else 3) * ffn)
 
 
@@ -71,12 +78,22 @@ def _widths(model: ModelConfig, tp: int) -> tuple[float, float, float]:
             model.ffn / tp)
 
 
-def _convolution(model: ModelConfig, tp: int, each: int) -> float:
+def _convolution(model: ModelConfig, tp: int, each: float) -> float:
     """Args:
-        each: of an earlier token, for each channel.
+        each: for each channel.
     """
     queries, keys, _ = _widths(model, tp)
-    return 0.0 if model.qkv_conv_kernel is None else (2 + each * (model.qkv_conv_kernel - 1)) * (queries + 2 * keys)
+    return 0.0 if model.qkv_conv_kernel is None else each * (queries + 2 * keys)
+
+
+def _earlier(model: ModelConfig, dropped: bool, each: int) -> int:
+    """For a channel's earlier tokens.
+
+    Args:
+        each: for one of them; a mask is two more.
+    """
+    reach = (model.qkv_conv_kernel or 1) - 1
+    return (each + 2) * reach * (reach + 1) // 2 if dropped else each * reach
 
 
 def _rotated(model: ModelConfig) -> float:
