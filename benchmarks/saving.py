@@ -20,7 +20,7 @@ from megatron_ltd.checkpoint.uploader import Uploader
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.log import Console
 
-WAYS = ("no save", "at once", "in the background", "in the background, copied")
+WAYS = ("no save", "synchronous", "in the background", "in the background, copied")
 QUIET = Console(speaks=False)
 TENSOR_NUMBERS = 4 << 20
 SIDE = 1024
@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="on the disk to measure; it must not exist")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| checkpoint | save | blocked, median (range) | of that at once | whole round, longer than without a save |")
+    print("| checkpoint | save | blocks training, median (range) | relative to a synchronous save | "
+          "whole round, against one without a save |")
     print("|---|---|---|---|---|")
     for size in options.gigabytes:
         count = max(1, round(size * 1e9 / 4 / TENSOR_NUMBERS))
@@ -71,13 +72,13 @@ def main() -> None:
         for _ in range(options.rounds):
             for way in WAYS:
                 found[way].append(one_round(way, tensors, options.folder, options.steps))
-        at_once = statistics.median(blocked for blocked, _ in found["at once"])
+        synchronous = statistics.median(blocked for blocked, _ in found["synchronous"])
         for way in WAYS[1:]:
             blocked = [seconds for seconds, _ in found[way]]
             longer = statistics.median(with_save / without - 1 for (_, with_save), (_, without)
                                        in zip(found[way], found["no save"], strict=True))
             print(f"| {size:g} GB | {way} | {statistics.median(blocked):.2f} s ({min(blocked):.2f} to "
-                  f"{max(blocked):.2f}) | {statistics.median(blocked) / at_once:.2f} | {longer:+.0%} |", flush=True)
+                  f"{max(blocked):.2f}) | {statistics.median(blocked) / synchronous:.2f} | {longer:+.0%} |", flush=True)
 
 
 if __name__ == "__main__":

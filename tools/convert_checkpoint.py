@@ -1,5 +1,5 @@
 """Converts models between Hugging Face folders and our checkpoints: GPT-2, Llama, Mistral, Qwen2, Qwen3, OLMo 2,
-SmolLM3, MegatronBert, ViT.
+SmolLM3, BLOOM, MegatronBert, ViT.
 
     python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --dry-run
     python tools/convert_checkpoint.py --from-hf Llama-3.2-1B --output checkpoints/llama

@@ -17,7 +17,7 @@ KINDS = {"GPT": "", "Llama": LLAMA.removeprefix(GPT), "selective recomputation":
 
 def host_table() -> str:
     """Milliseconds by kind, from the fastest steps of a shallow and a deep model."""
-    lines = ["| layers of | ms of the host | of which waited for gloo |", "|---|--:|--:|"]
+    lines = ["| layers of | host, ms | of which waiting for gloo, ms |", "|---|--:|--:|"]
     for name, flags in KINDS.items():
         replicas = 2 if name.startswith("dp") else 1
         processes = 2 if TENSOR in flags else replicas

@@ -26,8 +26,8 @@ class DataConfig:
     split: str = "969,30,1"
     """Shares of --data-path for training, validation and test."""
     data_cache_path: str | None = None
-    """Folder that caches index files, and the fact that a corpus was checked. Default: none; at every start corpora are
-    checked in full and indices are built in memory."""
+    """Folder for cached index files, and for the record that a corpus was checked. Default: none; at every start
+    corpora are checked in full and indices are built in memory."""
     verify_corpus: bool = False
     """Read corpora and index files in full even if they were checked before and have not changed since, and compare
     corpora with the checksums in their manifests."""
@@ -68,11 +68,11 @@ class DataConfig:
     merge_file: str | None = None
     """merges.txt of GPT-2 BPE."""
     bos_token: str | None = None
-    """The token with which documents, examples and scored texts begin: its text, or `auto` for the one that the
-    tokenizer's files say to add, if any. Default: none."""
+    """The token with which documents, finetuning examples and scored texts begin: its text, or `auto` for the one that
+    the tokenizer's files say to add, if any. Default: none."""
     eod_token: str | None = None
-    """The token that ends documents, by its text. Default: the one that the tokenizer's files declare as the end of a
-    text, or a widely used one."""
+    """The text of the token that ends documents. Default: the one that the tokenizer's files declare as the end of a
+    text, or else a common one (docs/corpus.md)."""
     tokenizer_control_symbols: bool = False
     """Read the name of a SentencePiece model's control symbol in a text, such as <s>, as that symbol rather than as
     letters."""
@@ -83,27 +83,29 @@ class DataConfig:
     reset_attention_mask: bool = False
     """No attention across document boundaries."""
     fim_data: bool = False
-    """Fill-in-the-middle (https://arxiv.org/abs/2207.14255): move the middle of some documents of a GPT corpus behind
-    their ends, between the tokens named below. The tokenizer must have these."""
+    """Fill-in-the-middle (https://arxiv.org/abs/2207.14255): move the middle of some documents of a GPT corpus to their
+    end, marked by the tokens named below. The tokenizer must have these."""
     fim_rate: float = 0.5
-    """Share of documents, of the part that a sample holds of them, that --fim-data rearranges."""
+    """Share of documents that --fim-data rearranges; if a sample holds only a part of a document, that part is
+    rearranged."""
     fim_spm_rate: float = 0.5
-    """Share of these in which the suffix comes first (SPM), then the prefix and the middle."""
+    """Share of the rearranged documents in which the suffix comes first (SPM), then the prefix and the middle."""
     fim_split_sample: str | None = None
     """Token between the fragments of a document, such as the files of a repository, which are rearranged one by
     one."""
     fim_fragment_rate: float | None = None
-    """Share of fragments, in a document that is rearranged, with --fim-split-sample. Default: --fim-rate."""
+    """With --fim-split-sample: share of fragments that are rearranged in the documents that --fim-rate chooses.
+    Default: --fim-rate."""
     fim_no_prefix: str | None = None
-    """Leave texts alone that begin with this."""
+    """Do not rearrange a text that begins with this."""
     fim_prefix_token: str = "<fim_prefix>"
-    """Token before the text before the middle."""
+    """Token that marks the text before the middle."""
     fim_middle_token: str = "<fim_middle>"
-    """Token before the middle."""
+    """Token that marks the middle."""
     fim_suffix_token: str = "<fim_suffix>"
-    """Token before the text after the middle."""
+    """Token that marks the text after the middle."""
     fim_pad_token: str = "<fim_pad>"
-    """Token that fills up a sample which has become shorter; it has no loss."""
+    """Token that fills up a sample that has become shorter; it has no loss."""
     fim_eod_token: str | None = None
     """Token between documents. Default: the tokenizer's end-of-document token."""
     mask_prob: float = 0.15
@@ -132,27 +134,27 @@ class CheckpointConfig:
     save: str | None = None
     """Folder for checkpoints."""
     load: str | None = None
-    """Folder to resume from, or an fsspec URL from which its newest checkpoint is copied first. It is an error if it
-    holds no checkpoint, unless it is also --save or --upload and empty."""
+    """Folder to resume from, or an fsspec URL from which its newest checkpoint is copied first. A folder without a
+    checkpoint is an error, unless it is empty and also given as --save or --upload."""
     save_interval: int | None = None
     """Save every this many steps; the last step is always saved."""
     save_retain_interval: int | None = None
     """Keep only the newest two checkpoints and those of steps divisible by this."""
     upload: str | None = None
-    """Copy each finished checkpoint to this folder, behind training: an fsspec URL such as s3://bucket/run, or a
+    """Copy each finished checkpoint to this folder in the background: an fsspec URL such as s3://bucket/run, or a
     path."""
     upload_retain: int | None = None
-    """Keep only this many copies there, the newest."""
+    """Keep only this many copies there, the newest ones."""
     async_save: bool = False
     """Write checkpoints in the background."""
     finetune: bool = False
     """Load weights only; the step, sample counter and optimizer start from scratch."""
     pretrained_checkpoint: str | None = None
-    """Finetuning: folder of the model to start from. It is loaded like --load with --finetune as long as --load holds
+    """Finetuning: folder of the model to start from. It is loaded as by --load with --finetune as long as --load holds
     no checkpoint, so that one command both starts and resumes a run."""
     resize_vocabulary: bool = False
     """With --finetune or --pretrained-checkpoint: give the model rows for the tokens that this run's tokenizer has and
-    that of the checkpoint does not. New rows start at the mean of the others."""
+    the checkpoint's tokenizer does not. New rows start at the mean of the others."""
     no_load_optim: bool = False
     """Do not load optimizer state."""
     no_save_optim: bool = False
@@ -183,15 +185,15 @@ class LoggingConfig:
     """Evaluate on the whole validation set, or sets, rather than on --eval-iters batches."""
     eval_tasks: str | None = None
     """Score the model on these tasks during the run: TASK or TASK=FILE, separated by commas, as in
-    tools/evaluate_zeroshot.py; a name that is not one of its tasks is one of lm-evaluation-harness. A task that fails
+    tools/evaluate_zeroshot.py; a name that is not built in there is a task of lm-evaluation-harness. A task that fails
     is reported and does not stop the run."""
     eval_tasks_interval: int | None = None
     """Score --eval-tasks every this many steps, and at the end. Default: at the end only."""
     eval_tasks_limit: int | None = None
-    """Score only so many examples of each task."""
+    """Score only this many examples of each task."""
     task_data: str | None = None
-    """Folder of the files of --eval-tasks, such as lambada/lambada_test.jsonl; nothing is downloaded for tasks that are
-    built in."""
+    """Folder with the files of --eval-tasks, such as lambada/lambada_test.jsonl; nothing is downloaded for tasks that
+    are built in."""
     metrics_file: str | None = None
     """Append one JSON object per logged step and per evaluation to this file."""
     tensorboard_dir: str | None = None
@@ -199,7 +201,7 @@ class LoggingConfig:
     wandb_project: str | None = None
     """Log to this Weights & Biases project (needs the wandb package)."""
     profile: bool = False
-    """Write a torch profiler trace of steps 10 to 12 beside the metrics file, else into the current folder."""
+    """Write a torch profiler trace of steps 10 to 12 beside the metrics file, or in the current folder without one."""
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device, for MFU. Default: looked up by name for known GPUs; otherwise MFU is not printed."""
 

@@ -38,8 +38,8 @@ class ModelConfig:
     max_position_embeddings: int | None = None
     """Positions the model can represent. Default: --seq-length."""
     position_embedding_type: Literal["learned_absolute", "rope", "alibi", "none"] = "learned_absolute"
-    """Kind of position embedding. `alibi`: none; attention scores fall with the distance between query and key in the
-    sample, whether or not a layer keeps the tokens between (https://arxiv.org/abs/2108.12409)."""
+    """Kind of position embedding. `alibi`: no embedding; attention scores fall with the distance between query and key
+    in the sample, whether or not a layer keeps the tokens between them (https://arxiv.org/abs/2108.12409)."""
     rotary_base: int = 10000
     """Base of the rotary frequencies."""
     rotary_percent: float = 1.0
@@ -57,9 +57,10 @@ class ModelConfig:
     """One number N: no rotary positions in every N-th layer. One number for each layer: 1 for a layer without, 0 for
     one with."""
     qkv_conv_kernel: int | None = None
-    """Queries, keys and values of a token also read the N - 1 tokens before it, by a convolution of each channel that
-    starts as zero. It costs hardly any FLOPs, and 4 saved most of all that was measured (docs/results.md). On GPUs it
-    needs --compile: a step takes a quarter longer without, by estimate. For GPT."""
+    """Add to a token's query, key and value those of the N - 1 tokens before it, by a causal convolution of each
+    channel whose weights start at 0. It costs hardly any FLOPs, and 4 saved most of all that was measured
+    (docs/results.md). On GPUs use it with --compile, without which a step takes a quarter longer, by estimate. For
+    GPT."""
     window_size: tuple[int, int] | None = None
     """BEFORE AFTER: sliding-window attention, in which a token attends to itself and the BEFORE tokens before it in the
     sample, whether or not a layer keeps those between. AFTER is 0."""
@@ -71,13 +72,13 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     """Added to the variance in normalisation."""
     apply_layernorm_1p: bool = False
-    """Norms multiply by 1 + their weight, which starts at 0: with weight decay it is drawn to 1."""
+    """Norms multiply by 1 + their weight, which starts at 0, so that weight decay pulls the factor towards 1."""
     ngram_rows: int | None = None
     """Add to each token's embedding that of the pair of tokens that ends with it, which a hash looks up in a table of
-    so many rows. The table costs memory and no FLOPs; 64 rows for each token of the vocabulary were measured
+    this many rows. The table costs memory and no FLOPs; 64 rows for each token of the vocabulary were measured
     (docs/results.md). For GPT."""
     ngram_length: int = 2
-    """With --ngram-rows: the longest run of tokens that is looked up. With 3 triples have embeddings as well as pairs,
+    """With --ngram-rows: the longest run of tokens that is looked up. With 3, triples have embeddings as well as pairs,
     in as many rows again."""
     embed_layernorm: bool = False
     """Normalise the word embeddings, before positions are added, as in BLOOM."""
@@ -141,8 +142,8 @@ class ModelConfig:
     """Layers of the base model of --parametrization completep."""
     mixture_of_depths_capacity: float | None = None
     """Mixture-of-Depths (https://arxiv.org/abs/2404.02258), for GPT: share of a sample's tokens that a layer with a
-    router processes in training; the router learns which. Routers are weights of the model, which Hugging Face's models
-    do not have."""
+    router processes in training; the router learns which. Routers are weights of the model, so it cannot be exported to
+    Hugging Face."""
     mixture_of_depths_every: int = 2
     """With --mixture-of-depths-capacity: every N-th layer has a router; the others process all tokens."""
     mixture_of_depths_strata: int = 1

@@ -66,8 +66,8 @@ class TrainingConfig:
     train_tokens: int | None = None
     """Tokens to train on, in the unit of --token-budget."""
     train_epochs: int | None = None
-    """Finetuning: passes over the training set, each in a different order; the last batch is filled up from a further
-    pass. The validation set is scored after each pass."""
+    """Finetuning: passes over the training set, each in a different order; the last batch is filled up with samples of
+    one more pass. The validation set is scored after each pass."""
     epoch_samples: int | None = field(default=None, metadata={"flag": False})
     """Set by the entry point: samples in one pass over the training set."""
     early_stopping_patience: int | None = None
@@ -83,20 +83,20 @@ class TrainingConfig:
     """On SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal) save and stop with exit code 10; a second Ctrl-C ends
     the run immediately."""
     iterations_to_skip: tuple[int, ...] | None = None
-    """Steps whose samples are passed over without an update, each named by the steps before it: 0 is the first, and
-    the one that the log calls 5 is 4. Learning rate and kept length go on as if it had been trained."""
+    """Steps whose samples are skipped without an update, counted from 0: the step that the log calls 5 is 4. Learning
+    rate and kept length go on as if they had been trained."""
     skip_nonfinite: int = 0
     """Go on without the update when the loss or the gradient norm is not finite, up to this many times in a row. With 0
     the first one ends the run with exit code 30."""
     on_loss_spike: Literal["warn", "skip"] | None = None
-    """When the loss of a step jumps: say so; or go back to the newest checkpoint and skip the samples of that step and
-    of those just before it."""
+    """What to do when the loss of a step jumps. `warn`: log a warning. `skip`: go back to the newest checkpoint and
+    skip the samples of that step and of those just before it."""
     loss_spike_threshold: float = 8.0
-    """A loss jumps when it lies so many standard deviations above the median of the steps before it, both estimated
-    robustly."""
+    """A loss jumps when it lies more than this many robust standard deviations above the median of the steps before
+    it."""
     loss_spike_window: int = 128
-    """Number of steps with which a loss is compared, those of the present kept length, bag size or stage; a quarter of
-    them is enough."""
+    """Number of earlier steps with which a loss is compared. Only steps with the present kept length, bag size and
+    stage count, and a quarter of the number is enough."""
     z_loss_coeff: float | None = None
     """Add to GPT's loss this times the mean over tokens of the square of log Z, the logarithm of the softmax's
     denominator (PaLM, https://arxiv.org/abs/2204.02311, section 5). Published runs use 1e-4. Reported as z_loss, apart
@@ -120,7 +120,7 @@ class TrainingConfig:
     deterministic_mode: bool = False
     """Use torch's deterministic kernels; operations without one raise an error."""
     compile: bool = False
-    """Compile each layer, and the arithmetic between the head's products, with torch.compile."""
+    """Compile each layer, and the arithmetic between the output head's matrix products, with torch.compile."""
 
     @property
     def precision(self) -> str:
@@ -142,7 +142,7 @@ class OptimizerConfig:
     """Peak learning rate of the word embedding and the output head. Default: --lr. It warms up and decays as --lr
     does."""
     decoupled_min_lr: float | None = None
-    """What the rate of --decoupled-lr never decays below. Default: --min-lr."""
+    """The learning rate of --decoupled-lr never decays below this. Default: --min-lr."""
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "linear"
     """Shape of the decay after warm-up."""
     lr_decay_iters: int | None = None
@@ -191,8 +191,9 @@ class OptimizerConfig:
     muon_num_ns_steps: int = 5
     """Newton-Schulz iterations in each Muon step."""
     muon_scale_mode: Literal["match_rms_adamw", "spectral", "shape_scaling", "unit_rms_norm"] = "match_rms_adamw"
-    """Scale of Muon's update of a matrix [o, i]: 0.2 sqrt(max(o, i)), which makes updates as large as AdamW's, so that
-    one learning rate suits both; sqrt(max(o, i)); sqrt(max(1, o/i)), called `original` in torch; or sqrt(o/i)."""
+    """Scale of Muon's update of a matrix [o, i]. `match_rms_adamw`: 0.2 sqrt(max(o, i)), which makes updates as large
+    as AdamW's, so that one learning rate suits both. `spectral`: sqrt(max(o, i)). `shape_scaling`: sqrt(max(1, o/i)),
+    called `original` in torch. `unit_rms_norm`: sqrt(o/i)."""
     muon_extra_scale_factor: float = 1.0
     """Additional factor on Muon's update."""
     muon_split_qkv: bool = True

@@ -50,7 +50,8 @@ FILES = """
   --config FILE.toml
       Settings that flags may override.
   --deepspeed-config FILE.json
-      DeepSpeed's file, of which the block random_ltd is taken.
+      DeepSpeed's configuration: random-LTD, layer dropping, batch sizes, precision, clipping and ZeRO stage
+      are taken from it; flags override it.
   --recipe NAME
       A named set of settings, printed in full, that files and flags override: muon, muon-conv,
       muon-conv-ngram, muon-ngram.

@@ -237,7 +237,7 @@ def main(argv: list[str]) -> int:
     names = write_tasks(args.data / "tasks", args.work / "tasks", args.limit)
     tasks = load_tasks(args.work / "tasks", names)
     head = ["model", "scored by", "metrics equal in all printed digits", "largest relative difference",
-            "processor seconds"]
+            "CPU seconds"]
     rows = [head]
     for name in args.models.split(","):
         rows += compared(name, args, names, tasks)

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     write_tasks(args.data / "tasks", args.work, args.limit)
     write_invented(args.work, args.limit)
-    rows = [["task", "native, s", "through the harness, s", "factor"]]
+    rows = [["task", "built in, s", "through the harness, s", "factor"]]
     with launched(Launch()):
         scorer = build_scorer(str(args.load), step=None, tensor_parallel=1, pipeline_parallel=1, micro_batch_size=8)
     tokens = tokenizer_of_model(scorer.tokenizer_config, scorer.config.model.vocab_size)

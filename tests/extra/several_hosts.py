@@ -193,12 +193,12 @@ TRIALS: dict[str, tuple[str, Callable[[Trial], list[int | None]]]] = {
     "no-fault": ("none", no_fault),
     "link-down": ("the link of a host goes down for good", link_down(2, comes_back=False)),
     "link-back": ("the link of a host goes down, and comes back", link_down(2, comes_back=True)),
-    "meeting-link-back": ("the link of the host at which all met goes down, and comes back",
+    "meeting-link-back": ("the link of the meeting host goes down, and comes back",
                           link_down(0, comes_back=True)),
     "power-off": ("a host loses power", power_off(2)),
-    "meeting-power-off": ("the host at which all met loses power", power_off(0)),
+    "meeting-power-off": ("the meeting host loses power", power_off(0)),
     "killed": ("all processes of a host are killed, and its launcher is started again", killed(1)),
-    "meeting-killed": ("the same on the host at which all met", killed(0)),
+    "meeting-killed": ("the same on the meeting host", killed(0)),
     "slow": ("for 20 steps every packet takes 20 ms longer, and 2 of 100 are lost", slow_and_lossy),
     "port-taken": ("another program has the port of the first meeting place", port_taken),
     "own-loopback": ("each host's own name resolves to 127.0.1.1", own_name_is_loopback),
@@ -251,7 +251,7 @@ def main() -> int:
     corpus = write_corpus(options.work)
     truth = run(options.work, {**SETTINGS, **corpus.settings}, timeout=600).lines
     rows = ["| fault | exit codes | noticed after | next step after | steps trained again | largest difference of the "
-            "curve | whole run | |", "|---|---|---|---|---|---|---|---|"]
+            "curve | whole run | result |", "|---|---|---|---|---|---|---|---|"]
     all_sound = True
     for name in options.only:
         row, sound = play(name, options.work / name, corpus, truth)
