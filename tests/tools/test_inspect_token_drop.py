@@ -197,7 +197,7 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
                 row((), "adam", 2.5, 0.0)]
     parameters = sum(math.prod(shape) for shape in parameter_shapes(CONFIG.model).values())
     lines = list(advice(CONFIG, 4 * parameters, measured))
-    assert lines[0].startswith("4 tokens a parameter")
+    assert lines[0].startswith("4 tokens per parameter")
     assert "+30% at 2.5 (one seed), +20% at 10 (95% interval +19% to +22%, 3 seeds)" in lines[1]
     assert "longer" not in lines[1] and "longer" in lines[2] and "+40%" in lines[2]
     assert "shorter" in list(advice(CONFIG, parameters, measured))[1]
@@ -223,7 +223,7 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     assert "+60% at 2.5 (one seed, extrapolated)" in of_pairs and "+70% at 2.5" in of_convolutions
     table = with_settings(CONFIG, ngram_rows=64, random_ltd=False, random_ltd_length_list=None, optimizer="muon")
     of_table = list(advice(table, 4 * parameters, with_pairs))
-    assert of_table[0].startswith("4 tokens a parameter") and "no saving" in of_table[1]  # against dense Muon
+    assert of_table[0].startswith("4 tokens per parameter") and "no saving" in of_table[1]  # against dense Muon
 
 
 def test_the_map_is_the_one_that_the_committed_runs_give() -> None:

@@ -98,7 +98,7 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
     ratio, optimizer = tokens / parameters, config.optimizer.optimizer
     active = tuple(sorted(policy.name for policy in policies(config).active))
     without = " and a table of n-grams not" if "n-grams" in parts else ""
-    yield f"{ratio:.3g} tokens a parameter ({parameters / 1e6:.3g} million parameters, embedding included{without})"
+    yield f"{ratio:.3g} tokens per parameter ({parameters / 1e6:.3g} million parameters, embedding included{without})"
     own = (active, optimizer, parts)
     if own != DENSE:
         yield from _saved(own, "adam" if own == MUON else optimizer, ratio, size, measured)
@@ -110,8 +110,8 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
     longest = max(row.size[0] * row.tokens_per_parameter for row in measured)
     if parameters > LARGER * largest or tokens > LARGER * longest:
         yield (f"measured with at most {largest / 1e6:.3g} million parameters and {longest / 1e6:.3g} million tokens. "
-               "What was saved there fell with the number of tokens, more than with tokens a parameter; whether any of "
-               f"it carries over to this run is not known ({SOURCE})")
+               "What was saved there fell with the number of tokens, more than with tokens per parameter; whether any "
+               f"of it carries over to this run is not known ({SOURCE})")
 
 
 def _saved(kind: Kind, baseline: str, ratio: float, size: Size, measured: Sequence[Measured]) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _saved(kind: Kind, baseline: str, ratio: float, size: Size, measured: Sequen
         below = [row for row in rows if row.tokens_per_parameter <= ratio][-1:]
         above = [row for row in rows if row.tokens_per_parameter > ratio][:1]
         where = "" if below and above else f"; the run is {'longer' if below else 'shorter'} than any that was measured"
-        yield (f"{title}: FLOPs saved at the loss of dense {OPTIMIZERS[baseline]}, by tokens a parameter, with "
+        yield (f"{title}: FLOPs saved at the loss of dense {OPTIMIZERS[baseline]}, by tokens per parameter, with "
                f"{parameters / 1e6:.3g} million parameters in {layers} layers: "
                f"{', '.join(row.saved(baseline) for row in (*below, *above))}{where}")
 

@@ -1,6 +1,6 @@
 """The sizes and the arms of the map: what each changes of the shared settings.
 
-A budget is given in tokens a parameter of the dense model, embedding included. Every arm reads that many raw tokens;
+A budget is given in tokens per parameter of the dense model, embedding included. Every arm reads that many raw tokens;
 arms that drop spend fewer FLOPs on them.
 """
 
@@ -215,7 +215,7 @@ METHODS = {"dense": DENSE, **DROPPING_METHODS, "muon": DENSE.with_muon(),
 
 
 def arm_of(size: Size, name: str, tokens_per_parameter: float) -> Arm:
-    """The arm of a model that reads so many tokens a parameter."""
+    """The arm of a model that reads so many tokens per parameter."""
     method = METHODS[name]
     steps = size.steps(tokens_per_parameter / method.reads)
     return Arm(name, method.title, method.flags(size, steps), steps)

@@ -1,4 +1,4 @@
-"""The pictures of the map: final losses against FLOPs with the dense curve, and savings against tokens a parameter."""
+"""The pictures of the map: final losses against FLOPs, and savings against tokens per parameter."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +20,7 @@ FOLLOWED = 3
 Look = tuple[str, str]
 """Colour and marker."""
 SavingKey = tuple[str, float, str]
-"""Size, tokens a parameter, arm."""
+"""Size, tokens per parameter, arm."""
 FAINT: dict[str, Any] = {"color": GREY, "marker": "o", "markersize": 3.5, "alpha": 0.6, "linestyle": "none"}
 LINES = {"small": "-", "flat": ":", "deep": "-.", "larger": "--"}
 
@@ -86,7 +86,7 @@ def _dense_curve(dense: Mapping[float, Losses]) -> tuple[list[float], list[float
 
 
 def saved(found: Mapping[str, Mapping[SavingKey, Saving]], path: Path) -> None:
-    """FLOPs saved at equal loss against tokens a parameter, a panel for each dense baseline: beside dense AdamW stand
+    """FLOPs saved at equal loss against tokens per parameter, a panel for each dense baseline: beside dense AdamW stand
     the arms with AdamW, and dense Muon; beside dense Muon those with Muon. Arms of one length are grey points."""
     shown = {baseline: {key: one for key, one in savings.items()
                         if key[2].startswith("muon_") == (baseline == "muon")} for baseline, savings in found.items()}
@@ -107,7 +107,7 @@ def saved(found: Mapping[str, Mapping[SavingKey, Saving]], path: Path) -> None:
                     else:
                         axes.plot([*of_arm], [100 * one.share for one in of_arm.values()], **FAINT)
             axes.axhline(0.0, color=GREY, linewidth=0.8)
-            axes.set(xscale="log", xlabel="tokens a parameter", title=f"against {METHODS[baseline].title}")
+            axes.set(xscale="log", xlabel="tokens per parameter", title=f"against {METHODS[baseline].title}")
             ticks = sorted({tokens for _, tokens, _ in savings})
             axes.set_xticks(ticks, [f"{tokens:g}" for tokens in ticks])
             axes.minorticks_off()

@@ -33,7 +33,7 @@ CHECKPOINTS = 4
 CURVE_POINTS = 2
 """Validations of a run: half-way and at its end."""
 Entry = tuple[str, str, float, float | None, int]
-"""Size, arm, tokens a parameter, peak rate (None: the best that dense runs found), seed."""
+"""Size, arm, tokens per parameter, peak rate (None: the best that dense runs found), seed."""
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,8 +68,8 @@ def read_queue(path: Path) -> list[Entry]:
             size, arm, tokens, rate, seed = words
             entry = (size, arm, float(tokens), None if rate == "best" else float(rate), int(seed))
         except ValueError:
-            raise ConfigError(f"{path}, line {number}: {line!r} is not size, arm, tokens a parameter, peak rate, seed; "
-                              "write `small dense 10 0.004 1`, say") from None
+            raise ConfigError(f"{path}, line {number}: {line!r} is not size, arm, tokens per parameter, peak rate, "
+                              "seed; write `small dense 10 0.004 1`, say") from None
         if size not in SIZES or arm not in METHODS:
             raise ConfigError(f"{path}, line {number}: no size {size!r} with an arm {arm!r}; sizes are "
                               f"{', '.join(SIZES)}, arms {', '.join(METHODS)}")

@@ -72,7 +72,7 @@ def map_table(points: Sequence[Point]) -> str:
     """The map as Markdown; FLOPs are in units of dense AdamW on the same tokens."""
     found = {baseline: savings(points, baseline) for baseline in BASELINES}
     dense = {(point.size, point.tokens_per_parameter): point for point in points if point.arm == "dense"}
-    lines = ["| model | tokens a parameter | arm | peak rate | seeds | FLOPs | loss | minus dense | "
+    lines = ["| model | tokens per parameter | arm | peak rate | seeds | FLOPs | loss | minus dense | "
              + " | ".join(f"FLOPs saved against {title}" for title in BASELINES.values()) + " |",
              "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|"]
     for point in points:
@@ -112,7 +112,7 @@ def rates_table(runs: Sequence[Complete]) -> str:
     losses: dict[tuple[str, float, str], dict[float, float]] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: -run.seed):
         losses[run.size, run.tokens_per_parameter, run.arm][run.rate] = run.loss
-    lines = ["| model | tokens a parameter | arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+    lines = ["| model | tokens per parameter | arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
              "|---|--:|---|" + "--:|" * len(rates)]
     for (size, tokens, arm), found in sorted(losses.items(), key=lambda item: (*item[0][:2], order(item[0][2]))):
         cells = [f"{found[rate]:.4f}" if rate in found else "" for rate in rates]
