@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.ours import OurModel
+from megatron_ltd.model.attention.convolution import convolved, reading_of
 from megatron_ltd.model.attention.documents import attend_in_documents, find_documents, has_kernel, most_documents
 from megatron_ltd.model.dropout import dropout, token_keys
 from megatron_ltd.optim.clip import gradient_norm
@@ -20,8 +21,8 @@ Tensor = torch.Tensor
 
 
 def micro(bench: Bench) -> None:
-    """Head and loss, stream, norm, sampling, dropout, masked attention."""
-    for part in (_head, _stream, _norm, _sampling, _dropout, _attention):
+    """Head and loss, stream, norm, sampling, dropout, convolutions, masked attention."""
+    for part in (_head, _stream, _norm, _sampling, _dropout, _convolution, _attention):
         part(bench)
         bench.free()
 
@@ -93,6 +94,29 @@ def _dropout(bench: Bench) -> None:
     keys = token_keys(1, 0, 0, torch.arange(shape.samples, device=device),
                       torch.arange(shape.sequence_tokens, device=device)[:, None])
     _rows(bench, "dropout", {"ours": lambda: dropout(x, keys, 0.1), "torch's": lambda: F.dropout(x, 0.1)})
+
+
+def _convolution(bench: Bench) -> None:
+    """Of queries, keys and values, forward and backward."""
+    shape, device = bench.shape("350m"), bench.runtime.device
+    x = torch.randn(shape.sequence_tokens, shape.samples, 3 * shape.hidden, device=device, dtype=torch.bfloat16,
+                    requires_grad=True)
+    weight = torch.randn(3 * shape.hidden, 3, device=device, requires_grad=True)
+    grad = torch.randn_like(x)
+    kept = torch.arange(0, shape.sequence_tokens, 4, device=device)[:, None] + torch.arange(
+        shape.samples, device=device) % 4
+    reading = reading_of(kept, 3)
+    compiled = torch.compile(convolved)
+
+    def conv1d() -> Tensor:
+        filters = F.pad(weight.flip(1), (0, 1), value=1.0).to(x.dtype)[:, None]
+        return F.conv1d(F.pad(x.permute(1, 2, 0), (3, 0)), filters, groups=len(filters)).permute(2, 0, 1)
+
+    _rows(bench, f"convolution of {shape.sequence_tokens} tokens", {
+        "ours": lambda: convolved(x, weight, None).backward(grad),
+        "ours, compiled": lambda: compiled(x, weight, None).backward(grad),
+        "torch's, with transpositions": lambda: conv1d().backward(grad),
+        "ours, 1/4 kept": lambda: convolved(x[:len(kept)], weight, reading).backward(grad[:len(kept)])})
 
 
 def _attention(bench: Bench) -> None:

@@ -42,7 +42,7 @@ PLAN: dict[str, dict[str, tuple[Callable[[Bench], None], int]]] = {
     },
     "second": {
         "traces": (second.traces, 45),
-        "micro": (micro.micro, 45),
+        "micro": (micro.micro, 55),
         "1.3b compiled": (second.compiled_1b, 90),
         "growing length": (second.growing_length, 100),
         "bert-large": (second.bert_large, 50),
