@@ -5,6 +5,7 @@ itself: the forward passes of its stages, and the reading of samples. The number
 is logged, once an interval, so nothing waits for them.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -123,9 +124,14 @@ class Peers:
         return fields
 
     def _pace(self, own: Sequence[float]) -> dict[str, Any]:
+        of_stage: dict[int, list[float]] = {}
+        for stage, seconds in zip(self.stages, own, strict=True):
+            of_stage.setdefault(stage, []).append(seconds)
+        # Compared with the others of its stage, but once for all of them: to leave out the slowest, or another one that
+        # is slow, makes no difference to the median or the spread.
+        limits = {stage: slow_from(sorted(times)[:-1]) for stage, times in of_stage.items()}
         slow = {rank: f"rank {rank} on {self.hosts[rank]}" for rank in range(len(own))
-                if is_slow(own[rank], [own[peer] for peer in range(len(own))
-                                       if peer != rank and self.stages[peer] == self.stages[rank]])}
+                if own[rank] > limits[self.stages[rank]]}
         for rank in slow.keys() - self._slow.keys():
             others = [own[peer] for peer in range(len(own)) if self.stages[peer] == self.stages[rank]
                       and peer not in slow]
@@ -147,7 +153,12 @@ class Peers:
 
 def is_slow(seconds: float, others: Sequence[float]) -> bool:
     """Whether a time leaves the range of the others'."""
+    return seconds > slow_from(others)
+
+
+def slow_from(others: Sequence[float]) -> float:
+    """The end of the range of some times; infinite without any."""
     if not others:
-        return False
+        return math.inf
     median = statistics.median(others)
-    return seconds > max(SLOW * median, median + max(SPREADS * deviation(others), LEAST_DELAY_SECONDS))
+    return max(SLOW * median, median + max(SPREADS * deviation(others), LEAST_DELAY_SECONDS))

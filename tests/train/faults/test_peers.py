@@ -9,10 +9,13 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_ltd.log import Console
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.train import trainer
+from megatron_ltd.train.faults import peers
 from megatron_ltd.train.faults.peers import OwnTime, Peers, is_slow
 from tests.gloo import launch_ranks
 from tests.train.faults.test_bad_steps import SHORT
@@ -71,6 +74,24 @@ def test_only_processes_with_the_same_part_of_the_model_are_compared(capsys: pyt
     assert err == ("WARNING: memory of b: 4.0% left\nWARNING: straggler: rank 1 on a takes 2 s a step for forward "
                    "passes and reading, and the others of its stage 1 to 1 s\n")
     assert out == "rank 1 on a keeps pace again\n"
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from([0.1, 0.3, 0.31, 1.0, 1.06, 2.0, 9.0])), min_size=2,
+                max_size=9))
+def test_each_is_compared_with_the_others_of_its_stage(ranks: list[tuple[int, float]]) -> None:
+    stages, own = zip(*ranks, strict=True)
+    found = Peers(["a"] * len(ranks), stages, Console(False)).hear([(seconds, 0.5, 0.0) for seconds in own])
+    slow = [rank for rank, (stage, seconds) in enumerate(ranks) if is_slow(
+        seconds, [other for peer, (its_stage, other) in enumerate(ranks) if peer != rank and its_stage == stage])]
+    assert found["stragglers"] == [f"rank {rank} on a" for rank in slow]
+
+
+def test_a_thousand_processes_are_compared_with_one_look_at_each_stage() -> None:
+    found = Peers(["a"] * 1024, [0, 1] * 512, Console(False))
+    with mock.patch.object(peers, "deviation", wraps=peers.deviation) as looks:
+        assert found.hear([(1.0, 0.5, 0.0)] * 1000 + [(3.0, 0.5, 0.0)] * 24)["stragglers"] == [
+            f"rank {rank} on a" for rank in range(1000, 1024)]
+    assert looks.call_count == 2
 
 
 def test_own_time_is_that_of_training_by_step_after_the_first() -> None:
