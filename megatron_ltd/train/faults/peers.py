@@ -63,18 +63,24 @@ class OwnTime:
         if self._is_warm:
             self._seconds += seconds
             self._steps += 1
+            self._add_up()
         else:
             self._is_warm = True
             self._spans.clear()
 
     def take(self) -> float:
         """Seconds a step since the last call; 0 before the first one that counts."""
+        self._add_up()
         steps, seconds = self._steps, self._seconds
-        left = [span for span in self._spans if self._on_gpu and not span[1].query()]
-        seconds += sum(begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin
-                       for begin, end in self._spans[:len(self._spans) - len(left)])
-        self._spans, self._seconds, self._steps = left, 0.0, 0
+        self._seconds, self._steps = 0.0, 0
         return seconds / steps if steps else 0.0
+
+    def _add_up(self) -> None:
+        """Count the passes that have ended, so that they do not pile up where the log is rare."""
+        left = [span for span in self._spans if self._on_gpu and not span[1].query()]
+        self._seconds += sum(begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin
+                             for begin, end in self._spans[:len(self._spans) - len(left)])
+        self._spans = left
 
 
 def free_memory() -> float:

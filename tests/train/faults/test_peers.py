@@ -104,3 +104,12 @@ def test_own_time_is_that_of_training_by_step_after_the_first() -> None:
             own.step(seconds=0.25)
         stage.eval()(torch.ones(2))
     assert own.take() == (0.5 + 2.0 + 2 * 0.25) / 2 and own.take() == 0.0
+
+
+def test_times_do_not_pile_up_between_two_lines_of_the_log() -> None:
+    stage = torch.nn.Linear(2, 2)
+    own = OwnTime([stage], on_gpu=False)
+    for _ in range(9):
+        stage(torch.ones(2))
+        own.step(seconds=0.25)
+    assert own._spans == [] and own.take() > 0.25
