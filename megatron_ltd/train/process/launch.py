@@ -2,7 +2,9 @@
 
 import ctypes
 import platform
+import resource
 import socket
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -72,6 +74,7 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
         ConfigError: the processes were started with different settings or versions.
     """
     device = choose_device(config, launch)
+    _allow_open_files()
     if config.training.deterministic_mode:
         make_cublas_deterministic()
         torch.use_deterministic_algorithms(True)
@@ -99,6 +102,14 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     processes = gather_json(stacks.told(stacks.listen()))
     return Runtime(launch, device, mesh, siblings.on_this_host(tuple(told[1:4]) for told in processes), store,
                    processes)
+
+
+def _allow_open_files() -> None:
+    """Let this process have as many files open as the system permits. Each of gloo's groups of all processes takes a
+    connection to every one of them, and many systems start a process with room for 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if sys.platform == "linux" and soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _return_freed_memory() -> None:
