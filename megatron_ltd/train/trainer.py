@@ -270,10 +270,10 @@ class Trainer:
             if found is not None and is_finetuning(self.config):
                 self._judge(step, found)
         if code is None and self._gives_up():
-            code = EXIT_COMPLETE
+            code, best = EXIT_COMPLETE, self.state.best
+            than = "" if best.loss is None else f" than {best.loss:.6f} of step {best.step}"
             self.metrics.console.line(
-                f"stopped after {self.state.best.evaluations_since} evaluations without a lower validation loss than "
-                f"{self.state.best.loss:.6f} of step {self.state.best.step}")
+                f"stopped after {best.evaluations_since} evaluations without a lower validation loss{than}")
         if code == EXIT_COMPLETE:
             self.held_out.test(step)
         interval = self.config.logging.eval_tasks_interval
