@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -77,3 +78,20 @@ def test_each_attempt_tells_how_the_one_before_it_ended(tmp_path: Path) -> None:
         (6, 2, {"code": 40, "step": 7, "reason": "lost"}), (8, 1, None)]
     (tmp_path / "exit.json").write_text('{"code": ')
     assert take_exit_record(str(tmp_path)) is None and not (tmp_path / "exit.json").exists()
+
+
+def test_processes_that_end_at_once_do_not_take_the_record_from_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, others = Path.replace, iter([2])
+
+    def replace(temporary: Path, target: Path) -> Path:
+        for process in others:
+            with mock.patch("os.getpid", return_value=process):
+                write_exit_record(str(tmp_path), 50, 3, "other")
+        return whole(temporary, target)
+
+    with mock.patch.object(Path, "replace", replace):
+        write_exit_record(str(tmp_path), 40, None, "mine")
+    assert capsys.readouterr().err == "" and [file.name for file in tmp_path.iterdir()] == ["exit.json"]
+    assert take_exit_record(str(tmp_path)) == {"code": 40, "step": None, "reason": "mine"}
