@@ -119,7 +119,8 @@ class Peers:
             if share < LEAST_MEMORY:
                 self._warn_once(f"memory of {self.hosts[rank]}", f"{share:.1%} left")
         if len(told) > 1 and all(clocks):
-            skews = [clock - statistics.median(clocks) for clock in clocks]
+            middle = statistics.median(clocks)
+            skews = [clock - middle for clock in clocks]
             fields["clock_skew_seconds"] = max(map(abs, skews))
             for rank, skew in enumerate(skews):
                 if abs(skew) > MOST_SKEW_SECONDS:
