@@ -62,8 +62,10 @@ def choose_device(config: RunConfig, launch: Launch) -> torch.device:
     if backend == "gloo":
         return torch.device("cpu")
     if launch.local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"LOCAL_RANK = {launch.local_rank}: this machine has {torch.cuda.device_count()} GPUs; start "
-                          "at most one process for each (--nproc-per-node)")
+        error = ConfigError(f"LOCAL_RANK = {launch.local_rank}: this machine has {torch.cuda.device_count()} GPUs; "
+                            "start at most one process for each (--nproc-per-node)")
+        error.everywhere = False  # the first processes of a machine have one
+        raise error
     return torch.device("cuda", launch.local_rank)
 
 
