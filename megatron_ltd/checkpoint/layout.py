@@ -163,8 +163,16 @@ def superseded(save_dir: Path, step: int, retain_interval: int, kept: int = KEPT
     Kept are the newest complete checkpoints, multiples of the interval, checkpoints of later steps (of a run that this
     one went back from), and everything that is not a complete checkpoint.
     """
-    complete = [(s, path) for s, path in checkpoints(save_dir).items() if s <= step and defect(path) is None]
-    return [path for s, path in complete[:-kept] if s % retain_interval]
+    found, newest = [], 0
+    for s, path in reversed(checkpoints(save_dir).items()):
+        # Of those that stay, a long run has many: they are not looked at with each save.
+        stays = s > step or (newest >= kept and s % retain_interval == 0)
+        if stays or defect(path) is not None:
+            continue
+        if newest >= kept:
+            found.append(path)
+        newest += 1
+    return found[::-1]
 
 
 def _is_folder(path: Path) -> bool:

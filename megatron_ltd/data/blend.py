@@ -20,6 +20,7 @@ from megatron_ltd.errors import ConfigError
 
 SURPLUS = 0.005  # share of samples that a dataset is built for beyond its own
 MOST_DATASETS = 32766  # the index holds dataset numbers as int16
+_COUNTED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,14 @@ def build_blend_index(weights: Sequence[float], size: int, *,
     return dataset_index, dataset_sample_index
 
 
+def counts(dataset_index: NDArray[np.int16], datasets: int) -> list[int]:
+    """How often each dataset is chosen."""
+    found = np.zeros(datasets, dtype=np.int64)
+    for begin in range(0, len(dataset_index), _COUNTED_AT_ONCE):  # numpy makes an int64 copy of what it counts
+        found += np.bincount(dataset_index[begin:begin + _COUNTED_AT_ONCE], minlength=datasets)
+    return found.tolist()
+
+
 class BlendIndex:
     """The index of a blend, from the cache if it was built before.
 
@@ -126,7 +135,7 @@ class BlendIndex:
         key = {"index": "blend", "weights": [float(weight).hex() for weight in weights], "size": size}
         self.dataset_index, self.dataset_sample_index = cached_arrays(
             cache_path, key, lambda: build_blend_index(weights, size))
-        self.drawn: list[int] = np.bincount(self.dataset_index, minlength=len(weights)).tolist()
+        self.drawn = counts(self.dataset_index, len(weights))
 
 
 class BlendedDataset:

@@ -31,7 +31,19 @@ def sample_ids(consumed_samples: int, global_batch_size: int, micro_batch_size: 
 
 
 def read_microbatch(dataset: Dataset, ids: range) -> Batch:
-    """Reads and stacks samples."""
+    """Reads and stacks samples.
+
+    Raises:
+        DataError: of this process alone, since another one reads other samples, or from another disk.
+    """
+    try:
+        return _stacked(dataset, ids)
+    except DataError as error:
+        error.everywhere = False
+        raise
+
+
+def _stacked(dataset: Dataset, ids: range) -> Batch:
     if ids.stop > len(dataset):
         raise DataError(f"The run asks for sample {ids.stop - 1}, and the dataset holds {len(dataset)}: it was built "
                         "for a shorter run.")

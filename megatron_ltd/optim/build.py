@@ -22,6 +22,8 @@ from megatron_ltd.parallel.gradients import local_gradient
 
 _DECOUPLED = ("embedding.word.weight", "head.weight")
 """The parameters of --decoupled-lr, as in megatron-core: not those of learned positions."""
+_OF_TORCH = Muon | torch.optim.AdamW | torch.optim.SGD
+"""All but apex's."""
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -88,7 +90,7 @@ class ShardedOptimizer:
                 rate = decoupled_rate if group.get("decoupled") else learning_rate
                 assert rate is not None, "with --decoupled-lr both rates are given"
                 group["lr"] = rate * group["rate_factor"]
-            if isinstance(optimizer, Muon | torch.optim.AdamW | torch.optim.SGD):
+            if isinstance(optimizer, _OF_TORCH):
                 optimizer.found_inf = found_inf  # type: ignore[union-attr]
             elif found_inf is not None and bool(found_inf):
                 continue
@@ -121,8 +123,8 @@ class ShardedOptimizer:
             if "exp_avg" in state:
                 state["step"] = torch.tensor(float(steps_taken), device=shard.device)
         for optimizer in dict.fromkeys(self._optimizers.values()):
-            for group in optimizer.param_groups:
-                if "step" in group:  # apex keeps the count in the group
+            if not isinstance(optimizer, _OF_TORCH):  # apex keeps the count in the group, once it has one
+                for group in optimizer.param_groups:
                     group["step"] = steps_taken
         return tensors
 

@@ -48,8 +48,9 @@ class Owners:
         here = dist.get_rank()
         whole = {number: shards[number].new_empty(parameter.shape) for number, parameter in enumerate(self._parameters)
                  if self._owner(number) == here}
+        place = next(place for place, rank in self._ranks.items() if rank == here)
         outgoing = [(self._owner(number), shard) for number, shard in enumerate(shards)
-                    if here in self._sources(number).values()]
+                    if self._is_source(number, place)]
         incoming = [(rank, self._part(number, tensor, place))
                     for number, tensor in whole.items() for place, rank in self._sources(number).items()]
         exchange(outgoing, incoming, shards[0])
@@ -65,10 +66,14 @@ class Owners:
         return self._ranks[self._owners[number]]
 
     def _sources(self, number: int) -> dict[Place, int]:
-        """The processes whose shards make up the whole tensor; among replicas, those in the owner's replica."""
-        axes = [axis for axis, placement in enumerate(self._parameters[number].placements) if placement.is_replicate()]
+        """The processes whose shards make up the whole tensor."""
+        return {place: rank for place, rank in self._ranks.items() if self._is_source(number, place)}
+
+    def _is_source(self, number: int, place: Place) -> bool:
+        """Whether the shard at a place is part of what the owner gathers; among replicas, those of its own are."""
         owner = self._owners[number]
-        return {place: rank for place, rank in self._ranks.items() if all(place[axis] == owner[axis] for axis in axes)}
+        return all(place[axis] == owner[axis] for axis, placement in enumerate(self._parameters[number].placements)
+                   if placement.is_replicate())
 
     def _part(self, number: int, whole: torch.Tensor, place: Place) -> torch.Tensor:
         """The shard at `place`, as a view. The last axis of the mesh, tensor parallelism, is split first; FSDP2 shards
@@ -77,7 +82,8 @@ class Owners:
         for axis, placement in reversed(list(enumerate(parameter.placements))):
             if not placement.is_replicate():
                 dim: int = placement.dim  # type: ignore[attr-defined]
-                parts = whole.chunk(parameter.device_mesh.size(axis), dim)
-                # There may be fewer rows than processes.
-                whole = parts[place[axis]] if place[axis] < len(parts) else whole.narrow(dim, 0, 0)
+                rows = whole.shape[dim]
+                share = -(-rows // parameter.device_mesh.size(axis))  # as `torch.chunk` has it
+                first = min(place[axis] * share, rows)
+                whole = whole.narrow(dim, first, min(share, rows - first))
         return whole

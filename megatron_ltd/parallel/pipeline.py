@@ -64,6 +64,9 @@ class _Stage(PipelineStage):
         self._sends = sends
         self._sending: dict[str, list[dist.Work]] = {}
 
+    def begin_step(self) -> None:
+        """No microbatch of this step has been computed."""
+
     def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
         with self._on_meta():
             return super()._prepare_forward_infra(*args, **kwargs)
@@ -146,11 +149,13 @@ class _FullBackwardStage(_Stage):
         super().__init__(_Plain(module), *args, **kwargs)
         self._module, self._sharding, self._passes = module, sharding, 0
 
+    def begin_step(self) -> None:
+        self._passes = 0  # the step before may have had another number of microbatches
+
     def backward_one_chunk(self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True,
                            last_backward: bool = False) -> None:
         # Counted here, since zero-bubble schedules call the pass for the weights the last one.
-        assert self.chunks is not None
-        self._passes = self._passes % self.chunks + 1
+        self._passes += 1
         data_parallel.before_backward(self._module, self._sharding, last=self._passes == self.chunks)
         super().backward_one_chunk(bwd_chunk_id, loss=loss, full_backward=True, last_backward=last_backward)
 
@@ -225,6 +230,8 @@ class Pipeline:
             # A schedule sizes the engine's stages for its number of microbatches, so an older one would not fit.
             self._schedule, self._microbatches = self._build_schedule(microbatches), microbatches
             self._shape = shape
+        for engine_stage in self._engine_stages:
+            engine_stage.begin_step()
         sums = self._schedule.step(*((tokens,) if self.has_first else ()), target=tokens if self.has_last else None,
                                    **batch)
         for engine_stage in self._engine_stages:

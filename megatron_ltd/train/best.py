@@ -4,6 +4,7 @@
     SAVE/best/latest_checkpointed_iteration.txt   so that --load SAVE/best works
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ class BestSoFar:
     evaluations_since: int = 0
 
     def after(self, step: int, loss: float) -> "BestSoFar":
-        """The record after one more evaluation; NaN never counts as better."""
-        if loss == loss and (self.loss is None or loss < self.loss):
+        """The record after one more evaluation; a loss that is not finite never counts as better."""
+        if math.isfinite(loss) and (self.loss is None or loss < self.loss):
             return BestSoFar(loss, step)
         return BestSoFar(self.loss, self.step, self.evaluations_since + 1)
 

@@ -22,8 +22,8 @@ from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.writer import CheckpointWriter
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import Datasets
-from megatron_ltd.data.loader import Batch, Loader
-from megatron_ltd.errors import EXIT_COMPLETE, DataError
+from megatron_ltd.data.loader import Loader
+from megatron_ltd.errors import EXIT_COMPLETE
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import after_step
 from megatron_ltd.parallel.agreement import gather_json
@@ -181,7 +181,8 @@ class Trainer:
         """
         rate, decoupled = self._rates(consumed, samples)
         loss_scale = self.loss_scale[0] if self.config.training.precision == "fp16" else 1.0
-        batch, seconds = self._read(loader, samples), time.monotonic() - started
+        batch = loader.step(self.state.consumed.samples, samples)
+        seconds = time.monotonic() - started
         is_logged = consumed.steps % self.config.logging.log_interval == 0 or consumed.steps == self.total_steps
         result = train_step(
             self.model, self.optimizer, batch, self.config, plan, learning_rate=rate, loss_scale=loss_scale,
@@ -256,13 +257,6 @@ class Trainer:
                     (before.tokens, after.tokens))
         return self.rate.at(*progress), None if self.decoupled is None else self.decoupled.at(*progress)
 
-    def _read(self, loader: Loader, samples: int) -> list[Batch]:
-        try:
-            return loader.step(self.state.consumed.samples, samples)
-        except DataError as error:
-            error.everywhere = False  # another process reads different samples, or another disk
-            raise
-
     def _after_step(self, step: int, code: int | None, epoch_ends: bool) -> int | None:
         # Before the save, so that a run resumed from it neither misses nor repeats these numbers.
         if code == EXIT_COMPLETE or epoch_ends or step % self.config.logging.eval_interval == 0:
@@ -270,10 +264,10 @@ class Trainer:
             if found is not None and is_finetuning(self.config):
                 self._judge(step, found)
         if code is None and self._gives_up():
-            code = EXIT_COMPLETE
+            code, best = EXIT_COMPLETE, self.state.best
+            than = "" if best.loss is None else f" than {best.loss:.6f} of step {best.step}"
             self.metrics.console.line(
-                f"stopped after {self.state.best.evaluations_since} evaluations without a lower validation loss than "
-                f"{self.state.best.loss:.6f} of step {self.state.best.step}")
+                f"stopped after {best.evaluations_since} evaluations without a lower validation loss{than}")
         if code == EXIT_COMPLETE:
             self.held_out.test(step)
         interval = self.config.logging.eval_tasks_interval

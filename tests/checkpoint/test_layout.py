@@ -3,12 +3,15 @@
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+from megatron_ltd.checkpoint import layout
 from megatron_ltd.checkpoint.layout import (
     TRACKER_NAME,
+    checkpoint_path,
     checkpoints,
     clear_leftovers,
     defect,
@@ -150,6 +153,14 @@ def test_leftovers_are_removed_and_links_are_not_followed(tmp_path: Path) -> Non
 def test_retention_keeps_multiples_and_the_newest_two(tmp_path: Path) -> None:
     save_steps(tmp_path, *range(10, 101, 10), retain_interval=40)
     assert list(checkpoints(tmp_path)) == [40, 80, 90, 100]
+
+
+def test_a_save_does_not_look_at_the_checkpoints_that_stay(tmp_path: Path) -> None:
+    save_steps(tmp_path, *range(10, 101, 10))
+    with mock.patch.object(layout, "defect", wraps=layout.defect) as looks:
+        assert superseded(tmp_path, 100, 10) == []
+        assert [call.args[0].name for call in looks.call_args_list] == ["iter_0000100", "iter_0000090"]
+        assert superseded(tmp_path, 100, 30) == [checkpoint_path(tmp_path, step) for step in (10, 20, 40, 50, 70, 80)]
 
 
 def test_retention_never_counts_incomplete_or_later_checkpoints_nor_touches_them(tmp_path: Path) -> None:

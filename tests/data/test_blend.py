@@ -1,4 +1,5 @@
 import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from megatron_ltd.data.blend import (
     BlendIndex,
     BlendSource,
     build_blend_index,
+    counts,
     dataset_sizes,
     normalize,
     parse_blend,
@@ -157,6 +159,16 @@ def test_the_digest_of_a_blend_follows_its_parts() -> None:
               BlendedDataset([mock(30), mock(31)], BlendIndex([1, 2], 18)),
               BlendedDataset([mock(30), mock(31)], BlendIndex([2, 1], 19))]
     assert len({blend.digest for blend in blends}) == 4
+
+
+def test_counting_the_samples_of_a_blend_takes_no_copy_of_its_index() -> None:
+    index = np.arange(1 << 22, dtype=np.int16) % 3
+    tracemalloc.start()
+    found = counts(index, 4)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == [np.count_nonzero(index == number) for number in range(4)]
+    assert peak_bytes < 2 * index.nbytes  # an int64 copy has four times as many
 
 
 def test_a_blend_index_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ltd.data.gpt.dataset import GPTDataset
-from megatron_ltd.data.loader import Batch, Loader, microbatches, sample_ids
+from megatron_ltd.data.loader import Batch, Loader, microbatches, read_microbatch, sample_ids
 from megatron_ltd.data.mock_dataset import MockDataset
 from megatron_ltd.data.sample import GPTSampleForm, Sample
 from megatron_ltd.errors import ConfigError, DataError
@@ -110,6 +110,13 @@ def test_samples_are_read_ahead_in_the_background() -> None:
         assert done.wait(timeout=60)
     assert sorted(index for index, _ in read) == list(range(8))
     assert all(name.startswith("samples") for _, name in read)
+
+
+def test_a_sample_that_cannot_be_read_is_an_error_of_this_process_alone() -> None:
+    """In validation as in training: no other process could say why, and another attempt may be able to read it."""
+    with pytest.raises(DataError, match="sample 9 cannot be read") as caught:
+        read_microbatch(Failing(9), range(8, 10))
+    assert not caught.value.everywhere
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import OptimizerConfig
+from megatron_ltd.optim import build
 from megatron_ltd.optim.build import ShardedOptimizer, decays
 from megatron_ltd.parallel.gradients import local_gradient
 from tests.gloo import run_ranks
@@ -137,6 +139,49 @@ def resumed_on_ranks(rank: int, ranks: int, config: OptimizerConfig, before: int
 def test_a_run_that_goes_through_its_state_tensors_goes_on_bit_for_bit(config: OptimizerConfig, before: int) -> None:
     for uninterrupted, resumed in run_ranks(resumed_on_ranks, 2, config, before):
         assert [name for name in PARAMETERS if not torch.equal(uninterrupted[name], resumed[name])] == []
+
+
+class CountsInGroups(torch.optim.Optimizer):
+    """apex's FusedAdam in what a checkpoint sees of it: a group has the number of its steps, from the first one on."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for shard in group["params"]:
+                state, (first, second) = self.state[shard], group["betas"]
+                if not state:
+                    state |= {"exp_avg": torch.zeros_like(shard), "exp_avg_sq": torch.zeros_like(shard)}
+                state["exp_avg"].lerp_(shard.grad, 1.0 - first)
+                state["exp_avg_sq"].lerp_(shard.grad.square(), 1.0 - second)
+                mean, square = (state[name] / (1.0 - beta ** group["step"])
+                                for name, beta in (("exp_avg", first), ("exp_avg_sq", second)))
+                shard.mul_(1.0 - group["lr"] * group["weight_decay"])
+                shard.sub_(group["lr"] * mean / (square.sqrt() + group["eps"]))
+
+
+def apex_like(groups: list[dict[str, Any]], config: OptimizerConfig) -> tuple[torch.optim.Optimizer, str]:
+    return CountsInGroups(groups, {"lr": 0.0, "betas": (config.adam_beta1, config.adam_beta2)}), "apex"
+
+
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_an_optimizer_that_counts_in_its_groups_goes_on_too(before: int) -> None:
+    parameters = {name: nn.Parameter(whole(name, -1)) for name in PARAMETERS}
+    plain, expected = reference(ADAM)
+    with mock.patch.object(build, "_build", apex_like):
+        optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=ADAM))
+        for step in range(len(RATES)):
+            if step == before:
+                saved = {name: tensor.clone() for name, tensor in optimizer.state_tensors(before).items()}
+                optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=ADAM))
+                for name, target in optimizer.state_tensors(before).items():
+                    target.copy_(saved[name])
+            for ours in (parameters, plain):
+                set_gradients(ours, step)
+            optimizer.step(1e-2)
+            expected.step()
+    for name, parameter in plain.items():
+        torch.testing.assert_close(parameters[name], parameter, rtol=1e-6, atol=3e-7)
 
 
 def with_void_steps(rank: int, ranks: int, config: OptimizerConfig) -> list[dict[str, torch.Tensor]]:

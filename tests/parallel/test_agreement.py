@@ -1,6 +1,8 @@
 """What ranks tell one another in JSON, and how differences are worded."""
 
+import json
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -39,3 +41,10 @@ def test_differences_name_the_key_the_values_and_the_ranks() -> None:
 def test_equal_values_are_no_difference() -> None:
     assert disagreements([{"a": [1, None], "b": {"c": 2}}] * 3) == []
     assert disagreements([{"a": 1}]) == []
+
+
+def test_ranks_that_agree_are_not_compared_key_by_key() -> None:
+    values = [{f"--flag-{number}": number for number in range(50)} for _ in range(100)]
+    with mock.patch.object(json, "dumps", wraps=json.dumps) as looks:
+        assert disagreements(values) == []
+    assert looks.call_count == 100

@@ -1,12 +1,16 @@
 """The rank grid of eight processes, against the documented formula."""
 
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
+from megatron_ltd.settings.cli import parse_run_config
+from megatron_ltd.train.process import launch
+from megatron_ltd.train.process.environment import Launch
 from tests.gloo import run_ranks
 
 TIMEOUT = timedelta(seconds=47)
@@ -50,6 +54,27 @@ def test_every_rank_has_its_place(pp: int, dp: int, tp: int, shard: bool) -> Non
             "data": (dp,) if shard or dp == 1 else (dp, 1), "embedding": ends,
             "embedding sum": sum(ends) if ends else rank, "timeouts": {TIMEOUT},
         }
+
+
+def groups_made(rank: int, world_size: int, settings: list[str]) -> tuple[int, bool]:
+    """How many groups a run makes besides the axes of its mesh, and whether one is for an embedding."""
+    config, _ = parse_run_config(["--num-layers", "4", "--hidden-size", "8", "--num-attention-heads", "2",
+                                  "--pipeline-model-parallel-size", "2", *settings], "gpt")
+    place = Launch(rank, rank, world_size, None)
+    with mock.patch.object(launch, "build_mesh", wraps=build_mesh) as build, \
+            mock.patch.object(launch, "attempt_store"), mock.patch.object(dist, "init_process_group"), \
+            mock.patch.object(dist, "new_group", wraps=dist.new_group) as new:
+        mesh = launch.start(config, place).mesh
+    assert build.call_count == 1
+    return sum(len(call.args) == 1 for call in new.call_args_list), mesh.embedding is not None
+
+
+@pytest.mark.parametrize(("settings", "wanted"), [
+    ([], (2, True)), (["--untie-embeddings-and-output-weights"], (0, False)),
+    (["--pipeline-schedule", "zbv"], (0, False))], ids=["tied", "untied", "zbv"])
+def test_only_stages_with_copies_of_an_embedding_have_groups_for_it(settings: list[str], wanted: tuple[int, bool]
+                                                                    ) -> None:
+    assert run_ranks(groups_made, 4, settings) == [wanted] * 4
 
 
 def unanswered(rank: int, world_size: int, axis: str) -> list[str]:

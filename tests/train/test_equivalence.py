@@ -237,6 +237,21 @@ def test_every_layout_gives_the_curve_the_kept_positions_and_the_weights_of_one_
     assert_same_tensors(saved_tensors(tmp_path / "checkpoints", STEPS), weights)
 
 
+def test_a_batch_that_grows_gives_the_curve_of_one_process(truths: Truths, tmp_path: Path) -> None:
+    """One microbatch a process at first, and then two."""
+    found: list[Run] = []
+    for number, (world_size, layout) in enumerate([
+            (1, {}), (2, {}), (2, ZERO_2), (2, ZERO_3), (4, {**PP2, "micro_batch_size": 1})]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found.append(run(folder, {**truths.settings("gpt2", folder), "rampup_batch_size": (4, 4, 12), **layout},
+                         world_size))
+    truth = found[0]
+    assert truth.column("global_batch_size") == [4] * 3 + [8] * (STEPS - 3)
+    for other in found[1:]:
+        assert_same_curve(other.lines, truth.lines)
+
+
 def compiled(rank: int, world_size: int, init_method: str, settings: Settings) -> Ending:
     """`pretrain` with the compiler's helper processes turned off."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"

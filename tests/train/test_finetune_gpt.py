@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.checkpoint.layout import checkpoints
+from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
 from megatron_ltd.data.finetuning.epochs import EpochDataset
 from megatron_ltd.data.finetuning.packing import PackedDataset
 from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read_responses
 from megatron_ltd.data.text.tokenizer import NullTokenizer
+from megatron_ltd.train import validate
+from megatron_ltd.train.result import HeldOut
 from megatron_ltd.train.state import TrainState
 from tests.train.refusals import CONFIG, DATA, assert_clear, refused_in_this_process
 from tests.train.runs import TINY, Corpus, Run, pretrain, read_lines, run, saved_tensors
@@ -231,6 +235,19 @@ def test_a_run_stops_when_validation_no_longer_improves_and_keeps_the_best_weigh
     folder.mkdir()
     scored = run(folder, settings(home, load=str(save / "best"), lr=1e-9, train_epochs=None, train_iters=1))
     assert scored.column("validation_loss")[0] == pytest.approx(losses[best], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_run_whose_validation_loss_is_never_finite_has_no_best_model_and_is_saved(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], loss: float,
+) -> None:
+    save = tmp_path / "checkpoints"
+    command = settings(home, train_epochs=40, early_stopping_patience=3, save=str(save))
+    with mock.patch.object(validate, "held_out_loss", lambda *_: HeldOut(loss)):
+        assert pretrain(0, 1, "", command).code == 0
+    assert "stopped after 3 evaluations without a lower validation loss\n" in capfd.readouterr().out
+    [checkpoint] = checkpoints(save).values()
+    assert read_manifest(checkpoint).counters["best"]["loss"] is None and not (save / "best").exists()
 
 
 def test_a_run_that_was_interrupted_goes_on_with_the_same_command_and_gives_the_same_curve(

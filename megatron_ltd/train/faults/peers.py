@@ -5,6 +5,7 @@ itself: the forward passes of its stages, and the reading of samples. The number
 is logged, once an interval, so nothing waits for them.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -62,18 +63,24 @@ class OwnTime:
         if self._is_warm:
             self._seconds += seconds
             self._steps += 1
+            self._add_up()
         else:
             self._is_warm = True
             self._spans.clear()
 
     def take(self) -> float:
         """Seconds a step since the last call; 0 before the first one that counts."""
+        self._add_up()
         steps, seconds = self._steps, self._seconds
-        left = [span for span in self._spans if self._on_gpu and not span[1].query()]
-        seconds += sum(begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin
-                       for begin, end in self._spans[:len(self._spans) - len(left)])
-        self._spans, self._seconds, self._steps = left, 0.0, 0
+        self._seconds, self._steps = 0.0, 0
         return seconds / steps if steps else 0.0
+
+    def _add_up(self) -> None:
+        """Count the passes that have ended, so that they do not pile up where the log is rare."""
+        left = [span for span in self._spans if self._on_gpu and not span[1].query()]
+        self._seconds += sum(begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin
+                             for begin, end in self._spans[:len(self._spans) - len(left)])
+        self._spans = left
 
 
 def free_memory() -> float:
@@ -112,7 +119,8 @@ class Peers:
             if share < LEAST_MEMORY:
                 self._warn_once(f"memory of {self.hosts[rank]}", f"{share:.1%} left")
         if len(told) > 1 and all(clocks):
-            skews = [clock - statistics.median(clocks) for clock in clocks]
+            middle = statistics.median(clocks)
+            skews = [clock - middle for clock in clocks]
             fields["clock_skew_seconds"] = max(map(abs, skews))
             for rank, skew in enumerate(skews):
                 if abs(skew) > MOST_SKEW_SECONDS:
@@ -123,9 +131,14 @@ class Peers:
         return fields
 
     def _pace(self, own: Sequence[float]) -> dict[str, Any]:
+        of_stage: dict[int, list[float]] = {}
+        for stage, seconds in zip(self.stages, own, strict=True):
+            of_stage.setdefault(stage, []).append(seconds)
+        # Compared with the others of its stage, but once for all of them: to leave out the slowest, or another one that
+        # is slow, makes no difference to the median or the spread.
+        limits = {stage: slow_from(sorted(times)[:-1]) for stage, times in of_stage.items()}
         slow = {rank: f"rank {rank} on {self.hosts[rank]}" for rank in range(len(own))
-                if is_slow(own[rank], [own[peer] for peer in range(len(own))
-                                       if peer != rank and self.stages[peer] == self.stages[rank]])}
+                if own[rank] > limits[self.stages[rank]]}
         for rank in slow.keys() - self._slow.keys():
             others = [own[peer] for peer in range(len(own)) if self.stages[peer] == self.stages[rank]
                       and peer not in slow]
@@ -147,7 +160,12 @@ class Peers:
 
 def is_slow(seconds: float, others: Sequence[float]) -> bool:
     """Whether a time leaves the range of the others'."""
+    return seconds > slow_from(others)
+
+
+def slow_from(others: Sequence[float]) -> float:
+    """The end of the range of some times; infinite without any."""
     if not others:
-        return False
+        return math.inf
     median = statistics.median(others)
-    return seconds > max(SLOW * median, median + max(SPREADS * deviation(others), LEAST_DELAY_SECONDS))
+    return max(SLOW * median, median + max(SPREADS * deviation(others), LEAST_DELAY_SECONDS))

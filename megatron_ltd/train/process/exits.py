@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -91,7 +92,7 @@ def write_exit_record(save_dir: str | None, code: int, step: int | None, reason:
     if save_dir is None or not Path(save_dir).is_dir():
         return
     record = Path(save_dir) / RECORD_NAME
-    temporary = record.with_name(RECORD_NAME + ".tmp")
+    temporary = record.with_name(f"{RECORD_NAME}.{socket.gethostname()}-{os.getpid()}.tmp")  # several may end at once
     try:
         temporary.write_text(json.dumps({"code": code, "step": step, "reason": reason}) + "\n")
         temporary.replace(record)

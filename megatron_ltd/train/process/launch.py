@@ -2,7 +2,9 @@
 
 import ctypes
 import platform
+import resource
 import socket
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -60,8 +62,10 @@ def choose_device(config: RunConfig, launch: Launch) -> torch.device:
     if backend == "gloo":
         return torch.device("cpu")
     if launch.local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"LOCAL_RANK = {launch.local_rank}: this machine has {torch.cuda.device_count()} GPUs; start "
-                          "at most one process for each (--nproc-per-node)")
+        error = ConfigError(f"LOCAL_RANK = {launch.local_rank}: this machine has {torch.cuda.device_count()} GPUs; "
+                            "start at most one process for each (--nproc-per-node)")
+        error.everywhere = False  # the first processes of a machine have one
+        raise error
     return torch.device("cuda", launch.local_rank)
 
 
@@ -72,6 +76,7 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
         ConfigError: the processes were started with different settings or versions.
     """
     device = choose_device(config, launch)
+    _allow_open_files()
     if config.training.deterministic_mode:
         make_cublas_deterministic()
         torch.use_deterministic_algorithms(True)
@@ -93,10 +98,20 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     agree_on_configuration(config)
     pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
     mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,
-                      shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout)
+                      shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout,
+                      # In the V of zbv one process holds both stages.
+                      shares_embedding=config.model.tied and config.parallel.pipeline_schedule != "zbv")
     processes = gather_json(stacks.told(stacks.listen()))
     return Runtime(launch, device, mesh, siblings.on_this_host(tuple(told[1:4]) for told in processes), store,
                    processes)
+
+
+def _allow_open_files() -> None:
+    """Let this process have as many files open as the system permits. Each of gloo's groups of all processes takes a
+    connection to every one of them, and many systems start a process with room for 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if sys.platform == "linux" and soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _return_freed_memory() -> None:

@@ -78,8 +78,12 @@ def _tell_or_say(error: Exception, rank: int, processes: Sequence[Sequence[Any]]
 def _tell(error: Exception, rank: int, processes: Sequence[Sequence[Any]], store: "Store", save: str | None) -> None:
     store.set(f"stack/{rank}", f"{_waits_in(error)}\n{''.join(traceback.format_exception(error))}")
     time.sleep(_REPORT_SECONDS)  # the others have waited as long, give or take a moment
-    silent = [peer for peer in range(len(processes)) if not store.check([f"stack/{peer}"])]
-    place, here = identity()[0], []
+    place = identity()[0]
+    # One process asks for all, the others for those on their host. If each asked for all, the store would need longer
+    # than anyone waits.
+    writes = store.add("writer", 1) == 1
+    silent = _silent(store, [peer for peer, (_, there, *_) in enumerate(processes) if writes or there == place])
+    here = []
     for peer in silent:
         _, there, process, started, number = processes[peer]
         if there == place != "" and number and started_at(process) == started:
@@ -87,12 +91,22 @@ def _tell(error: Exception, rank: int, processes: Sequence[Sequence[Any]], store
     if here and store.add(f"asked/{place}", 1) == 1:
         for peer, text in _stacks_of(here).items():
             store.set(f"dump/{peer}", text)
-    if store.add("writer", 1) > 1:
+    if not writes:
         return
     time.sleep(_DUMP_SECONDS * 2)
-    stacks = {peer: store.get(key).decode(errors="replace") for peer in range(len(processes))
-              for key in (f"stack/{peer}", f"dump/{peer}") if store.check([key])}
+    keys = {peer: f"{'dump' if peer in silent else 'stack'}/{peer}" for peer in range(len(processes))}
+    stacks = {peer: store.get(key).decode(errors="replace") for peer, key in keys.items()
+              if peer not in silent or store.check([key])}
     _write(stacks, silent, processes, save)
+
+
+def _silent(store: "Store", peers: Sequence[int]) -> list[int]:
+    """Those of some processes whose stacks are not in the store, asked for by halves."""
+    if not peers or store.check([f"stack/{peer}" for peer in peers]):
+        return []
+    if len(peers) == 1:
+        return list(peers)
+    return _silent(store, peers[:len(peers) // 2]) + _silent(store, peers[len(peers) // 2:])
 
 
 def _stacks_of(hung: Sequence[tuple[int, int, int]]) -> Mapping[int, str]:

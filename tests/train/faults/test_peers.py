@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_ltd.log import Console
 from megatron_ltd.model.stack import Stack
@@ -73,6 +76,24 @@ def test_only_processes_with_the_same_part_of_the_model_are_compared(capsys: pyt
     assert out == "rank 1 on a keeps pace again\n"
 
 
+@given(st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from([0.1, 0.3, 0.31, 1.0, 1.06, 2.0, 9.0])), min_size=2,
+                max_size=9))
+def test_each_is_compared_with_the_others_of_its_stage(ranks: list[tuple[int, float]]) -> None:
+    stages, own = zip(*ranks, strict=True)
+    found = Peers(["a"] * len(ranks), stages, Console(False)).hear([(seconds, 0.5, 0.0) for seconds in own])
+    slow = [rank for rank, (stage, seconds) in enumerate(ranks) if is_slow(
+        seconds, [other for peer, (its_stage, other) in enumerate(ranks) if peer != rank and its_stage == stage])]
+    assert found["stragglers"] == [f"rank {rank} on a" for rank in slow]
+
+
+def test_a_thousand_processes_are_compared_with_one_look_at_each_stage() -> None:
+    found = Peers(["a"] * 1024, [0, 1] * 512, Console(False))
+    with mock.patch.object(statistics, "median", wraps=statistics.median) as looks:
+        assert found.hear([(1.0, 0.5, 9.0)] * 1000 + [(3.0, 0.5, 9.1)] * 24)["stragglers"] == [
+            f"rank {rank} on a" for rank in range(1000, 1024)]
+    assert looks.call_count <= 10
+
+
 def test_own_time_is_that_of_training_by_step_after_the_first() -> None:
     stage = torch.nn.Linear(2, 2)
     with mock.patch.object(time, "monotonic", side_effect=[0.0, 9.0, 11.0, 11.5, 12.0, 14.0]):
@@ -83,3 +104,12 @@ def test_own_time_is_that_of_training_by_step_after_the_first() -> None:
             own.step(seconds=0.25)
         stage.eval()(torch.ones(2))
     assert own.take() == (0.5 + 2.0 + 2 * 0.25) / 2 and own.take() == 0.0
+
+
+def test_times_do_not_pile_up_between_two_lines_of_the_log() -> None:
+    stage = torch.nn.Linear(2, 2)
+    own = OwnTime([stage], on_gpu=False)
+    for _ in range(9):
+        stage(torch.ones(2))
+        own.step(seconds=0.25)
+    assert own._spans == [] and own.take() > 0.25

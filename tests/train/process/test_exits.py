@@ -6,14 +6,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
 from megatron_ltd.config.files import CheckpointConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import TrainingConfig
-from megatron_ltd.errors import EXIT_PEER_LOST, LostPeerError
+from megatron_ltd.errors import EXIT_PEER_LOST, ConfigError, LostPeerError
+from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import ending, note_attempt, report, take_exit_record, write_exit_record
+from megatron_ltd.train.process.launch import choose_device
 
 
 def said(code: int, step: int, first_step: int = 0, training: TrainingConfig | None = None, **checkpoint: Any) -> str:
@@ -77,3 +81,29 @@ def test_each_attempt_tells_how_the_one_before_it_ended(tmp_path: Path) -> None:
         (6, 2, {"code": 40, "step": 7, "reason": "lost"}), (8, 1, None)]
     (tmp_path / "exit.json").write_text('{"code": ')
     assert take_exit_record(str(tmp_path)) is None and not (tmp_path / "exit.json").exists()
+
+
+def test_processes_that_end_at_once_do_not_take_the_record_from_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, others = Path.replace, iter([2])
+
+    def replace(temporary: Path, target: Path) -> Path:
+        for process in others:
+            with mock.patch("os.getpid", return_value=process):
+                write_exit_record(str(tmp_path), 50, 3, "other")
+        return whole(temporary, target)
+
+    with mock.patch.object(Path, "replace", replace):
+        write_exit_record(str(tmp_path), 40, None, "mine")
+    assert capsys.readouterr().err == "" and [file.name for file in tmp_path.iterdir()] == ["exit.json"]
+    assert take_exit_record(str(tmp_path)) == {"code": 40, "step": None, "reason": "mine"}
+
+
+def test_a_process_without_a_gpu_says_so_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first processes of its machine have one, and would not know."""
+    with mock.patch.object(torch.cuda, "is_available", lambda: True), \
+            mock.patch.object(torch.cuda, "device_count", lambda: 4), pytest.raises(ConfigError) as caught:
+        choose_device(RunConfig(), Launch(rank=5, local_rank=5, world_size=8))
+    assert report(caught.value, 5, 8, None) == 20
+    assert capsys.readouterr().err.startswith("rank 5: ConfigError: LOCAL_RANK = 5: this machine has 4 GPUs; start")
