@@ -3,8 +3,8 @@
 A file is the SHA-256 of (key, body), then the body: arrays in `.npy` form, one after the other. It is published by
 rename, and used only if the checksum is right, or was right and the file has not changed since (`seals.py`). So a
 damaged, foreign or outdated file is built again, and any number of processes may build and publish the same file at
-once. Where the file system supports locks, one process locks the folder and builds while the others wait for its file;
-the lock ends with the process.
+once. Where the file system supports locks, one process holds the folder's lock and builds while the others wait for its
+file; the lock ends with the process.
 """
 
 import fcntl
@@ -30,6 +30,7 @@ from megatron_ltd.errors import DataError
 CODE_VERSION = 1
 """Part of every key; raise it when the same key should give other arrays."""
 
+LOCK_NAME = ".lock"
 _DIGEST_BYTES = 32
 _HEADER_BYTES = 4096  # more than the header of an array of numbers takes
 _LEFT_OVER_SECONDS = 3600.0
@@ -71,8 +72,14 @@ def cached_arrays(folder: str | None, key: dict[str, Any], build: Callable[[], A
 
 @contextmanager
 def _alone(folder: str) -> Iterator[bool]:
-    """Waits until no other process builds an index in this folder; False where the file system has no locks."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Waits until no other process builds an index in this folder; False where that is not to be had: the file system
+    has no locks, or the lock is another user's."""
+    try:
+        # A file that is open for writing: a network file system locks nothing else for all hosts.
+        handle = os.open(os.path.join(folder, LOCK_NAME), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        yield False
+        return
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
