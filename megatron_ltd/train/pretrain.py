@@ -134,7 +134,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     state = restore(config, model, optimizer, group, console)
-    check_samples_read(config, runtime.mesh.dp_size, state)
+    check_samples_read(config, runtime.mesh.dp_size, state, console)
     writer, best = None, None
     if config.checkpoint.save is not None:
         writer = CheckpointWriter(Path(config.checkpoint.save), group, config.checkpoint.async_save,

@@ -15,7 +15,7 @@ from megatron_ltd.errors import CheckpointError, DamagedCheckpointError, UserErr
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
-from megatron_ltd.plan.derived import batch_ramp, long_samples
+from megatron_ltd.plan.derived import batch_ramp, global_batch_size, long_samples
 from megatron_ltd.train import state
 from megatron_ltd.train.adapt import Adaptation, adaptation
 from megatron_ltd.train.setup import Model
@@ -76,14 +76,18 @@ def known_tokens(config: RunConfig) -> int:
         return rows
 
 
-def check_samples_read(config: RunConfig, dp: int, state: TrainState) -> None:
+def check_samples_read(config: RunConfig, dp: int, state: TrainState, console: Console) -> None:
     """Check that earlier steps have read as many samples as these settings say, if it follows from that which samples
-    are long ones.
+    are long ones; and tell of a batch size that has changed with the number of processes.
 
     Raises:
         CheckpointError: they have not.
     """
     read, expected = state.consumed.samples, batch_ramp(config, dp).samples_after(state.consumed.steps)
+    if config.training.global_batch_size is None and read != expected:
+        console.line(f"continuing with {global_batch_size(config, dp)} samples a step, which follow from "
+                     f"--micro-batch-size and {dp} data-parallel processes; the {state.consumed.steps} steps so far "
+                     f"have read {read} samples. --global-batch-size keeps a batch size on any number of processes")
     if long_samples(config, dp) is not None and read != expected:
         raise CheckpointError(
             f"--load = {config.checkpoint.load}: its {state.consumed.steps} steps have read {read} samples, and with "

@@ -283,6 +283,17 @@ def test_settings_that_change_the_curve_are_told_when_a_run_goes_on_with_them(
     assert f"continuing with {flag} = {value}; it was {SHORT[name]}" in capfd.readouterr().out
 
 
+def test_a_batch_size_that_follows_from_the_number_of_processes_is_told_when_it_changes(
+    corpus: Corpus, copy: Path, capfd: pytest.CaptureFixture[str],
+) -> None:
+    ending = pretrain(0, 1, "", continued(corpus, copy, global_batch_size=None, ckpt_step=8, exit_interval=1))
+    assert ending.code == 11
+    samples = SHORT["micro_batch_size"]
+    assert (f"continuing with {samples} samples a step, which follow from --micro-batch-size and 1 data-parallel "
+            f"processes; the 8 steps so far have read {8 * SHORT['global_batch_size']} samples"
+            ) in capfd.readouterr().out
+
+
 def pretrain_until_it_diverges(rank: int, world_size: int, init_method: str, settings: Settings, step: int) -> Ending:
     """`pretrain` on a slow disk, with weights that are no numbers from some step on."""
     plain, flush = trainer.train_step, os.fsync
