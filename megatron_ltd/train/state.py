@@ -18,10 +18,11 @@ from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
+from megatron_ltd.model.arithmetic.parts import PARTS
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, PARTS, Adaptation
+from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, Adaptation
 from megatron_ltd.train.best import BestSoFar
 from megatron_ltd.train.faults.record import FaultRecord
 from megatron_ltd.train.setup import Model, NamedParameter

@@ -40,3 +40,21 @@ def test_the_tokenizer_is_the_checkpoints_unless_a_flag_names_another(base: Path
     assert recipe.read_settings(moved, Console(False), 1).data.tokenizer_model == str(base)
     other = [*flags, "--tokenizer-type", "NullTokenizer"]
     assert recipe.checked(recipe.read_settings(other, Console(False), 1), 1)[1].eod == 39  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("starts", [["--finetune"], []], ids=["from its weights", "goes on"])
+def test_a_model_setting_is_taken_as_a_new_part_or_told_to_have_no_effect(
+        base: Path, starts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--load", str(base / "ours"), *starts, "--use-checkpoint-args", "--lr", "1", "--data-path", "a",
+             "--recipe", "muon-conv-ngram", "--ngram-rows", "64", "--hidden-size", "64", "--seq-length", "16",
+             "--position-embedding-type", "learned_absolute", "--hidden-dropout", "0.5"]
+    model = pretrain_gpt.RECIPE.read_settings(flags, Console(), 1).model
+    said = [line for line in capsys.readouterr().out.splitlines() if "has no effect" in line]
+    hidden = "--hidden-size = 64 has no effect with --use-checkpoint-args: the checkpoint's model has --hidden-size = 8"
+    assert model.hidden_size == 8 and model.hidden_dropout == 0.5
+    if starts:
+        assert (model.ngram_rows, model.qkv_conv_kernel) == (64, 4) and said == [hidden]
+    else:
+        none = "has no effect with --use-checkpoint-args: the checkpoint's model has none"
+        assert (model.ngram_rows, model.qkv_conv_kernel) == (None, None)
+        assert sorted(said) == sorted([hidden, f"--qkv-conv-kernel = 4 {none}", f"--ngram-rows = 64 {none}"])
