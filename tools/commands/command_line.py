@@ -11,6 +11,17 @@ from megatron_ltd.errors import UserError
 from megatron_ltd.log import Console
 
 
+class _Stored(argparse.Action):
+    """Keeps the value of a flag; of a flag with a list, given several times, all values."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        earlier = getattr(namespace, self.dest, None)
+        if self.nargs == "+" and self.option_strings and earlier is not None and earlier is not self.default:
+            values = [*earlier, *values]
+        setattr(namespace, self.dest, values)
+
+
 def parser_of(doc: str | None, **settings: Any) -> argparse.ArgumentParser:
     """A parser whose help is a module's docstring.
 
@@ -19,8 +30,10 @@ def parser_of(doc: str | None, **settings: Any) -> argparse.ArgumentParser:
         settings: further arguments of `ArgumentParser`.
     """
     summary, _, rest = (doc or "").partition("\n\n")
-    return argparse.ArgumentParser(description=summary, epilog=rest, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+    parser = argparse.ArgumentParser(description=summary, epilog=rest, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+    parser.register("action", None, _Stored)
+    return parser
 
 
 def add_output(parser: argparse.ArgumentParser, *older: str, **settings: Any) -> None:
