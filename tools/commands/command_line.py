@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from megatron_ltd.errors import UserError
+from megatron_ltd.errors import EXIT_INTERNAL, UserError, memory_shortage
 from megatron_ltd.log import Console
 
 
@@ -57,4 +57,11 @@ def exit_code_of(run: Callable[[], None], console: Console | None = None) -> int
     except UserError as error:
         (console or Console()).error(f"{type(error).__name__}: {error}")
         return error.exit_code
+    except Exception as error:
+        shortage = memory_shortage(error)
+        if shortage is None:
+            raise
+        Console().error(f"memory ran out: {shortage}\nGive fewer or smaller things at once, such as "
+                        "--micro-batch-size or --workers where the tool has it, or use a machine with more memory.")
+        return EXIT_INTERNAL
     return 0
