@@ -26,8 +26,9 @@ def completed(recipe: Recipe, config: RunConfig, console: Console) -> RunConfig:
     """
     settings = config.checkpoint
     if not settings.use_checkpoint_args:
-        here = {name: getattr(settings, name) for name in ("load", "pretrained_checkpoint", "upload")}
-        settings = replace(settings, **{name: None for name, given in here.items() if given and is_url(given)})
+        load, pretrained = (None if place is None or is_url(place) else place
+                            for place in (settings.load, settings.pretrained_checkpoint))
+        settings = replace(settings, load=load, pretrained_checkpoint=pretrained, upload=None)
     return recipe.completed(replace(config, checkpoint=settings), console)
 
 

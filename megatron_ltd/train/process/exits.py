@@ -149,7 +149,7 @@ def _place(error: Exception) -> str:
     """The innermost function of this package that an error passed."""
     package = str(Path(__file__).resolve().parents[2]) + os.sep
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
-    return f"in {ours[-1].name} ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else "outside of the package"
+    return f"in {ours[-1].name} ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else "outside the package"
 
 
 def end(config: RunConfig, code: int, place: Launch, *, first_step: int, step: int, total_steps: int) -> None:
