@@ -135,6 +135,9 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     if config.model.family == "vit" and config.checkpoint.finetune:
         free |= FREE
     saved, mine = saved_config(manifest, path).to_dict()["model"], config.to_dict()["model"]
+    if saved["family"] != mine["family"]:
+        raise CheckpointError(f"{path} holds a {saved['family']} model, and this program trains a {mine['family']}; "
+                              "use the other's program, or load another checkpoint")
     grows = config.model.family != "vit" and (mine["vocab_size"] or 0) > (saved["vocab_size"] or 0)
     if config.checkpoint.finetune and config.checkpoint.resize_vocabulary and grows:
         free |= FREE_WITH_VOCABULARY

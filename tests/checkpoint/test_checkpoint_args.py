@@ -1,17 +1,23 @@
 """--use-checkpoint-args: the model, and the tokenizer as far as no flag names another."""
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tokenizers
 from tokenizers import models
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from megatron_ltd import finetune_gpt, pretrain_gpt
+from megatron_ltd import finetune_gpt, finetune_vit, pretrain_bert, pretrain_gpt
 from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
+from megatron_ltd.checkpoint.manifest import read_manifest
+from megatron_ltd.config.model import Family, ModelConfig
+from megatron_ltd.config.run import RunConfig
+from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
-from megatron_ltd.train.process.recipe import Recipe
-from megatron_ltd.train.state import TrainState
+from megatron_ltd.train.process.recipe import Recipe, program_of
+from megatron_ltd.train.state import TrainState, check_model_settings
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +64,16 @@ def test_a_model_setting_is_taken_as_a_new_part_or_told_to_have_no_effect(
         none = "has no effect with --use-checkpoint-args: the checkpoint's model has none"
         assert (model.ngram_rows, model.qkv_conv_kernel) == (None, None)
         assert sorted(said) == sorted([hidden, f"--qkv-conv-kernel = 4 {none}", f"--ngram-rows = 64 {none}"])
+
+
+def test_a_model_of_another_family_leads_to_a_program_that_there_is(base: Path) -> None:
+    flags = ["--load", str(base / "ours"), "--finetune", "--lr", "1", "--train-data-path", "a", "--train-iters", "1"]
+    for recipe, program in ((pretrain_bert.RECIPE, pretrain_gpt), (finetune_vit.RECIPE, finetune_gpt)):
+        with pytest.raises(CheckpointError, match=f"continue it with {program.__name__}$"):
+            recipe.read_settings([*flags, "--use-checkpoint-args"], Console(False), 1)
+    path = base / "ours" / "iter_0000000"
+    for family in get_args(Family):
+        assert find_spec(program_of(family, False)) and find_spec(program_of(family, True))
+        if family != "gpt":
+            with pytest.raises(CheckpointError, match=f"holds a gpt model, and this program trains a {family}"):
+                check_model_settings(RunConfig(model=ModelConfig(family=family)), read_manifest(path), path)

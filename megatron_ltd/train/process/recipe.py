@@ -132,9 +132,8 @@ class Recipe:
             refuse_missing_files(config)
         config = with_checkpoint_model(config)
         if config.model.family != self.family:
-            kind = "finetune" if self.finetuning else "pretrain"
             raise CheckpointError(f"--load = {config.checkpoint.load}: the checkpoint holds a {config.model.family} "
-                                  f"model; continue it with megatron_ltd.{kind}_{config.model.family}")
+                                  f"model; continue it with {program_of(config.model.family, self.finetuning)}")
         if self.family == "vit":
             config = replace(config, model=with_image_sizes(config.model, given))
         if self.finetuning and config.checkpoint.use_checkpoint_args and self.family == "gpt" and given.seq_length:
@@ -180,6 +179,12 @@ class Recipe:
             from megatron_ltd.train.finetune import prepare  # only here: it imports more than pretraining needs
         with StopWatcher(config.training, leaves) as watcher:
             return pretrain.train(config, tokenizer, place, prepare, watcher, tasks)
+
+
+def program_of(family: Family, finetuning: bool) -> str:
+    """The program that trains models of a family; BERT is only pretrained, ViT has one for both."""
+    kind = {"bert": "pretrain", "vit": "finetune"}.get(family, "finetune" if finetuning else "pretrain")
+    return f"megatron_ltd.{kind}_{family}"
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:
