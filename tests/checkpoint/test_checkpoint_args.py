@@ -1,8 +1,8 @@
 """--use-checkpoint-args: the model, and the tokenizer as far as no flag names another."""
 
+import typing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import tokenizers
@@ -72,7 +72,7 @@ def test_a_model_of_another_family_leads_to_a_program_that_there_is(base: Path) 
         with pytest.raises(CheckpointError, match=f"continue it with {program.__name__}$"):
             recipe.read_settings([*flags, "--use-checkpoint-args"], Console(False), 1)
     path = base / "ours" / "iter_0000000"
-    for family in get_args(Family):
+    for family in typing.get_args(Family):
         assert find_spec(program_of(family, False)) and find_spec(program_of(family, True))
         if family != "gpt":
             with pytest.raises(CheckpointError, match=f"holds a gpt model, and this program trains a {family}"):
