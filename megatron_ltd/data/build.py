@@ -138,7 +138,7 @@ def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> F
                           "three of them special; choose such a length.")
     if data.mask_prob * (seq_length - SPECIAL_TOKENS) < 1:
         raise ConfigError(f"--mask-prob = {data.mask_prob}: less than one of the {seq_length - SPECIAL_TOKENS} tokens "
-                          f"of a sample of --seq-length = {seq_length}, so nothing would be predicted; raise one of both.")
+                          f"of a sample of --seq-length = {seq_length}, so nothing would be predicted; raise one.")
     if predictions is None:
         raise ValueError("BERT samples need predictions_per_sample")
     masking = MaskingSettings(data.mask_prob, data.mask_max_ngram, data.mask_whole_word, data.mask_longer_ngrams,
