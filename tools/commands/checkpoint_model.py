@@ -53,8 +53,9 @@ def first_token(scorer: CheckpointScorer, tokenizer: Tokenizer, args: argparse.N
     bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here, scorer.tokenizer_config.bos_token)
     if told is not None:
         console.line(told)
-    other = other_tokens(tokenizer, scorer.tokenizer_config)
-    if other is not None and any(getattr(args, name) is not None for name in TOKENIZER_SETTINGS):
+    named = any(getattr(args, name) is not None for name in TOKENIZER_SETTINGS)
+    other = other_tokens(tokenizer, scorer.tokenizer_config) if named else None
+    if other is not None:
         console.warn(other)
     return bos
 
