@@ -39,6 +39,10 @@ processes=${GPUS_PER_NODE:-1}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS_PER_NODE = $processes must be a positive number."
 [[ $REPLAY_WEIGHT =~ ^0?\.[0-9]*[1-9][0-9]*$ ]] || fail "REPLAY_WEIGHT = $REPLAY_WEIGHT must be between 0 and 1."
 [[ " $*" == *" --train-"* ]] || fail "give the length of the run, such as --train-tokens 100000000."
+case " $* " in *" --ngram-rows"* | *" --qkv-conv-kernel"* | *" --recipe"[=\ ]muon-*)
+    fail "a table of n-grams and convolutions are in no model of transformers, so the result could not be" \
+        "written for it; leave them out (--recipe muon has neither), or train by hand as docs/token_dropping.md says." ;;
+esac
 there='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, ["torch", "transformers"])))'
 "$PYTHON" -c "$there" 2>/dev/null ||
     fail "PYTHON = $PYTHON cannot import torch and transformers; activate their environment, or set PYTHON."

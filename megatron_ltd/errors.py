@@ -66,3 +66,16 @@ class LostPeerError(CheckpointError):
 
     exit_code = EXIT_PEER_LOST
     everywhere = False
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory")
+
+
+def memory_shortage(error: BaseException | None) -> str | None:
+    """What asked for memory that the machine does not have, if that is what an error means."""
+    while error is not None:
+        kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, since torch may not be loaded
+        if kinds & {"OutOfMemoryError", "MemoryError"} or any(sign in str(error) for sign in _NO_MEMORY):
+            return (str(error).splitlines() or [type(error).__name__])[0]
+        error = error.__cause__
+    return None

@@ -51,7 +51,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     add_checkpoint_flags(parser)
     parser.add_argument(
-        "--tasks", required=True, metavar="TASK[=FILE],...",
+        "--tasks", required=True, action="append", metavar="TASK[=FILE],...",
         help=f"from {', '.join(TASKS)}, separated by commas; by default a task's file is under --task-data; any other "
         "name is a task of lm-evaluation-harness (needs the extra `eval`), whose files are TASK_DATA/TASK/SPLIT.jsonl",
     )
@@ -77,6 +77,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "one stream, as Megatron-LM does. Default: windows without overlapping predictions, document by document",
     )
     args = parser.parse_args(argv)
+    args.tasks = ",".join(args.tasks)
     check_at_least(args, 1, "limit", "micro_batch_size", "overlapping_eval", "tensor_model_parallel_size",
                    "pipeline_model_parallel_size")
     check_at_least(args, 0, "num_fewshot")

@@ -4,10 +4,11 @@
         --random-ltd-steps 200000
 
 Takes the flags of a run (`megatron_ltd.pretrain_gpt`, or with --bert of `megatron_ltd.pretrain_bert`); corpus and
-checkpoints are neither needed nor opened. Everything is computed from the settings, nothing is trained. --world-size is
-the number of processes of the launch, from which the default global batch size follows; the default is the number that
-one replica needs. Without --lr the learning rate is left out. The last lines give what docs/results.md measured for
-such a run: the FLOPs saved at equal loss, with an interval.
+checkpoints are neither needed nor opened, except a checkpoint for its settings with --use-checkpoint-args. Everything
+is computed from the settings, nothing is trained. --world-size is the number of processes of the launch, from which the
+default global batch size follows; the default is the number that one replica needs. Without --lr the learning rate is
+left out. The last lines give what docs/results.md measured for such a run: the FLOPs saved at equal loss, with an
+interval.
 """
 
 import argparse
@@ -23,8 +24,9 @@ from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, polici
 from megatron_ltd.plan.layouts.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.settings.cli import parse_run_config
+from megatron_ltd.train.process.recipe import Recipe
 from tools.commands.command_line import add_output, exit_code_of, parser_of
-from tools.commands.run_flags import with_learning_rate, without_files
+from tools.commands.run_flags import completed, with_learning_rate, without_files
 from tools.drop_course.advice import advice, read_map
 from tools.drop_course.course import MEAN_STEPS, Course, Row
 from tools.drop_course.picture import asked_for, draw
@@ -96,10 +98,11 @@ def _cells(course: Course, row: Row, columns: list[str]) -> list[str]:
 
 def run(args: argparse.Namespace, flags: list[str]) -> None:
     console = Console()
-    config, notes = parse_run_config(flags, "bert" if args.bert else "gpt")
+    recipe = Recipe("bert" if args.bert else "gpt")
+    config, notes = parse_run_config(flags, recipe.family)
     for note in notes:
         console.line(note)
-    config = without_files(config)
+    config = without_files(completed(recipe, config, console))
     replica = config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size
     world_size = args.world_size if args.world_size is not None else replica
     check(with_learning_rate(config), world_size)

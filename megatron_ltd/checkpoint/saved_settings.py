@@ -10,6 +10,7 @@ from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.log import Console
+from megatron_ltd.model.arithmetic.parts import PARTS
 
 TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "eod_token")
 
@@ -40,7 +41,8 @@ def saved_config(manifest: Manifest, path: Path) -> RunConfig:
 
 def with_checkpoint_model(config: RunConfig) -> RunConfig:
     """With --use-checkpoint-args, take the model's settings from the checkpoint, except dropout, which may differ
-    between runs of one model, and the tokenizer's where they are not given.
+    between runs of one model, and the tokenizer's where they are not given. A run that starts from its weights may give
+    the model parts that it does not have.
 
     Raises:
         CheckpointError: there is no readable checkpoint.
@@ -58,9 +60,11 @@ def with_checkpoint_model(config: RunConfig) -> RunConfig:
         manifest = read_manifest(path)
     saved = saved_config(manifest, path)
     tokenizer = {name: getattr(saved.data, name) for name in TOKENIZER_SETTINGS if getattr(config.data, name) is None}
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, **tokenizer), model=dataclasses.replace(
-            saved.model, hidden_dropout=config.model.hidden_dropout, attention_dropout=config.model.attention_dropout))
+    own = ["hidden_dropout", "attention_dropout"]
+    if config.checkpoint.finetune and saved.model.family == "gpt":
+        own += [name for part in PARTS if part.is_new(vars(saved.model), vars(config.model)) for name in part.free]
+    model = dataclasses.replace(saved.model, **{name: getattr(config.model, name) for name in own})
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **tokenizer), model=model)
 
 
 def fallback(config: RunConfig, error: CheckpointError, sound: Path | None) -> Path:

@@ -161,7 +161,7 @@ class CheckpointConfig:
     """Do not save optimizer state."""
     use_checkpoint_args: bool = False
     """Take the model's settings from the checkpoint rather than from flags; the tokenizer, too, where no flag
-    names one."""
+    names one. With --finetune a table of n-grams and convolutions that its model does not have may be added."""
     ckpt_step: int | None = None
     """Load this step rather than the newest."""
     load_fallback: bool = False

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.bert.dataset import LEAST_TOKENS as BERT_LEAST_TOKENS
-from megatron_ltd.data.bert.dataset import BertDataset, BertSampleForm
+from megatron_ltd.data.bert.dataset import SPECIAL_TOKENS, BertDataset, BertSampleForm
 from megatron_ltd.data.bert.masking import MaskingSettings
 from megatron_ltd.data.blend import (
     SURPLUS,
@@ -136,6 +136,9 @@ def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> F
     if seq_length < BERT_LEAST_TOKENS:
         raise ConfigError(f"--seq-length = {seq_length}: a BERT sample takes at least {BERT_LEAST_TOKENS} tokens, "
                           "three of them special; choose such a length.")
+    if data.mask_prob * (seq_length - SPECIAL_TOKENS) < 1:
+        raise ConfigError(f"--mask-prob = {data.mask_prob}: less than one of the {seq_length - SPECIAL_TOKENS} tokens "
+                          f"of a sample of --seq-length = {seq_length}, so nothing would be predicted; raise one.")
     if predictions is None:
         raise ValueError("BERT samples need predictions_per_sample")
     masking = MaskingSettings(data.mask_prob, data.mask_max_ngram, data.mask_whole_word, data.mask_longer_ngrams,

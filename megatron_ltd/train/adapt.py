@@ -11,35 +11,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.config.model import ModelConfig
-from megatron_ltd.model.arithmetic.shapes import CONVOLUTION, NGRAMS, VOCABULARY, parameter_shapes
+from megatron_ltd.model.arithmetic.parts import PARTS
+from megatron_ltd.model.arithmetic.shapes import VOCABULARY, parameter_shapes
 from megatron_ltd.model.vit import CLASSIFIER, POSITIONS, resized_positions
 
 FREE = frozenset({"img_h", "img_w", "num_classes"})
 """Settings in which two ViTs may differ."""
 FREE_WITH_VOCABULARY = frozenset({"vocab_size", "make_vocab_size_divisible_by"})
 """Settings in which two models may differ of which one has more tokens."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a model may be given that was trained without it. It starts as zeros, with which it changes nothing.
-
-    Args:
-        free: settings in which the two models may differ then; the first says whether a model has it.
-        parameter: how the names of its parameters end.
-    """
-
-    name: str
-    free: tuple[str, ...]
-    parameter: str
-
-    def is_new(self, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
-        """Whether this model has it and the saved one has not, by their settings."""
-        return saved.get(self.free[0]) is None and mine[self.free[0]] is not None
-
-
-PARTS = (Part("table of n-grams", ("ngram_rows", "ngram_length"), NGRAMS),
-         Part("convolutions", ("qkv_conv_kernel",), CONVOLUTION))
 
 
 @dataclass

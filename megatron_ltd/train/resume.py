@@ -8,8 +8,9 @@ import torch.distributed as dist
 from megatron_ltd.checkpoint.agreement import gather_json
 from megatron_ltd.checkpoint.io import agree_on_checkpoint, newest_sound_before, read_on_all_ranks
 from megatron_ltd.checkpoint.layout import holds_nothing
-from megatron_ltd.checkpoint.saved_settings import fallback, ignored_settings, saved_config
+from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS, fallback, ignored_settings, saved_config
 from megatron_ltd.config.run import RunConfig
+from megatron_ltd.data.text.other_tokens import other_tokens
 from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import CheckpointError, DamagedCheckpointError, UserError
 from megatron_ltd.log import Console
@@ -120,6 +121,7 @@ def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: Sharde
     if model.importance is not None and not goes_on:
         console.line("the importance of tokens is learned afresh: it is not taken from the checkpoint")
     console.line(f"loaded {path}" + (" (weights only)" if weights_only else ""))
+    _note_other_tokens(config, saved_config(manifest, path), console)
     if settings.finetune:
         return fresh
     restored = TrainState.from_counters(manifest.counters)
@@ -130,6 +132,16 @@ def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: Sharde
     if config.training.precision != before.training.precision:
         restored.loss_scale = fresh.loss_scale
     return restored
+
+
+def _note_other_tokens(config: RunConfig, before: RunConfig, console: Console) -> None:
+    """Warn of a tokenizer whose ids are not those with which the weights were trained."""
+    mine, own = ([getattr(run.data, name) for name in TOKENIZER_SETTINGS] for run in (config, before))
+    if not console.speaks or mine == own or config.model.family == "vit" or config.data.tokenizer_type is None:
+        return
+    told = other_tokens(tokenizer_of_model(config.data, config.model.vocab_size), before.data)
+    if told is not None:
+        console.warn(told)
 
 
 def _note_changes(config: RunConfig, before: RunConfig, console: Console) -> None:

@@ -18,10 +18,11 @@ from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
+from megatron_ltd.model.arithmetic.parts import PARTS
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
 from megatron_ltd.token_drop.accounting import Consumed
-from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, PARTS, Adaptation
+from megatron_ltd.train.adapt import FREE, FREE_WITH_VOCABULARY, Adaptation
 from megatron_ltd.train.best import BestSoFar
 from megatron_ltd.train.faults.record import FaultRecord
 from megatron_ltd.train.setup import Model, NamedParameter
@@ -134,6 +135,9 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     if config.model.family == "vit" and config.checkpoint.finetune:
         free |= FREE
     saved, mine = saved_config(manifest, path).to_dict()["model"], config.to_dict()["model"]
+    if saved["family"] != mine["family"]:
+        raise CheckpointError(f"{path} holds a {saved['family']} model, and this program trains a {mine['family']}; "
+                              "use the other's program, or load another checkpoint")
     grows = config.model.family != "vit" and (mine["vocab_size"] or 0) > (saved["vocab_size"] or 0)
     if config.checkpoint.finetune and config.checkpoint.resize_vocabulary and grows:
         free |= FREE_WITH_VOCABULARY

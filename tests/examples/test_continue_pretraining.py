@@ -47,6 +47,9 @@ def test_a_model_is_continued_on_a_folder_of_text_and_opens_in_transformers(tmp_
     settings = {"MODEL": str(model), "TEXT": str(text(tmp_path / "new", "a b b")), "RUN": "run",
                 "REPLAY": str(text(tmp_path / "old", "b a")), "REPLAY_WEIGHT": "0.3", "SEQ_LENGTH": "12"}
     assert run_script(SCRIPT, [], tmp_path, **settings)[0] == 20
+    for part in (["--ngram-rows", "64"], ["--recipe=muon-conv"], ["--recipe", "muon-conv-ngram"]):
+        code, output = run_script(SCRIPT, ["--train-iters", "12", *part], tmp_path, **settings)
+        assert code == 20 and "could not be written" in output and not (tmp_path / "run").exists()
     flags = "--train-iters 12 --lr 1e-2 --global-batch-size 8 --random-ltd --random-ltd-start-length 8"
     code, output = run_script(SCRIPT, [*flags.split(), "--random-ltd-steps", "8"], tmp_path, **settings)
     assert code == 0, output

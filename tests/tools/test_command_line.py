@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from tools import evaluate_zeroshot
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAMES = sorted(path.stem for path in TOOLS.glob("*.py") if '__name__ == "__main__"' in path.read_text())
 WRITE_NOTHING = {"generate", "generate_flag_docs", "compare_results"}
@@ -51,3 +53,20 @@ def test_the_name_that_the_output_had_before_still_works(
 ) -> None:
     flags = parser_of(importlib.import_module(f"tools.{name}"), monkeypatch)._option_string_actions
     assert flags[older] is flags["--output"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_that_is_given_in_parts_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        parser = parser_of(importlib.import_module(f"tools.{name}"), patched)
+    for action in parser._actions:
+        action.required = False
+    for action in (action for action in parser._actions if action.nargs == "+" and action.option_strings):
+        flag = action.option_strings[0]
+        found = parser.parse_known_args([flag, "1", "2", flag, "3"])[0]
+        assert list(map(str, getattr(found, action.dest))) == ["1", "2", "3"], flag
+
+
+def test_tasks_that_are_named_one_by_one_are_all_scored() -> None:
+    assert evaluate_zeroshot.parse_args(["--load", "a", "--tasks", "copa", "--tasks", "rte,piqa"]).tasks == \
+        "copa,rte,piqa"

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from examples.experiments.saving_map.points import best_points, read_runs
 from examples.experiments.saving_map.report import RUNS, advice_rows
+from megatron_ltd.checkpoint.convert.huggingface.importing import import_model
 from megatron_ltd.model.arithmetic.flops import plan_flops
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.token_drop.sampling import kept_positions
+from megatron_ltd.train.state import TrainState
 from tests.plans import plan_of
 from tests.runnable_settings import RUNNABLE, with_settings
 from tools import inspect_token_drop
@@ -162,6 +165,16 @@ def test_the_tool_prints_a_table_and_draws(tmp_path: Path) -> None:
     assert "40 steps, 20480 raw tokens" in done.stdout
     assert "tokens skip all 4 dropped layers (31.6% -> 0.0% over the run)" in done.stdout
     assert (tmp_path / "drop.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_may_be_that_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=8, n_head=2, n_positions=32, vocab_size=40))
+    model.save_pretrained(tmp_path / "hf")
+    import_model(tmp_path / "hf", tmp_path / "ours", TrainState().counters())
+    words = "--use-checkpoint-args --random-ltd --random-ltd-start-length 8 --train-iters 40 --micro-batch-size 2"
+    assert inspect_token_drop.main(["--load", str(tmp_path / "ours"), *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert "40 steps, 2560 raw tokens" in said and "2 of 4 layers drop tokens" in said
 
 
 def test_drawn_layers_are_drawn_and_no_learning_rate_is_needed(tmp_path: Path) -> None:

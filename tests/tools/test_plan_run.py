@@ -42,6 +42,13 @@ def test_a_layout_is_described_in_tables_json_and_a_page(tmp_path: Path, capsys:
     assert "507,990,016" in said and "507,990,016" in page and not re.search(r"https?:|<script", page)
 
 
+def test_a_checkpoint_in_a_store_is_not_copied_to_plan_the_run_that_starts_from_it(tmp_path: Path) -> None:
+    store = (tmp_path / "store").as_uri()
+    flags = f"--gpu a100 {SMALL} --load {store} --upload {store} --save {tmp_path / 'run'}"
+    assert main(flags.split()) == 0 and list(tmp_path.iterdir()) == []
+    assert main([*flags.split(), "--use-checkpoint-args"]) == 22
+
+
 @pytest.mark.parametrize("flags", [
     f"--gpus 8 --gpu a100-40 {MODEL} --micro-batch-size 8 --hidden-size 8192",
     f"--gpus 8 --gpu v100 {MODEL} --hidden-size 5120 --pipeline-model-parallel-size 4 --pipeline-split 4,2,1,1",

@@ -85,3 +85,13 @@ def test_without_the_flag_every_way_leads_to_it(tmp_path: Path) -> None:
     model = saved_config(manifest, path).model
     with pytest.raises(CheckpointError, match="has rows for 9 tokens, .* has 12.*--finetune --resize-vocabulary"):
         check_model_settings(RunConfig(model=replace(model, vocab_size=12)), manifest, path)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_warned_of(tmp_path: Path) -> None:
+    flags = imported(tmp_path, lively(llama(vocab_size=12, num_hidden_layers=1)), 12)
+    for name, tokens, is_told in (("moved", names(12), False), ("other", list(reversed(names(12))), True)):
+        (tmp_path / name).mkdir()
+        folder_of(tmp_path / name, tokens, False, tokenizer_config={"eos_token": "<eos>"})
+        done = run(tmp_path, flags | {"tokenizer_model": str(tmp_path / name)})
+        assert any("of the token ids stand for other text" in line for line in done.endings[0].said.splitlines()) \
+            == is_told

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS
 from megatron_ltd.config.files import DataConfig
+from megatron_ltd.data.text.other_tokens import other_tokens
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.bos import choose_bos
@@ -47,11 +48,15 @@ def check_bos(args: argparse.Namespace) -> None:
 
 def first_token(scorer: CheckpointScorer, tokenizer: Tokenizer, args: argparse.Namespace,
                 console: Console) -> int | None:
-    """The token that every text begins with, which is told."""
+    """The token that every text begins with, which is told; so are tokens that are not the model's."""
     trained_here = TrainState.from_counters(scorer.manifest.counters).consumed.tokens > 0
     bos, told = choose_bos(tokenizer, args.bos_token_id, args.no_bos, trained_here, scorer.tokenizer_config.bos_token)
     if told is not None:
         console.line(told)
+    named = any(getattr(args, name) is not None for name in TOKENIZER_SETTINGS)
+    other = other_tokens(tokenizer, scorer.tokenizer_config) if named else None
+    if other is not None:
+        console.warn(other)
     return bos
 
 

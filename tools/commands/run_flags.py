@@ -1,16 +1,35 @@
-"""Settings of a run for tools that calculate: neither corpus nor checkpoints are opened."""
+"""Settings of a run for tools that calculate: neither corpus nor checkpoints are opened, except a checkpoint whose
+settings are asked for."""
 
 import shlex
 from collections.abc import Collection
 from dataclasses import replace
 
+from megatron_ltd.checkpoint.durable import is_url
 from megatron_ltd.config.files import CheckpointConfig, DataConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import ConfigError
+from megatron_ltd.log import Console
 from megatron_ltd.settings.flag_reference import all_flags
+from megatron_ltd.train.process.recipe import Recipe
 
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
 """Vocabulary sizes of common tokenizers; only the size of the embedding and the head's FLOPs depend on them."""
+
+
+def completed(recipe: Recipe, config: RunConfig, console: Console) -> RunConfig:
+    """The settings as the program completes them. A checkpoint in a store is not copied here, unless the settings are
+    to be its own.
+
+    Raises:
+        UserError: a checkpoint with the settings that is missing, damaged, or of another family.
+    """
+    settings = config.checkpoint
+    if not settings.use_checkpoint_args:
+        load, pretrained = (None if place is None or is_url(place) else place
+                            for place in (settings.load, settings.pretrained_checkpoint))
+        settings = replace(settings, load=load, pretrained_checkpoint=pretrained, upload=None)
+    return recipe.completed(replace(config, checkpoint=settings), console)
 
 
 def without_files(config: RunConfig) -> RunConfig:

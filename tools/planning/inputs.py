@@ -18,7 +18,7 @@ from megatron_ltd.settings.checks.all import BUDGETS, check
 from megatron_ltd.settings.checks.rules import given
 from megatron_ltd.settings.cli import parse_run_config
 from megatron_ltd.train.process.recipe import Recipe
-from tools.commands.run_flags import flags_of, with_learning_rate, without_files
+from tools.commands.run_flags import completed, flags_of, with_learning_rate, without_files
 
 RECIPES = {"pretrain_gpt": Recipe("gpt"), "pretrain_bert": Recipe("bert"),
            "finetune_gpt": Recipe("gpt", finetuning=True), "finetune_vit": Recipe("vit", finetuning=True)}
@@ -89,7 +89,7 @@ def _read_run(flags: list[str], recipe: Recipe, hf_config: str | None,
     config, notes = parse_run_config([*words, *flags], recipe.family, finetuning=recipe.finetuning)
     for note in notes:
         console.line(note)
-    return config, recipe.completed(config, console)
+    return config, completed(recipe, config, console)
 
 
 def _tell_ignored(config: RunConfig, console: Console) -> None:

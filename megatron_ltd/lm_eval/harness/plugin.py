@@ -5,6 +5,7 @@ from typing import Any
 
 from lm_eval.api.registry import register_model
 
+from megatron_ltd.data.text.other_tokens import other_tokens
 from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import ConfigError
 from megatron_ltd.lm_eval.bos import choose_bos
@@ -56,4 +57,7 @@ class MegatronLtd(HarnessModel):
         console = Console(Launch.from_environment().rank == 0)
         if told is not None:
             console.line(told)
+        other = other_tokens(tokens, scorer.tokenizer_config) if tokenizer else None
+        if other is not None:
+            console.warn(other)
         super().__init__(scorer, tokens, bos=bos, overlong=overlong, show_progress=console.speaks)

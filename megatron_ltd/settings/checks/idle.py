@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.settings.checks.rules import Row, given
+from megatron_ltd.settings.flag_reference import all_flags
 from megatron_ltd.token_drop.registry import idle_policy_settings
 
 
@@ -22,6 +23,21 @@ def idle_settings(config: RunConfig, *, finetuning: bool = False) -> list[str]:
     idle = [f"{flag.name} has no effect {reason}" for applies, fields, reason in _rows(config) if applies
             for flag in given(config, fields)]
     return idle + list(idle_policy_settings(drop))
+
+
+def left_to_checkpoint(asked: RunConfig, taken: RunConfig) -> list[str]:
+    """One sentence for each setting of the model that is given, but that --use-checkpoint-args takes from a checkpoint
+    with another value.
+
+    Args:
+        asked, taken: the settings before and after.
+    """
+    if not asked.checkpoint.use_checkpoint_args:
+        return []
+    found = given(asked, " ".join(flag.field for flag in all_flags() if flag.section == "model"))
+    return [f"{flag.spoken(flag.of(asked))} has no effect with --use-checkpoint-args: the checkpoint's model has "
+            f"{'none' if flag.of(taken) is None else flag.spoken(flag.of(taken))}"
+            for flag in found if flag.of(taken) != flag.of(asked)]
 
 
 def _rows(config: RunConfig) -> tuple[Row, ...]:

@@ -26,6 +26,7 @@ from megatron_ltd.errors import (
     EXIT_PEER_LOST,
     LostPeerError,
     UserError,
+    memory_shortage,
 )
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch, tell_launcher
@@ -34,6 +35,11 @@ RECORD_NAME = "exit.json"
 ATTEMPTS_NAME = "attempts.jsonl"
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Wait timeout",
               "Socket Timeout", "gloo/transport", "Application timeout", "Broken pipe")
+
+LESS_MEMORY = (
+    "A process needs less with a smaller --micro-batch-size, --recompute-granularity full, --use-distributed-optimizer "
+    "or --data-parallel-sharding-strategy optim_grads_params with more processes, tensor or pipeline parallelism, or "
+    "a smaller model. tools/plan_run.py, with the flags of the run, says where memory goes and which layouts fit.")
 
 
 def leave(code: int) -> NoReturn:
@@ -129,12 +135,22 @@ def report(error: Exception, rank: int, world_size: int, save_dir: str | None) -
             write_exit_record(save_dir, EXIT_PEER_LOST, None, "another process failed or did not answer in time")
         code = EXIT_PEER_LOST
     else:
+        shortage = memory_shortage(error)
         text = f"{name}internal error\n{''.join(traceback.format_exception(error))}"
-        write_exit_record(save_dir, EXIT_INTERNAL, None, repr(error))
+        if shortage is not None:
+            text = f"{name}memory ran out {_place(error)}: {shortage}\n{LESS_MEMORY}"
+        write_exit_record(save_dir, EXIT_INTERNAL, None, repr(error) if shortage is None else text)
         code = EXIT_INTERNAL
     Console().error(text)
     tell_launcher(code, text, printed=True)
     return code
+
+
+def _place(error: Exception) -> str:
+    """The innermost function of this package that an error passed."""
+    package = str(Path(__file__).resolve().parents[2]) + os.sep
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
+    return f"in {ours[-1].name} ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else "outside the package"
 
 
 def end(config: RunConfig, code: int, place: Launch, *, first_step: int, step: int, total_steps: int) -> None:

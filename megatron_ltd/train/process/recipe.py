@@ -20,6 +20,7 @@ from megatron_ltd.errors import EXIT_COMPLETE, EXIT_ON_INTERVAL, CheckpointError
 from megatron_ltd.log import Console
 from megatron_ltd.settings.checks.all import check, notes, refuse, violations
 from megatron_ltd.settings.checks.files import misses_checkpoint, missing_files, refuse_missing_files
+from megatron_ltd.settings.checks.idle import left_to_checkpoint
 from megatron_ltd.settings.checks.rules import finetuning_violations, pretraining_violations
 from megatron_ltd.settings.checks.vision import with_image_sizes
 from megatron_ltd.settings.cli import asks_for_help, parse_run_config
@@ -126,14 +127,13 @@ class Recipe:
         config = with_local_checkpoint(config)
         if self.finetuning:
             config = from_pretrained(config, console)
-        given = config.model
+        asked, given = config, config.model
         if config.checkpoint.use_checkpoint_args and misses_checkpoint(config):
             refuse_missing_files(config)
         config = with_checkpoint_model(config)
         if config.model.family != self.family:
-            kind = "finetune" if self.finetuning else "pretrain"
             raise CheckpointError(f"--load = {config.checkpoint.load}: the checkpoint holds a {config.model.family} "
-                                  f"model; continue it with megatron_ltd.{kind}_{config.model.family}")
+                                  f"model; continue it with {program_of(config.model.family, self.finetuning)}")
         if self.family == "vit":
             config = replace(config, model=with_image_sizes(config.model, given))
         if self.finetuning and config.checkpoint.use_checkpoint_args and self.family == "gpt" and given.seq_length:
@@ -141,6 +141,8 @@ class Recipe:
             positions = config.model.max_positions
             config = replace(config, model=replace(config.model, seq_length=given.seq_length,
                                                    max_position_embeddings=positions))
+        for note in left_to_checkpoint(asked, config):
+            console.line(note)
         return with_start_length(config) if self.finetuning else config
 
     def _problems(self, config: RunConfig, world_size: int) -> list[str]:
@@ -177,6 +179,12 @@ class Recipe:
             from megatron_ltd.train.finetune import prepare  # only here: it imports more than pretraining needs
         with StopWatcher(config.training, leaves) as watcher:
             return pretrain.train(config, tokenizer, place, prepare, watcher, tasks)
+
+
+def program_of(family: Family, finetuning: bool) -> str:
+    """The program that trains models of a family; BERT is only pretrained, ViT has one for both."""
+    kind = {"bert": "pretrain", "vit": "finetune"}.get(family, "finetune" if finetuning else "pretrain")
+    return f"megatron_ltd.{kind}_{family}"
 
 
 def read_tokenizer(config: RunConfig) -> Tokenizer:

@@ -110,6 +110,7 @@ def test_the_digest_follows_the_settings_of_masking(folder: Path, tokenizer: Mas
     (("nowhere",), {}, DataError, ["no file nowhere.idx"]),
     (("c",), {"split": "969,30,1"}, DataError, ["The test set is empty", "documents [30, 30) of the 30"]),
     (("c",), {"seq_length": 4}, ConfigError, ["--seq-length = 4: a BERT sample takes at least 5"]),
+    (("c",), {"seq_length": 9}, ConfigError, ["--mask-prob = 0.15", "6 tokens", "--seq-length = 9", "raise"]),
     ((), {}, ConfigError, ["No data"]),
 ])
 def test_data_that_cannot_serve_bert_is_refused(

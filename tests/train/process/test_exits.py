@@ -3,18 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_ltd.config.files import CheckpointConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import TrainingConfig
-from megatron_ltd.errors import EXIT_PEER_LOST, ConfigError, LostPeerError
+from megatron_ltd.errors import EXIT_INTERNAL, EXIT_PEER_LOST, ConfigError, LostPeerError
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.process.exits import ending, note_attempt, report, take_exit_record, write_exit_record
 from megatron_ltd.train.process.launch import choose_device
@@ -69,6 +71,26 @@ def test_a_process_lost_during_a_save_is_no_damaged_checkpoint(capsys: pytest.Ca
     error = LostPeerError("the checkpoint of step 4 was not saved:\n  lost contact with another rank")
     assert report(error, 1, 2, None) == EXIT_PEER_LOST
     assert "rank 1: stopped, since another process failed or did not answer" in capsys.readouterr().err
+
+
+def test_a_shortage_of_memory_is_answered_with_what_takes_less(tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                                               ) -> None:
+    def raised(reserve: Callable[[], object]) -> Exception:
+        with pytest.raises((RuntimeError, MemoryError)) as found:
+            reserve()
+        return found.value
+
+    shortages = [raised(lambda: torch.empty(2**50)), raised(lambda: np.empty(2**50)),
+                 torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")]
+    wrapped = RuntimeError("in a stage")
+    wrapped.__cause__ = shortages[0]
+    for error in (*shortages, wrapped):
+        assert report(error, 0, 1, str(tmp_path)) == EXIT_INTERNAL
+        said = capsys.readouterr().err
+        assert "memory ran out" in said and "--micro-batch-size" in said and "Traceback" not in said
+        assert "memory ran out" in json.loads((tmp_path / "exit.json").read_text())["reason"]
+    assert report(RuntimeError("else"), 0, 1, None) == EXIT_INTERNAL
+    assert "internal error\nRuntimeError: else" in capsys.readouterr().err
 
 
 def test_each_attempt_tells_how_the_one_before_it_ended(tmp_path: Path) -> None:
