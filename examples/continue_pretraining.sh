@@ -62,6 +62,16 @@ found = json.load(open(sys.argv[1]))
 print(min(2048, found.get("max_position_embeddings") or found.get("n_positions") or 2048))' "$MODEL/config.json")
 fi
 mkdir -p "$RUN"
+inputs="MODEL = $(realpath "$MODEL")
+TEXT = $(realpath "$TEXT")
+REPLAY = ${REPLAY:+$(realpath "$REPLAY")}
+SEQ_LENGTH = $SEQ_LENGTH"
+if [[ -f $RUN/inputs.txt && $inputs != "$(<"$RUN/inputs.txt")" ]]; then
+    fail "RUN = $RUN was begun with other inputs, and what it holds of them would be used:" \
+        $'\n'"$(diff "$RUN/inputs.txt" - <<<"$inputs" | grep '^[<>]' | sed 's/^</begun with/; s/^>/now       /')" \
+        $'\n'"Choose another RUN. If a folder has only moved, correct $RUN/inputs.txt."
+fi
+echo "$inputs" >"$RUN/inputs.txt"
 
 title "1/7 Weights and tokenizer of $MODEL"
 [[ -d $RUN/imported ]] || "$PYTHON" "$repository/tools/convert_checkpoint.py" --from-hf "$MODEL" \

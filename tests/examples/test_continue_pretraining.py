@@ -69,3 +69,9 @@ def test_a_model_is_continued_on_a_folder_of_text_and_opens_in_transformers(tmp_
     described = json.loads((run / "hf" / "config.json").read_text())
     assert (described["bos_token_id"], described["eos_token_id"]) == (1, 2)
     assert "| text | " in output and "transformers opens run/hf" in output
+    other = settings | {"TEXT": str(tmp_path / "old"), "SEQ_LENGTH": "10"}
+    code, output = run_script(SCRIPT, flags.split(), tmp_path, **other)
+    assert code == 20 and "Choose another RUN" in output
+    for said in (f"begun with TEXT = {tmp_path}/new", f"now        TEXT = {tmp_path}/old",
+                 "now        SEQ_LENGTH = 10"):
+        assert said in output
