@@ -130,13 +130,24 @@ class _WeightsAndBiases:
         except ImportError as error:
             raise ConfigError(f"--wandb-project = {project} needs the wandb package: pip install "
                               "megatron_ltd[log]") from error
-        self._run = wandb.init(project=project, config=config)
+        self._error: type[Exception] = wandb.Error
+        try:
+            self._run = wandb.init(project=project, config=config)
+        except wandb.Error as error:
+            raise ConfigError(f"--wandb-project = {project}: Weights & Biases starts no run: {error} Log in with "
+                              "`wandb login` or WANDB_API_KEY, set WANDB_MODE=offline, or leave it out") from error
 
     def write(self, fields: dict[str, Any]) -> None:
-        self._run.log(fields, step=fields["step"])
+        try:
+            self._run.log(fields, step=fields["step"])
+        except self._error as error:
+            raise OSError(str(error)) from error  # as of a file that cannot be written
 
     def close(self) -> None:
-        self._run.finish()
+        try:
+            self._run.finish()
+        except self._error as error:
+            raise OSError(str(error)) from error
 
 
 class Metrics:

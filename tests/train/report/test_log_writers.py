@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -156,6 +157,10 @@ def test_tensorboard_gets_megatrons_tags(tmp_path: Path) -> None:
     assert settings.step == 0 and b"| model | num_layers | 2 |" in settings.tensor_proto.string_val[0]
 
 
+class WandbError(Exception):
+    """Stands for `wandb.Error`, of which all errors of that package are."""
+
+
 def test_weights_and_biases_gets_the_settings_and_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     run = SimpleNamespace(log=lambda fields, step: seen.append((step, fields)), finish=lambda: seen.append("finished"))
@@ -164,11 +169,30 @@ def test_weights_and_biases_gets_the_settings_and_every_number(monkeypatch: pyte
         seen.append((project, config))
         return run
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=WandbError))
     metrics = Metrics(LoggingConfig(wandb_project="p"), {"model": {"num_layers": 2}}, Console(), 0)
     metrics.step(REPORT)
     metrics.close()
     assert seen == [("p", {"model": {"num_layers": 2}}), (100, REPORT.fields()), "finished"]
+
+
+def test_without_a_login_to_weights_and_biases_a_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    init = mock.Mock(side_effect=WandbError("No API key configured."))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=WandbError))
+    with pytest.raises(ConfigError, match="--wandb-project = p: .*No API key configured. Log in with `wandb login`"):
+        Metrics(LoggingConfig(wandb_project="p"), {}, Console(), 0)
+
+
+def test_weights_and_biases_that_fails_is_given_up_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = mock.Mock(log=mock.Mock(side_effect=WandbError("the service is gone")))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run, Error=WandbError))
+    metrics = Metrics(LoggingConfig(wandb_project="p"), {}, Console(), 0)
+    metrics.step(REPORT)
+    metrics.step(REPORT)
+    metrics.close()
+    assert run.log.call_count == 1 and "given up for this run: the service is gone" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(("config", "module", "message"), [
