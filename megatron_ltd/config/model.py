@@ -58,9 +58,9 @@ class ModelConfig:
     one with."""
     qkv_conv_kernel: int | None = None
     """Add to a token's query, key and value those of the N - 1 tokens before it, by a causal convolution of each
-    channel whose weights start at 0. It costs hardly any FLOPs, and 4 saved most of all that was measured
-    (docs/results.md). On GPUs use it with --compile, without which a step takes a quarter longer, by estimate. For
-    GPT."""
+    channel whose weights start at 0. It costs hardly any FLOPs; with Muon and a table of n-grams, 4 saved most of all
+    that was measured (docs/results.md). On GPUs use it with --compile, without which a step takes a quarter longer, by
+    estimate. For GPT."""
     window_size: tuple[int, int] | None = None
     """BEFORE AFTER: sliding-window attention, in which a token attends to itself and the BEFORE tokens before it in the
     sample, whether or not a layer keeps those between. AFTER is 0."""
