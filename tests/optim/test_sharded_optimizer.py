@@ -76,6 +76,20 @@ def reference(config: OptimizerConfig) -> tuple[dict[str, nn.Parameter], torch.o
     return parameters, torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.95), eps=1e-6, foreach=False)
 
 
+def step_both(ours: ShardedOptimizer, parameters: dict[str, nn.Parameter], expected: torch.optim.Optimizer,
+              plain: dict[str, nn.Parameter], step: int) -> None:
+    """One step of ours and of torch's with the same gradients."""
+    for weights in (parameters, plain):
+        set_gradients(weights, step)
+    ours.step(1e-2)
+    expected.step()
+
+
+def assert_close(parameters: dict[str, nn.Parameter], plain: dict[str, nn.Parameter], atol: float) -> None:
+    for name, parameter in plain.items():
+        torch.testing.assert_close(parameters[name], parameter, rtol=1e-6, atol=atol)
+
+
 def train_on_ranks(rank: int, ranks: int, config: OptimizerConfig) -> list[dict[str, torch.Tensor]]:
     """Whole weights after each step, and the whole state after the last."""
     parameters = sharded_parameters(ranks)
@@ -176,12 +190,8 @@ def test_an_optimizer_that_counts_in_its_groups_goes_on_too(before: int) -> None
                 optimizer = ShardedOptimizer(parameters.items(), RunConfig(optimizer=ADAM))
                 for name, target in optimizer.state_tensors(before).items():
                     target.copy_(saved[name])
-            for ours in (parameters, plain):
-                set_gradients(ours, step)
-            optimizer.step(1e-2)
-            expected.step()
-    for name, parameter in plain.items():
-        torch.testing.assert_close(parameters[name], parameter, rtol=1e-6, atol=3e-7)
+            step_both(optimizer, parameters, expected, plain, step)
+    assert_close(parameters, plain, atol=3e-7)
 
 
 def with_void_steps(rank: int, ranks: int, config: OptimizerConfig) -> list[dict[str, torch.Tensor]]:
@@ -234,12 +244,8 @@ def test_updates_that_were_left_out_are_not_counted() -> None:
     for step in (0, 2, 3):
         if step == 3:
             optimizer.state_tensors(steps_taken=2)
-        for ours in (parameters, plain):
-            set_gradients(ours, step)
-        optimizer.step(1e-2)
-        expected.step()
-    for name, parameter in plain.items():
-        torch.testing.assert_close(parameters[name], parameter, rtol=1e-6, atol=1e-7)
+        step_both(optimizer, parameters, expected, plain, step)
+    assert_close(parameters, plain, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "shape", "wanted"), [
