@@ -230,7 +230,7 @@ def test_advice_names_what_was_measured_on_both_sides_of_the_run() -> None:
     unknown = with_settings(CONFIG, random_ltd=False, random_ltd_length_list=None, layer_drop_rate=0.2,
                             optimizer="muon")
     assert "no saving at equal loss was measured" in list(advice(unknown, parameters, measured))[1]
-    with_pairs = [*measured, row((), "muon", 2.5, 0.6, parts=("n-grams",)),
+    with_pairs = [*measured, row((), "muon", 2.5, 0.6, parts=("table of n-grams",)),
                   row((), "muon", 2.5, 0.7, parts=("convolutions",))]
     of_convolutions, of_pairs = list(advice(CONFIG, 4 * parameters, with_pairs))[3:5]
     assert "+60% at 2.5 (one seed, extrapolated)" in of_pairs and "+70% at 2.5" in of_convolutions

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
+from megatron_ltd.model.arithmetic.parts import PARTS
 from megatron_ltd.model.arithmetic.shapes import parameter_shapes
 from megatron_ltd.plan.derived import policies
 
@@ -28,8 +29,8 @@ Size = tuple[int, int]
 """Parameters, without a table of n-grams, and layers."""
 DENSE: Kind = ((), "adam", ())
 MUON: Kind = ((), "muon", ())
-CHEAPER: tuple[Kind, ...] = (MUON, ((), "muon", ("convolutions",)), ((), "muon", ("n-grams",)),
-                             ((), "muon", ("convolutions", "n-grams")))
+CHEAPER: tuple[Kind, ...] = (MUON, ((), "muon", ("convolutions",)), ((), "muon", ("table of n-grams",)),
+                             ((), "muon", ("convolutions", "table of n-grams")))
 """What is named beside a run's own kind."""
 OPTIMIZERS = {"adam": "AdamW", "muon": "Muon"}
 
@@ -61,9 +62,9 @@ class Measured:
 
     def saved(self, optimizer: str) -> str:
         share, interval, seeds, extrapolated = self.against[optimizer]
-        spread = "one seed" if interval is None else f"95% interval {interval[0]:+.0%} to {interval[1]:+.0%}, " \
+        spread = "one seed" if interval is None else f"95% interval {interval[0]:+z.0%} to {interval[1]:+z.0%}, " \
                                                      f"{seeds} seeds"
-        return f"{share:+.0%} at {self.tokens_per_parameter:g} ({spread}{', extrapolated' * extrapolated})"
+        return f"{share:+z.0%} at {self.tokens_per_parameter:g} ({spread}{', extrapolated' * extrapolated})"
 
 
 def read_map(path: Path = MAP) -> list[Measured]:
@@ -78,8 +79,7 @@ def read_map(path: Path = MAP) -> list[Measured]:
 
 def parts_of(model: ModelConfig) -> tuple[str, ...]:
     """What a model has that costs hardly any FLOPs."""
-    known = {"convolutions": model.qkv_conv_kernel, "n-grams": model.ngram_rows}
-    return tuple(name for name, setting in known.items() if setting is not None)
+    return tuple(sorted(part.name for part in PARTS if getattr(model, part.free[0]) is not None))
 
 
 def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> Iterator[str]:
@@ -97,7 +97,7 @@ def advice(config: RunConfig, tokens: float, measured: Sequence[Measured]) -> It
     size = parameters, config.model.num_layers
     ratio, optimizer = tokens / parameters, config.optimizer.optimizer
     active = tuple(sorted(policy.name for policy in policies(config).active))
-    without = " and a table of n-grams not" if "n-grams" in parts else ""
+    without = " and a table of n-grams not" if "table of n-grams" in parts else ""
     yield f"{ratio:.3g} tokens per parameter ({parameters / 1e6:.3g} million parameters, embedding included{without})"
     own = (active, optimizer, parts)
     if own != DENSE:
