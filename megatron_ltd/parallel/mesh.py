@@ -40,6 +40,11 @@ class Mesh:
         return self.world["dp_shard"] if self.world.size(1) == 1 else self.world["dp_replicate", "dp_shard"]
 
     @property
+    def data_group(self) -> dist.ProcessGroup:
+        """The data-parallel processes: those with the same pipeline and tensor coordinates."""
+        return self.world["dp_shard" if self.world.size(1) == 1 else "dp_replicate"].get_group()
+
+    @property
     def pp_size(self) -> int:
         return self.world.size(0)
 

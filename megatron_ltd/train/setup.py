@@ -12,7 +12,7 @@ from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.bert import BERT
 from megatron_ltd.model.decoding import DecodingGPT
 from megatron_ltd.model.gpt import GPT
-from megatron_ltd.model.init import global_name, materialize
+from megatron_ltd.model.init import draw_in_turns, global_name, materialize
 from megatron_ltd.model.transformer import StageSpan, Transformer
 from megatron_ltd.model.vit import ViT
 from megatron_ltd.parallel import data_parallel
@@ -168,17 +168,22 @@ def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: M
     kind = kinds[config.model.family]
     stage = kind(config.model, tp, span, policies=dropping, seed=training.seed, recompute=config.parallel.recompute)
     reshard_after_forward = config.parallel.sharding == "optim_grads_params"
+    layers = [(block, f"{LAYERS}{layer}") for layer, block in stage.stack.blocks.items()]
+    # The values do not depend on who draws them, and a thread draws a billion in several seconds.
+    turns = draw_in_turns([*layers, (stage, "")], config.model, training.seed, mesh.data_group) if (
+        draw and mesh.dp_size > 1) else None
 
     def allocate_and_shard(module: nn.Module, prefix: str) -> None:
-        materialize(module, config.model, prefix=prefix, seed=training.seed, device=device, draw=draw)
+        materialize(module, config.model, prefix=prefix, seed=training.seed, device=device, draw=draw,
+                    turns=turns)
         data_parallel.shard(module, mesh, precision=training.precision, reshard_after_forward=reshard_after_forward)
 
     if training.compile and isinstance(stage, Transformer):
         stage.vocab = replace(stage.vocab, passes=LogitPasses.compiled())
-    for layer, block in stage.stack.blocks.items():
+    for block, prefix in layers:
         if training.compile:
             block.forward = torch.compile(block.forward)
-        allocate_and_shard(block, f"{LAYERS}{layer}")
+        allocate_and_shard(block, prefix)
     # The root has the embeddings, which the backward pass starts with: not worth freeing after the forward pass.
     reshard_after_forward = False
     allocate_and_shard(stage, "")
