@@ -159,7 +159,7 @@ class HuggingFaceEngine:
     """A tokenizer that runs in the `tokenizers` library.
 
     Args:
-        engine: the library's tokenizer; truncation and padding in it are turned off.
+        engine: the library's tokenizer; truncation, padding and post-processing in it are turned off.
         known: names of end-of-document tokens that are looked for where the files beside declare none.
         eod_token: name of the end-of-document token, whatever they declare.
 
@@ -180,6 +180,7 @@ class HuggingFaceEngine:
         self.pad = next((token for name in PAD_TOKENS if (token := engine.token_to_id(name)) is not None), None)
         self.settings: dict[str, Any] = json.loads(self.definition)
         self.digest = library_digest(self.settings)
+        engine.post_processor = None  # adds nothing here, and some, such as GPT-NeoX's, cut spaces out of spans
         for table in ("vocab", "merges"):
             self.settings["model"].pop(table, None)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_ltd.config.files import DataConfig
@@ -87,6 +87,25 @@ def test_tokens_and_what_is_learned_of_them_are_those_of_transformers(
         tokens, learned = conversation(talk, Chat(text, {"eos_token": SPECIAL[2]}, "here"), ours)
         assert tokens == expected["input_ids"]
         assert learned == [bool(flag) for flag in expected["assistant_masks"]]
+
+
+def test_spaces_that_a_tokenizer_leaves_out_of_the_spans_of_its_tokens_are_learned(
+    folder: Path, tmp_path: Path,
+) -> None:
+    engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    engine.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-NeoX's tokenizer.json has it
+    engine.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = build_tokenizer(
+        DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(tmp_path)), None)
+    code = [{"role": "user", "content": "Two  spaces"},
+            {"role": "assistant", "content": "for x in y:\n      pass\n\n   \n  # two"}]
+    expected = with_template(tmp_path, CHATML).apply_chat_template(
+        code, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    tokens, learned = conversation(code, Chat(CHATML, {}, "here"), tokenizer)
+    assert tokens == expected["input_ids"]
+    assert learned == [bool(flag) for flag in expected["assistant_masks"]]
+    said = tokenizer.decode([token for token, flag in zip(tokens, learned, strict=True) if flag])
+    assert said == code[1]["content"] + "<|im_end|>"
 
 
 def test_a_template_that_changes_earlier_turns_is_followed_without_marks(folder: Path, ours: Tokenizer) -> None:
