@@ -32,6 +32,7 @@ from megatron_ltd.data.gpt.parts import LongSamples, PartedDataset
 from megatron_ltd.data.held_out import together
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
+from megatron_ltd.data.text.beginning import name_of
 from megatron_ltd.data.text.special_tokens import AUTO
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
 from megatron_ltd.data.text.wordpiece import MaskedVocabulary
@@ -117,7 +118,7 @@ def bos_of_corpora(config: RunConfig, tokenizer: Tokenizer) -> str | None:
     training = {} if no_corpus else _sources(config)[0]
     manifests = [read_manifest(corpus_part(prefix)[0]) for source, _ in training.values() for prefix in source.prefixes]
     ids = {manifest.settings.get("bos_token_id") for manifest in manifests if manifest is not None} - {None}
-    names = [tokenizer.decode([token]) for token in ids if isinstance(token, int)]
+    names = [name_of(tokenizer, token) for token in ids if isinstance(token, int)]
     return AUTO if ids == {tokenizer.bos} and tokenizer.adds_bos else next(
         (name for name in names if len(names) == 1 and tokenizer.token_to_id(name) in ids), None)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ltd.config.files import DataConfig
+from megatron_ltd.data.text.beginning import name_of
 from megatron_ltd.data.text.chat_template import (
     PLAIN,
     Chat,
@@ -30,9 +31,7 @@ def chat_of(settings: DataConfig, tokenizer: Tokenizer) -> Chat:
         DataError: a file cannot be read.
     """
     file = Path(tokenizer.files[0]) if tokenizer.files else None
-    control = tokenizer.control if isinstance(tokenizer, SentencePieceTokenizer) else {}
-    end = next((name for name, token in control.items() if token == tokenizer.eod), tokenizer.decode([tokenizer.eod]))
-    tokens = {"eos_token": end}
+    tokens = {"eos_token": name_of(tokenizer, tokenizer.eod)}
     if settings.chat_template is not None:
         beside = special_tokens(file) if file is not None else {}
         return Chat(read_template(Path(settings.chat_template)), tokens | beside, settings.chat_template)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.build import bos_of_corpora
+from megatron_ltd.data.corpus.merge import merge_corpora
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
 from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block
 from megatron_ltd.data.preprocess.pipeline import preprocess
@@ -19,6 +20,7 @@ from megatron_ltd.data.preprocess.text_input import Block
 from megatron_ltd.data.text.beginning import chosen_bos
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.lm_eval.bos import choose_bos
 
 SPECIAL = ["<unk>", "<s>", "<eos>", "<|endoftext|>", "<|im_end|>"]
 ADDS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
@@ -118,12 +120,18 @@ def test_a_corpus_has_the_tokens_around_every_document(tmp_path: Path) -> None:
     assert found.lengths.tolist() == [len(document) for document in by_hand if document]
 
 
-def test_a_control_symbol_of_sentencepiece_is_that_symbol_where_it_is_asked_for(tmp_path: Path) -> None:
+def small_sentencepiece(folder: Path, **settings: Any) -> Path:
     written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a b c ab bc <s>"] * 20), model_writer=written,
-                                             vocab_size=20, model_type="bpe", minloglevel=2, hard_vocab_limit=False)
-    path = tmp_path / "tokenizer.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c ab bc <s>"] * 20), model_writer=written, vocab_size=20, model_type="bpe",
+        minloglevel=2, hard_vocab_limit=False, **settings)
+    path = folder / "tokenizer.model"
     path.write_bytes(written.getvalue())
+    return path
+
+
+def test_a_control_symbol_of_sentencepiece_is_that_symbol_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = small_sentencepiece(tmp_path)
     library = sentencepiece.SentencePieceProcessor(model_file=str(path))
     letters, symbols = (build_tokenizer(DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(path),
                                                    tokenizer_control_symbols=asked), None) for asked in (False, True))
@@ -153,3 +161,19 @@ def test_a_run_records_the_token_that_begins_the_documents_of_its_corpora(tmp_pa
     preprocess(EncodingPlan(settings, None), [str(tmp_path / "text.jsonl")], prefix, 1, lambda progress: None)
     run = RunConfig(data=DataConfig(train_data_path=("1", f"{prefix}_text_document")))
     assert bos_of_corpora(run, opened(folder)) == choice
+    merge_corpora([f"{prefix}_text_document"] * 2, f"{prefix}_merged")
+    assert bos_of_corpora(RunConfig(data=DataConfig(data_path=(f"{prefix}_merged",))), opened(folder)) == choice
+
+
+@pytest.mark.parametrize("choice", ["<s>", "▁a"])
+def test_a_run_records_a_token_of_sentencepiece_though_no_file_says_to_add_it(tmp_path: Path, choice: str) -> None:
+    path = small_sentencepiece(tmp_path)
+    settings = DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(path), bos_token=choice)
+    tokenizer = build_tokenizer(settings, None)
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "b c"}\n{"text": "c"}\n')
+    [corpus] = preprocess(EncodingPlan(settings, None), [str(text)], str(tmp_path / "corpus"), 1, lambda progress: None)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert [corpus.read(number)[0] for number in (0, 1)] == [library.piece_to_id(choice)] * 2
+    recorded = bos_of_corpora(RunConfig(data=DataConfig(data_path=(corpus.prefix,))), tokenizer)
+    assert choose_bos(tokenizer, None, none_wanted=False, trained_here=True, recorded=recorded)[0] == corpus.read(0)[0]
