@@ -1,6 +1,5 @@
 """Conversations as tokens, of which those that the assistant says are learned."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,6 @@ def _parts(text: str, said: list[Span]) -> Iterator[tuple[str, bool]]:
 
 def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a text in which SentencePiece's control tokens stand for themselves."""
-    if not isinstance(tokenizer, SentencePieceTokenizer):
-        return tokenizer.encode(text)
-    pieces = re.split(f"({'|'.join(map(re.escape, tokenizer.control))})", text)
-    return [token for piece in pieces if piece
-            for token in ([tokenizer.control[piece]] if piece in tokenizer.control else tokenizer.encode(piece))]
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer.encode_with_symbols(text)
+    return tokenizer.encode(text)

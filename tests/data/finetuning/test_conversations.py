@@ -1,14 +1,16 @@
 """Conversations against `transformers`: the ids of a chat template, and which of them the assistant says."""
 
+import io
 import json
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.model import ModelConfig
@@ -17,7 +19,7 @@ from megatron_ltd.data.finetuning.build import describe, text_epoch
 from megatron_ltd.data.finetuning.conversations import chat_of, conversation
 from megatron_ltd.data.finetuning.packing import PackedDataset
 from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read_responses
-from megatron_ltd.data.text.chat_template import PLAIN, Chat
+from megatron_ltd.data.text.chat_template import PLAIN, Chat, chat_beside
 from megatron_ltd.data.text.sentence_piece import SentencePieceTokenizer
 from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.errors import DataError
@@ -158,6 +160,24 @@ def test_the_template_is_the_given_one_or_the_tokenizers_or_a_plain_one(
         found()
 
 
+@pytest.mark.parametrize("config", [
+    {}, {"bos_token": None, "eos_token": SPECIAL[2]},
+    {"eos_token": SPECIAL[2], "added_tokens_decoder": {}},
+], ids=["only-the-map", "both", "newer"])
+def test_a_template_is_given_the_special_tokens_that_transformers_gives_it(
+    folder: Path, tmp_path: Path, config: dict[str, Any],
+) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **config}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(
+        {"bos_token": SPECIAL[0], "eos_token": {"content": SPECIAL[1], "lstrip": False}}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(TALKS[0], tokenize=False)
+    found = chat_beside(tmp_path / "tokenizer.json")
+    assert found is not None and found.learned(TALKS[0])[0] == theirs
+
+
 NUMBERS = "{% for m in messages %}{{ m['content'] }} {% if m['role'] == 'assistant' %}99 {% endif %}{% endfor %}"
 
 
@@ -230,3 +250,16 @@ def test_sentencepiece_reads_control_tokens_of_the_plain_template(shared_data: P
     said = [token for token, flag in zip(tokens, learned, strict=True) if flag]
     assert said == [*tokenizer.encode("Because."), tokenizer.eod]
     assert tokens == [*tokenizer.encode("user:\nWhy?\nassistant:\n"), *said]
+
+
+def test_sentencepiece_without_control_symbols_reads_the_parts_of_a_conversation_whole(tmp_path: Path) -> None:
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["user:\nassistant:\nWhy? Because."] * 9), model_writer=written, vocab_size=60,
+        hard_vocab_limit=False, minloglevel=2, bos_id=-1, eos_id=-1, user_defined_symbols=["<end>"])
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    tokenizer = SentencePieceTokenizer(str(tmp_path / "tokenizer.model"), "<end>")
+    library = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    tokens, learned = conversation(TALKS[0], chat_of(DataConfig(), tokenizer), tokenizer)
+    before, said = library.encode("user:\nWhy?\nassistant:\n"), library.encode("Because.<end>")
+    assert (tokens, learned) == (before + said, [False] * len(before) + [True] * len(said))
