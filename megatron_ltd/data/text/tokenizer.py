@@ -114,6 +114,9 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
         if vocab_size is None or vocab_size < 1:
             raise ConfigError(f"--vocab-size = {vocab_size}: NullTokenizer needs the number of token ids, such as "
                               "50257.")
+        if vocab_size > np.iinfo(np.int32).max:
+            raise ConfigError(f"--vocab-size = {vocab_size}: a corpus holds token ids in 32 bits; choose at most "
+                              f"{np.iinfo(np.int32).max}.")
         return NullTokenizer(vocab_size)
     tokenizer: Tokenizer
     if kind == "GPT2BPETokenizer":
