@@ -258,10 +258,15 @@ class _Builder:
             ("documents", corpus.documents)
         part = split_range(bounds, count)
         if not part:
+            share = f"{unit} [{part.start}, {part.stop}) of the {count} in {prefix}"
+            if data.data_path is None:
+                named = f"{prefix}@{bounds[0]}:{bounds[1]}" if of_corpus is not None else prefix
+                raise DataError(f"The {split} set is empty: --{split}-data-path = {named} gives it {share}. Give it a "
+                                "larger part, or a corpus of more documents.")
             raise DataError(
-                f"The {split} set is empty: --split = {data.split} gives it {unit} [{part.start}, "
-                f"{part.stop}) of the {count} in {prefix}. Give it a larger share, a corpus of more "
-                "documents, or --train-data-path and --valid-data-path; --eval-iters 0 runs without validation.")
+                f"The {split} set is empty: --split = {data.split} gives it {share}. Give it a larger share, a corpus "
+                "of more documents, or --train-data-path and --valid-data-path; --eval-iters 0 runs without "
+                "validation.")
         seed, cache = self.config.training.seed, data.data_cache_path
         if isinstance(form, BertSampleForm):
             return BertDataset(corpus, part, num_samples, seed, form, cache)
