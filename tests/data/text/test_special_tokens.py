@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ from transformers import AutoTokenizer
 
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.data.build import bos_of_corpora
 from megatron_ltd.data.corpus.merge import merge_corpora
+from megatron_ltd.data.document_tokens import bos_of_corpora, ends_not_found
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
 from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block
 from megatron_ltd.data.preprocess.pipeline import preprocess
@@ -177,3 +179,27 @@ def test_a_run_records_a_token_of_sentencepiece_though_no_file_says_to_add_it(tm
     assert [corpus.read(number)[0] for number in (0, 1)] == [library.piece_to_id(choice)] * 2
     recorded = bos_of_corpora(RunConfig(data=DataConfig(data_path=(corpus.prefix,))), tokenizer)
     assert choose_bos(tokenizer, None, none_wanted=False, trained_here=True, recorded=recorded)[0] == corpus.read(0)[0]
+
+
+@pytest.mark.parametrize(("written", "looked_for", "told"), [
+    (("--append-eod", None), None, None), (("--append-eod", "<|im_end|>"), "<|im_end|>", None),
+    (("--append-eod", "<|im_end|>"), None,
+     r"end with token 4, and --reset-attention-mask looks for token 3, so .* give --eod-token '<\|im_end\|>'"),
+    (("", None), None, "written without --append-eod, and --reset-attention-mask looks for token 3 at"),
+])
+def test_a_run_that_looks_for_another_end_of_documents_than_its_corpora_have_says_so(
+    tmp_path: Path, written: tuple[str, str | None], looked_for: str | None, told: str | None,
+) -> None:
+    folder = str(folder_of(tmp_path, SPECIAL, False))
+    text, prefix = tmp_path / "text.jsonl", str(tmp_path / "corpus")
+    text.write_text('{"text": "a b"}\n')
+    wrote = DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=folder, eod_token=written[1])
+    preprocess(EncodingPlan(wrote, None, append_eod=bool(written[0])), [str(text)], prefix, 1, lambda progress: None)
+    merge_corpora([f"{prefix}_text_document"] * 2, f"{prefix}_merged")
+    for corpus in (f"{prefix}_text_document", f"{prefix}_merged"):
+        reads = DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=folder, eod_token=looked_for,
+                           train_data_path=(f"{corpus}@0:1",), reset_attention_mask=True)
+        tokenizer = build_tokenizer(reads, None)
+        found = ends_not_found(RunConfig(data=reads), tokenizer)
+        assert (found == []) if told is None else re.search(told, found[0]), found
+        assert ends_not_found(RunConfig(data=replace(reads, reset_attention_mask=False)), tokenizer) == []
