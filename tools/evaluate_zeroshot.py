@@ -25,6 +25,7 @@ from megatron_ltd.lm_eval.report import (
     finished_before,
     markdown_table,
     model_record,
+    model_sha256,
     result_of,
     software_versions,
     task_record,
@@ -171,6 +172,7 @@ def score(
     """
     record: dict[str, Any] = {
         "model": model_record(load, scorer.manifest),
+        "model_sha256": model_sha256(scorer.manifest),
         "tokenizer_digest": tokenizer.digest,
         "options": {"limit": options.limit, "overlapping_eval": options.stride, "num_fewshot": options.num_fewshot,
                     "bos_token_id": options.bos, "overlong": options.overlong, "log_samples": options.log_samples},

@@ -23,7 +23,7 @@ from megatron_ltd.data.blend import (
     parse_blend,
 )
 from megatron_ltd.data.corpus.indexed import IndexedCorpus
-from megatron_ltd.data.corpus.manifest import check_manifest, read_manifest, verify_manifest
+from megatron_ltd.data.corpus.manifest import check_manifest, verify_manifest
 from megatron_ltd.data.corpus.seals import remove_seals
 from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.gpt.fill_in_the_middle import fill_in_the_middle
@@ -32,7 +32,6 @@ from megatron_ltd.data.gpt.parts import LongSamples, PartedDataset
 from megatron_ltd.data.held_out import together
 from megatron_ltd.data.mock_dataset import MockBertDataset, MockDataset
 from megatron_ltd.data.sample import Dataset, GPTSampleForm
-from megatron_ltd.data.text.special_tokens import AUTO
 from megatron_ltd.data.text.tokenizer import MaskedTokenizer, Tokenizer
 from megatron_ltd.data.text.wordpiece import MaskedVocabulary
 from megatron_ltd.data.validation_sets import validation_sets
@@ -84,7 +83,7 @@ def build_datasets(config: RunConfig, tokenizer: Tokenizer, train_samples: int, 
         corpora: dict[str, IndexedCorpus] = {}
         datasets = [together({name: _Builder(config, of_split, tokenizer, corpora).blend(split, *source, count)
                               for name, source in (sources if count != 0 else {}).items()})
-                    for split, of_split, sources, count in zip(SPLITS, forms, _sources(config), samples, strict=True)]
+                    for split, of_split, sources, count in zip(SPLITS, forms, sources(config), samples, strict=True)]
     train, valid, test = datasets
     if train is None:
         raise ConfigError("No training data: give --train-data-path, or --data-path and a --split whose first share is "
@@ -102,24 +101,13 @@ def one_epoch_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset 
     skipped = set() if config.logging.evaluates else {"valid", "test"}
     return [together({name: builder.epoch(split, source.prefixes, bounds) for name, (source, bounds) in sources.items()
                       if split not in skipped})
-            for split, sources in zip(SPLITS, _sources(config), strict=True)]
+            for split, sources in zip(SPLITS, sources(config), strict=True)]
 
 
 def datasets_digest(tokenizer: Tokenizer, datasets: Datasets) -> str:
     """SHA-256 that is equal on all processes if and only if they would read the same samples."""
     parts = [tokenizer.digest, *(dataset.digest if dataset is not None else "none" for dataset in datasets)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def bos_of_corpora(config: RunConfig, tokenizer: Tokenizer) -> str | None:
-    """The token with which the training corpora's documents begin, by its text; None if their manifests name none."""
-    no_corpus = config.data.mock_data or config.data.train_jsonl is not None
-    training = {} if no_corpus else _sources(config)[0]
-    manifests = [read_manifest(corpus_part(prefix)[0]) for source, _ in training.values() for prefix in source.prefixes]
-    ids = {manifest.settings.get("bos_token_id") for manifest in manifests if manifest is not None} - {None}
-    names = [tokenizer.decode([token]) for token in ids if isinstance(token, int)]
-    return AUTO if ids == {tokenizer.bos} and tokenizer.adds_bos else next(
-        (name for name in names if len(names) == 1 and tokenizer.token_to_id(name) in ids), None)
 
 
 Bounds = tuple[float, float]
@@ -168,7 +156,7 @@ def _mock_dataset(split: int, samples: int, seed: int, form: Form) -> Dataset:
     return MockDataset(split, samples, seed, form)
 
 
-def _sources(config: RunConfig) -> list[dict[str, tuple[BlendSource, Bounds]]]:
+def sources(config: RunConfig) -> list[dict[str, tuple[BlendSource, Bounds]]]:
     """Corpora and the share of each of them, for training, validation and test, by the name of the set: "" without."""
     data = config.data
     flags = {f"--{name}-data-path": getattr(data, f"{name}_data_path") for name in SPLITS}
@@ -257,10 +245,15 @@ class _Builder:
             ("documents", corpus.documents)
         part = split_range(bounds, count)
         if not part:
+            share = f"{unit} [{part.start}, {part.stop}) of the {count} in {prefix}"
+            if data.data_path is None:
+                named = f"{prefix}@{bounds[0]}:{bounds[1]}" if of_corpus is not None else prefix
+                raise DataError(f"The {split} set is empty: --{split}-data-path = {named} gives it {share}. Give it a "
+                                "larger part, or a corpus of more documents.")
             raise DataError(
-                f"The {split} set is empty: --split = {data.split} gives it {unit} [{part.start}, "
-                f"{part.stop}) of the {count} in {prefix}. Give it a larger share, a corpus of more "
-                "documents, or --train-data-path and --valid-data-path; --eval-iters 0 runs without validation.")
+                f"The {split} set is empty: --split = {data.split} gives it {share}. Give it a larger share, a corpus "
+                "of more documents, or --train-data-path and --valid-data-path; --eval-iters 0 runs without "
+                "validation.")
         seed, cache = self.config.training.seed, data.data_cache_path
         if isinstance(form, BertSampleForm):
             return BertDataset(corpus, part, num_samples, seed, form, cache)

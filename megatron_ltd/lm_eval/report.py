@@ -1,6 +1,7 @@
 """Results of an evaluation as JSON, as a Markdown table, and as CSV."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -41,6 +42,12 @@ def model_record(load: str, manifest: Manifest) -> dict[str, Any]:
         "consumed_tokens": consumed.tokens,
         "consumed_layer_tokens": consumed.layer_tokens(layers),
     }
+
+
+def model_sha256(manifest: Manifest) -> str:
+    """SHA-256 of a model's settings and of the digests of its files: another model may have its folder and step."""
+    files = {name: facts.sha256 for name, facts in manifest.files.items()}
+    return hashlib.sha256(json.dumps([manifest.config["model"], files], sort_keys=True).encode()).hexdigest()
 
 
 def task_record(name: str, path: Path, sha256: str, result: TaskResult, *, with_samples: bool) -> dict[str, Any]:
@@ -89,7 +96,8 @@ def finished_before(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     same = isinstance(found, dict) and all(
-        found.get(part) == record[part] for part in ("model", "tokenizer_digest", "options", "versions"))
+        found.get(part) == record[part]
+        for part in ("model", "model_sha256", "tokenizer_digest", "options", "versions"))
     tasks = found.get("tasks") if same else None
     return {name: entry for name, entry in tasks.items() if _is_whole(entry)} if isinstance(tasks, dict) else {}
 

@@ -10,7 +10,8 @@ from megatron_ltd.checkpoint.agreement import checkpoint_group
 from megatron_ltd.checkpoint.writer import CheckpointWriter, open_uploader, probe_writable
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data import native
-from megatron_ltd.data.build import Datasets, bos_of_corpora, build_datasets, datasets_digest
+from megatron_ltd.data.build import Datasets, build_datasets, datasets_digest
+from megatron_ltd.data.document_tokens import bos_of_corpora, ends_not_found
 from megatron_ltd.data.held_out import in_whole_batches
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import CheckpointError, ConfigError, DataError, UserError
@@ -123,6 +124,8 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
             previous = take_exit_record(config.checkpoint.save)
     native.tell(console)
     config, datasets = prepare(config, tokenizer, runtime, console)
+    for text in () if tokenizer is None else ends_not_found(config, tokenizer):
+        console.warn(text)
     if tokenizer is not None and config.data.bos_token is None:
         config = with_bos_of_corpora(config, tokenizer, console)
     if tasks is not None:

@@ -227,6 +227,20 @@ def test_parts_of_a_corpus_are_those_that_a_split_gives(folder: Path) -> None:
     assert (parts.train.digest, parts.valid.digest) == (split.train.digest, split.valid.digest)
 
 
+@pytest.mark.parametrize(("flag", "corpus", "given"), [
+    ("train", "c@0.5:0.51", r"c@0\.5:0\.51 gives it sequences \[15, 15\) of the 30"),
+    ("valid", "c@0:0.001", r"c@0\.0:0\.001 gives it sequences \[0, 0\) of the 30"),
+    ("train", "none", r"none gives it sequences \[0, 0\) of the 0"),
+])
+def test_an_empty_set_is_told_by_the_flag_that_names_it(folder: Path, flag: str, corpus: str, given: str) -> None:
+    write_corpus(folder / "none", [], 1000)
+    sets = {"train_data_path": paths(folder, "a"), f"{flag}_data_path": (str(folder / corpus),)}
+    told = rf"The {flag} set is empty: --{flag}-data-path = .*{given}.* a larger part"
+    with pytest.raises(DataError, match=told) as refusal:
+        build_datasets(config(**sets), TOKENIZER, 9, 9, 0)
+    assert "--split" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("part", ["0.5:0.2", "0:1.5", "x:1"])
 def test_a_part_outside_a_corpus_is_refused(folder: Path, part: str) -> None:
     with pytest.raises(ConfigError, match="0 <= BEGIN < END <= 1"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ltd.checkpoint.durable import FileFacts
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.model import ModelConfig
@@ -166,6 +167,15 @@ def test_a_repeated_command_runs_what_is_not_finished(folder: Path, stand_in: St
     rows = len(stand_in.rows)
     assert evaluate(folder, *flags, "--limit", "1") == 0
     assert len(stand_in.rows) == rows + 2, "with other options everything is scored again"
+
+    weights = {"weights.safetensors": FileFacts(8, "0" * 64)}
+    wider = {**stand_in.manifest.config, "model": {**stand_in.manifest.config["model"], "rotary_base": 500000}}
+    for change in ({"files": weights}, {"config": wider}):
+        rows, stand_in.manifest = len(stand_in.rows), dataclasses.replace(stand_in.manifest, **change)
+        for others, asked in (("another model in the same folder", 2), ("the same again", 0)):
+            assert evaluate(folder, *flags, "--limit", "1") == 0
+            assert len(stand_in.rows) == rows + asked, others
+            rows = len(stand_in.rows)
 
     for damage in ({"wikitext": {"metrics": {}}}, [], {"wikitext": 3}):
         record = results_of(output)

@@ -81,10 +81,14 @@ def _spans(corpus: IndexedCorpus) -> Iterator[tuple[int, int]]:
 
 
 def _describe(writer: IndexedCorpusWriter, prefixes: Sequence[str], manifests: Sequence[Manifest | None]) -> None:
-    """Writes the manifest: sources and settings of all; tokenizer and vocabulary only if all are known."""
+    """Writes the manifest: sources and settings of all; tokenizer and vocabulary only if all are known; the tokens
+    around documents if all that say have the same, as a run that reads the corpora side by side takes them."""
     known = [manifest for manifest in manifests if manifest is not None]
     everyone = len(known) == len(manifests) and all(manifest.tokenizer is not None for manifest in known)
+    around = {name: {manifest.settings.get(name) for manifest in known} - {None}
+              for name in ("append_eod", "bos_token_id", "eod_token_id")}
     settings = {"tokenizer_type": known[0].settings.get("tokenizer_type") if everyone else None,
+                **{name: values.pop() for name, values in around.items() if len(values) == 1},
                 "merged": [{"prefix": prefix, "settings": None if manifest is None else manifest.settings}
                            for prefix, manifest in zip(prefixes, manifests, strict=True)]}
     tokenizer, vocab_size = (known[0].tokenizer, known[0].vocab_size) if everyone else (None, None)

@@ -1,6 +1,5 @@
 """Conversations as tokens, of which those that the assistant says are learned."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ltd.config.files import DataConfig
+from megatron_ltd.data.text.beginning import name_of
 from megatron_ltd.data.text.chat_template import (
     PLAIN,
     Chat,
@@ -30,9 +30,7 @@ def chat_of(settings: DataConfig, tokenizer: Tokenizer) -> Chat:
         DataError: a file cannot be read.
     """
     file = Path(tokenizer.files[0]) if tokenizer.files else None
-    control = tokenizer.control if isinstance(tokenizer, SentencePieceTokenizer) else {}
-    end = next((name for name, token in control.items() if token == tokenizer.eod), tokenizer.decode([tokenizer.eod]))
-    tokens = {"eos_token": end}
+    tokens = {"eos_token": name_of(tokenizer, tokenizer.eod)}
     if settings.chat_template is not None:
         beside = special_tokens(file) if file is not None else {}
         return Chat(read_template(Path(settings.chat_template)), tokens | beside, settings.chat_template)
@@ -94,8 +92,6 @@ def _parts(text: str, said: list[Span]) -> Iterator[tuple[str, bool]]:
 
 def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a text in which SentencePiece's control tokens stand for themselves."""
-    if not isinstance(tokenizer, SentencePieceTokenizer):
-        return tokenizer.encode(text)
-    pieces = re.split(f"({'|'.join(map(re.escape, tokenizer.control))})", text)
-    return [token for piece in pieces if piece
-            for token in ([tokenizer.control[piece]] if piece in tokenizer.control else tokenizer.encode(piece))]
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer.encode_with_symbols(text)
+    return tokenizer.encode(text)

@@ -81,6 +81,11 @@ def _rows(block: Block, json_keys: Sequence[str]) -> Iterator[tuple[bytes, Seque
 
 def _problem(key: str, text: object) -> str | None:
     """What is wrong with a value of a table."""
+    if isinstance(text, bytes):
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f"not UTF-8: {error.reason} at byte {error.start} under key {key!r}"
     if not isinstance(text, str):
         return f"{type(text).__name__} under key {key!r}; it must hold a string (--json-keys)"
     if len(text) > LARGEST_DOCUMENT_BYTES // 4 and len(text.encode()) > LARGEST_DOCUMENT_BYTES:

@@ -189,6 +189,7 @@ class _Run:
             writer.describe(self.tokenizer.digest, self.tokenizer.vocab_size, {
                 "tokenizer_type": plan.tokenizer.tokenizer_type, "tokenizer_files": list(self.tokenizer.files),
                 "json_key": key, "append_eod": plan.append_eod, **({} if bos is None else {"bos_token_id": bos}),
+                **({"eod_token_id": self.tokenizer.eod} if plan.append_eod else {}),
                 "sentences": None if plan.sentences is None else dataclasses.asdict(plan.sentences),
                 "bad_lines_left_out": self.rejected.count}, sources)
 

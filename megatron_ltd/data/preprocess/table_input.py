@@ -111,9 +111,25 @@ class ParquetInput(TableInput):
                 self._require_keys(table.schema_arrow.names, DataError, self.path)
                 self._rows = table.metadata.num_rows
                 for batch in table.iter_batches(_ROWS, columns=self._keys):
-                    yield batch.to_pydict()
+                    yield dict(zip(batch.schema.names, map(_values, batch.columns), strict=True))
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{self.path} cannot be read as parquet: {error}.") from error
+
+
+def _values(column: Any) -> list[object]:
+    """The values of a column; of a text that is not UTF-8 its bytes."""
+    try:
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: Any) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error.object
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Which token a run begins its texts with."""
 
 from megatron_ltd.config.files import DataConfig
+from megatron_ltd.data.text.sentence_piece import SentencePieceTokenizer
 from megatron_ltd.data.text.special_tokens import AUTO
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.errors import ConfigError
@@ -24,6 +25,12 @@ def chosen_bos(tokenizer: Tokenizer, choice: str | None) -> tuple[int | None, st
         raise ConfigError(f"--bos-token = {choice}: the tokenizer has no such token; name one of its tokens, or auto "
                           "for the one that its files say to add.")
     return bos, None
+
+
+def name_of(tokenizer: Tokenizer, token: int) -> str:
+    """The text by which `token_to_id` knows a token; SentencePiece decodes its control symbols to nothing."""
+    known = tokenizer.id_to_token(token) if isinstance(tokenizer, SentencePieceTokenizer) else None
+    return tokenizer.decode([token]) if known is None else known
 
 
 def token_notes(data: DataConfig, tokenizer: Tokenizer) -> list[str]:

@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from megatron_ltd.data.text.special_tokens import named_token, read_settings
 from megatron_ltd.errors import DataError
 
 PLAIN = """\
@@ -152,10 +153,13 @@ def chat_beside(tokenizer_file: Path) -> Chat | None:
 
 
 def special_tokens(tokenizer_file: Path) -> dict[str, str]:
-    """The special tokens that a tokenizer_config.json beside a tokenizer's file names."""
-    named = {name: value.get("content") if isinstance(value, dict) else value
-             for name, value in _config_beside(tokenizer_file).items() if name.endswith("_token")}
-    return {name: value for name, value in named.items() if isinstance(value, str)}
+    """The special tokens that the files beside a tokenizer's file name, as `transformers` reads them: those of a
+    special_tokens_map.json count, unless tokenizer_config.json lists added tokens, as newer ones do."""
+    config = _config_beside(tokenizer_file)
+    older = {} if "added_tokens_decoder" in config else \
+        read_settings(tokenizer_file.with_name("special_tokens_map.json"))
+    tokens = {name: named_token(value) for name, value in (config | older).items() if name.endswith("_token")}
+    return {name: token for name, token in tokens.items() if token is not None}
 
 
 def read_template(path: Path) -> str:

@@ -40,7 +40,8 @@ class SentencePieceTokenizer:
         self.pad = pad
         self.control = {self._engine.id_to_piece(token): token for token in range(self.vocab_size)
                         if self._engine.is_control(token)}
-        self._symbols = self._control_symbols() if control_symbols else None
+        self._names = self._control_symbols()
+        self._symbols = self._names if control_symbols else None
         kind = b"SentencePiece" if self._symbols is None else b"SentencePiece with control symbols"
         self.digest = hashlib.sha256(kind + Path(path).read_bytes()).hexdigest()
 
@@ -67,7 +68,11 @@ class SentencePieceTokenizer:
         if self._symbols is None:
             ids: list[int] = self._engine.encode(text)
             return ids
-        parts = self._symbols.split(text)  # every second one is a symbol
+        return self.encode_with_symbols(text)
+
+    def encode_with_symbols(self, text: str) -> list[int]:
+        """The ids of a text in which the name of a control symbol is that symbol, whatever `control_symbols` says."""
+        parts = [text] if self._names is None else self._names.split(text)  # every second one is a symbol
         return [token for place, part in enumerate(parts) if part
                 for token in ([self._engine.piece_to_id(part)] if place % 2 else self._engine.encode(part))]
 

@@ -114,6 +114,9 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
         if vocab_size is None or vocab_size < 1:
             raise ConfigError(f"--vocab-size = {vocab_size}: NullTokenizer needs the number of token ids, such as "
                               "50257.")
+        if vocab_size > np.iinfo(np.int32).max:
+            raise ConfigError(f"--vocab-size = {vocab_size}: a corpus holds token ids in 32 bits; choose at most "
+                              f"{np.iinfo(np.int32).max}.")
         return NullTokenizer(vocab_size)
     tokenizer: Tokenizer
     if kind == "GPT2BPETokenizer":
@@ -159,7 +162,7 @@ class HuggingFaceEngine:
     """A tokenizer that runs in the `tokenizers` library.
 
     Args:
-        engine: the library's tokenizer; truncation and padding in it are turned off.
+        engine: the library's tokenizer; truncation, padding and post-processing in it are turned off.
         known: names of end-of-document tokens that are looked for where the files beside declare none.
         eod_token: name of the end-of-document token, whatever they declare.
 
@@ -180,6 +183,7 @@ class HuggingFaceEngine:
         self.pad = next((token for name in PAD_TOKENS if (token := engine.token_to_id(name)) is not None), None)
         self.settings: dict[str, Any] = json.loads(self.definition)
         self.digest = library_digest(self.settings)
+        engine.post_processor = None  # adds nothing here, and some, such as GPT-NeoX's, cut spaces out of spans
         for table in ("vocab", "merges"):
             self.settings["model"].pop(table, None)
 

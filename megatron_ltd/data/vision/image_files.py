@@ -111,6 +111,8 @@ class FolderImages:
         height, width = self.shape.height, self.shape.width
         try:
             with self._pillow.open(path) as image:
+                if image.mode.startswith(("I", "F")):  # all above 255 would become white, and fractions black
+                    raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); convert it to 8 bits")
                 image = image.convert(_MODES[self.shape.channels])
                 scale = max(height / image.height, width / image.width)
                 size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))

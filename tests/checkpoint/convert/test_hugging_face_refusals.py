@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from megatron_ltd.checkpoint.convert.huggingface.describe import describe
 from megatron_ltd.checkpoint.manifest import read_manifest
@@ -32,6 +33,7 @@ from tests.checkpoint.hugging_face import (
     write_out,
 )
 from tests.checkpoint.layouts import plain
+from tests.train.runs import saved_tensors
 from tools import convert_checkpoint
 
 DAMAGED = 22
@@ -183,7 +185,31 @@ def test_a_damaged_index_is_refused(
     source: Path, capsys: pytest.CaptureFixture[str], index: str, words: str,
 ) -> None:
     (source / "model.safetensors.index.json").write_text(index)
+    if "missing" in index:
+        (source / "model.safetensors").rename(source / "other.safetensors")
     assert words in refused(source, capsys)
+
+
+def test_of_two_saves_in_a_folder_the_whole_one_is_read_and_two_whole_ones_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, folder = lively(llama()), tmp_path / "source"
+    model.save_pretrained(folder, max_shard_size="20KB")
+    [first, *_] = sorted(folder.glob("model-*.safetensors"))
+    kept = first.read_bytes()
+    with torch.no_grad():
+        model.model.norm.weight.add_(1.0)
+    model.save_pretrained(folder)
+    assert (folder / "model.safetensors.index.json").is_file() and not first.is_file(), "only the index is left"
+    theirs = AutoModelForCausalLM.from_pretrained(folder).model.norm.weight
+    assert read_in(folder, tmp_path / "ours") == 0
+    [ours] = {tensor for name, tensor in saved_tensors(tmp_path / "ours", 0).items() if "final_norm" in name}
+    assert torch.equal(ours, theirs)
+
+    first.write_bytes(kept)
+    (tmp_path / "ours").rename(tmp_path / "before")
+    said = refused(folder, capsys)
+    assert "holds the model twice: as model.safetensors, and as model.safetensors.index.json" in said
 
 
 @pytest.mark.parametrize(("damage", "words"), [

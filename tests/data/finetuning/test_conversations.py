@@ -1,14 +1,16 @@
 """Conversations against `transformers`: the ids of a chat template, and which of them the assistant says."""
 
+import io
 import json
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.model import ModelConfig
@@ -17,7 +19,7 @@ from megatron_ltd.data.finetuning.build import describe, text_epoch
 from megatron_ltd.data.finetuning.conversations import chat_of, conversation
 from megatron_ltd.data.finetuning.packing import PackedDataset
 from megatron_ltd.data.finetuning.responses import ResponseForm, Responses, read_responses
-from megatron_ltd.data.text.chat_template import PLAIN, Chat
+from megatron_ltd.data.text.chat_template import PLAIN, Chat, chat_beside
 from megatron_ltd.data.text.sentence_piece import SentencePieceTokenizer
 from megatron_ltd.data.text.tokenizer import NullTokenizer, Tokenizer, build_tokenizer
 from megatron_ltd.errors import DataError
@@ -89,6 +91,25 @@ def test_tokens_and_what_is_learned_of_them_are_those_of_transformers(
         assert learned == [bool(flag) for flag in expected["assistant_masks"]]
 
 
+def test_spaces_that_a_tokenizer_leaves_out_of_the_spans_of_its_tokens_are_learned(
+    folder: Path, tmp_path: Path,
+) -> None:
+    engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    engine.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-NeoX's tokenizer.json has it
+    engine.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = build_tokenizer(
+        DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(tmp_path)), None)
+    code = [{"role": "user", "content": "Two  spaces"},
+            {"role": "assistant", "content": "for x in y:\n      pass\n\n   \n  # two"}]
+    expected = with_template(tmp_path, CHATML).apply_chat_template(
+        code, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    tokens, learned = conversation(code, Chat(CHATML, {}, "here"), tokenizer)
+    assert tokens == expected["input_ids"]
+    assert learned == [bool(flag) for flag in expected["assistant_masks"]]
+    said = tokenizer.decode([token for token, flag in zip(tokens, learned, strict=True) if flag])
+    assert said == code[1]["content"] + "<|im_end|>"
+
+
 def test_a_template_that_changes_earlier_turns_is_followed_without_marks(folder: Path, ours: Tokenizer) -> None:
     tokens, learned = conversation(TALKS[1], Chat(unmarked(LAST_THINKS), {}, "here"), ours)
     said = ours.decode([token for token, flag in zip(tokens, learned, strict=True) if flag])
@@ -137,6 +158,24 @@ def test_the_template_is_the_given_one_or_the_tokenizers_or_a_plain_one(
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "cut o')
     with pytest.raises(DataError, match=r"tokenizer_config\.json"):
         found()
+
+
+@pytest.mark.parametrize("config", [
+    {}, {"bos_token": None, "eos_token": SPECIAL[2]},
+    {"eos_token": SPECIAL[2], "added_tokens_decoder": {}},
+], ids=["only-the-map", "both", "newer"])
+def test_a_template_is_given_the_special_tokens_that_transformers_gives_it(
+    folder: Path, tmp_path: Path, config: dict[str, Any],
+) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **config}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(
+        {"bos_token": SPECIAL[0], "eos_token": {"content": SPECIAL[1], "lstrip": False}}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(TALKS[0], tokenize=False)
+    found = chat_beside(tmp_path / "tokenizer.json")
+    assert found is not None and found.learned(TALKS[0])[0] == theirs
 
 
 NUMBERS = "{% for m in messages %}{{ m['content'] }} {% if m['role'] == 'assistant' %}99 {% endif %}{% endfor %}"
@@ -211,3 +250,16 @@ def test_sentencepiece_reads_control_tokens_of_the_plain_template(shared_data: P
     said = [token for token, flag in zip(tokens, learned, strict=True) if flag]
     assert said == [*tokenizer.encode("Because."), tokenizer.eod]
     assert tokens == [*tokenizer.encode("user:\nWhy?\nassistant:\n"), *said]
+
+
+def test_sentencepiece_without_control_symbols_reads_the_parts_of_a_conversation_whole(tmp_path: Path) -> None:
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["user:\nassistant:\nWhy? Because."] * 9), model_writer=written, vocab_size=60,
+        hard_vocab_limit=False, minloglevel=2, bos_id=-1, eos_id=-1, user_defined_symbols=["<end>"])
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    tokenizer = SentencePieceTokenizer(str(tmp_path / "tokenizer.model"), "<end>")
+    library = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    tokens, learned = conversation(TALKS[0], chat_of(DataConfig(), tokenizer), tokenizer)
+    before, said = library.encode("user:\nWhy?\nassistant:\n"), library.encode("Because.<end>")
+    assert (tokens, learned) == (before + said, [False] * len(before) + [True] * len(said))

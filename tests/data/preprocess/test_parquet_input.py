@@ -88,6 +88,23 @@ def test_rows_that_hold_no_text_are_named_or_left_out(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "c_rejected.jsonl").read_text() == '{"text": null, "title": "5"}\n'
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+def test_a_row_that_is_not_utf8_is_named_or_left_out(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    offsets, data = pyarrow.array([0, 1, 3, 4], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"1\xc3(3")
+    text = pyarrow.StringArray.from_buffers(3, offsets, data)  # Arrow itself does not look at the bytes
+    text = text.dictionary_encode() if kind == "dictionary" else text.cast(getattr(pyarrow, kind)())
+    source = write(tmp_path / "in.parquet", {"text": text, "title": ["4", "5", "6"]})
+    with pytest.raises(DataError, match=r"in\.parquet:2:0: not UTF-8: invalid continuation byte at byte 0 under key "
+                                        r"'text'.*--on-bad-line skip"):
+        run([source], tmp_path / "out" / "c")
+    plan = EncodingPlan(PLAN.tokenizer, 1000, PLAN.json_keys, on_bad_line="skip")
+    run([source], tmp_path / "out" / "c", plan=plan)
+    for key, expected in (("text", [[1], [3]]), ("title", [[4], [6]])):
+        corpus = IndexedCorpus(str(tmp_path / "out" / f"c_{key}_document"))
+        assert [corpus.read(i).tolist() for i in range(len(corpus))] == expected
+
+
 def test_what_is_no_table_or_lacks_a_column_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in.parquet", {"content": ["1"]})
     with pytest.raises(DataError, match=r"in\.parquet: no column 'text' among 'content' \(--json-keys\)"):

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from transformers import AutoTokenizer
 
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.data.build import bos_of_corpora
+from megatron_ltd.data.corpus.merge import merge_corpora
+from megatron_ltd.data.document_tokens import bos_of_corpora, ends_not_found
 from megatron_ltd.data.finetuning.responses import ResponseForm, read_responses
 from megatron_ltd.data.preprocess.encoding import EncodedBlock, EncodingPlan, encode_block
 from megatron_ltd.data.preprocess.pipeline import preprocess
@@ -19,6 +22,7 @@ from megatron_ltd.data.preprocess.text_input import Block
 from megatron_ltd.data.text.beginning import chosen_bos
 from megatron_ltd.data.text.tokenizer import Tokenizer, build_tokenizer
 from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.lm_eval.bos import choose_bos
 
 SPECIAL = ["<unk>", "<s>", "<eos>", "<|endoftext|>", "<|im_end|>"]
 ADDS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
@@ -118,12 +122,18 @@ def test_a_corpus_has_the_tokens_around_every_document(tmp_path: Path) -> None:
     assert found.lengths.tolist() == [len(document) for document in by_hand if document]
 
 
-def test_a_control_symbol_of_sentencepiece_is_that_symbol_where_it_is_asked_for(tmp_path: Path) -> None:
+def small_sentencepiece(folder: Path, **settings: Any) -> Path:
     written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a b c ab bc <s>"] * 20), model_writer=written,
-                                             vocab_size=20, model_type="bpe", minloglevel=2, hard_vocab_limit=False)
-    path = tmp_path / "tokenizer.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c ab bc <s>"] * 20), model_writer=written, vocab_size=20, model_type="bpe",
+        minloglevel=2, hard_vocab_limit=False, **settings)
+    path = folder / "tokenizer.model"
     path.write_bytes(written.getvalue())
+    return path
+
+
+def test_a_control_symbol_of_sentencepiece_is_that_symbol_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = small_sentencepiece(tmp_path)
     library = sentencepiece.SentencePieceProcessor(model_file=str(path))
     letters, symbols = (build_tokenizer(DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(path),
                                                    tokenizer_control_symbols=asked), None) for asked in (False, True))
@@ -153,3 +163,43 @@ def test_a_run_records_the_token_that_begins_the_documents_of_its_corpora(tmp_pa
     preprocess(EncodingPlan(settings, None), [str(tmp_path / "text.jsonl")], prefix, 1, lambda progress: None)
     run = RunConfig(data=DataConfig(train_data_path=("1", f"{prefix}_text_document")))
     assert bos_of_corpora(run, opened(folder)) == choice
+    merge_corpora([f"{prefix}_text_document"] * 2, f"{prefix}_merged")
+    assert bos_of_corpora(RunConfig(data=DataConfig(data_path=(f"{prefix}_merged",))), opened(folder)) == choice
+
+
+@pytest.mark.parametrize("choice", ["<s>", "▁a"])
+def test_a_run_records_a_token_of_sentencepiece_though_no_file_says_to_add_it(tmp_path: Path, choice: str) -> None:
+    path = small_sentencepiece(tmp_path)
+    settings = DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(path), bos_token=choice)
+    tokenizer = build_tokenizer(settings, None)
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "b c"}\n{"text": "c"}\n')
+    [corpus] = preprocess(EncodingPlan(settings, None), [str(text)], str(tmp_path / "corpus"), 1, lambda progress: None)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert [corpus.read(number)[0] for number in (0, 1)] == [library.piece_to_id(choice)] * 2
+    recorded = bos_of_corpora(RunConfig(data=DataConfig(data_path=(corpus.prefix,))), tokenizer)
+    assert choose_bos(tokenizer, None, none_wanted=False, trained_here=True, recorded=recorded)[0] == corpus.read(0)[0]
+
+
+@pytest.mark.parametrize(("written", "looked_for", "told"), [
+    (("--append-eod", None), None, None), (("--append-eod", "<|im_end|>"), "<|im_end|>", None),
+    (("--append-eod", "<|im_end|>"), None,
+     r"end with token 4, and --reset-attention-mask looks for token 3, so .* give --eod-token '<\|im_end\|>'"),
+    (("", None), None, "written without --append-eod, and --reset-attention-mask looks for token 3 at"),
+])
+def test_a_run_that_looks_for_another_end_of_documents_than_its_corpora_have_says_so(
+    tmp_path: Path, written: tuple[str, str | None], looked_for: str | None, told: str | None,
+) -> None:
+    folder = str(folder_of(tmp_path, SPECIAL, False))
+    text, prefix = tmp_path / "text.jsonl", str(tmp_path / "corpus")
+    text.write_text('{"text": "a b"}\n')
+    wrote = DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=folder, eod_token=written[1])
+    preprocess(EncodingPlan(wrote, None, append_eod=bool(written[0])), [str(text)], prefix, 1, lambda progress: None)
+    merge_corpora([f"{prefix}_text_document"] * 2, f"{prefix}_merged")
+    for corpus in (f"{prefix}_text_document", f"{prefix}_merged"):
+        reads = DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=folder, eod_token=looked_for,
+                           train_data_path=(f"{corpus}@0:1",), reset_attention_mask=True)
+        tokenizer = build_tokenizer(reads, None)
+        found = ends_not_found(RunConfig(data=reads), tokenizer)
+        assert (found == []) if told is None else re.search(told, found[0]), found
+        assert ends_not_found(RunConfig(data=replace(reads, reset_attention_mask=False)), tokenizer) == []

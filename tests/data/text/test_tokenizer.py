@@ -231,6 +231,7 @@ def test_a_null_tokenizer_takes_numbers() -> None:
     ({"tokenizer_type": "TikTokenizer"}, None, ConfigError, "--tokenizer-type = TikTokenizer: choose one of"),
     ({"tokenizer_type": "NullTokenizer"}, None, ConfigError, "--vocab-size = None: NullTokenizer needs"),
     ({"tokenizer_type": "NullTokenizer"}, 0, ConfigError, "--vocab-size = 0"),
+    ({"tokenizer_type": "NullTokenizer"}, 2**31, ConfigError, "--vocab-size = 2147483648.*at most 2147483647"),
     ({"tokenizer_type": "GPT2BPETokenizer"}, None, ConfigError, "--vocab-file is not given"),
     ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "V"}, None, ConfigError, "--merge-file is not given"),
     ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "no", "merge_file": "M"}, None, DataError,

@@ -70,6 +70,11 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
         if not isinstance(file, str) or not FILE_NAME.fullmatch(file):
             raise CheckpointError(f"{folder / INDEX_NAME} names the file {file!r}: it must be the plain name of a "
                                   ".safetensors file in the same folder. Do not use a folder with such an index.")
+    if os.path.lexists(folder / SINGLE_NAME) and SINGLE_NAME not in placed.values():
+        if not any(os.path.lexists(folder / file) for file in placed.values()):
+            return _read_header(folder, SINGLE_NAME)  # `save_pretrained` leaves the index of an earlier save
+        raise CheckpointError(f"{folder} holds the model twice: as {SINGLE_NAME}, and as {INDEX_NAME} with its files; "
+                              "one may be left from an earlier save. Move away the one that is not to be read.")
     found: dict[str, StoredTensor] = {}
     problems = []
     for file in sorted(set(placed.values())):
