@@ -77,7 +77,12 @@ class CheckpointWriter:
         self.retain_interval, self.retained = retain_interval, retained
         self.console, self.progress = console or Console(self.leads), console or Console(False)
         self.uploader = uploader
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if background else None
+        self._thread: ThreadPoolExecutor | None = None
+        if background:
+            # A thread that frees pinned memory without a device of its own would take memory on the host's first GPU.
+            device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer",
+                                              initializer=lambda: device is None or torch.cuda.set_device(device))
         self._stager: DefaultStager | None = None
         self._pending: Future[Path] | None = None
 
