@@ -162,7 +162,7 @@ class CheckpointWriter:
     def _staged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies in host memory, which is kept from one save to the next, but not by torch 2.11."""
         if self._stager is None:
-            cuda = torch.cuda.is_available()
+            cuda = any(tensor.is_cuda for tensor in tensors.values())
             options = StagingOptions(use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False,
                                      use_non_blocking_copy=cuda)
             self._stager = DefaultStager(options)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -236,3 +237,16 @@ def test_what_the_background_frees_is_freed_on_the_process_s_own_gpu(
     writer.close()
     assert [device for _, device in freed_on] == [3, 3]
     assert threading.main_thread() not in {thread for thread, _ in freed_on}
+
+
+def test_a_run_on_cpus_leaves_the_gpus_of_its_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning needs a context on one of them, for which it may have no memory left."""
+    full = mock.Mock(side_effect=RuntimeError("CUDA error: out of memory"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", full)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", full)
+    writer = CheckpointWriter(tmp_path, None, background=True)
+    writer.save(1, values(1.0), config={}, counters={})
+    writer.close()
+    assert loaded_mark(tmp_path) == 1.0 and not full.called
