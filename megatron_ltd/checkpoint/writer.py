@@ -77,12 +77,8 @@ class CheckpointWriter:
         self.retain_interval, self.retained = retain_interval, retained
         self.console, self.progress = console or Console(self.leads), console or Console(False)
         self.uploader = uploader
-        self._thread: ThreadPoolExecutor | None = None
-        if background:
-            # A thread that frees pinned memory without a device of its own would take memory on the host's first GPU.
-            device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer",
-                                              initializer=lambda: device is None or torch.cuda.set_device(device))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer",
+                                          initializer=_on_the_same_device()) if background else None
         self._stager: DefaultStager | None = None
         self._pending: Future[Path] | None = None
 
@@ -230,6 +226,18 @@ class CheckpointWriter:
         except OSError as error:
             self.console.warn(f"an old or unfinished checkpoint in {self.save_dir} could not be deleted: "
                               f"{reason(error)}")
+
+
+def _on_the_same_device() -> Callable[[], None]:
+    """What a thread does first, so that it acts on this one's GPU. One that has chosen none acts on the host's first:
+    to free pinned memory, it would take some hundred megabytes there."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def choose() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)
+
+    return choose
 
 
 def probe_writable(save_dir: Path, group: dist.ProcessGroup | None) -> None:
