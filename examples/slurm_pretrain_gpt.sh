@@ -19,7 +19,8 @@
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?this script is for sbatch; without Slurm use examples/pretrain_gpt.sh}"
-srun --kill-on-bad-exit=0 bash examples/pretrain_gpt.sh "$@" &
+# Since Slurm 22.05 srun does not take the number of processors from the job, and would give each node's task only one.
+srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash examples/pretrain_gpt.sh "$@" &
 step=$!
 signalled=0
 trap 'signalled=1; scancel --signal=TERM "$SLURM_JOB_ID".0' TERM

@@ -77,7 +77,8 @@ class CheckpointWriter:
         self.retain_interval, self.retained = retain_interval, retained
         self.console, self.progress = console or Console(self.leads), console or Console(False)
         self.uploader = uploader
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if background else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer",
+                                          initializer=_on_the_same_device()) if background else None
         self._stager: DefaultStager | None = None
         self._pending: Future[Path] | None = None
 
@@ -157,7 +158,7 @@ class CheckpointWriter:
     def _staged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies in host memory, which is kept from one save to the next, but not by torch 2.11."""
         if self._stager is None:
-            cuda = torch.cuda.is_available()
+            cuda = any(tensor.is_cuda for tensor in tensors.values())
             options = StagingOptions(use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False,
                                      use_non_blocking_copy=cuda)
             self._stager = DefaultStager(options)
@@ -225,6 +226,18 @@ class CheckpointWriter:
         except OSError as error:
             self.console.warn(f"an old or unfinished checkpoint in {self.save_dir} could not be deleted: "
                               f"{reason(error)}")
+
+
+def _on_the_same_device() -> Callable[[], None]:
+    """What a thread does first, so that it acts on this one's GPU. One that has chosen none acts on the host's first:
+    to free pinned memory, it would take some hundred megabytes there."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def choose() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)
+
+    return choose
 
 
 def probe_writable(save_dir: Path, group: dist.ProcessGroup | None) -> None:

@@ -18,7 +18,7 @@ from megatron_ltd.train.process.exits import leave
 
 def main() -> int:
     """Run the command; an error that the user can repair is one message."""
-    console = Console(False)
+    console, failed = Console(False), True
     try:
         console.speaks = Launch.from_environment().rank == 0
         if not console.speaks:
@@ -29,11 +29,12 @@ def main() -> int:
         importlib.import_module("megatron_ltd.lm_eval.harness.plugin")
         allow_missing_splits()
         importlib.import_module("lm_eval.__main__").cli_evaluate()
+        failed = False
     except UserError as error:
         console.error(f"{type(error).__name__}: {error}")
         return error.exit_code
     finally:
-        launch.stop()
+        launch.stop(failed=failed)
     return 0
 
 

@@ -4,10 +4,13 @@ import errno
 import os
 import shutil
 import stat
+import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -148,15 +151,18 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call(tmp_path: Path) 
     assert loaded_mark(tmp_path) == 2.0
 
 
+class OfTorch211(DefaultStager):
+    """Closed after every copy, whose memory it no longer holds."""
+
+    def stage(self, *args: Any, **kwargs: Any) -> Any:
+        staged = super().stage(*args, **kwargs)
+        self._state_dict_stager.close()
+        return staged
+
+
 def test_every_save_in_the_background_is_copied_also_where_torch_closes_its_stager(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class OfTorch211(DefaultStager):
-        def stage(self, *args: Any, **kwargs: Any) -> Any:
-            staged = super().stage(*args, **kwargs)
-            self._state_dict_stager.close()
-            return staged
-
     monkeypatch.setattr(writer_module, "DefaultStager", OfTorch211)
     writer = CheckpointWriter(tmp_path, None, background=True)
     for step in (1, 2, 3):
@@ -202,3 +208,45 @@ def test_names_appear_only_after_their_contents_are_on_the_device(
     assert len(published) == 1
     tracker = [pair for pair in renames if pair[1] == "latest_checkpointed_iteration.txt"]
     assert renames.index(tracker[0]) > renames.index(published[0])
+
+
+def test_what_the_background_frees_is_freed_on_the_process_s_own_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In CUDA each thread has a current device, at first the host's first one, and whatever it does there takes some
+    hundred megabytes. With torch 2.11 the writer's thread is the last to hold the copies, which are pinned."""
+    chosen, freed_on = threading.local(), []
+
+    def current_device() -> int:
+        return getattr(chosen, "device", 0)
+
+    class Watched(OfTorch211):
+        def stage(self, *args: Any, **kwargs: Any) -> Any:
+            staged = super().stage(*args, **kwargs)
+            for tensor in staged.values():
+                weakref.finalize(tensor, lambda: freed_on.append((threading.current_thread(), current_device())))
+            return staged
+
+    monkeypatch.setattr(writer_module, "DefaultStager", Watched)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
+    monkeypatch.setattr(torch.cuda, "set_device", partial(setattr, chosen, "device"))
+    torch.cuda.set_device(3)
+    writer = CheckpointWriter(tmp_path, None, background=True)
+    writer.save(1, values(1.0), config={}, counters={})
+    writer.close()
+    assert [device for _, device in freed_on] == [3, 3]
+    assert threading.main_thread() not in {thread for thread, _ in freed_on}
+
+
+def test_a_run_on_cpus_leaves_the_gpus_of_its_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning needs a context on one of them, for which it may have no memory left."""
+    full = mock.Mock(side_effect=RuntimeError("CUDA error: out of memory"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", full)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", full)
+    writer = CheckpointWriter(tmp_path, None, background=True)
+    writer.save(1, values(1.0), config={}, counters={})
+    writer.close()
+    assert loaded_mark(tmp_path) == 1.0 and not full.called

@@ -48,12 +48,18 @@ STAND_INS = {
 nodes=${1#--nodes=} folder=$(dirname "$0")
 cp "$2" "$folder/slurm_script"
 grep -q '^#SBATCH --requeue' "$2" && grep -q '^#SBATCH --signal=B:TERM@' "$2"
+export SLURM_CPUS_PER_TASK=$(sed -n 's/^#SBATCH --cpus-per-task=//p' "$2")
 SLURM_SUBMIT_DIR=$PWD SLURM_NNODES=$nodes exec bash "$folder/slurm_script" "${@:3}"
 """,
     # The hosts of a list, or a note that the job is queued again.
     "scontrol": 'if [[ $1 == show ]]; then echo localhost; echo localhost; else echo "$@" >> "$NOTES"; fi',
     "srun": """
-shift  # --kill-on-bad-exit=0
+cpus=1  # of a task, unless srun itself is asked for more
+while [[ $1 == --* ]]; do
+    if [[ $1 == --cpus-per-task=* ]]; then cpus=${1#*=}; fi
+    shift
+done
+echo "$cpus processors a task" >> "$NOTES"
 for node in 0 1; do
     SLURM_STEP_ID=0 SLURM_STEP_NODELIST='localhost[0-1]' SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=2 \\
         SLURM_NODEID=$node "$@" & tasks[node]=$!
@@ -81,7 +87,7 @@ def test_the_slurm_script_runs_a_task_on_each_node_and_queues_a_stopped_job_agai
         env=variables, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 11, done.stdout + done.stderr
     assert "2 node(s) x 1 process(es), node 1" in done.stdout and "dp 2," in done.stdout
-    assert (tmp_path / "notes").read_text() == f"requeue {port - 20000}\n"
+    assert (tmp_path / "notes").read_text() == f"64 processors a task\nrequeue {port - 20000}\n"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)

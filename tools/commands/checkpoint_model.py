@@ -94,7 +94,10 @@ def exit_code_of_all(run: Callable[[Console], None]) -> int:
         speaker.speaks = Launch.from_environment().rank == 0
         run(speaker)
 
+    failed = True
     try:
-        return exit_code_of(run_here, speaker)
+        code = exit_code_of(run_here, speaker)
+        failed = code != 0
+        return code
     finally:
-        launch.stop()
+        launch.stop(failed=failed)

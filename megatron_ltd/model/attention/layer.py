@@ -170,8 +170,10 @@ class Attention(nn.Module):
             query, key = rotate(query, *tokens.angles), rotate(key, *(tokens.key_angles or tokens.angles))
         if tokens.cache is not None:
             key, value = tokens.cache.extend(key, value)
-        # Kernels that take a mask or documents do not all take grouped queries; torch would use its slowest one.
-        takes_groups = tokens.mask is None and tokens.attention_keys is None and tokens.documents is None
+        # Kernels that take a mask or documents do not all take grouped queries, nor does a GPU's for fp32; torch would
+        # use its slowest one, which keeps all scores.
+        takes_groups = (tokens.mask is None and tokens.attention_keys is None and tokens.documents is None
+                        and not (query.is_cuda and query.dtype is torch.float32))
         if self.queries_per_group > 1 and not takes_groups:
             key = key.repeat_interleave(self.queries_per_group, dim=2)
             value = value.repeat_interleave(self.queries_per_group, dim=2)

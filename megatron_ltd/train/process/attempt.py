@@ -4,6 +4,10 @@ torchrun keeps one store for all attempts, and `env://` returns it without a pre
 addresses of the previous attempt's processes. The restart count does not identify an attempt: launchers on several
 nodes count separately, and a node that joins is not counted as a restart. So the processes of an attempt agree on a
 fresh prefix through the store itself.
+
+One entry has no prefix. When a collective of NCCL fails or times out, torch asks all processes through the bare store
+to write down their last collectives, and whoever finds such a request ends a few minutes later. Left behind by an
+attempt, it would end every attempt after it, so it is deleted.
 """
 
 import time
@@ -16,6 +20,8 @@ from megatron_ltd.train.process.environment import store_port
 from megatron_ltd.train.process.network import connecting, notice_silence
 
 POLL_SECONDS = 0.02
+_REQUEST_TO_DUMP = "exception_dump"
+"""kStoreDumpKey of torch's ProcessGroupNCCL.hpp."""
 
 
 def attempt_store(init_method: str, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
@@ -32,6 +38,8 @@ def attempt_store(init_method: str, rank: int, world_size: int, timeout: timedel
     if port is not None:  # over TCP
         notice_silence(port, seconds)
     prefix = _invite(store, world_size, timeout) if rank == 0 else _join(store, rank)
+    if rank == 0:  # all have come, so those of the attempt before are gone; and none gets further without this one
+        store.delete_key(_REQUEST_TO_DUMP)
     return dist.PrefixStore(prefix, store)
 
 

@@ -139,9 +139,17 @@ def agree_on_configuration(config: RunConfig) -> None:
                           + "\n  ".join(differing))
 
 
-def stop() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
+def stop(*, failed: bool = False) -> None:
+    """Leave the process group.
+
+    Args:
+        failed: an error has ended this process's part, and the others may be anywhere. NCCL is left together: whoever
+            leaves waits for the others, and for all that it has begun with them. So this process just ends.
+    """
+    if not dist.is_initialized():
+        return
+    leaves_together = dist.get_world_size() > 1 and "nccl" in dist.get_backend_config()
+    if not (failed and leaves_together):
         dist.destroy_process_group()
 
 

@@ -62,7 +62,7 @@ class Recipe:
             only_check: return once the settings are known to be sound, without a word.
             leaves: keep the run's handlers of signals when it has ended, for a process that ends with it.
         """
-        here, save = Launch(), None
+        here, save, failed = Launch(), None, True
         try:
             here = place or Launch.from_environment()
             arguments = sys.argv[1:] if arguments is None else arguments
@@ -85,6 +85,7 @@ class Recipe:
             code = wait_as_spare(here, timeout) if spare else self._train(config, tokenizer, here, tasks, leaves)
             if here.most is not None and code == EXIT_ON_INTERVAL:
                 end_restarts(here)
+            failed = False
             return code
         except Exception as error:
             code = report(error, here.rank, here.world_size, save)
@@ -95,7 +96,7 @@ class Recipe:
             if "torch" in sys.modules:
                 from megatron_ltd.train.process import launch
 
-                launch.stop()
+                launch.stop(failed=failed)
 
     def _placed(self, arguments: list[str], here: Launch) -> Launch:
         """This process's place in an elastic run; what is wrong for any number of processes is told later."""

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import socket
 import time
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from megatron_ltd.train.process import attempt
@@ -55,6 +58,18 @@ def test_attempts_of_any_size_find_only_themselves() -> None:
 def test_calls_that_an_aborted_attempt_left_are_no_hindrance(launcher_store: dist.TCPStore) -> None:
     launcher_store.set("call/1", "nobody waits for this")
     meet(3)
+
+
+def test_an_attempt_is_not_ended_by_what_nccl_asked_of_the_one_before_it(launcher_store: dist.TCPStore) -> None:
+    """torch's monitor looks in the bare store, and ends the process some minutes after it finds the request there."""
+    headers = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "distributed" / "c10d"
+    found = re.search(r'kStoreDumpKey = "(.+)"', (headers / "ProcessGroupNCCL.hpp").read_text())
+    assert found is not None
+    launcher_store.set(found[1], b"\x03\0\0\0")
+    with ThreadPoolExecutor(2) as pool:
+        for store in pool.map(lambda rank: attempt.attempt_store("env://", rank, 2, TIMEOUT), range(2)):
+            assert isinstance(store, dist.PrefixStore)
+            assert not store._underlying_non_prefix_store.check([found[1]])
 
 
 def test_a_process_that_does_not_arrive_is_named() -> None:
