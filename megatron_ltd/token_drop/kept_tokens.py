@@ -102,7 +102,7 @@ class KeptTokens(Policy):
         strata, slices = settings.random_ltd_strata, shape.slices
         yield from _schedule_problems(settings)
         try:
-            sizes = _sizes(settings, cls.lengths_of(settings, shape))
+            sizes = _sizes(cls.lengths_of(settings, shape))
         except ConfigError as error:
             yield str(error)
             sizes = []
@@ -155,7 +155,7 @@ def _schedule_problems(settings: KeptTokensSettings) -> Iterator[str]:
                "schedule; keep one of them")
 
 
-def _sizes(settings: KeptTokensSettings, lengths: KeptSchedule) -> list[tuple[str, int]]:
+def _sizes(lengths: KeptSchedule) -> list[tuple[str, int]]:
     """(flag, length) of everything that a kept length follows from."""
     if isinstance(lengths, ListedLength):
         return [("a length of --random-ltd-length-list", length)

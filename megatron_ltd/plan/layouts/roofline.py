@@ -197,7 +197,7 @@ class Roofline:
         tokens = plan.read_tokens * self.layout.micro_samples * self.config.model.hidden_size
         return self.values * (self.shards.word + self.shards.ngram + 8 * tokens * self.cluster.fused) / self.memory
 
-    def _collective(self, kind: str, size: float, members: int, link: float, calls: int = 1) -> float:
+    def _collective(self, kind: str, size: float, members: int, link: float) -> float:
         """Seconds in which processes gather, scatter (with a sum) or reduce so many bytes in all, by rings."""
         shares = {"gather": 1.0, "scatter": self.cluster.scatter_cost, "reduce": 2.0}[kind]
         return shares * (members - 1) / members * size / link
@@ -276,14 +276,12 @@ class Roofline:
         layout, hides = self.layout, self.cluster.overlap
         if layout.dp == 1:
             return 0.0
-        stages = layout.stages(rank)
-        numbers = self.shards.of_stages(stages, layers)
-        calls = sum(stop - first for first, stop in stages) + len(stages)  # one a layer, and one for the rest
+        numbers = self.shards.of_stages(layout.stages(rank), layers)
         link = self.cluster.link(layout.dp, layout.tp)
         if layout.sharding == "no_shard":
-            return max(0.0, self._collective("reduce", 4 * numbers, layout.dp, link, calls) - hides * backward)
-        reduce = self._collective("scatter", 4 * numbers, layout.dp, link, calls)
-        gather = self._collective("gather", self.values * numbers, layout.dp, link, calls)
+            return max(0.0, self._collective("reduce", 4 * numbers, layout.dp, link) - hides * backward)
+        reduce = self._collective("scatter", 4 * numbers, layout.dp, link)
+        gather = self._collective("gather", self.values * numbers, layout.dp, link)
         if layout.sharding == "optim_grads":
             return layout.microbatches * max(0.0, reduce - hides * backward) + max(0.0, gather - hides * forward)
         return layout.microbatches * (max(0.0, gather - hides * forward)
