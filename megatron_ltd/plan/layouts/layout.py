@@ -54,6 +54,16 @@ class Layout:
         return self.tp * self.pp * self.dp
 
     @property
+    def shares(self) -> int:
+        """In how many parts data parallelism shards gradients and the optimizer's state."""
+        return 1 if self.sharding == "no_shard" else self.dp
+
+    @property
+    def slices(self) -> int:
+        """In how many parts the residual stream is split."""
+        return self.tp if self.sequence_parallel else 1
+
+    @property
     def chunks(self) -> int:
         """Model chunks of a process."""
         return len(self.split) // self.pp

@@ -72,7 +72,7 @@ def exchanged_numbers(layout: Layout, local: int, whole: int) -> tuple[int, int]
         local: of the matrices' shards on a process.
         whole: of the matrices that a process owns.
     """
-    copies = layout.dp if layout.sharding == "no_shard" else 1
+    copies = layout.dp // layout.shares
     return max(local, whole), max(local, copies * whole)
 
 
@@ -89,7 +89,7 @@ def update_bytes(config: RunConfig, layout: Layout, layers: int, local: int) -> 
     if layout.world_size == 1:
         return 4 * (local + whole) + (4 + 2 * iterated) * largest
     cast = iterated * local if iterated < 4 else 0
-    copies = layout.dp if layout.sharding == "no_shard" else 1
+    copies = layout.dp // layout.shares
     gathering = cast + iterated * (local + 2 * whole)  # sent, received, and whole
     returning = 4 * (whole + copies * whole + local)
     return 4 * local + max(gathering, returning)

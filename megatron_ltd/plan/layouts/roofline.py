@@ -245,7 +245,7 @@ class Roofline:
     def _seconds_of(self, traffic: Traffic, layer: LayerPlan) -> float:
         """Of what a layer reads and writes for its tokens."""
         tokens = layer.tokens * self.layout.micro_samples
-        between = tokens // (self.layout.tp if self.layout.sequence_parallel else 1)
+        between = tokens // self.layout.slices
         numbers = between * traffic.between + tokens * traffic.within
         return self.values * numbers * self.cluster.fused / self.memory
 
@@ -293,12 +293,11 @@ class Roofline:
     def _update_of(self, stages: list[tuple[int, int]], layers: int) -> float:
         """Seconds in which a process updates its share of these stages' weights."""
         layout, kind = self.layout, self.config.optimizer.optimizer
-        shares = 1 if layout.sharding == "no_shard" else layout.dp
-        mine = self.shards.of_stages(stages, layers) / shares
+        mine = self.shards.of_stages(stages, layers) / layout.shares
         if kind != "muon":
             return UPDATE_BYTES[kind] * mine / self.memory
         depth, members = sum(stop - first for first, stop in stages), layout.tp * layout.dp
-        matrices = self.shards.matrices * depth // shares
+        matrices = self.shards.matrices * depth // layout.shares
         most = owned(self.config, depth, members)
         local = UPDATE_BYTES["adam"] * (mine - matrices) + UPDATE_BYTES["muon"] * matrices
         products = self.config.optimizer.muon_num_ns_steps * most.flops / self.products
