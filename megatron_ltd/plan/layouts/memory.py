@@ -17,7 +17,7 @@ from operator import mul
 from typing import NamedTuple
 
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.model.arithmetic import shapes
+from megatron_ltd.model.arithmetic.shapes import parameter_count, parameter_shapes
 from megatron_ltd.parallel.logit_chunks import chunk_tokens
 from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.plan.layouts import muon
@@ -218,12 +218,12 @@ class MemoryModel:
         return max(word, ngram) + 2 * self.activations.stream(plan.read_tokens)
 
 
-def parameter_count(config: RunConfig) -> int:
+def padded_parameter_count(config: RunConfig) -> int:
     """Parameters of the model with the rows that pad its vocabulary, those of a tied head counted once."""
-    return sum(map(prod, shapes.parameter_shapes(config.model).values()))
+    return sum(map(prod, parameter_shapes(config.model).values()))
 
 
 def parameters_text(config: RunConfig) -> str:
     """How many the model has, and how many are held."""
-    real, held = shapes.parameter_count(config.model), parameter_count(config)
+    real, held = parameter_count(config.model), padded_parameter_count(config)
     return f"{real:,}" + (f" ({held:,} with rows that pad the vocabulary)" if held != real else "")
