@@ -23,7 +23,6 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     if config.family == "vit":
         return _vit(config)
     h, vocabulary = config.hidden_size, config.padded_vocab_size
-    is_bert, has_order = config.family == "bert", config.family == "bert" and not config.bert_no_binary_head
     shapes: dict[str, Shape] = {"embedding.word.weight": (vocabulary, h)}
     if config.ngram_rows is not None:
         shapes[NGRAMS] = ((config.ngram_length - 1) * config.ngram_rows, h)
@@ -31,7 +30,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes |= _norm(config, "embedding.norm")
     if config.position_embedding_type == "learned_absolute":
         shapes["embedding.position.weight"] = (config.max_positions, h)
-    if has_order:
+    if config.has_binary_head:
         shapes["embedding.token_type.weight"] = (TOKEN_TYPES, h)
     for layer in range(config.num_layers):
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config)}
@@ -41,10 +40,10 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     shapes |= _norm(config, "final_norm")
     if not config.tied:
         shapes["head.weight"] = (vocabulary, h)
-    if is_bert:
+    if config.family == "bert":
         shapes |= dict(_linear("lm_head.dense", h, h, True)) | _norm(config, "lm_head.norm")
         shapes["lm_head.bias"] = (vocabulary,)
-    if has_order:
+    if config.has_binary_head:
         shapes |= dict(_linear("pooler", h, h, True)) | dict(_linear("binary_head", SENTENCE_ORDERS, h, True))
     return shapes
 
