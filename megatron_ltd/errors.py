@@ -68,6 +68,11 @@ class LostPeerError(CheckpointError):
     everywhere = False
 
 
+def flag_name(field: str) -> str:
+    """The flag of a setting, by which messages name it."""
+    return "--" + field.replace("_", "-")
+
+
 _NO_MEMORY = ("out of memory", "can't allocate memory")
 
 

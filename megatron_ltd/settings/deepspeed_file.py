@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from megatron_ltd.settings.flag_reference import flag_name
+from megatron_ltd.errors import flag_name
 from megatron_ltd.settings.foreign_flags import nearest
 from megatron_ltd.settings.toml_file import parsed_file
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import ConfigError, flag_name
 from megatron_ltd.token_drop.lists import layer_list_problems, parse_layer_list, parse_length_list
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan, TokenSet
-from megatron_ltd.token_drop.policy import ONE_OR_MORE, Policy, Range, Shape, flag_of
+from megatron_ltd.token_drop.policy import ONE_OR_MORE, Policy, Range, Shape
 from megatron_ltd.token_drop.schedule import KeptLength, KeptSchedule, ListedLength
 
 
@@ -125,7 +125,7 @@ class KeptTokens(Policy):
     def idle(cls, settings: Any) -> Iterator[str]:
         shared = vars(KeptTokensSettings())
         if not cls.is_on(settings):
-            yield from (f"{flag_of(field)} has no effect without --token-drop-policy {cls.name}"
+            yield from (f"{flag_name(field)} has no effect without --token-drop-policy {cls.name}"
                         for field, default in vars(cls.Settings()).items()
                         if field not in shared and getattr(settings, field) != default)
 
