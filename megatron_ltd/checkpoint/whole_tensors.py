@@ -64,7 +64,7 @@ def write_weights(save_dir: Path, shapes: Mapping[str, tuple[int, ...]], read: C
     """Write a model's fp32 weights as the checkpoint of step 0.
 
     Args:
-        shapes: by the checkpoint's names.
+        shapes: by the model's names.
         read: gives the weights of a name; called for one after the other.
 
     Raises:
@@ -72,6 +72,7 @@ def write_weights(save_dir: Path, shapes: Mapping[str, tuple[int, ...]], read: C
             left behind.
     """
     check_unused(save_dir)
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    CheckpointWriter(save_dir, None).save(0, tensors, config=config, counters=counters, read=read)
+    tensors = {PREFIX + name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    CheckpointWriter(save_dir, None).save(0, tensors, config=config, counters=counters,
+                                          read=lambda name: read(name.removeprefix(PREFIX)))
     return checkpoint_path(save_dir, 0)
