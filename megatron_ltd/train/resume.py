@@ -105,7 +105,7 @@ def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: Sharde
     weights_only = settings.finetune or settings.no_load_optim
     if not weights_only:
         state.check_optimizer(config, manifest, path)
-    goes_on = not settings.finetune and manifest.stored_name(state.IMPORTANCE) is not None
+    goes_on = not settings.finetune and state.IMPORTANCE in manifest.tensors
     adapt = Adaptation()
     if settings.finetune:
         saved, known, tokens = saved_config(manifest, path), 0, 0
