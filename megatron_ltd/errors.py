@@ -4,6 +4,8 @@ A message names the setting or file and its value, the constraint, and the remed
 raised in this package is a bug in it.
 """
 
+from collections.abc import Iterable, Iterator
+
 
 class UserError(Exception):
     """A problem in what the user gave us; printed as one message without a traceback."""
@@ -68,14 +70,31 @@ class LostPeerError(CheckpointError):
     everywhere = False
 
 
+def flag_name(field: str) -> str:
+    """The flag of a setting, by which messages name it."""
+    return "--" + field.replace("_", "-")
+
+
 _NO_MEMORY = ("out of memory", "can't allocate memory")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from; torch's pipeline wraps what a stage raises."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def matches(error: BaseException, kinds: set[str], signs: Iterable[str]) -> bool:
+    """Whether an error is of one of these classes, given by name since torch may not be loaded, or says one of these
+    words."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint(kinds) or any(sign in str(error) for sign in signs)
 
 
 def memory_shortage(error: BaseException | None) -> str | None:
     """What asked for memory that the machine does not have, if that is what an error means."""
-    while error is not None:
-        kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, since torch may not be loaded
-        if kinds & {"OutOfMemoryError", "MemoryError"} or any(sign in str(error) for sign in _NO_MEMORY):
-            return (str(error).splitlines() or [type(error).__name__])[0]
-        error = error.__cause__
+    for cause in causes(error):
+        if matches(cause, {"OutOfMemoryError", "MemoryError"}, _NO_MEMORY):
+            return (str(cause).splitlines() or [type(cause).__name__])[0]
     return None

@@ -65,6 +65,17 @@ def _print(text: str, stream: TextIO, end: str = "\n") -> None:
             Console().warn(f"standard output is given up for this run: {error}")
 
 
+def duration_text(seconds: float) -> str:
+    """A time in its two largest units: `2 h 13 min`."""
+    whole = int(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
 def size_text(size_bytes: float) -> str:
     """A size in the unit that suits it: `512 B`, `1.5 GiB`."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -3,15 +3,7 @@
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("bert")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run and return the exit code.
-
-    Args:
-        arguments: the command line's without the program's name; None takes this process's.
-    """
-    return RECIPE.main(arguments)
+main = RECIPE.main
 
 
 if __name__ == "__main__":

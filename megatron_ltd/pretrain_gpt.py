@@ -4,15 +4,7 @@ from megatron_ltd.lm_eval.run_tasks import plan_tasks
 from megatron_ltd.train.process.recipe import Recipe
 
 RECIPE = Recipe("gpt", plan_tasks=plan_tasks)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run and return the exit code.
-
-    Args:
-        arguments: the command line's without the program's name; None takes this process's.
-    """
-    return RECIPE.main(arguments)
+main = RECIPE.main
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
-from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.errors import ConfigError, UserError, flag_name
 from megatron_ltd.log import Console
 from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.train.state import TrainState
@@ -59,7 +59,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-shard-bytes", type=int, default=SHARD_BYTES, metavar="BYTES",
                         help="with --load: largest file (default 5 GiB)")
     for name in TOKENIZER_SETTINGS:
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="FILE",
+        parser.add_argument(flag_name(name), metavar="FILE",
                             help="with --load: use this instead of the recorded file, if it has moved")
     parser.add_argument("--no-tokenizer", action="store_true", help="with --load: write the model alone")
     args = parser.parse_args(argv)

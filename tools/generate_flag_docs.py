@@ -32,12 +32,12 @@ or under the name of its section, with underscores in place of dashes:
     sequence_parallel = true
 
 Flags override the file, and the file overrides the defaults. `--deepspeed-config FILE.json` (also `--deepspeed_config`)
-reads the block `random_ltd` of a DeepSpeed file, which both override; the rest of that file is ignored. `--recipe NAME`
-stands for a named set of settings, which all of these override and the run prints in full; the files in
-`megatron_ltd/settings/recipes` say what each saves and where that was measured. `--no-<name>`
-turns off a switch that the file turns on. If a flag is given twice, the last one counts. Flags cannot be abbreviated.
-All problems with the settings are reported at once, before torch is loaded; the exit code is then 20. `--help` shows
-the flags that most runs use, `--help-all` all those of one recipe.
+reads what a DeepSpeed file says of random-LTD, progressive layer dropping, batch sizes, precision, clipping and ZeRO,
+which both override; notes name the rest. `--recipe NAME` stands for a named set of settings, which all of these
+override and the run prints in full; the files in `megatron_ltd/settings/recipes` say what each saves and where that was
+measured. `--no-<name>` turns off a switch that the file turns on. If a flag is given twice, the last one counts. Flags
+cannot be abbreviated. All problems with the settings are reported at once, before torch is loaded; the exit code is
+then 20. `--help` shows the flags that most runs use, `--help-all` all those of one recipe.
 """
 
 FOREIGN = """

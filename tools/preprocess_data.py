@@ -34,7 +34,7 @@ from megatron_ltd.data.preprocess.table_input import HfSource
 from megatron_ltd.data.preprocess.text_input import expand_inputs
 from megatron_ltd.data.text.fast_bpe import ENGINES
 from megatron_ltd.data.text.sentences import SPLITTERS, SentencePlan
-from megatron_ltd.errors import ConfigError, UserError
+from megatron_ltd.errors import ConfigError, UserError, flag_name
 from tools.commands.command_line import add_output, parser_of
 
 NOT_HERE = {
@@ -94,7 +94,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(f"{unknown[0]} does not belong to a flag. See --help.")
     for name in ("workers", "log_interval"):
         if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} = {getattr(options, name)} must be at least 1.")
+            raise ConfigError(f"{flag_name(name)} = {getattr(options, name)} must be at least 1.")
     if not options.checkpoint_seconds >= 0:
         raise ConfigError(f"--checkpoint-seconds = {options.checkpoint_seconds} must be at least 0.")
     if not options.split_sentences:

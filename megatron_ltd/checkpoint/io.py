@@ -44,8 +44,7 @@ def load(path: Path, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGro
 
     Args:
         path: the checkpoint's folder.
-        tensors: by global name; DTensors or plain tensors, on any mesh. Names may differ between ranks, and several
-            names may stand for one saved tensor (the manifest's aliases).
+        tensors: by global name; DTensors or plain tensors, on any mesh. Names may differ between ranks.
         group: all ranks, over gloo.
         all_of: prefixes; a saved tensor with such a name that no rank asks for is an error.
 
@@ -58,16 +57,14 @@ def load(path: Path, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGro
     wanted = {name for _, names in answers for name in names}
     headline = f"{path} does not fit this run"
     raise_problems(headline, list(dict.fromkeys(problem for found, _ in answers for problem in found)))
-    sources = {name: manifest.aliases.get(name, name) for name in sorted(wanted)}
     raise_problems(headline, [f"{name} is in the checkpoint, but not in the model"
-                              for name in sorted(manifest.tensors.keys() - set(sources.values()))
-                              if name.startswith(tuple(all_of))])
+                              for name in sorted(manifest.tensors.keys() - wanted) if name.startswith(tuple(all_of))])
     contents = verify_files(path, manifest, group)
-    bad = sorted(contents.not_finite & set(sources.values()))
+    bad = sorted(contents.not_finite & wanted)
     raise_problems(f"{path} cannot be trained on", [f"{name} has NaN or infinity in it" for name in bad],
                    DamagedCheckpointError)
-    mine = {name: sources[name] for name in sorted(tensors)}
-    reader = SafetensorsReader(path, contents, mine, manifest.tensors)
+    mine = {name: manifest.tensors[name] for name in sorted(tensors)}
+    reader = SafetensorsReader(path, contents, mine)
     with dcp_errors(f"{path} was read in part only; tensors may hold a mixture"):
         dcp_load({name: tensors[name].detach() for name in mine}, storage_reader=reader, process_group=group,
                  planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False))
@@ -108,11 +105,10 @@ def unfit(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> list[str]:
     """Tensors that the checkpoint does not have, or has in another shape or dtype."""
     problems = []
     for name, tensor in sorted(tensors.items()):
-        stored = manifest.stored_name(name)
-        if stored is None:
+        facts = manifest.tensors.get(name)
+        if facts is None:
             problems.append(f"{name} is not in the checkpoint")
             continue
-        facts = manifest.tensors[stored]
         if tuple(tensor.shape) != facts.shape:
             problems.append(f"{name} has shape {facts.shape} in the checkpoint, {tuple(tensor.shape)} in the model")
         if NAME_OF.get(tensor.dtype) != facts.dtype:

@@ -48,18 +48,11 @@ class Manifest:
     counters: dict[str, Any]
     """Consumed samples and tokens, loss scale, and whatever else resuming needs."""
     tensors: dict[str, TensorFacts]
-    aliases: dict[str, str]
-    """Names under which another name's tensor is also wanted, such as a tied head's: alias -> stored name."""
     files: dict[str, FileFacts]
     versions: dict[str, str]
     changed: dict[str, list[str]] | None = None
     """Names of the settings that differ from their defaults, by section; filled in when the manifest is written. None
     in manifests of versions that did not record it."""
-
-    def stored_name(self, name: str) -> str | None:
-        """The name under which a tensor's values are in the files; None if they are not."""
-        stored = self.aliases.get(name, name)
-        return stored if stored in self.tensors else None
 
 
 def versions() -> dict[str, str]:
@@ -84,7 +77,7 @@ def encode(manifest: Manifest) -> bytes:
         "changed": changed_settings(manifest.config),
         "counters": manifest.counters,
         "tensors": {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in manifest.tensors.items()},
-        "aliases": manifest.aliases,
+        "aliases": {},  # part of the format, always empty
         "files": {name: {"bytes": f.size_bytes, "sha256": f.sha256} for name, f in manifest.files.items()},
         "versions": manifest.versions,
     }
@@ -146,10 +139,10 @@ def _from_body(body: dict[str, Any]) -> Manifest:
         raise TypeError("changed is no table")
     if not _is_count(body["step"]):
         raise ValueError(f"step is {body['step']!r}")
-    if not all(isinstance(x, str) for pair in body["aliases"].items() for x in pair):
-        raise TypeError("aliases are names")
-    return Manifest(step=body["step"], config=body["config"], counters=body["counters"], tensors=tensors,
-                    aliases=body["aliases"], files=files, versions=body["versions"], changed=changed)
+    if body["aliases"]:
+        raise ValueError(f"aliases are {body['aliases']!r}, and no version writes any")
+    return Manifest(step=body["step"], config=body["config"], counters=body["counters"], tensors=tensors, files=files,
+                    versions=body["versions"], changed=changed)
 
 
 def _is_count(value: Any) -> bool:

@@ -8,7 +8,7 @@ import megatron_ltd
 from megatron_ltd.checkpoint.layout import defect, find_checkpoint, older_than
 from megatron_ltd.checkpoint.manifest import Manifest, read_manifest
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, flag_name
 from megatron_ltd.log import Console
 from megatron_ltd.model.arithmetic.parts import PARTS
 
@@ -24,7 +24,7 @@ def saved_config(manifest: Manifest, path: Path) -> RunConfig:
     """
     known = _known_names()
     writer = manifest.versions.get("megatron_ltd")
-    refused = [f"{_flag(name)} = {value}" for section, name, value in _unknown(manifest)
+    refused = [f"{flag_name(name)} = {value}" for section, name, value in _unknown(manifest)
                if manifest.changed is None or name in manifest.changed.get(section, ())]
     if refused:
         whose = "which may differ from their defaults" if manifest.changed is None else "and not at their defaults"
@@ -83,7 +83,7 @@ def fallback(config: RunConfig, error: CheckpointError, sound: Path | None) -> P
 
 def ignored_settings(manifest: Manifest) -> list[str]:
     """What `saved_config` leaves out, as flags with values."""
-    return [f"{_flag(name)} = {value}" for _, name, value in _unknown(manifest)]
+    return [f"{flag_name(name)} = {value}" for _, name, value in _unknown(manifest)]
 
 
 def _unknown(manifest: Manifest) -> list[tuple[str, str, Any]]:
@@ -97,7 +97,3 @@ def _known_names() -> dict[str, list[str]]:
     """The settings of this version by section."""
     return {section.name: [entry.name for entry in dataclasses.fields(getattr(RunConfig(), section.name))]
             for section in dataclasses.fields(RunConfig)}
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

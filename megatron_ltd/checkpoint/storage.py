@@ -98,15 +98,13 @@ class SafetensorsReader(FileSystemReader):
 
     Args:
         contents: where the chunks are, as the verification found them.
-        sources: wanted name -> stored name; several wanted names may share a stored one.
-        facts: global shape and dtype of each stored name.
+        wanted: global shape and dtype by name.
     """
 
-    def __init__(self, folder: Path, contents: Contents, sources: Mapping[str, str],
-                 facts: Mapping[str, TensorFacts]):
+    def __init__(self, folder: Path, contents: Contents, wanted: Mapping[str, TensorFacts]):
         super().__init__(folder)
-        self.folder, self.sources = folder, sources
-        self._metadata = _metadata(contents, sources, facts)
+        self.folder = folder
+        self._metadata = _metadata(contents, wanted)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._metadata
@@ -119,7 +117,7 @@ class SafetensorsReader(FileSystemReader):
             with safe_open(self.folder / file, framework="pt") as stored:
                 for item in items:
                     box = tuple(slice(o, o + n) for o, n in zip(item.storage_offsets, item.lengths, strict=True))
-                    values = stored.get_slice(self.sources[item.storage_index.fqn])[box]
+                    values = stored.get_slice(item.storage_index.fqn)[box]
                     target = planner.resolve_tensor(item).detach()
                     if target.shape != values.shape:
                         raise ValueError(f"{item.storage_index}: {values.shape} does not fit {target.shape}")
@@ -130,16 +128,16 @@ class SafetensorsReader(FileSystemReader):
         return done
 
 
-def _metadata(contents: Contents, sources: Mapping[str, str], facts: Mapping[str, TensorFacts]) -> Metadata:
+def _metadata(contents: Contents, wanted: Mapping[str, TensorFacts]) -> Metadata:
     tensors: dict[str, Any] = {}
     files: dict[MetadataIndex, str] = {}
-    for name, source in sources.items():
+    for name, facts in wanted.items():
         boxes = []
-        for file, chunk in contents.chunks[source]:
+        for file, chunk in contents.chunks[name]:
             boxes.append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape)))
             files[MetadataIndex(name, chunk.offsets)] = file
-        properties = TensorProperties(dtype=DTYPE_OF[facts[source].dtype])
-        tensors[name] = TensorStorageMetadata(properties, torch.Size(facts[source].shape), boxes)
+        tensors[name] = TensorStorageMetadata(TensorProperties(dtype=DTYPE_OF[facts.dtype]), torch.Size(facts.shape),
+                                              boxes)
     return Metadata(state_dict_metadata=tensors, storage_data=files)
 
 

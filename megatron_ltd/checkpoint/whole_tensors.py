@@ -36,16 +36,15 @@ class CheckpointTensors:
                        [f"{name} has NaN or infinity in it" for name in sorted(self.contents.not_finite)])
 
     def read(self, name: str) -> torch.Tensor:
-        """A whole tensor, by the name under which it is wanted."""
-        stored_name = self.manifest.stored_name(name)
-        if stored_name is None:
+        """A whole tensor, by its global name."""
+        facts = self.manifest.tensors.get(name)
+        if facts is None:
             raise CheckpointError(f"{self.path} holds no {name}")
-        facts = self.manifest.tensors[stored_name]
         whole = torch.empty(facts.shape, dtype=DTYPE_OF[facts.dtype])
-        for file, chunk in self.contents.chunks.get(stored_name, []):
+        for file, chunk in self.contents.chunks.get(name, []):
             box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.shape, strict=True))
             with safe_open(self.path / file, framework="pt") as stored:  # opened anew, its pages are given back
-                whole[box] = stored.get_tensor(stored_name)
+                whole[box] = stored.get_tensor(name)
         return whole
 
 
@@ -64,7 +63,7 @@ def write_weights(save_dir: Path, shapes: Mapping[str, tuple[int, ...]], read: C
     """Write a model's fp32 weights as the checkpoint of step 0.
 
     Args:
-        shapes: by the checkpoint's names.
+        shapes: by the model's names.
         read: gives the weights of a name; called for one after the other.
 
     Raises:
@@ -72,6 +71,7 @@ def write_weights(save_dir: Path, shapes: Mapping[str, tuple[int, ...]], read: C
             left behind.
     """
     check_unused(save_dir)
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    CheckpointWriter(save_dir, None).save(0, tensors, config=config, counters=counters, read=read)
+    tensors = {PREFIX + name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    CheckpointWriter(save_dir, None).save(0, tensors, config=config, counters=counters,
+                                          read=lambda name: read(name.removeprefix(PREFIX)))
     return checkpoint_path(save_dir, 0)

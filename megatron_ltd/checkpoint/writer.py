@@ -83,8 +83,7 @@ class CheckpointWriter:
         self._pending: Future[Path] | None = None
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], *, config: dict[str, Any],
-             counters: dict[str, Any], aliases: dict[str, str] | None = None,
-             read: Callable[[str], torch.Tensor] | None = None) -> None:
+             counters: dict[str, Any], read: Callable[[str], torch.Tensor] | None = None) -> None:
         """Save a checkpoint, after the previous one is finished.
 
         Args:
@@ -92,20 +91,17 @@ class CheckpointWriter:
                 plain tensors and replicas once. They may change as soon as this returns.
             config: `RunConfig.to_dict()`.
             counters: what else a resumed run needs; plain JSON values, equal on all ranks.
-            aliases: name -> the name under which the same values are saved; tensors so named are left out.
             read: gives the values of a tensor; `tensors` are then on the device "meta", and memory holds one at a time.
 
         Raises:
             CheckpointError: on all ranks, if this or the previous checkpoint could not be written.
         """
         self.wait()
-        aliases = aliases or {}
         json.dumps([config, counters], allow_nan=False)  # a mistake shows here, on every rank, and not in rank 0 alone
-        held = {name: tensor.detach() for name, tensor in tensors.items() if name not in aliases}
+        held = {name: tensor.detach() for name, tensor in tensors.items()}
         plain = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         planner = plain if read is None else LazyPlanner(read)
-        manifest = Manifest(step=step, config=config, counters=counters, tensors={}, aliases=aliases, files={},
-                            versions=versions())
+        manifest = Manifest(step=step, config=config, counters=counters, tensors={}, files={}, versions=versions())
         if self._thread is None:
             self._write(held, planner, manifest)
         else:

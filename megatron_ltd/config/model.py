@@ -221,6 +221,11 @@ class ModelConfig:
         return not self.untie_embeddings_and_output_weights
 
     @property
+    def has_binary_head(self) -> bool:
+        """Whether the model is BERT with the loss on the order of two sentences, whose tokens then have types."""
+        return self.family == "bert" and not self.bert_no_binary_head
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the word embedding."""
         assert self.vocab_size is not None, "resolve the vocabulary size from the tokenizer first"

@@ -132,7 +132,7 @@ def _form(config: RunConfig, tokenizer: Tokenizer, predictions: int | None) -> F
     masking = MaskingSettings(data.mask_prob, data.mask_max_ngram, data.mask_whole_word, data.mask_longer_ngrams,
                               data.mask_geometric)
     return BertSampleForm(seq_length, predictions, _masked_vocabulary(config, tokenizer), masking,
-                          not config.model.bert_no_binary_head, data.short_seq_prob)
+                          config.model.has_binary_head, data.short_seq_prob)
 
 
 def _masked_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> MaskedVocabulary:

@@ -21,6 +21,7 @@ from megatron_ltd.lm_eval.results import Samples
 CHUNK = 1 << 20
 """Examples drawn at once."""
 
+
 @dataclass(frozen=True)
 class Difference:
     """The second value less the first.

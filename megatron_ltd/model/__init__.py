@@ -1,4 +1,4 @@
-"""GPT, block by block.
+"""GPT, BERT and ViT, block by block.
 
 Legend of the shapes in this package:
 

@@ -61,7 +61,7 @@ class BERT(Transformer):
                  seed: int = 0, recompute: str = "none"):
         super().__init__(config, tp, span, policies=policies, seed=seed, recompute=recompute)
         self.lm_head = MaskedTokenHead(config, tp) if span.has_head else None
-        has_binary_head = span.has_head and not config.bert_no_binary_head
+        has_binary_head = span.has_head and config.has_binary_head
         self.pooler = ReplicatedLinear(config.hidden_size, config.hidden_size, tp) if has_binary_head else None
         self.binary_head = ReplicatedLinear(config.hidden_size, SENTENCE_ORDERS, tp) if has_binary_head else None
 

@@ -45,8 +45,7 @@ class Embedding(nn.Module):
         self.norm = build_norm(config, tp) if config.embed_layernorm else None
         learned = config.position_embedding_type == "learned_absolute"
         self.position = Table(config.max_positions, config, tp) if learned else None
-        typed = config.family == "bert" and not config.bert_no_binary_head
-        self.token_type = Table(TOKEN_TYPES, config, tp) if typed else None
+        self.token_type = Table(TOKEN_TYPES, config, tp) if config.has_binary_head else None
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None,
                 token_types: torch.Tensor | None = None, ngrams: NGrams | None = None) -> torch.Tensor:

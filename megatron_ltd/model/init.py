@@ -8,9 +8,8 @@
     biases, embeddings of n-grams, convolutions            0
 
 std is --init-method-std; the division is GPT-2's, as in Megatron-LM's scaled initialisation, unless --no-scaled-init
-is given. With --parametrization
-completep (`model/parametrization.py`) the weights of layers are divided by sqrt(width / base width) as well, and the
-layers above are those of the base model.
+is given. With --parametrization completep (`optim/parametrization.py`) the weights of layers are divided by
+sqrt(width / base width) as well, and the layers above are those of the base model.
 """
 
 import hashlib

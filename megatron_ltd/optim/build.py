@@ -19,6 +19,8 @@ from megatron_ltd.optim.muon import Muon
 from megatron_ltd.optim.parametrization import adam_factors, muon_factor
 from megatron_ltd.parallel.data_parallel import compute_dtype
 from megatron_ltd.parallel.gradients import local_gradient
+from megatron_ltd.parallel.layers import local
+from megatron_ltd.plan.derived import muon_precision
 
 _DECOUPLED = ("embedding.word.weight", "head.weight")
 """The parameters of --decoupled-lr, as in megatron-core: not those of learned positions."""
@@ -42,13 +44,13 @@ class ShardedOptimizer:
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig):
         self._parameters = dict(named_parameters)
-        self._shards = {name: _local_leaf(parameter) for name, parameter in self._parameters.items()}
+        self._shards = {name: local(parameter).detach() for name, parameter in self._parameters.items()}
         matrices = _muon_matrices(self._parameters, config) if config.optimizer.optimizer == "muon" else {}
         others = [name for name in self._parameters if name not in matrices]
         optimizer, self.description = _build(self._groups(others, config), config.optimizer)
         self._optimizers: dict[str, torch.optim.Optimizer] = dict.fromkeys(others, optimizer)
         if matrices:
-            precision = config.optimizer.muon_precision or ("fp32" if config.training.precision == "fp32" else "bf16")
+            precision = muon_precision(config)
             muon = Muon([self._parameters[name] for name in matrices], [self._shards[name] for name in matrices],
                         list(matrices.values()), config.optimizer, compute_dtype(precision),
                         muon_factor(config.model, config.optimizer.muon_scale_mode))
@@ -134,11 +136,6 @@ def _muon_matrices(parameters: Mapping[str, nn.Parameter], config: RunConfig) ->
     rows = {name: layer_matrices(config.model).get(".".join(name.split(".")[-3:])) for name in parameters}
     return {name: turn if config.optimizer.muon_split_qkv else (parameters[name].shape[0],)
             for name, turn in rows.items() if turn is not None}
-
-
-def _local_leaf(parameter: nn.Parameter) -> torch.Tensor:
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return local.detach()
 
 
 def _sharded_like(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:

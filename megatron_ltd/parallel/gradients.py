@@ -53,7 +53,7 @@ def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, group
 def reduce_replicated(parameters: Iterable[nn.Parameter], tp: TensorParallel) -> None:
     """With sequence parallelism, each tensor-parallel rank has the gradient of norms, row-parallel biases and position
     embeddings only for its slice of the sequence. Sum the slices, in one flat all-reduce."""
-    if not tp.sequence_parallel or tp.size == 1:
+    if not tp.slices_sequence:
         return
     gradients = [local_gradient(p) for p in parameters
                  if isinstance(p, DTensor) and isinstance(p.placements[-1], Replicate)]

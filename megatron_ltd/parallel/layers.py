@@ -46,7 +46,6 @@ class ColumnParallelLinear(nn.Module):
     Args:
         in_features: i, not sharded.
         out_features: o of the whole layer.
-
     """
 
     def __init__(self, in_features: int, out_features: int, tp: TensorParallel, *, bias: bool):

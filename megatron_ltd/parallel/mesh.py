@@ -72,10 +72,6 @@ class Mesh:
     def pp_group(self) -> dist.ProcessGroup:
         return self.world["pp"].get_group()
 
-    @property
-    def tp_group(self) -> dist.ProcessGroup:
-        return self.world["tp"].get_group()
-
 
 def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters: bool, timeout: timedelta,
                shares_embedding: bool = True) -> Mesh:

@@ -1,5 +1,8 @@
 """Which layers a pipeline stage holds, and which process holds a stage."""
 
+ZERO_BUBBLE = ("interleaved-zero-bubble", "zbv")
+"""Schedules that split the backward pass into one for inputs and one for weights."""
+
 
 def uniform_split(layers: int, stages: int) -> list[int]:
     """Layers of each stage, equal up to one. The middle stages take the remainder, since the first stage also has the

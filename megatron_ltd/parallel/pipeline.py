@@ -24,7 +24,7 @@ from torch.distributed.pipelining.schedules import (
 )
 
 from megatron_ltd.parallel import data_parallel
-from megatron_ltd.parallel.partition import stages_of_rank
+from megatron_ltd.parallel.partition import ZERO_BUBBLE, stages_of_rank
 
 _SCHEDULES: dict[str, Any] = {
     "1f1b": Schedule1F1B,
@@ -32,8 +32,6 @@ _SCHEDULES: dict[str, Any] = {
     "interleaved-zero-bubble": ScheduleInterleavedZeroBubble,
     "zbv": ScheduleZBVZeroBubble,
 }
-ZERO_BUBBLE = ("interleaved-zero-bubble", "zbv")
-"""Schedules that split the backward pass into one for inputs and one for weights."""
 TORCH_SPLITS = torch.__version__ >= "2.13"
 """torch 2.11 cannot split the backward pass of functions with a backward of their own, such as collectives."""
 

@@ -136,6 +136,11 @@ def parse_pipeline_split(text: str) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts)
 
 
+def muon_precision(config: RunConfig) -> str:
+    """In which Muon iterates: as given, or bf16 unless the run computes in fp32."""
+    return config.optimizer.muon_precision or ("fp32" if config.training.precision == "fp32" else "bf16")
+
+
 def virtual_chunks(config: RunConfig) -> int:
     """Model chunks of one pipeline rank: 2 under zbv, several under the interleaved schedules, else 1.
 

@@ -1,7 +1,7 @@
 """What a run consumes as a function of its number of steps: samples, raw tokens, and tokens summed over layers.
 
-Batch size and plan are constant over stretches of steps, so the sums are closed forms: exact
-integers, found by bisection over the stretches, however many steps there are.
+Batch size and plan are constant over stretches of steps, so the sums are closed forms: exact integers, found by
+bisection over the stretches, however many steps there are.
 """
 
 from bisect import bisect_right

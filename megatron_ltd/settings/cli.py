@@ -88,12 +88,10 @@ def parse_run_config(argv: list[str], family: Family = "gpt", *,
     if (kind := _tokenizer_type(settings, family)) is not None:
         settings = {**settings, "tokenizer_type": kind}
         notes.append(f"--tokenizer-type is not given: taken as {kind}, as in Megatron-LM")
-    if problems:
-        config = with_settings(RunConfig(model=ModelConfig(family=family)), settings)
-        if not config.checkpoint.use_checkpoint_args:
-            problems += [text for text in also(config) if not any(f"{name} " in f"{text} " for name in words.wrong)]
-    refuse(problems)
     config = with_settings(RunConfig(model=ModelConfig(family=family)), settings)
+    if problems and not config.checkpoint.use_checkpoint_args:
+        problems += [text for text in also(config) if not any(f"{name} " in f"{text} " for name in words.wrong)]
+    refuse(problems)
     return config, notes + idle_settings(config, finetuning=finetuning)
 
 

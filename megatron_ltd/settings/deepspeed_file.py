@@ -7,16 +7,16 @@ what has a counterpart: batch sizes, precision, clipping and the stage of ZeRO.
         "schedule_config": {"require_steps": 200000, "seq_per_step": 16}}}}},
      "progressive_layer_drop": {"enabled": true, "theta": 0.5, "gamma": 0.001}}
 
-A note names what is not read. As in DeepSpeed the block's own `enabled` decides; the outer ones
-do not. Megatron-DeepSpeed counts `--train-tokens`, and the tokens that drive its learning rate, in layer tokens when
-random-LTD is on, so those settings follow too.
+A note names what is not read. As in DeepSpeed the block's own `enabled` decides; the outer ones do not.
+Megatron-DeepSpeed counts `--train-tokens`, and the tokens that drive its learning rate, in layer tokens when random-LTD
+is on, so those settings follow too.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from megatron_ltd.settings.flag_reference import flag_name
+from megatron_ltd.errors import flag_name
 from megatron_ltd.settings.foreign_flags import nearest
 from megatron_ltd.settings.toml_file import parsed_file
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_ltd.config.run import RunConfig
+from megatron_ltd.errors import flag_name
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}(_[0-9]{1,40})*")
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -150,11 +151,6 @@ class Flag:
         if self.choices and value not in self.choices:
             raise ValueError(f"{value!r} is none of the choices: {', '.join(self.choices)}")
         return self.kind(value)
-
-
-def flag_name(field: str) -> str:
-    """The flag of a field."""
-    return "--" + field.replace("_", "-")
 
 
 def list_of(name: str, text: str) -> list[int]:

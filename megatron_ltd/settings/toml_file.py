@@ -10,7 +10,8 @@ import tomllib
 from collections.abc import Callable
 from typing import Any
 
-from megatron_ltd.settings.flag_reference import flag_name, flags_by_field, section_classes
+from megatron_ltd.errors import flag_name
+from megatron_ltd.settings.flag_reference import flags_by_field, section_classes
 from megatron_ltd.settings.foreign_flags import foreign_answer, nearest
 
 _LARGEST = 2**24

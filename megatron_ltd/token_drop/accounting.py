@@ -3,7 +3,7 @@
     raw tokens      samples x tokens of text read of each: the sequence length, or what a sequence curriculum or token
                     superposition makes of it
     layer tokens    the mean over layers of the tokens a layer processed (https://arxiv.org/abs/2211.11586, section 3.4)
-    FLOPs           the computation, including attention's quadratic term, embedding and head (`model.flops`)
+    FLOPs           the computation, including attention's quadratic term, embedding and head (`plan/flops.py`)
 
 Layer tokens are kept as an integer, the sum over layers, so that no rounding accumulates over a run.
 """

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import ConfigError, flag_name
 from megatron_ltd.token_drop.lists import layer_list_problems, parse_layer_list, parse_length_list
 from megatron_ltd.token_drop.plan import LayerPlan, StepPlan, TokenSet
-from megatron_ltd.token_drop.policy import ONE_OR_MORE, Policy, Range, Shape, flag_of
+from megatron_ltd.token_drop.policy import ONE_OR_MORE, Policy, Range, Shape
 from megatron_ltd.token_drop.schedule import KeptLength, KeptSchedule, ListedLength
 
 
@@ -102,7 +102,7 @@ class KeptTokens(Policy):
         strata, slices = settings.random_ltd_strata, shape.slices
         yield from _schedule_problems(settings)
         try:
-            sizes = _sizes(settings, cls.lengths_of(settings, shape))
+            sizes = _sizes(cls.lengths_of(settings, shape))
         except ConfigError as error:
             yield str(error)
             sizes = []
@@ -125,7 +125,7 @@ class KeptTokens(Policy):
     def idle(cls, settings: Any) -> Iterator[str]:
         shared = vars(KeptTokensSettings())
         if not cls.is_on(settings):
-            yield from (f"{flag_of(field)} has no effect without --token-drop-policy {cls.name}"
+            yield from (f"{flag_name(field)} has no effect without --token-drop-policy {cls.name}"
                         for field, default in vars(cls.Settings()).items()
                         if field not in shared and getattr(settings, field) != default)
 
@@ -155,7 +155,7 @@ def _schedule_problems(settings: KeptTokensSettings) -> Iterator[str]:
                "schedule; keep one of them")
 
 
-def _sizes(settings: KeptTokensSettings, lengths: KeptSchedule) -> list[tuple[str, int]]:
+def _sizes(lengths: KeptSchedule) -> list[tuple[str, int]]:
     """(flag, length) of everything that a kept length follows from."""
     if isinstance(lengths, ListedLength):
         return [("a length of --random-ltd-length-list", length)

@@ -17,7 +17,7 @@ def parse_layer_list(text: str, flag: str = "--random-ltd-layers") -> tuple[int,
         flag: the setting's name, for the message.
 
     Raises:
-        ConfigError: the text cannot be parsed; duplicates are reported by `listed_layers_problems`.
+        ConfigError: the text cannot be parsed; duplicates are reported by `layer_list_problems`.
     """
     layers: list[int] = []
     for part in text.split(","):

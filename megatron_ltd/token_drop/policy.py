@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from megatron_ltd.errors import flag_name
 from megatron_ltd.token_drop.plan import StepPlan
 
 if TYPE_CHECKING:
@@ -104,14 +105,14 @@ class Policy:
     def idle(cls, settings: Any) -> Iterator[str]:
         """Settings that are given and have no effect."""
         if not cls.is_on(settings):
-            yield from (f"{flag_of(field)} has no effect without {flag_of(cls.switch)}"
+            yield from (f"{flag_name(field)} has no effect without {flag_name(cls.switch)}"
                         for field, default in vars(cls.Settings()).items()
                         if field != cls.switch and getattr(settings, field) != default)
 
     @classmethod
     def asked_for(cls, settings: Any) -> str:
         """The setting that enables the policy and its value, for messages."""
-        return f"{flag_of(cls.switch)} = {getattr(settings, cls.switch)}"
+        return f"{flag_name(cls.switch)} = {getattr(settings, cls.switch)}"
 
     def plan(self, step: int, plan: StepPlan) -> StepPlan:
         """The plan of a step, counted from 0, changed by this policy.
@@ -145,10 +146,6 @@ class Policy:
     def log_fields(self, plan: StepPlan) -> dict[str, Any]:
         """This policy's fields in a step's line of the metrics file."""
         return {}
-
-
-def flag_of(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
 
 
 def misfits(flag: str, size: int, units: Collection[tuple[str, int]]) -> Iterator[str]:

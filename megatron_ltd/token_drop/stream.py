@@ -19,7 +19,7 @@ operations of `take`, `add` and `put` safe. Each function returns the exact deri
 
 Rows are distinct, so sums are formed apart and copied: on GPUs `index_add_` would use atomic operations.
 
-The stream is [s, b, h]; row r is position r // b of sample r % b. Rows are distinct.
+The stream is [s, b, h]; row r is position r // b of sample r % b.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS, fallback,
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.other_tokens import other_tokens
 from megatron_ltd.data.text.tokenizer import tokenizer_of_model
-from megatron_ltd.errors import CheckpointError, DamagedCheckpointError, UserError
+from megatron_ltd.errors import CheckpointError, DamagedCheckpointError, UserError, flag_name
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
@@ -105,7 +105,7 @@ def _restore_from(path: Path, config: RunConfig, model: Model, optimizer: Sharde
     weights_only = settings.finetune or settings.no_load_optim
     if not weights_only:
         state.check_optimizer(config, manifest, path)
-    goes_on = not settings.finetune and manifest.stored_name(state.IMPORTANCE) is not None
+    goes_on = not settings.finetune and state.IMPORTANCE in manifest.tensors
     adapt = Adaptation()
     if settings.finetune:
         saved, known, tokens = saved_config(manifest, path), 0, 0
@@ -151,4 +151,4 @@ def _note_changes(config: RunConfig, before: RunConfig, console: Console) -> Non
     for section in ("training", "optimizer", "data", "token_drop", "parallel"):
         for name, value in mine[section].items():
             if saved[section][name] != value:
-                console.line(f"continuing with --{name.replace('_', '-')} = {value}; it was {saved[section][name]}")
+                console.line(f"continuing with {flag_name(name)} = {value}; it was {saved[section][name]}")

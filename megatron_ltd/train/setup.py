@@ -153,8 +153,7 @@ def _first_input(model: ModelConfig, samples: int) -> dict[str, Any]:
 def loss_terms(config: RunConfig) -> int:
     """Terms of the loss: the tokens' cross-entropy and, with BERT's binary head, that of the sentence order, or GPT's
     z-loss."""
-    has_order = config.model.family == "bert" and not config.model.bert_no_binary_head
-    return 2 if has_order or config.training.z_loss_coeff else 1
+    return 2 if config.model.has_binary_head or config.training.z_loss_coeff else 1
 
 
 def _build_stage(config: RunConfig, tp: TensorParallel, span: StageSpan, mesh: Mesh, device: torch.device,

@@ -17,7 +17,7 @@ from megatron_ltd.checkpoint import io
 from megatron_ltd.checkpoint.manifest import Manifest
 from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, flag_name
 from megatron_ltd.model.arithmetic.parts import PARTS
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
@@ -144,15 +144,15 @@ def check_model_settings(config: RunConfig, manifest: Manifest, path: Path) -> N
     gained = [part for part in PARTS if part.is_new(saved, mine)]
     if config.checkpoint.finetune:
         free |= {name for part in gained for name in part.free}
-    lines = [f"--{name.replace('_', '-')}: {saved[name]} in the checkpoint, {mine[name]} in this run"
+    lines = [f"{flag_name(name)}: {saved[name]} in the checkpoint, {mine[name]} in this run"
              for name in mine if name not in free and saved[name] != mine[name]]
     if lines and grows and len(lines) == 1:
         raise CheckpointError(f"{path} has rows for {saved['vocab_size']} tokens, and this run's vocabulary has "
                               f"{mine['vocab_size']}. Name the model's own tokenizer, or start from its weights with "
                               "--finetune --resize-vocabulary, which gives it rows for the others.")
-    addable = [f"--{name.replace('_', '-')}:" for part in gained for name in part.free]
+    addable = [f"{flag_name(name)}:" for part in gained for name in part.free]
     if lines and all(line.startswith(tuple(addable)) for line in lines):
-        flags = ", ".join(f"--{part.free[0].replace('_', '-')} = {mine[part.free[0]]}" for part in gained)
+        flags = ", ".join(f"{flag_name(part.free[0])} = {mine[part.free[0]]}" for part in gained)
         raise CheckpointError(f"{path} has no {' and no '.join(part.name for part in gained)}, and this run has "
                               f"{flags}. Leave that out, or start from the checkpoint's weights with --finetune: what "
                               "is added to them starts as zeros and changes nothing at first.")

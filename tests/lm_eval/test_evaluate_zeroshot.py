@@ -35,7 +35,7 @@ class StandIn(UniformScorer):
         state = TrainState(Consumed(steps=7, samples=14, tokens=224, layer_token_sum=480))
         self.manifest = Manifest(
             step=7, config=RunConfig(model=model, data=tokenizer_config).to_dict(), counters=state.counters(),
-            tensors={}, aliases={}, files={}, versions={},
+            tensors={}, files={}, versions={},
         )
 
 

@@ -157,5 +157,3 @@ def test_its_weights_are_no_matrix_and_cost_what_they_multiply() -> None:
         return costs[0] - costs[1]
     assert more(24) == 2 * 3 * 24 * 64 and more(10) == 2 * 3 * 10 * 64
     assert more(10, attends_to_all=True) == 2 * 3 * (10 * 32 + 24 * 32)
-
-

@@ -26,14 +26,14 @@ def timeout_of(group: dist.ProcessGroup) -> timedelta:
 
 def grid(rank: int, world_size: int, pp: int, dp: int, tp: int, shard_parameters: bool) -> dict[str, object]:
     mesh: Mesh = build_mesh("cpu", pp=pp, dp=dp, tp=tp, shard_parameters=shard_parameters, timeout=TIMEOUT)
-    groups = [mesh.tp_group, mesh.pp_group, *(mesh.world[axis].get_group() for axis in ("dp_replicate", "dp_shard"))]
+    groups = [mesh.world[axis].get_group() for axis in ("tp", "pp", "dp_replicate", "dp_shard")]
     groups += [mesh.embedding] if mesh.embedding is not None else []
     total = torch.tensor(rank)
     if mesh.embedding is not None:
         dist.all_reduce(total, group=mesh.embedding)
     return {
         "place": (mesh.pp_rank, mesh.dp_rank, mesh.tp_rank), "sizes": (mesh.pp_size, mesh.dp_size, mesh.tp_size),
-        "tp": members(mesh.tp_group), "pp": members(mesh.pp_group), "data": tuple(mesh.data.mesh.shape),
+        "tp": members(mesh.tp.get_group()), "pp": members(mesh.pp_group), "data": tuple(mesh.data.mesh.shape),
         "dp": mesh.data.mesh.flatten().tolist(), "embedding": members(mesh.embedding) if mesh.embedding else None,
         "embedding sum": int(total), "timeouts": {timeout_of(group) for group in groups},
     }

@@ -9,7 +9,7 @@ from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_ltd.plan.layouts.layout import Layout
-from megatron_ltd.plan.layouts.memory import MemoryModel, parameter_count, parameters_text
+from megatron_ltd.plan.layouts.memory import MemoryModel, padded_parameter_count, parameters_text
 from megatron_ltd.token_drop.plan import StepPlan
 from tests.plans import plan_of
 
@@ -31,7 +31,7 @@ def of(dp: int = 1, microbatches: int = 2, model: ModelConfig = MODEL, optimizer
 
 
 def test_parameters_by_hand() -> None:
-    assert parameter_count(RunConfig(model=MODEL)) == PARAMETERS
+    assert padded_parameter_count(RunConfig(model=MODEL)) == PARAMETERS
     assert parameters_text(RunConfig(model=MODEL)) == f"{PARAMETERS:,}"
     padded = replace(MODEL, vocab_size=V - 28)
     assert parameters_text(RunConfig(model=padded)) == (f"{PARAMETERS - 28 * H:,} ({PARAMETERS:,} with rows that pad "

@@ -13,7 +13,7 @@ import pytest
 from tools import watch_run
 from tools.watching import progress
 from tools.watching.page import page
-from tools.watching.progress import duration, read_progress
+from tools.watching.progress import read_progress
 
 STEPS = 40
 
@@ -118,7 +118,3 @@ def test_a_run_with_its_end_recorded_ends_the_watch(tmp_path: Path) -> None:
 def test_what_cannot_be_watched_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert watch_run.main([*words, "--once"]) in (20, 21)
     assert told in capsys.readouterr().err
-
-
-def test_durations_have_two_units() -> None:
-    assert [duration(seconds) for seconds in (5, 65, 3700, 90000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]

@@ -8,7 +8,7 @@ from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.other_tokens import other_tokens
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import ConfigError, flag_name
 from megatron_ltd.lm_eval.bos import choose_bos
 from megatron_ltd.lm_eval.scorer import CheckpointScorer
 from megatron_ltd.log import Console
@@ -34,7 +34,7 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
                         help="processes that share the stack of layers (default: 1)")
     moved = parser.add_argument_group("tokenizer", "in place of what the manifest says, for files that have moved")
     for name in TOKENIZER_SETTINGS:
-        moved.add_argument(f"--{name.replace('_', '-')}", help="in place of the recorded one")
+        moved.add_argument(flag_name(name), help="in place of the recorded one")
 
 
 def check_bos(args: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
     for name in names:
         value = getattr(args, name)
         if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} = {value} must be at least {least}.")
+            raise ConfigError(f"{flag_name(name)} = {value} must be at least {least}.")
 
 
 def checkpoint_tokenizer(recorded: DataConfig, vocab_size: int | None, args: argparse.Namespace) -> Tokenizer:

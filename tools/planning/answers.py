@@ -191,5 +191,3 @@ def _nothing_fits(search: Search) -> str:
     return (f"{needs}. No number of this kind can hold it with --global-batch-size = {search.samples}: at the best, on "
             f"{gpus:,} ({layout_text(best.layout)}), an accelerator needs a memory of {gigabytes(memory)} GB; use such "
             "accelerators, or a larger --global-batch-size, which more of them can share")
-
-

@@ -10,8 +10,7 @@ from megatron_ltd.plan.derived import policies, total_steps
 from megatron_ltd.plan.flops import step_flops
 from megatron_ltd.plan.layouts.cluster import Cluster
 from megatron_ltd.plan.layouts.layout import Layout
-from megatron_ltd.plan.layouts.memory import Memory, MemoryModel, parameters_text
-from megatron_ltd.plan.layouts.memory import parameter_count as padded_parameter_count
+from megatron_ltd.plan.layouts.memory import Memory, MemoryModel, padded_parameter_count, parameters_text
 from megatron_ltd.plan.layouts.roofline import Parts, Roofline, StepTime
 from megatron_ltd.plan.layouts.run_cost import RunCost, run_cost
 from megatron_ltd.plan.layouts.search import RECOMPUTE, Candidate, settings_of

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ltd.errors import DataError
+from megatron_ltd.log import duration_text
 from megatron_ltd.train.process.exits import ATTEMPTS_NAME, RECORD_NAME
 from tools.pages.metrics_file import is_number, read_metrics
 
@@ -78,7 +79,7 @@ class Progress:
             return "at its last step"
         quiet = max(SILENT_SECONDS, 10 * self.typical_seconds) if self.steps else SILENT_SECONDS
         if self.silent_seconds > quiet:
-            return f"no new step for {duration(self.silent_seconds)}"
+            return f"no new step for {duration_text(self.silent_seconds)}"
         return "running"
 
     def facts(self) -> list[tuple[str, str]]:
@@ -109,18 +110,8 @@ class Progress:
             earlier = ", the last ones " if len(self.restarts) > SHOWN_RESTARTS else ", "
             found.append(("restarts", f"{len(self.restarts)}{earlier}{causes}"))
         if self.total is not None and not self.ended:
-            found.append(("time left", duration((self.total - last["step"]) * self.typical_seconds)))
+            found.append(("time left", duration_text((self.total - last["step"]) * self.typical_seconds)))
         return found
-
-
-def duration(seconds: float) -> str:
-    """Two units at most."""
-    minutes, days = int(seconds // 60), int(seconds // 86400)
-    if days:
-        return f"{days} d {minutes // 60 % 24} h"
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
 
 
 def read_progress(label: str, metrics: Path, checkpoints: Path | None, total: int | None) -> Progress:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import ConfigError, flag_name
 
 Tokens = NDArray[np.int64]
 
@@ -109,7 +109,7 @@ def fill_in_the_middle(data: DataConfig, tokenizer: Tokenizer) -> FillInTheMiddl
         name = getattr(data, f"fim_{kind}")
         ids = tokenizer.encode(name)
         if len(ids) != 1 or tokenizer.decode(ids) != name:  # letters that a tokenizer does not know may be left out
-            raise ConfigError(f"--fim-{kind.replace('_', '-')} = {name}: not one token of the tokenizer; name a "
+            raise ConfigError(f"{flag_name(f'fim_{kind}')} = {name}: not one token of the tokenizer; name a "
                               "special token that it has, or add this one to it")
         return ids[0]
 

@@ -36,7 +36,7 @@ from megatron_ltd.data.text.wordpiece import (
     read_vocabulary,
     wordpiece_engine,
 )
-from megatron_ltd.errors import ConfigError, DataError
+from megatron_ltd.errors import ConfigError, DataError, flag_name
 
 PAD_TOKENS = ("<|padding|>", "<|pad|>", "<pad>", "[PAD]")
 
@@ -107,7 +107,7 @@ def build_tokenizer(config: DataConfig, vocab_size: int | None) -> Tokenizer:
     def given(field: str) -> str:
         value: str | None = getattr(config, field)
         if value is None:
-            raise ConfigError(f"--{field.replace('_', '-')} is not given; --tokenizer-type {kind} needs it.")
+            raise ConfigError(f"{flag_name(field)} is not given; --tokenizer-type {kind} needs it.")
         return value
 
     if kind == "NullTokenizer":

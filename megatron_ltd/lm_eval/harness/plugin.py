@@ -5,6 +5,7 @@ from typing import Any
 
 from lm_eval.api.registry import register_model
 
+from megatron_ltd.checkpoint.saved_settings import TOKENIZER_SETTINGS
 from megatron_ltd.data.text.other_tokens import other_tokens
 from megatron_ltd.data.text.tokenizer import tokenizer_of_model
 from megatron_ltd.errors import ConfigError
@@ -15,8 +16,8 @@ from megatron_ltd.log import Console
 from megatron_ltd.train.process.environment import Launch
 from megatron_ltd.train.state import TrainState
 
-TOKENIZER_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "eod_token",
-                      "tokenizer_control_symbols")
+SETTINGS = (*TOKENIZER_SETTINGS, "tokenizer_control_symbols")
+"""Of the tokenizer."""
 BATCH_ROWS = 8
 """Where the harness is to find a size by itself, which it cannot for this model."""
 
@@ -39,11 +40,11 @@ class MegatronLtd(HarnessModel):
                  pipeline_model_parallel_size: int = 1, bos_token_id: int | str | None = None,
                  overlong: str = "truncate", batch_size: int | str | None = None,
                  max_batch_size: int | None = None, device: str | None = None, **tokenizer: Any):
-        unknown = sorted(set(tokenizer) - set(TOKENIZER_SETTINGS))
+        unknown = sorted(set(tokenizer) - set(SETTINGS))
         if unknown:
             raise ConfigError(f"--model_args: there is no {', '.join(unknown)}; choose from load, ckpt_step, "
                               "tensor_model_parallel_size, pipeline_model_parallel_size, bos_token_id, overlong, "
-                              f"{', '.join(TOKENIZER_SETTINGS)}")
+                              f"{', '.join(SETTINGS)}")
         if overlong not in ("truncate", "error"):
             raise ConfigError(f"--model_args overlong={overlong}: must be truncate or error")
         rows = int(str(batch_size)) if str(batch_size).isdigit() else BATCH_ROWS

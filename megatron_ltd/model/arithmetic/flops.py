@@ -83,7 +83,7 @@ def head_flops(config: ModelConfig, predictions: int | None = None) -> int:
     assert config.vocab_size is not None
     if predictions is None:
         return 2 * config.seq_length * h * config.vocab_size
-    sentence_order = 0 if config.bert_no_binary_head else 2 * h * h + 4 * h
+    sentence_order = 2 * h * h + 4 * h if config.has_binary_head else 0
     return 2 * predictions * h * (h + config.vocab_size) + sentence_order
 
 

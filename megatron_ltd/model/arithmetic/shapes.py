@@ -1,7 +1,6 @@
 """Names and global shapes of a model's parameters, as in checkpoints: plain arithmetic, without building the model."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_ltd.config.model import ModelConfig
@@ -23,7 +22,6 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     if config.family == "vit":
         return _vit(config)
     h, vocabulary = config.hidden_size, config.padded_vocab_size
-    is_bert, has_order = config.family == "bert", config.family == "bert" and not config.bert_no_binary_head
     shapes: dict[str, Shape] = {"embedding.word.weight": (vocabulary, h)}
     if config.ngram_rows is not None:
         shapes[NGRAMS] = ((config.ngram_length - 1) * config.ngram_rows, h)
@@ -31,21 +29,21 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes |= _norm(config, "embedding.norm")
     if config.position_embedding_type == "learned_absolute":
         shapes["embedding.position.weight"] = (config.max_positions, h)
-    if has_order:
+    if config.has_binary_head:
         shapes["embedding.token_type.weight"] = (TOKEN_TYPES, h)
     for layer in range(config.num_layers):
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config)}
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config).items()}
         if config.is_routed(layer):
-            shapes |= dict(_linear(f"layers.{layer}.router.score", 1, h, False))
-            shapes |= dict(_linear(f"layers.{layer}.router.predictor", 1, h, True))
+            shapes |= _linear(f"layers.{layer}.router.score", 1, h, False)
+            shapes |= _linear(f"layers.{layer}.router.predictor", 1, h, True)
     shapes |= _norm(config, "final_norm")
     if not config.tied:
         shapes["head.weight"] = (vocabulary, h)
-    if is_bert:
-        shapes |= dict(_linear("lm_head.dense", h, h, True)) | _norm(config, "lm_head.norm")
+    if config.family == "bert":
+        shapes |= _linear("lm_head.dense", h, h, True) | _norm(config, "lm_head.norm")
         shapes["lm_head.bias"] = (vocabulary,)
-    if has_order:
-        shapes |= dict(_linear("pooler", h, h, True)) | dict(_linear("binary_head", SENTENCE_ORDERS, h, True))
+    if config.has_binary_head:
+        shapes |= _linear("pooler", h, h, True) | _linear("binary_head", SENTENCE_ORDERS, h, True)
     return shapes
 
 
@@ -58,7 +56,7 @@ def parameter_count(config: ModelConfig) -> int:
 def layer_matrices(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The row counts of a layer's matrices, by name suffix. Query, key and value are fused: their rows alternate, and
     the three sizes are those of one group of heads."""
-    rows: dict[str, tuple[int, ...]] = {name: (shape[0],) for name, shape in _layer(config)
+    rows: dict[str, tuple[int, ...]] = {name: (shape[0],) for name, shape in _layer(config).items()
                                         if len(shape) == 2 and name != CONVOLUTION}
     queries = config.num_attention_heads // config.query_groups
     return rows | {"attention.qkv.weight": (queries * config.head_dim, config.head_dim, config.head_dim)}
@@ -68,34 +66,31 @@ def _vit(config: ModelConfig) -> dict[str, Shape]:
     h = config.hidden_size
     assert config.num_classes is not None
     shapes: dict[str, Shape] = {"embedding.class_token": (h,), "embedding.position.weight": (config.seq_length, h)}
-    shapes |= dict(_linear("embedding.patch", h, config.patch_values, True))
+    shapes |= _linear("embedding.patch", h, config.patch_values, True)
     for layer in range(config.num_layers):
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config)}
-    return shapes | _norm(config, "final_norm") | dict(_linear("classifier", config.num_classes, h, True))
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer(config).items()}
+    return shapes | _norm(config, "final_norm") | _linear("classifier", config.num_classes, h, True)
 
 
-def _layer(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    h, d = config.hidden_size, config.head_dim
-    heads = config.num_attention_heads
-    yield from _norm(config, "attention_norm").items()
-    yield from _linear("attention.qkv", (heads + 2 * config.query_groups) * d, h, config.qkv_bias)
+def _layer(config: ModelConfig) -> dict[str, Shape]:
+    h, d, heads, groups = config.hidden_size, config.head_dim, config.num_attention_heads, config.query_groups
+    fused = (heads + 2 * groups) * d
+    shapes = _norm(config, "attention_norm") | _linear("attention.qkv", fused, h, config.qkv_bias)
     if config.qkv_conv_kernel is not None:
-        yield CONVOLUTION, ((heads + 2 * config.query_groups) * d, config.qkv_conv_kernel - 1)
-    yield from _linear("attention.proj", h, heads * d, config.proj_bias)
+        shapes[CONVOLUTION] = (fused, config.qkv_conv_kernel - 1)
+    shapes |= _linear("attention.proj", h, heads * d, config.proj_bias)
     if config.qk_layernorm:
-        widths = (heads * d, config.query_groups * d) if config.qk_layernorm_all_heads else (d, d)
+        widths = (heads * d, groups * d) if config.qk_layernorm_all_heads else (d, d)
         for name, width in zip(("query", "key"), widths, strict=True):
-            yield from _norm(config, f"attention.{name}_norm", width).items()
-    yield from _norm(config, "mlp_norm").items()
+            shapes |= _norm(config, f"attention.{name}_norm", width)
+    shapes |= _norm(config, "mlp_norm")
     for name in ("gate", "up") if config.swiglu else ("fc1",):
-        yield from _linear(f"mlp.{name}", config.ffn, h, config.mlp_bias)
-    yield from _linear("mlp.fc2", h, config.ffn, config.mlp_bias)
+        shapes |= _linear(f"mlp.{name}", config.ffn, h, config.mlp_bias)
+    return shapes | _linear("mlp.fc2", h, config.ffn, config.mlp_bias)
 
 
-def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (out, into)
-    if bias:
-        yield f"{name}.bias", (out,)
+def _linear(name: str, out: int, into: int, bias: bool) -> dict[str, Shape]:
+    return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
 
 
 def _norm(config: ModelConfig, name: str, width: int | None = None) -> dict[str, Shape]:

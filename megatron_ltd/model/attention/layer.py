@@ -70,7 +70,7 @@ class TokenContext:
 
     Args:
         causal: a token attends to itself and to earlier ones; only used without a mask.
-        documents: within which the tokens attend to earlier ones; None: as the mask says.
+        documents: within which the tokens attend, to earlier ones or to all; None: as the mask says.
         cache: keys and values of earlier tokens, to which those of these tokens are appended; the mask then has a
             column for each, and `reading` is that of the rows of earlier tokens too.
         reading: the earlier tokens that a convolution reads; None: all of the sample. That of the keys of a cross layer

@@ -43,7 +43,7 @@ class Activations:
 
     def stream(self, tokens: int) -> int:
         """The residual stream of so many tokens of each sample."""
-        between = tokens * self.layout.micro_samples // (self.layout.tp if self.layout.sequence_parallel else 1)
+        between = tokens * self.layout.micro_samples // self.layout.slices
         return between * self.model.hidden_size * self.value_bytes
 
     def saved(self, plan: StepPlan, number: int) -> int:
@@ -52,7 +52,7 @@ class Activations:
         model, layout, size = self.model, self.layout, self.value_bytes
         tokens = layer.tokens * layout.micro_samples
         keys = (plan.read_tokens if layer.attends_to_all else layer.tokens) * layout.micro_samples
-        between = tokens // (layout.tp if layout.sequence_parallel else 1)
+        between = tokens // layout.slices
         outputs = 0 if self._selective and model.norm_placement == "before" else 2
         norms = 2 * self.stream(layer.tokens) + outputs * (self.stream(layer.tokens) + self._norm_extras(between))
         width = model.ffn // layout.tp * size

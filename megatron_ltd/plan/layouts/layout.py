@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.parallel.partition import stage_spans, stages_of_rank
+from megatron_ltd.parallel.partition import ZERO_BUBBLE, stage_spans, stages_of_rank
 from megatron_ltd.plan.derived import global_batch_size, virtual_chunks, whole_backward
 from megatron_ltd.plan.layouts.in_flight import Schedule
 from megatron_ltd.plan.layouts.pipeline_costs import pipeline_layers
@@ -41,7 +41,7 @@ class Layout:
         parallel, micro = config.parallel, config.training.micro_batch_size
         tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         dp = world_size // (tp * pp)
-        zero_bubble = pp > 1 and parallel.pipeline_schedule in ("interleaved-zero-bubble", "zbv")
+        zero_bubble = pp > 1 and parallel.pipeline_schedule in ZERO_BUBBLE
         split = pipeline_layers(config, dp) if pp > 1 else (config.model.num_layers,)
         assert len(split) == pp * virtual_chunks(config)
         return cls(tp, pp, dp, parallel.pipeline_schedule if pp > 1 else "1f1b", split, parallel.sharding,
@@ -52,6 +52,16 @@ class Layout:
     @property
     def world_size(self) -> int:
         return self.tp * self.pp * self.dp
+
+    @property
+    def shares(self) -> int:
+        """In how many parts data parallelism shards gradients and the optimizer's state."""
+        return 1 if self.sharding == "no_shard" else self.dp
+
+    @property
+    def slices(self) -> int:
+        """In how many parts the residual stream is split."""
+        return self.tp if self.sequence_parallel else 1
 
     @property
     def chunks(self) -> int:

@@ -17,7 +17,7 @@ from operator import mul
 from typing import NamedTuple
 
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.model.arithmetic import shapes
+from megatron_ltd.model.arithmetic.shapes import parameter_count, parameter_shapes
 from megatron_ltd.parallel.logit_chunks import chunk_tokens
 from megatron_ltd.plan.derived import predictions_per_sample
 from megatron_ltd.plan.layouts import muon
@@ -83,7 +83,6 @@ class MemoryModel:
         self.model, self.values = config.model, DTYPE_BYTES[config.training.precision]
         self.shards = Shards.of(config.model, layout.tp)
         self.activations = activations or Activations(config.model, layout, self.values, fused_norm=device != "cpu")
-        self.shares = layout.dp if layout.sharding != "no_shard" else 1
         self.has_engine = layout.dp > 1 or self.values < 4
 
     def peak(self, rank: int, plan: StepPlan) -> Memory:
@@ -116,19 +115,19 @@ class MemoryModel:
             if first == 0:
                 moments.append(_Moment(held - saved[chunk], head, self._end(plan), gradients=True))
         mine = self.shards.of_stages(stages, layers)
-        gradients = 4 * mine // self.shares
+        gradients = 4 * mine // self.layout.shares
         most = max(moments, key=lambda moment: moment.needs + moment.gradients * gradients)
         stream = self.activations.stream(plan.read_tokens)  # one is received forward, one backward
         pipeline = sum(stream * ((first > 0) + (stop < layers)) for first, stop in stages)
-        return Memory(4 * mine // self.shares + self._gathered(stages, layers), gradients * most.gradients,
-                      self._optimizer(stages) // self.shares, most.activations, most.head,
+        return Memory(4 * mine // self.layout.shares + self._gathered(stages, layers), gradients * most.gradients,
+                      self._optimizer(stages) // self.layout.shares, most.activations, most.head,
                       pipeline + most.reduced, most.working)
 
     def state(self, rank: int) -> int:
         """Weights, gradients and optimizer state of a process."""
         stages, layers = self.layout.stages(rank), self.model.num_layers
         kept = 8 * self.shards.of_stages(stages, layers) + self._optimizer(stages)
-        return kept // self.shares + self._gathered(stages, layers)
+        return kept // self.layout.shares + self._gathered(stages, layers)
 
     def _optimizer(self, stages: list[tuple[int, int]]) -> int:
         """The optimizer's state before it is sharded."""
@@ -145,7 +144,7 @@ class MemoryModel:
         before it."""
         if self.config.optimizer.optimizer != "muon":
             return 0
-        layers, local = sum(stop - first for first, stop in stages), self._matrices(stages) // self.shares
+        layers, local = sum(stop - first for first, stop in stages), self._matrices(stages) // self.layout.shares
         needs = muon.update_bytes(self.config, self.layout, layers, local)
         return max(0, needs - self._gathered(stages, self.model.num_layers))
 
@@ -219,12 +218,12 @@ class MemoryModel:
         return max(word, ngram) + 2 * self.activations.stream(plan.read_tokens)
 
 
-def parameter_count(config: RunConfig) -> int:
+def padded_parameter_count(config: RunConfig) -> int:
     """Parameters of the model with the rows that pad its vocabulary, those of a tied head counted once."""
-    return sum(map(prod, shapes.parameter_shapes(config.model).values()))
+    return sum(map(prod, parameter_shapes(config.model).values()))
 
 
 def parameters_text(config: RunConfig) -> str:
     """How many the model has, and how many are held."""
-    real, held = shapes.parameter_count(config.model), parameter_count(config)
+    real, held = parameter_count(config.model), padded_parameter_count(config)
     return f"{real:,}" + (f" ({held:,} with rows that pad the vocabulary)" if held != real else "")

@@ -10,6 +10,8 @@ from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import newton_schulz_flops
 from megatron_ltd.model.arithmetic.shapes import layer_matrices, parameter_shapes
+from megatron_ltd.plan.derived import muon_precision
+from megatron_ltd.plan.layouts.activations import DTYPE_BYTES
 from megatron_ltd.plan.layouts.layout import Layout
 
 MOMENT_BYTES = 4
@@ -60,8 +62,7 @@ def _owned(model: ModelConfig, split_qkv: bool, layers: int, members: int) -> Ow
 
 def iterated_bytes(config: RunConfig) -> int:
     """Of a number in the iterations."""
-    precision = config.optimizer.muon_precision or ("fp32" if config.training.precision == "fp32" else "bf16")
-    return 4 if precision == "fp32" else 2
+    return DTYPE_BYTES[muon_precision(config)]
 
 
 def exchanged_numbers(layout: Layout, local: int, whole: int) -> tuple[int, int]:
@@ -72,7 +73,7 @@ def exchanged_numbers(layout: Layout, local: int, whole: int) -> tuple[int, int]
         local: of the matrices' shards on a process.
         whole: of the matrices that a process owns.
     """
-    copies = layout.dp if layout.sharding == "no_shard" else 1
+    copies = layout.dp // layout.shares
     return max(local, whole), max(local, copies * whole)
 
 
@@ -89,7 +90,7 @@ def update_bytes(config: RunConfig, layout: Layout, layers: int, local: int) -> 
     if layout.world_size == 1:
         return 4 * (local + whole) + (4 + 2 * iterated) * largest
     cast = iterated * local if iterated < 4 else 0
-    copies = layout.dp if layout.sharding == "no_shard" else 1
+    copies = layout.dp // layout.shares
     gathering = cast + iterated * (local + 2 * whole)  # sent, received, and whole
     returning = 4 * (whole + copies * whole + local)
     return 4 * local + max(gathering, returning)

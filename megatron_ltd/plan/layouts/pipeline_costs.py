@@ -19,7 +19,7 @@ from functools import lru_cache
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.model.arithmetic.flops import cut_to, head_flops, layer_flops
 from megatron_ltd.parallel.balance import balanced_split, rank_costs
-from megatron_ltd.parallel.partition import uniform_split
+from megatron_ltd.parallel.partition import ZERO_BUBBLE, uniform_split
 from megatron_ltd.plan.derived import (
     global_batch_size,
     layer_tokens,
@@ -111,7 +111,7 @@ def predict(config: RunConfig, dp: int, split: tuple[int, ...]) -> Prediction:
     """Evaluate the work and speed of a split."""
     pp, schedule = config.parallel.pipeline_model_parallel_size, config.parallel.pipeline_schedule
     microbatches = global_batch_size(config, dp) // (config.training.micro_batch_size * dp)
-    splits = schedule in ("interleaved-zero-bubble", "zbv") and not whole_backward(config, dp)
+    splits = schedule in ZERO_BUBBLE and not whole_backward(config, dp)
     totals, seconds, samples_of_run = [0] * pp, 0.0, 0
     for plan, samples in plan_samples(config, dp).items():
         costs = rank_costs(split, layer_costs(config, plan), head_cost(config, plan), schedule, pp)

@@ -197,7 +197,7 @@ class Roofline:
         tokens = plan.read_tokens * self.layout.micro_samples * self.config.model.hidden_size
         return self.values * (self.shards.word + self.shards.ngram + 8 * tokens * self.cluster.fused) / self.memory
 
-    def _collective(self, kind: str, size: float, members: int, link: float, calls: int = 1) -> float:
+    def _collective(self, kind: str, size: float, members: int, link: float) -> float:
         """Seconds in which processes gather, scatter (with a sum) or reduce so many bytes in all, by rings."""
         shares = {"gather": 1.0, "scatter": self.cluster.scatter_cost, "reduce": 2.0}[kind]
         return shares * (members - 1) / members * size / link
@@ -245,7 +245,7 @@ class Roofline:
     def _seconds_of(self, traffic: Traffic, layer: LayerPlan) -> float:
         """Of what a layer reads and writes for its tokens."""
         tokens = layer.tokens * self.layout.micro_samples
-        between = tokens // (self.layout.tp if self.layout.sequence_parallel else 1)
+        between = tokens // self.layout.slices
         numbers = between * traffic.between + tokens * traffic.within
         return self.values * numbers * self.cluster.fused / self.memory
 
@@ -276,14 +276,12 @@ class Roofline:
         layout, hides = self.layout, self.cluster.overlap
         if layout.dp == 1:
             return 0.0
-        stages = layout.stages(rank)
-        numbers = self.shards.of_stages(stages, layers)
-        calls = sum(stop - first for first, stop in stages) + len(stages)  # one a layer, and one for the rest
+        numbers = self.shards.of_stages(layout.stages(rank), layers)
         link = self.cluster.link(layout.dp, layout.tp)
         if layout.sharding == "no_shard":
-            return max(0.0, self._collective("reduce", 4 * numbers, layout.dp, link, calls) - hides * backward)
-        reduce = self._collective("scatter", 4 * numbers, layout.dp, link, calls)
-        gather = self._collective("gather", self.values * numbers, layout.dp, link, calls)
+            return max(0.0, self._collective("reduce", 4 * numbers, layout.dp, link) - hides * backward)
+        reduce = self._collective("scatter", 4 * numbers, layout.dp, link)
+        gather = self._collective("gather", self.values * numbers, layout.dp, link)
         if layout.sharding == "optim_grads":
             return layout.microbatches * max(0.0, reduce - hides * backward) + max(0.0, gather - hides * forward)
         return layout.microbatches * (max(0.0, gather - hides * forward)
@@ -295,12 +293,11 @@ class Roofline:
     def _update_of(self, stages: list[tuple[int, int]], layers: int) -> float:
         """Seconds in which a process updates its share of these stages' weights."""
         layout, kind = self.layout, self.config.optimizer.optimizer
-        shares = 1 if layout.sharding == "no_shard" else layout.dp
-        mine = self.shards.of_stages(stages, layers) / shares
+        mine = self.shards.of_stages(stages, layers) / layout.shares
         if kind != "muon":
             return UPDATE_BYTES[kind] * mine / self.memory
         depth, members = sum(stop - first for first, stop in stages), layout.tp * layout.dp
-        matrices = self.shards.matrices * depth // shares
+        matrices = self.shards.matrices * depth // layout.shares
         most = owned(self.config, depth, members)
         local = UPDATE_BYTES["adam"] * (mine - matrices) + UPDATE_BYTES["muon"] * matrices
         products = self.config.optimizer.muon_num_ns_steps * most.flops / self.products

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.parallel.partition import uniform_split
+from megatron_ltd.parallel.partition import ZERO_BUBBLE, uniform_split
 from megatron_ltd.plan.derived import policies
 from megatron_ltd.plan.layouts.activations import DTYPE_BYTES, Activations
 from megatron_ltd.plan.layouts.cluster import Cluster
@@ -104,7 +104,7 @@ class Search:
         """Recomputation and sharding."""
         if layout is None:
             return
-        zero_bubble = layout.schedule in ("interleaved-zero-bubble", "zbv")
+        zero_bubble = layout.schedule in ZERO_BUBBLE
         for sharding in SHARDING if layout.dp > 1 else SHARDING[:1]:
             for recompute in RECOMPUTE:
                 whole = recompute != "none" or sharding != "no_shard" or self.config.training.compile

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_ltd.checkpoint.durable import is_url
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import ConfigError, flag_name
 from megatron_ltd.plan.derived import data_parallel_size, length_is_given, reads_vary, total_steps
 from megatron_ltd.settings.checks.attention import attention_violations
 from megatron_ltd.settings.checks.bad_steps import bad_step_violations
@@ -24,7 +24,6 @@ from megatron_ltd.settings.checks.token_drop import token_drop_violations
 from megatron_ltd.settings.checks.validation import validation_violations
 from megatron_ltd.settings.checks.values import repaired, value_violations
 from megatron_ltd.settings.checks.vision import image_sources, vision_violations
-from megatron_ltd.settings.flag_reference import flag_name
 
 TOKENIZER_FILES = {"GPT2BPETokenizer": "vocab_file merge_file", "SentencePieceTokenizer": "tokenizer_model",
                    "HuggingFaceTokenizer": "tokenizer_model", "BertWordPieceLowerCase": "vocab_file",

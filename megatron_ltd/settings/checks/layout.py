@@ -162,5 +162,3 @@ def _multiples(value: int, unit: int) -> str:
     """The multiples of `unit` next to `value`, in words."""
     below = value // unit * unit
     return f"{below} or {below + unit}" if below else f"{unit}"
-
-

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_ltd.config.run import RunConfig
+from megatron_ltd.errors import flag_name
 from megatron_ltd.plan.derived import data_parallel_size, has_curriculum, reads_vary
 from megatron_ltd.plan.learning_rate import (
     FLAG_SUFFIX,
@@ -84,4 +85,4 @@ def learning_rate_notes(config: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def _flags(name: str, given: dict[Unit, int]) -> str:
-    return " and ".join(f"--{name.replace('_', '-')}-{FLAG_SUFFIX[unit]} = {length}" for unit, length in given.items())
+    return " and ".join(f"{flag_name(name)}-{FLAG_SUFFIX[unit]} = {length}" for unit, length in given.items())

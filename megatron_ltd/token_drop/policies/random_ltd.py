@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from megatron_ltd.errors import flag_name
 from megatron_ltd.token_drop.kept_tokens import KeptTokens, KeptTokensSettings
-from megatron_ltd.token_drop.policy import Shape, flag_of
+from megatron_ltd.token_drop.policy import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -60,5 +61,5 @@ class RandomLTD(RandomTokens):
             fields = () if settings.random_ltd_steps is not None else ("random_ltd_length_step",
                                                                        "random_ltd_root_degree")
             why = "without --random-ltd-steps: the kept length does not grow"
-        yield from (f"{flag_of(field)} has no effect {why}" for field in fields
+        yield from (f"{flag_name(field)} has no effect {why}" for field in fields
                     if getattr(settings, field) != getattr(default, field))

@@ -158,11 +158,6 @@ class Peers:
             self.console.warn(f"{subject}: {text}")
 
 
-def is_slow(seconds: float, others: Sequence[float]) -> bool:
-    """Whether a time leaves the range of the others'."""
-    return seconds > slow_from(others)
-
-
 def slow_from(others: Sequence[float]) -> float:
     """The end of the range of some times; infinite without any."""
     if not others:

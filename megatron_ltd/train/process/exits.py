@@ -26,6 +26,8 @@ from megatron_ltd.errors import (
     EXIT_PEER_LOST,
     LostPeerError,
     UserError,
+    causes,
+    matches,
     memory_shortage,
 )
 from megatron_ltd.log import Console
@@ -108,12 +110,7 @@ def write_exit_record(save_dir: str | None, code: int, step: int | None, reason:
 
 def lost_peer(error: BaseException | None) -> bool:
     """Whether an error only means that another process is gone."""
-    while error is not None:
-        kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, since torch may not be loaded
-        if kinds & {"DistError", "LostPeerError"} or any(sign in str(error) for sign in _LOST_PEER):
-            return True
-        error = error.__cause__
-    return False
+    return any(matches(cause, {"DistError", "LostPeerError"}, _LOST_PEER) for cause in causes(error))
 
 
 def report(error: Exception, rank: int, world_size: int, save_dir: str | None) -> int:

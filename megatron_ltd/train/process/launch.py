@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 import megatron_ltd
 from megatron_ltd.config.run import RunConfig
-from megatron_ltd.errors import ConfigError
+from megatron_ltd.errors import ConfigError, flag_name
 from megatron_ltd.parallel.agreement import disagreements, gather_json
 from megatron_ltd.parallel.mesh import Mesh, build_mesh
 from megatron_ltd.train.process import siblings, stacks
@@ -130,7 +130,7 @@ def agree_on_configuration(config: RunConfig) -> None:
         ConfigError: on every process, naming the settings that differ and the ranks.
     """
     facts: dict[str, Any] = {
-        f"--{key.replace('_', '-')}": value for section in config.to_dict().values() for key, value in section.items()}
+        flag_name(key): value for section in config.to_dict().values() for key, value in section.items()}
     facts |= {"version of megatron_ltd": megatron_ltd.__version__, "version of torch": torch.__version__,
               "version of Python": platform.python_version()}
     differing = disagreements(gather_json(facts))

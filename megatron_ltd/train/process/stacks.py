@@ -18,11 +18,11 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ltd.errors import EXIT_PEER_LOST
+from megatron_ltd.errors import EXIT_PEER_LOST, causes
 from megatron_ltd.log import Console
 from megatron_ltd.train.process.exits import write_exit_record
 from megatron_ltd.train.process.siblings import identity, started_at
@@ -60,7 +60,7 @@ def tell(error: Exception, rank: int, processes: Sequence[Sequence[Any]], store:
         processes: what each has told.
         save: folder of the file; None: that of temporary files.
     """
-    if any(sign in str(cause) for cause in _causes(error) for sign in _TIMED_OUT):
+    if any(sign in str(cause) for cause in causes(error) for sign in _TIMED_OUT):
         thread = threading.Thread(target=_tell_or_say, args=(error, rank, processes, store, save), daemon=True)
         thread.start()
         thread.join(_PATIENCE_SECONDS)
@@ -141,16 +141,9 @@ def _write(stacks: Mapping[int, str], silent: Sequence[int], processes: Sequence
     write_exit_record(save, EXIT_PEER_LOST, None, text)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from; torch's pipeline wraps what a stage raises."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
 def _waits_in(error: Exception) -> str:
     """The collective and the line of this package that called it."""
-    frames = [frame for cause in _causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    frames = [frame for cause in causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
     ours = [frame for frame in frames if re.search(r"megatron_ltd[/\\]", frame.filename)]
     last = ours[-1] if ours else frames[-1]
     inside = [frame.name for frame in frames[frames.index(last) + 1:] if "distributed" in frame.filename]

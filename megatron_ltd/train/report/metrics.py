@@ -12,7 +12,7 @@
     loss_z_score          with --on-loss-spike: how many standard deviations the loss lies above the median of the steps
                           before it, both estimated robustly
     sequence_length       with a sequence curriculum: tokens read of each sample
-    skipped_layers        with LayerDrop: the layers that the step skipped
+    skipped_layers        where layers are skipped at random: those that the step skipped
     token_superposition   with token superposition: tokens in a bag; above 1, lm_loss is the mean over the tokens of the
                           next bag, which is not comparable with the loss of the next token
     own_seconds           median over the processes of the time that each spends on forward passes and reading, a step

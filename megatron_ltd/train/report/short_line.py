@@ -3,7 +3,7 @@
 import math
 import time
 
-from megatron_ltd.log import Console
+from megatron_ltd.log import Console, duration_text
 from megatron_ltd.train.report.metrics import StepReport
 
 COLUMNS = 120
@@ -66,17 +66,6 @@ def bar(step: int, total_steps: int, seconds_left: float) -> str:
     filled = BAR_CELLS * step // total_steps
     return (f"[{'#' * filled}{'.' * (BAR_CELLS - filled)}] {100 * step // total_steps}% | step {step}/{total_steps} | "
             f"{duration_text(seconds_left)} left")
-
-
-def duration_text(seconds: float) -> str:
-    """A time in its two largest units: `2 h 13 min`."""
-    whole = int(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
 def count_text(count: float) -> str:

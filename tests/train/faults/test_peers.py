@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from megatron_ltd.log import Console
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.train import trainer
-from megatron_ltd.train.faults.peers import OwnTime, Peers, is_slow
+from megatron_ltd.train.faults.peers import OwnTime, Peers, slow_from
 from tests.gloo import launch_ranks
 from tests.train.faults.test_bad_steps import SHORT
 from tests.train.runs import Corpus, Ending, Settings, pretrain, read_lines
@@ -57,8 +57,8 @@ def test_a_rank_that_takes_longer_than_the_others_is_named_while_it_does(corpus:
 
 
 def test_ranges() -> None:
-    assert is_slow(1.6, [1.0]) and not is_slow(1.4, [1.0]) and not is_slow(1.0, []) and not is_slow(0.03, [0.01])
-    assert is_slow(1.6, [1.0, 1.01, 0.99, 1.0]) and not is_slow(1.6, [1.0, 1.2, 0.8, 1.1])
+    assert 1.4 < slow_from([1.0]) < 1.6 and slow_from([]) > 1.0 and slow_from([0.01]) > 0.03
+    assert slow_from([1.0, 1.01, 0.99, 1.0]) < 1.6 < slow_from([1.0, 1.2, 0.8, 1.1])
 
 
 def test_only_processes_with_the_same_part_of_the_model_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,8 +81,8 @@ def test_only_processes_with_the_same_part_of_the_model_are_compared(capsys: pyt
 def test_each_is_compared_with_the_others_of_its_stage(ranks: list[tuple[int, float]]) -> None:
     stages, own = zip(*ranks, strict=True)
     found = Peers(["a"] * len(ranks), stages, Console(False)).hear([(seconds, 0.5, 0.0) for seconds in own])
-    slow = [rank for rank, (stage, seconds) in enumerate(ranks) if is_slow(
-        seconds, [other for peer, (its_stage, other) in enumerate(ranks) if peer != rank and its_stage == stage])]
+    slow = [rank for rank, (stage, seconds) in enumerate(ranks) if seconds > slow_from(
+        [other for peer, (its_stage, other) in enumerate(ranks) if peer != rank and its_stage == stage])]
     assert found["stragglers"] == [f"rank {rank} on a" for rank in slow]
 
 

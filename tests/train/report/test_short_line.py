@@ -9,9 +9,9 @@ from typing import Any, Literal
 import pytest
 
 from megatron_ltd.config.files import LoggingConfig
-from megatron_ltd.log import Console
+from megatron_ltd.log import Console, duration_text
 from megatron_ltd.train.report.log_writers import Metrics
-from megatron_ltd.train.report.short_line import COLUMNS, ShortLog, bar, count_text, duration_text, short_line
+from megatron_ltd.train.report.short_line import COLUMNS, ShortLog, bar, count_text, short_line
 from tests.train.report.test_metrics import REPORT
 
 

@@ -5,7 +5,6 @@ compute. One that no class reads cannot change what the model computes: it is no
 against the installed `transformers` by a test.
 """
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.convert.huggingface.decoder import decoder_settings
 from megatron_ltd.checkpoint.convert.huggingface.families import (
     ALIASES,
-    COMPUTED_ELSEWHERE,
     DEFAULTS,
-    DERIVED,
     FAMILY_OF,
     OTHERS,
     REMOTE_CODE,
@@ -23,13 +20,9 @@ from megatron_ltd.checkpoint.convert.huggingface.families import (
     SIZES,
     WITHOUT_MEANING,
 )
+from megatron_ltd.checkpoint.convert.huggingface.reader import Reader, Values
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.errors import CheckpointError
-
-Values = Mapping[str, Any]
-
-LARGEST_SIZE = 1 << 24
-"""Of anything: larger numbers are damage."""
 
 
 def family_of(config: Values, path: Path) -> str:
@@ -60,14 +53,15 @@ def model_config(config: Values, path: Path) -> ModelConfig:
 
 def unread_entries(config: Values, path: Path) -> list[str]:
     """The entries of a supported model that no class of its family reads."""
-    return [name for name in config if name not in _read(config, path)[1].read | WITHOUT_MEANING]
+    known = _read(config, path)[1].read | WITHOUT_MEANING
+    return [name for name in config if name not in known]
 
 
-def _read(config: Values, path: Path) -> tuple[ModelConfig, "_Reader"]:
+def _read(config: Values, path: Path) -> tuple[ModelConfig, Reader]:
     family = family_of(config, path)
     kind = config["model_type"]
     aliases = ALIASES.get(kind, {})
-    reader = _Reader({first: config[second] for second, first in aliases.items() if second in config} | dict(config))
+    reader = Reader({first: config[second] for second, first in aliases.items() if second in config} | dict(config))
     reader.must_agree(aliases)
     read: dict[str, Any] = {}
     for name, ours in SIZES[family].items():
@@ -97,66 +91,7 @@ def _read(config: Values, path: Path) -> tuple[ModelConfig, "_Reader"]:
     return ModelConfig(**read), reader
 
 
-class _Reader:
-    """Reads entries, and keeps account of which were read and of what is wrong with them."""
-
-    def __init__(self, config: Values):
-        self.config = config
-        self.read: set[str] = set()
-        self.problems: list[str] = []
-
-    def any(self, name: str, default: Any = None) -> Any:
-        self.read.add(name)
-        value = self.config.get(name)
-        return default if value is None else value
-
-    def default(self, name: str, sizes: Values) -> Any:
-        """Its value if the file says null, or nothing."""
-        defaults = DEFAULTS[self.config["model_type"]]
-        if name in DERIVED and (name in self.config or name not in defaults):
-            return DERIVED[name](sizes)
-        return defaults.get(name)
-
-    def size(self, name: str, sizes: Values) -> int:
-        """A number of things, at least one."""
-        value = self.any(name, self.default(name, sizes))
-        fits = type(value) is int and 1 <= value <= LARGEST_SIZE
-        return value if fits else self.wrong(name, value, f"must be a whole number from 1 to {LARGEST_SIZE}", 1)
-
-    def number(self, name: str, sizes: Values) -> float:
-        value = self.any(name, self.default(name, sizes))
-        fits = type(value) in (int, float) and value > 0
-        return float(value) if fits else self.wrong(name, value, "must be a number above 0", 1.0)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.any(name, default)
-        return value if isinstance(value, bool) else self.wrong(name, value, "must be true or false", default)
-
-    def must_be(self, name: str, allowed: tuple[Any, ...]) -> None:
-        self.read.add(name)
-        if name in self.config and self.config[name] not in allowed:
-            self.wrong(name, self.config[name], f"only {allowed[0]!r} is supported")
-
-    def must_agree(self, names: Mapping[str, str]) -> None:
-        """Second names, by which the classes may read what a first one says."""
-        for second, first in names.items():
-            value = self.any(second)
-            if value is not None and value != self.config.get(first):
-                self.wrong(second, value, f"must equal {first} = {self.config.get(first)!r}")
-
-    def wrong(self, name: str, value: Any, rule: str, instead: Any = None) -> Any:
-        """Note a problem; returns a value to go on with, so that all problems are found."""
-        self.problems.append(f"{name} = {value!r}"[:200] + f": {rule}")
-        return instead
-
-    def foreign(self) -> Iterator[str]:
-        for name in COMPUTED_ELSEWHERE & self.config.keys() - self.read:
-            if self.config[name] not in (None, False):
-                yield (f"{name} = {self.config[name]!r}"[:200] + ": models of another model_type compute with it. If "
-                       "this one does not, remove the entry")
-
-
-def _is_tanh_gelu(reader: _Reader) -> bool:
+def _is_tanh_gelu(reader: Reader) -> bool:
     activations = {"gelu_new": True, "gelu_pytorch_tanh": True, "gelu": False}
     activation = reader.any("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in activations:
@@ -164,7 +99,7 @@ def _is_tanh_gelu(reader: _Reader) -> bool:
     return activations[activation]
 
 
-def _vit(reader: _Reader, read: Values) -> dict[str, Any]:
+def _vit(reader: Reader, read: Values) -> dict[str, Any]:
     image, patch = read["img_h"], read["patch_dim"]
     for name in ("encoder_stride", "pooler_act", "pooler_output_size"):  # of other heads than the classifier
         reader.any(name)

@@ -1,9 +1,10 @@
 """The entries of llama-like models: rotary positions, windows, norms and biases, in both directions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_ltd.checkpoint.convert.huggingface.families import DEFAULTS, ROTARY_BASE
+from megatron_ltd.checkpoint.convert.huggingface.reader import Reader
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.model.arithmetic.rope_scaling import read_table, rope_scaling
 
@@ -12,16 +13,6 @@ BIASES = {"llama": ("attention_bias", "mlp_bias"), "smollm3": ("attention_bias",
 """model_type -> its entries about biases; qwen2 has them in query, key and value, mistral has none."""
 WINDOWED = ("mistral", "qwen2", "qwen3", "smollm3")
 FULL, SLIDING = "full_attention", "sliding_attention"
-
-
-class Reader(Protocol):
-    """Reads entries and keeps account of problems; see `config.py`."""
-
-    config: Mapping[str, Any]
-
-    def any(self, name: str, default: Any = None) -> Any: ...
-    def flag(self, name: str, default: bool) -> bool: ...
-    def wrong(self, name: str, value: Any, rule: str, instead: Any = None) -> Any: ...
 
 
 def decoder_settings(reader: Reader, kind: str, read: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _kind(config: ModelConfig) -> tuple[str, dict[str, bool]]:
         return "vit", {**classic, **exact_gelu, "--img-h and --img-w must be equal": config.img_h == config.img_w}
     if config.family == "bert":
         return "megatron-bert", {**classic, **exact_gelu,
-                                 "--bert-no-binary-head must be off": not config.bert_no_binary_head}
+                                 "--bert-no-binary-head must be off": config.has_binary_head}
     if is_bloom:
         return "bloom", {**classic, "--openai-gelu must be on": config.openai_gelu,
                          "--ffn-hidden-size must be 4 x hidden size": config.ffn == 4 * config.hidden_size}

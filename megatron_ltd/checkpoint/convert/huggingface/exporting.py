@@ -64,7 +64,7 @@ def export_model(source: Source, target: Path) -> list[str]:
     config = source.config
     _described(config.model, manifest, source)
     tensors = CheckpointTensors(source.checkpoint, manifest)
-    missing = [name for name in parameter_shapes(config.model) if manifest.stored_name(PREFIX + name) is None]
+    missing = [name for name in parameter_shapes(config.model) if PREFIX + name not in manifest.tensors]
     if missing:
         raise CheckpointError(f"{source.checkpoint} lacks {', '.join(missing[:5])}: it is no whole model")
     partial = target.with_name(f".tmp-{target.name}")
@@ -141,7 +141,7 @@ def _write_weights(folder: Path, entries: list[Mapped], tensors: CheckpointTenso
 
     @lru_cache(maxsize=1)  # query, key and value come from one tensor, one after the other
     def read(ours: str, shape: tuple[int, ...]) -> torch.Tensor:
-        stored = tensors.manifest.stored_name(PREFIX + ours) is not None
+        stored = PREFIX + ours in tensors.manifest.tensors
         return tensors.read(PREFIX + ours) if stored else torch.zeros(shape)
 
     def values(shard: list[Chunk]) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ from megatron_ltd.checkpoint.convert.huggingface.config import family_of, model_
 from megatron_ltd.checkpoint.convert.huggingface.folder import CONFIG_NAME, StoredTensor, read_json, read_tensors
 from megatron_ltd.checkpoint.convert.huggingface.names import FAMILIES, Mapped, is_constant, mapping, tied_copies
 from megatron_ltd.checkpoint.convert.huggingface.tokenizer import carry_in
-from megatron_ltd.checkpoint.whole_tensors import PREFIX, check_unused, write_weights
+from megatron_ltd.checkpoint.whole_tensors import check_unused, write_weights
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
 from megatron_ltd.model.arithmetic.rope_scaling import rope_scaling
@@ -47,7 +47,7 @@ def import_model(source: Path, save_dir: Path, counters: Mapping[str, Any], *,
             raise CheckpointError(f"--seq-length = {seq_length}: the model of {source} has {model.max_positions} "
                                   "positions; choose at most that")
         model = replace(model, seq_length=seq_length)
-    entries = {PREFIX + entry.ours: entry for entry in mapping(family, model)}
+    entries = {entry.ours: entry for entry in mapping(family, model)}
     stored = under_full_names(read_tensors(source), FAMILIES[family].base)
     their_shapes = {name: shape for entry in entries.values() for name, shape in entry.their_shapes().items()}
     check_fit(stored, their_shapes, tied_copies(family, model), source)

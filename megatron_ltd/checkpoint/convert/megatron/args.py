@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.config.model import ModelConfig
-from megatron_ltd.errors import CheckpointError
+from megatron_ltd.errors import CheckpointError, flag_name
 
 State = Mapping[str, Any]
 
@@ -38,8 +38,8 @@ def model_config(state: State, vocab_size: int | None) -> ModelConfig:
         CheckpointError: it is unsupported, or its vocabulary is not known.
     """
     raise_problems("the model is not supported", [
-        *(f"--{name.replace('_', '-')} ({what})" for name, what in _REFUSED.items() if argument(state, name, None)),
-        *(f"--{name.replace('_', '-')} {argument(state, name, allowed[0])}: must be one of {', '.join(allowed)}"
+        *(f"{flag_name(name)} ({what})" for name, what in _REFUSED.items() if argument(state, name, None)),
+        *(f"{flag_name(name)} {argument(state, name, allowed[0])}: must be one of {', '.join(allowed)}"
           for name, allowed in _ONLY.items() if argument(state, name, allowed[0]) not in allowed)])
     heads = {name.partition(".")[0] for name in state.get("model", state.get("model0", {}))}
     real = vocab_size if vocab_size is not None else argument(state, "vocab_size", None)
@@ -99,7 +99,7 @@ def _of_layers(state: State, name: str) -> tuple[int, ...] | None:
     layers = _needed(state, "num_layers")
     if isinstance(value, int) or (len(numbers) == layers and set(numbers) <= {0, 1}):
         return numbers
-    raise CheckpointError(f"--{name.replace('_', '-')} {value}: must be 0 or 1 for each of {layers} layers")
+    raise CheckpointError(f"{flag_name(name)} {value}: must be 0 or 1 for each of {layers} layers")
 
 
 def megatron_settings(config: ModelConfig) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def flags_of(settings: Mapping[str, Any]) -> list[str]:
         left_out |= {"rotary_base", "rotary_percent"}
     words = [flag for name, flag in negative.items() if not settings[name]]
     for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_name(name)
         if name in left_out or value is None or value is False:
             continue
         listed = str(value).replace(" ", "").strip("()") if isinstance(value, (tuple, list)) else value

@@ -15,7 +15,7 @@ import torch
 from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.convert.megatron.args import State, model_config
 from megatron_ltd.checkpoint.convert.megatron.importing import fitted
-from megatron_ltd.checkpoint.whole_tensors import PREFIX, write_weights
+from megatron_ltd.checkpoint.whole_tensors import write_weights
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
@@ -128,10 +128,8 @@ def import_distributed(state: State, stored: Mapping[str, Stored], save_dir: Pat
     config = RunConfig(model=model_config({**state, "model": heads}, vocab_size))
     wanted = parameter_shapes(config.model)
     found = _found(ours, config.model)
-    written = write_weights(
-        save_dir, {PREFIX + name: shape for name, shape in wanted.items()},
-        lambda name: fitted(_read(ours, found[name.removeprefix(PREFIX)]), name.removeprefix(PREFIX), wanted),
-        config=config.to_dict(), counters=dict(counters))
+    written = write_weights(save_dir, wanted, lambda name: fitted(_read(ours, found[name]), name, wanted),
+                            config=config.to_dict(), counters=dict(counters))
     return written, config
 
 

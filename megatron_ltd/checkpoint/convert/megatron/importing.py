@@ -22,7 +22,7 @@ import torch
 
 from megatron_ltd.checkpoint.agreement import raise_problems
 from megatron_ltd.checkpoint.convert.megatron.args import State, argument, model_config
-from megatron_ltd.checkpoint.whole_tensors import PREFIX, write_weights
+from megatron_ltd.checkpoint.whole_tensors import write_weights
 from megatron_ltd.config.model import ModelConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.errors import CheckpointError
@@ -88,8 +88,7 @@ def import_model(folder: Path, read: Callable[[Path], State], save_dir: Path, co
     wanted = parameter_shapes(config.model)
     cuts = _cuts(folder, read, config.model, tp, pp)
     _check_fit(cuts, wanted, folder)
-    written = write_weights(save_dir, {PREFIX + name: shape for name, shape in wanted.items()},
-                            lambda name: _whole_tensor(cuts, wanted, name.removeprefix(PREFIX)),
+    written = write_weights(save_dir, wanted, lambda name: fitted(cuts[name].whole(name), name, wanted),
                             config=config.to_dict(), counters=dict(counters))
     return written, config
 
@@ -145,10 +144,6 @@ def _check_fit(cuts: Mapping[str, _Cut], wanted: Mapping[str, tuple[int, ...]], 
         elif shape != wanted[name] and (name not in VOCABULARY or shape[1:] != wanted[name][1:]):
             problems.append(f"{name} has shape {shape}, expected {wanted[name]}")
     raise_problems(f"{folder} does not hold the model that its settings describe", problems)
-
-
-def _whole_tensor(cuts: Mapping[str, _Cut], wanted: Mapping[str, tuple[int, ...]], name: str) -> torch.Tensor:
-    return fitted(cuts[name].whole(name), name, wanted)
 
 
 def fitted(tensor: torch.Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> torch.Tensor:
