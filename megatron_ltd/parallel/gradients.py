@@ -30,24 +30,42 @@ def zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
 
+_SLAB_NUMBERS = 1 << 24
+"""Of an embedding's gradient, which are exchanged at a time, so that little memory is needed."""
 
-def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, group: dist.ProcessGroup | None) -> None:
+
+def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, pipeline: dist.ProcessGroup) -> None:
     """Set the gradients of both copies of a tied embedding to their sum.
 
     Equal copies with equal gradients and optimizer state stay equal.
 
     Args:
         embedding, head: the copies this process holds.
-        group: joins the processes that hold one copy each; unused where one process holds both.
+        pipeline: its first process holds the first copy and its last process the second one, unless one holds both.
     """
     if embedding is not None and head is not None:
         total = local_gradient(embedding) + local_gradient(head)
         local_gradient(embedding).copy_(total)
         local_gradient(head).copy_(total)
     elif embedding is not None or head is not None:
-        parameter = embedding if embedding is not None else head
+        parameter, other = (embedding, dist.get_world_size(pipeline) - 1) if embedding is not None else (head, 0)
         assert parameter is not None
-        dist.all_reduce(local_gradient(parameter), group=group)
+        _add_from(other, local_gradient(parameter), pipeline)
+
+
+def _add_from(other: int, gradient: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """Send a gradient to another process of the group, and add what that one sends.
+
+    An all-reduce would need a group for each pair, and all processes of a run take part in making every one of them:
+    minutes, for a thousand processes.
+    """
+    for slab in gradient.view(-1).split(_SLAB_NUMBERS) if gradient.numel() else ():
+        received = torch.empty_like(slab)
+        works = dist.batch_isend_irecv([dist.P2POp(dist.isend, slab, group=group, group_peer=other),
+                                        dist.P2POp(dist.irecv, received, group=group, group_peer=other)])
+        for work in works:
+            work.wait()
+        slab.add_(received)
 
 
 def reduce_replicated(parameters: Iterable[nn.Parameter], tp: TensorParallel) -> None:

@@ -20,14 +20,9 @@ AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
 @dataclass(frozen=True)
 class Mesh:
-    """This process's coordinates, and its process groups.
-
-    `world` is the device mesh over `AXES`; `embedding` joins the first and the last stage of a pipeline, if they hold
-    the two copies of a tied embedding.
-    """
+    """This process's coordinates, and its process groups; `world` is the device mesh over `AXES`."""
 
     world: DeviceMesh
-    embedding: dist.ProcessGroup | None
 
     @property
     def tp(self) -> DeviceMesh:
@@ -73,8 +68,7 @@ class Mesh:
         return self.world["pp"].get_group()
 
 
-def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters: bool, timeout: timedelta,
-               shares_embedding: bool = True) -> Mesh:
+def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters: bool, timeout: timedelta) -> Mesh:
     """The mesh over all ranks of the default process group.
 
     Args:
@@ -83,8 +77,6 @@ def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters:
         shard_parameters: whether data-parallel ranks shard the parameters rather than replicate them.
         timeout: of every collective and of every message between two ranks; a group created without one would ignore
             that of the default group.
-        shares_embedding: whether the first and the last process of a pipeline hold copies of one embedding. Each such
-            pair has a group, and with NCCL all ranks take part in making every one of them.
     """
     replicate, shard = (1, dp) if shard_parameters else (dp, 1)
     shape = (pp, replicate, shard, tp)
@@ -98,12 +90,4 @@ def build_mesh(device_type: str, *, pp: int, dp: int, tp: int, shard_parameters:
                              backend_override=made_with)  # type: ignore[arg-type]
     for axis in AXES:
         _set_pg_timeout(timeout, world[axis].get_group())
-    embedding = None
-    if pp > 1 and shares_embedding:
-        # Every rank must create every group, in the same order.
-        for peer in range(dp * tp):
-            ranks = [peer, (pp - 1) * dp * tp + peer]
-            group = dist.new_group(ranks, timeout=timeout)
-            if dist.get_rank() in ranks:
-                embedding = group
-    return Mesh(world, embedding)
+    return Mesh(world)

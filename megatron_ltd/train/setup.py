@@ -106,7 +106,7 @@ class Model:
             raise RuntimeError(f"no gradient for {', '.join(missing[:5])} and {len(missing)} parameters in all; "
                                "the step is not applied")
         if self.pipeline.stages > 1:
-            reduce_tied(self._tied("embedding.word.weight"), self._tied("head.weight"), self.mesh.embedding)
+            reduce_tied(self._tied("embedding.word.weight"), self._tied("head.weight"), self.mesh.pp_group)
         reduce_replicated((p.parameter for p in self.parameters), self.tp)
 
     def _tied(self, name: str) -> nn.Parameter | None:

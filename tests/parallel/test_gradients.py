@@ -1,10 +1,13 @@
 """Sums of gradients that are left to take after the backward pass."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from megatron_ltd.parallel import gradients
 from megatron_ltd.parallel.gradients import local_gradient, missing_gradients, reduce_replicated, reduce_tied
 from megatron_ltd.parallel.layers import local, sharded_parameter
 from tests.gloo import run_ranks
@@ -19,20 +22,34 @@ def with_gradient(gradient: torch.Tensor) -> nn.Parameter:
 
 def tied_over_three_ranks(rank: int, ranks: int) -> list[float]:
     """The first rank holds the embedding, the last the head, and the one between neither."""
-    group = dist.new_group([0, 2])
-    parameter = with_gradient(torch.tensor([1.0, 2.0]) * 10 ** rank)
-    reduce_tied(parameter if rank == 0 else None, parameter if rank == 2 else None, group if rank != 1 else None)
+    parameter = with_gradient(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) * 10 ** rank)
+    with mock.patch.object(gradients, "_SLAB_NUMBERS", 3), \
+            mock.patch.object(dist, "all_reduce", side_effect=AssertionError("no group has just these processes")):
+        reduce_tied(parameter if rank == 0 else None, parameter if rank == 2 else None, dist.group.WORLD)
     assert parameter.grad is not None
-    return parameter.grad.tolist()
+    return parameter.grad.flatten().tolist()
 
 
 def test_the_copies_of_a_tied_embedding_get_the_sum() -> None:
-    assert run_ranks(tied_over_three_ranks, 3) == [[101.0, 202.0], [10.0, 20.0], [101.0, 202.0]]
+    total = [101.0, 202.0, 303.0, 404.0]
+    assert run_ranks(tied_over_three_ranks, 3) == [total, [10.0, 20.0, 30.0, 40.0], total]
+
+
+def without_rows(rank: int, ranks: int) -> list[int]:
+    """A shard that has no rows, since there are more processes than rows."""
+    parameter = with_gradient(torch.zeros(0, 2))
+    reduce_tied(parameter if rank == 0 else None, parameter if rank == 1 else None, dist.group.WORLD)
+    assert parameter.grad is not None
+    return list(parameter.grad.shape)
+
+
+def test_a_shard_without_rows_has_nothing_to_add() -> None:
+    assert run_ranks(without_rows, 2) == [[0, 2], [0, 2]]
 
 
 def test_two_copies_in_one_process_get_the_sum() -> None:
     embedding, head = with_gradient(torch.tensor([1.0, 2.0])), with_gradient(torch.tensor([30.0, 40.0]))
-    reduce_tied(embedding, head, None)
+    reduce_tied(embedding, head, mock.Mock())
     for parameter in (embedding, head):
         assert parameter.grad is not None and parameter.grad.tolist() == [31.0, 42.0]
     assert embedding.grad is not head.grad
@@ -41,14 +58,13 @@ def test_two_copies_in_one_process_get_the_sum() -> None:
 def tied_and_sharded(rank: int, ranks: int) -> list[float]:
     """Both copies are sharded in the same way, two ranks for each."""
     tp_rank, stage = rank % 2, rank // 2
-    groups = [dist.new_group([peer, 2 + peer]) for peer in (0, 1)]
     module = nn.Module()
     mesh = dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "tp"))
     tp = type(tensor_parallel(4))(mesh["tp"])
     module.table = sharded_parameter((4, 1), dist.tensor.Shard(0), tp)
     fill(module)
     (local(module.table) * noise(4, 1, seed=stage)[2 * tp_rank:2 * tp_rank + 2]).sum().backward()
-    reduce_tied(module.table if stage == 0 else None, module.table if stage == 1 else None, groups[tp_rank])
+    reduce_tied(module.table if stage == 0 else None, module.table if stage == 1 else None, mesh["pp"].get_group())
     return whole_gradients(module)["table"].flatten().tolist()
 
 

@@ -27,15 +27,11 @@ def timeout_of(group: dist.ProcessGroup) -> timedelta:
 def grid(rank: int, world_size: int, pp: int, dp: int, tp: int, shard_parameters: bool) -> dict[str, object]:
     mesh: Mesh = build_mesh("cpu", pp=pp, dp=dp, tp=tp, shard_parameters=shard_parameters, timeout=TIMEOUT)
     groups = [mesh.world[axis].get_group() for axis in ("tp", "pp", "dp_replicate", "dp_shard")]
-    groups += [mesh.embedding] if mesh.embedding is not None else []
-    total = torch.tensor(rank)
-    if mesh.embedding is not None:
-        dist.all_reduce(total, group=mesh.embedding)
     return {
         "place": (mesh.pp_rank, mesh.dp_rank, mesh.tp_rank), "sizes": (mesh.pp_size, mesh.dp_size, mesh.tp_size),
         "tp": members(mesh.tp.get_group()), "pp": members(mesh.pp_group), "data": tuple(mesh.data.mesh.shape),
-        "dp": mesh.data.mesh.flatten().tolist(), "embedding": members(mesh.embedding) if mesh.embedding else None,
-        "embedding sum": int(total), "timeouts": {timeout_of(group) for group in groups},
+        "dp": mesh.data.mesh.flatten().tolist(),
+        "timeouts": {timeout_of(group) for group in groups},
     }
 
 
@@ -47,34 +43,27 @@ def test_every_rank_has_its_place(pp: int, dp: int, tp: int, shard: bool) -> Non
 
     for rank, found in enumerate(run_ranks(grid, pp * dp * tp, pp, dp, tp, shard)):
         p, d, t = rank // (dp * tp), rank // tp % dp, rank % tp
-        ends = [rank_at(0, d, t), rank_at(pp - 1, d, t)] if pp > 1 and p in (0, pp - 1) else None
         assert found == {
             "place": (p, d, t), "sizes": (pp, dp, tp), "tp": [rank_at(p, d, i) for i in range(tp)],
             "pp": [rank_at(i, d, t) for i in range(pp)], "dp": [rank_at(p, i, t) for i in range(dp)],
-            "data": (dp,) if shard or dp == 1 else (dp, 1), "embedding": ends,
-            "embedding sum": sum(ends) if ends else rank, "timeouts": {TIMEOUT},
+            "data": (dp,) if shard or dp == 1 else (dp, 1),
+            "timeouts": {TIMEOUT},
         }
 
 
-def groups_made(rank: int, world_size: int, settings: list[str]) -> tuple[int, bool]:
-    """How many groups a run makes besides the axes of its mesh, and whether one is for an embedding."""
+def groups_made(rank: int, world_size: int) -> int:
+    """How many groups a run makes, which all its processes wait for, besides the axes of its mesh."""
     config, _ = parse_run_config(["--num-layers", "4", "--hidden-size", "8", "--num-attention-heads", "2",
-                                  "--pipeline-model-parallel-size", "2", *settings], "gpt")
+                                  "--pipeline-model-parallel-size", "2"], "gpt")
     place = Launch(rank, rank, world_size, None)
-    with mock.patch.object(launch, "build_mesh", wraps=build_mesh) as build, \
-            mock.patch.object(launch, "attempt_store"), mock.patch.object(dist, "init_process_group"), \
+    with mock.patch.object(launch, "attempt_store"), mock.patch.object(dist, "init_process_group"), \
             mock.patch.object(dist, "new_group", wraps=dist.new_group) as new:
-        mesh = launch.start(config, place).mesh
-    assert build.call_count == 1
-    return sum(len(call.args) == 1 for call in new.call_args_list), mesh.embedding is not None
+        launch.start(config, place)
+    return sum(len(call.args) == 1 for call in new.call_args_list)
 
 
-@pytest.mark.parametrize(("settings", "wanted"), [
-    ([], (2, True)), (["--untie-embeddings-and-output-weights"], (0, False)),
-    (["--pipeline-schedule", "zbv"], (0, False))], ids=["tied", "untied", "zbv"])
-def test_only_stages_with_copies_of_an_embedding_have_groups_for_it(settings: list[str], wanted: tuple[int, bool]
-                                                                    ) -> None:
-    assert run_ranks(groups_made, 4, settings) == [wanted] * 4
+def test_the_number_of_groups_does_not_grow_with_that_of_processes() -> None:
+    assert run_ranks(groups_made, 4) == [0] * 4
 
 
 def unanswered(rank: int, world_size: int, axis: str) -> list[str]:

@@ -272,5 +272,4 @@ def _axes(mesh: Mesh) -> dict[str, str]:
     """What the processes of each group share, by the group's name."""
     names = {"pp": "pipeline", "dp_replicate": "data", "dp_shard": "data", "tp": "tensor"}
     found = {str(dist.group.WORLD.group_name): "all"}  # type: ignore[union-attr]
-    found |= {str(mesh.world[axis].get_group().group_name): names[axis] for axis in AXES}
-    return found if mesh.embedding is None else found | {str(mesh.embedding.group_name): "tied embedding"}
+    return found | {str(mesh.world[axis].get_group().group_name): names[axis] for axis in AXES}

@@ -98,9 +98,7 @@ def start(config: RunConfig, launch: Launch) -> Runtime:
     agree_on_configuration(config)
     pp, tp = config.parallel.pipeline_model_parallel_size, config.parallel.tensor_model_parallel_size
     mesh = build_mesh(device.type, pp=pp, dp=launch.world_size // (pp * tp), tp=tp,
-                      shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout,
-                      # In the V of zbv one process holds both stages.
-                      shares_embedding=config.model.tied and config.parallel.pipeline_schedule != "zbv")
+                      shard_parameters=config.parallel.sharding != "no_shard", timeout=timeout)
     processes = gather_json(stacks.told(stacks.listen()))
     return Runtime(launch, device, mesh, siblings.on_this_host(tuple(told[1:4]) for told in processes), store,
                    processes)
