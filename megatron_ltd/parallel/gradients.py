@@ -10,6 +10,9 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from megatron_ltd.parallel.collectives import TensorParallel
 
+_SLAB_NUMBERS = 1 << 24
+"""Of an embedding's gradient, which are exchanged at a time, so that little memory is needed."""
+
 
 def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
     """The local shard of the gradient."""
@@ -29,9 +32,6 @@ def zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-
-_SLAB_NUMBERS = 1 << 24
-"""Of an embedding's gradient, which are exchanged at a time, so that little memory is needed."""
 
 
 def reduce_tied(embedding: nn.Parameter | None, head: nn.Parameter | None, pipeline: dist.ProcessGroup) -> None:
