@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from torch.distributed.checkpoint.staging import DefaultStager
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from megatron_ltd.checkpoint import writer as writer_module
 from megatron_ltd.checkpoint.io import load
@@ -215,7 +216,7 @@ def test_what_the_background_frees_is_freed_on_the_process_s_own_gpu(
 ) -> None:
     """In CUDA each thread has a current device, at first the host's first one, and whatever it does there takes some
     hundred megabytes. With torch 2.11 the writer's thread is the last to hold the copies, which are pinned."""
-    chosen, freed_on = threading.local(), []
+    chosen, freed_on, returned = threading.local(), [], threading.Event()
 
     def current_device() -> int:
         return getattr(chosen, "device", 0)
@@ -227,13 +228,19 @@ def test_what_the_background_frees_is_freed_on_the_process_s_own_gpu(
                 weakref.finalize(tensor, lambda: freed_on.append((threading.current_thread(), current_device())))
             return staged
 
+    def save_later(*args: Any, **kwargs: Any) -> None:
+        assert returned.wait(60)  # until the main thread has let go of the copies
+        dcp_save(*args, **kwargs)
+
     monkeypatch.setattr(writer_module, "DefaultStager", Watched)
+    monkeypatch.setattr(writer_module, "dcp_save", save_later)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", current_device)
     monkeypatch.setattr(torch.cuda, "set_device", partial(setattr, chosen, "device"))
     torch.cuda.set_device(3)
     writer = CheckpointWriter(tmp_path, None, background=True)
     writer.save(1, values(1.0), config={}, counters={})
+    returned.set()
     writer.close()
     assert [device for _, device in freed_on] == [3, 3]
     assert threading.main_thread() not in {thread for thread, _ in freed_on}

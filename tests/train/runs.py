@@ -26,13 +26,14 @@ from megatron_ltd.checkpoint.layout import checkpoint_path
 from megatron_ltd.checkpoint.manifest import read_manifest
 from megatron_ltd.data.corpus.writer import IndexedCorpusWriter
 from megatron_ltd.data.text.sentences import RuleSplitter
-from megatron_ltd.data.text.wordpiece import SPECIAL_TOKENS, wordpiece_engine
+from megatron_ltd.data.text.wordpiece import wordpiece_engine
 from megatron_ltd.model.attention.context import ContextMaker
 from megatron_ltd.model.stack import Stack
 from megatron_ltd.token_drop.plan import StepPlan, TokenSet
 from megatron_ltd.token_drop.registry import Policies
 from megatron_ltd.train.process.environment import Launch
 from tests.gloo import launch_ranks
+from tools.train_tokenizer import train_wordpiece
 
 RECIPES: dict[str, Any] = {"pretrain_gpt": pretrain_gpt, "pretrain_bert": pretrain_bert, "finetune_gpt": finetune_gpt,
                            "finetune_vit": finetune_vit}
@@ -92,7 +93,7 @@ def write_corpus(folder: Path, texts: Sequence[str] = ()) -> Corpus:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[EOD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=VOCABULARY, special_tokens=[EOD], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False))
     tokenizer.save(str(folder / "tokenizer.json"))
     with IndexedCorpusWriter(str(folder / "corpus"), VOCABULARY) as writer:
@@ -117,11 +118,11 @@ class SentenceCorpus:
 def write_sentence_corpus(folder: Path) -> SentenceCorpus:
     """Train the WordPiece vocabulary and write the corpus, with the rules for sentences that ship."""
     texts = documents()
-    engine = wordpiece_engine({token: number for number, token in enumerate(SPECIAL_TOKENS)}, lowercase=True)
-    engine.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(SPECIAL_TOKENS), show_progress=False))
-    vocabulary = sorted(engine.get_vocab().items(), key=lambda item: item[1])
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    # By the tool: with the library alone, tokens and so the whole run would be others every time.
+    listed = train_wordpiece([str(folder / "text.jsonl")], "text", VOCABULARY)["vocab.txt"]
+    (folder / "vocab.txt").write_bytes(listed)
+    engine = wordpiece_engine({token: number for number, token in enumerate(listed.decode().split())}, lowercase=True)
     splitter = RuleSplitter()
     with IndexedCorpusWriter(str(folder / "sentences"), VOCABULARY) as writer:
         for text in texts:
