@@ -139,6 +139,8 @@ TINY: dict[str, Any] = {
     "random_ltd_strata": 2,
     "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 20, "seed": 7,
     "lr": 3e-3, "lr_warmup_iters": 2, "lr_decay_style": "cosine",
+    # Above rounding, as 1e-8 is not: else a gradient of nothing but rounding moves its weight like any other.
+    "adam_eps": 1e-6,
     "log_interval": 1, "eval_interval": 10, "eval_iters": 1,
 }
 """GPT-2 in small, with dropping in layers 1 to 4 that ends after step 16."""

@@ -74,7 +74,8 @@ def settings(home: Path, **changes: Any) -> dict[str, Any]:
         "recipe": "finetune_gpt", "load": str(home / "base"), "finetune": True, "use_checkpoint_args": True,
         "train_jsonl": str(home / "train.jsonl"), "valid_jsonl": str(home / "valid.jsonl"),
         "tokenizer_type": "NullTokenizer", "seq_length": LENGTH, "micro_batch_size": 2, "global_batch_size": BATCH,
-        "train_epochs": EPOCHS, "seed": SEED, "lr": 3e-3, "lr_decay_style": "constant", "log_interval": 1, **changes}
+        "train_epochs": EPOCHS, "seed": SEED, "lr": 3e-3, "adam_eps": 1e-6,
+        "lr_decay_style": "constant", "log_interval": 1, **changes}
 
 
 def examples(path: Path, vocabulary: int, length: int) -> Responses:
@@ -99,7 +100,7 @@ def plain_loop(model: PreTrainedModel, responses: Responses, steps: int, batch: 
     decaying = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-                                  lr=3e-3, betas=(0.9, 0.999), eps=1e-8)
+                                  lr=3e-3, betas=(0.9, 0.999), eps=1e-6)
     packed = PackedDataset(responses, length, 0)
     order = EpochDataset(packed, steps * batch, SEED)
     means = []
