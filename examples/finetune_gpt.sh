@@ -9,8 +9,8 @@
 #         --save checkpoints/tuned --load checkpoints/tuned
 #
 # Rerun the same command to resume; checkpoints/tuned/best holds the weights with the lowest validation loss.
-# A line of the files is {"prompt": "...", "response": "..."} or {"messages": [...]}; a corpus of plain text (--data-path) works
-# too.
+# A line of the files is {"prompt": "...", "response": "..."} or {"messages": [...]}. Instead of them, --data-path reads a
+# corpus of plain text.
 #
 # All arguments go to megatron_ltd.finetune_gpt, where they override CONFIG. The environment and the exit codes are
 # those of examples/pretrain_gpt.sh.

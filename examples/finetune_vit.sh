@@ -4,7 +4,7 @@
 #     python tools/convert_checkpoint.py --from-hf vit-base-patch16-224 --output checkpoints/vit     # or one of ours
 #     bash examples/finetune_vit.sh --pretrained-checkpoint checkpoints/vit --use-checkpoint-args \
 #         --train-data-path imagenet/train --valid-data-path imagenet/val --num-classes 1000 \
-#         --image-augmentation crop-flip --train-epochs 14 --eval-iters 10000 \
+#         --image-augmentation crop-flip --train-epochs 14 --full-validation \
 #         --micro-batch-size 64 --global-batch-size 512 --lr 3e-5 --lr-decay-style cosine --bf16 \
 #         --random-ltd --random-ltd-start-length 32 --random-ltd-length-step 8 --random-ltd-steps 28000 \
 #         --save checkpoints/tuned --load checkpoints/tuned

@@ -20,7 +20,7 @@
 #
 # The last lines say how the run ended, where its newest checkpoint is, and how it goes on. Exit codes: 0 trained to the
 # end, 10 stopped by a signal after saving, 11 stopped by --exit-interval or --exit-duration-in-mins after saving (10 and
-# 11: rerun the same command to resume), 20 settings, 21 data, 22 checkpoint, 30 diverged, 40 a process was lost, 70 or 1
-# crashed. Settings are checked before any process is started.
+# 11: rerun the same command to resume), 20 settings, 21 data, 22 checkpoint, 30 diverged, 40 a process was lost (rerun),
+# 50 a machine computes wrong numbers, 70 or 1 crashed. Settings are checked before any process is started.
 set -euo pipefail
 exec bash "$(dirname "${BASH_SOURCE[0]}")/launch.sh" pretrain_bert "$@"

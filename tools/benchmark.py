@@ -71,6 +71,21 @@ def shape_of(args: argparse.Namespace) -> Shape:
     return Shape(**vars(SHAPES[args.shape]) | {name: value for name, value in given.items() if value is not None})
 
 
+def check(args: argparse.Namespace) -> None:
+    """Find out before the steps are timed that they cannot be, or that their times cannot be written.
+
+    Raises:
+        ConfigError: a number is too small, or the folder of --output is missing.
+    """
+    # The shortest of the rows keeps a quarter of the tokens, at least one.
+    for flag, value, least in (("--samples", args.samples, 1), ("--sequence", args.sequence, 4),
+                               ("--rounds", args.rounds, 1), ("--threads", args.threads, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"{flag} = {value} must be at least {least}.")
+    if args.output is not None and (args.output.is_dir() or not args.output.parent.is_dir()):
+        raise ConfigError(f"--output = {args.output} must be a file in an existing folder.")
+
+
 def row_names(args: argparse.Namespace) -> list[str]:
     """The requested rows, in the order in which they run.
 
@@ -251,6 +266,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
+    check(args)
     set_threads(args.threads)
     results = measure(args)
     where = machine.describe(args.device)

@@ -30,7 +30,7 @@ from megatron_ltd.checkpoint.saved_settings import saved_config
 from megatron_ltd.config.files import DataConfig
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.data.text.tokenizer import Tokenizer, tokenizer_of_model
-from megatron_ltd.errors import ConfigError, UserError, flag_name
+from megatron_ltd.errors import CheckpointError, ConfigError, UserError, flag_name
 from megatron_ltd.log import Console
 from megatron_ltd.model.arithmetic.shapes import parameter_count
 from megatron_ltd.train.state import TrainState
@@ -75,6 +75,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def describe_model(folder: Path, console: Console) -> None:
     """What a config.json comes to here."""
     path = folder / CONFIG_NAME if folder.is_dir() else folder
+    if not path.is_file():
+        raise CheckpointError(f"--from-hf = {folder}: there is no file {path}. Name the folder of a Hugging Face "
+                              "model, or its config.json.")
     described = read_json(path)
     model = model_config(described, path)
     tell_unread(described, path, console)

@@ -61,8 +61,11 @@ def run(args: argparse.Namespace) -> None:
             "a word said before. Give more text, or a smaller --min-words."
         )
     partial = output.with_name(output.name + ".partial")
-    partial.write_bytes(encode_lines(passages, output.suffix == ".gz"))
-    partial.replace(output)
+    try:
+        partial.write_bytes(encode_lines(passages, output.suffix == ".gz"))
+        partial.replace(output)
+    except OSError as error:
+        raise DataError(f"--output = {output} cannot be written: {error}. Choose another.") from error
     words = sum(len(passage.split()) for passage in passages) / len(passages)
     Console().line(f"{output}: {len(passages)} passages, {words:.0f} words on average")
 

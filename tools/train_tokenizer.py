@@ -41,7 +41,8 @@ def texts(paths: list[str], key: str) -> Iterator[str]:
         for block in open_input(path, (key,)).blocks():
             found, bad = sorted_documents(block, (key,), most_bad=1)
             if bad:
-                raise DataError(f"{bad[0]} Correct or remove this line (file:line:byte) and run again; nothing was "
+                told = str(bad[0]).replace(" (--json-keys)", " (--json-key)")
+                raise DataError(f"{told} Correct or remove this line (file:line:byte) and run again; nothing was "
                                 "written.")
             yield from found[0]
 
@@ -145,7 +146,8 @@ def write(folder: str, files: dict[str, bytes]) -> None:
 
 def run(arguments: list[str]) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, .jsonl or .txt")
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE",
+                        help="files, folders or globs, as for tools/preprocess_data.py")
     add_output(parser, required=True, metavar="DIR", help="folder for the tokenizer")
     parser.add_argument("--type", choices=list(TRAINERS), default="bpe", help="kind of tokenizer")
     parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens, including special ones")

@@ -28,6 +28,9 @@ def run(args: argparse.Namespace) -> None:
                           "for each, in the same order")
     if args.interval <= 0:
         raise ConfigError(f"--interval = {args.interval} must be positive")
+    if args.train_iters is not None and args.train_iters < 1:
+        raise ConfigError(f"--train-iters = {args.train_iters} must be at least 1; leave it out if the number of steps "
+                          "is not known")
     output, told = Path(args.output), False
     with contextlib.suppress(KeyboardInterrupt):
         while True:

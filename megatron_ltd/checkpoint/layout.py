@@ -124,8 +124,9 @@ def find_checkpoint(load_dir: Path, step: int | None = None, console: Console | 
             console.warn(f"{complaint}; loading the newest complete checkpoint, {found[newest].name}")
             return found[newest]
         console.warn(f"{found[newest]} is not complete and is passed over: {problem}")
-    raise CheckpointError(f"--load = {load_dir} holds no complete checkpoint ({complaint}). To start afresh, leave "
-                          f"--load out or name an empty folder that is also --save.")
+    raise CheckpointError(f"--load = {load_dir} holds no complete checkpoint ({complaint}). Give the folder that "
+                          "--save named. To start afresh, train without --load, or with an empty folder that is also "
+                          "--save.")
 
 
 def older_than(checkpoint: Path) -> list[Path]:

@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_that_the_tracker_names_is_not_replaced_by_another(
 def test_it_is_an_error_if_there_is_nothing_to_load(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         find_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint .*is missing.*To start afresh"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint .*is missing.*--save named.*To start afresh"):
         find_checkpoint(tmp_path)
     save_steps(tmp_path, 4, 6)
     with pytest.raises(CheckpointError, match="--ckpt-step = 5 is not in .* Newest steps there: 4, 6."):

@@ -198,6 +198,20 @@ def test_the_cpu_clock_wants_one_thread(capsys: pytest.CaptureFixture[str]) -> N
     assert "--clock cpu" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "told"), [
+    (["--rounds", "0"], "--rounds = 0 must be at least 1"),
+    (["--samples", "0"], "--samples = 0 must be at least 1"),
+    (["--sequence", "3"], "--sequence = 3 must be at least 4"),
+    (["--threads", "0"], "--threads = 0 must be at least 1"),
+    (["--output", "missing/results.json"], "missing/results.json must be a file in an existing folder"),
+])
+def test_what_cannot_be_timed_or_written_is_told_at_once(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert benchmark.main(["--shape", "tiny", "--rows", "dense", "--threads", "1", "--rounds", "1", *words]) == 20
+    assert told in capsys.readouterr().err
+
+
 def test_the_tool_measures_rows_layouts_and_memory(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     done = subprocess.run(

@@ -113,6 +113,7 @@ def test_a_run_with_its_end_recorded_ends_the_watch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("words", "told"), [
     (["--metrics", "missing.jsonl"], "missing.jsonl cannot be read"),
     (["--metrics", "missing.jsonl", "--interval", "0"], "--interval = 0.0 must be positive"),
+    (["--metrics", "missing.jsonl", "--train-iters", "0"], "--train-iters = 0 must be at least 1"),
     (["--metrics", "a.jsonl", "b.jsonl", "--checkpoints", "run"], "1 folders for 2 runs"),
 ])
 def test_what_cannot_be_watched_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def _pillow(flag: str) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"{flag}: folders of images need Pillow; pip install megatron_ltd[vision], or use idx "
+        raise DataError(f"{flag}: folders of images need Pillow; pip install 'megatron_ltd[vision]', or use idx "
                         "files") from error
     return Image
 

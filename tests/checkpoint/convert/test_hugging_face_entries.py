@@ -105,3 +105,13 @@ def test_a_dry_run_reads_the_configuration_alone(tmp_path: Path, capsys: pytest.
         (source / "config.json").write_text(json.dumps(theirs.config.to_dict() | changes))
         assert convert_checkpoint.main(["--from-hf", str(source), "--dry-run"]) == 22
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "empty"])
+def test_a_dry_run_without_a_description_names_the_flag_and_what_to_give(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert convert_checkpoint.main(["--from-hf", str(tmp_path / missing), "--dry-run"]) == 22
+    told = capsys.readouterr().err
+    assert f"--from-hf = {tmp_path / missing}: there is no file" in told and "or its config.json" in told

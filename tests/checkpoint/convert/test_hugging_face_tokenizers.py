@@ -64,6 +64,13 @@ def test_a_sentencepiece_model(settings: dict[str, Any], tmp_path: Path) -> None
     assert opened.decode(opened("the ship sailed", add_special_tokens=False)["input_ids"]) == "the ship sailed"
 
 
+def test_files_that_cannot_be_copied_are_told_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be copied to .*file/new.*Choose another --output"):
+        carry_in(tmp_path, tmp_path / "file" / "new", "gpt")
+
+
 def test_what_the_files_of_a_sentencepiece_model_declare_is_kept(tmp_path: Path) -> None:
     model = sentencepiece_model(tmp_path / "tokenizer.model", model_type="unigram")
     declared = {"add_bos_token": True, "chat_template": "{{ messages }}", "tokenizer_class": "LlamaTokenizer"}

@@ -95,7 +95,8 @@ def test_long_lines_are_not_left_out_of_training(tmp_path: Path) -> None:
     (["--type", "wordpiece", "--vocab-size", 5], 21, "yields 7 tokens, --vocab-size = 5 were requested"),
     (["--type", "wordpiece", "--vocab-size", 5000], 21, "--vocab-size = 5000 were requested"),
     (["--type", "sentencepiece", "--vocab-size", 20], 21, "SentencePiece cannot train --vocab-size = 20"),
-    (["--type", "bpe", "--vocab-size", 300, "--json-key", "body"], 21, "story.jsonl:1:0: no key 'body'"),
+    (["--type", "bpe", "--vocab-size", 300, "--json-key", "body"], 21,
+     "story.jsonl:1:0: no key 'body'; it must hold a string (--json-key):"),
 ])
 def test_a_tokenizer_that_cannot_be_trained_is_explained(
         tmp_path: Path, story: Path, capsys: pytest.CaptureFixture[str], arguments: list[object], code: int,

@@ -116,6 +116,15 @@ def test_the_tool_says_what_is_wrong_and_exits_with_its_code(
     assert message in capsys.readouterr().err
 
 
+def test_a_set_that_cannot_be_written_is_told_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"text": "A big red stone lay here. We all like a stone."}))
+    output.with_name("out.jsonl.partial").mkdir()
+    assert make_lastword_set.main(["--input", str(source), "--output", str(output), "--min-words", "3"]) == 21
+    told = capsys.readouterr().err
+    assert f"--output = {output} cannot be written" in told and "Traceback" not in told
+
+
 def test_text_without_passages_is_an_error_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
