@@ -3,6 +3,7 @@
 For what is no training run: memory is bounded by the largest tensor, and there is one process.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,12 @@ def check_unused(save_dir: Path) -> None:
     """Make sure that a new checkpoint stands beside no others.
 
     Raises:
-        CheckpointError: the folder holds checkpoints already.
+        CheckpointError: the folder holds checkpoints already, or is a file.
     """
+    if os.path.lexists(save_dir) and not save_dir.is_dir():
+        raise CheckpointError(f"--output = {save_dir} is not a folder. Name a new or empty folder.")
     if not holds_nothing(save_dir):
-        raise CheckpointError(f"--save = {save_dir} holds a checkpoint already. Name a new or empty folder.")
+        raise CheckpointError(f"--output = {save_dir} holds a checkpoint already. Name a new or empty folder.")
 
 
 def write_weights(save_dir: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], torch.Tensor], *,

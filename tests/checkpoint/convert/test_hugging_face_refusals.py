@@ -234,7 +234,10 @@ def test_a_missing_folder_and_one_in_use_are_refused(source: Path, tmp_path: Pat
     assert "is not a folder" in refused(tmp_path / "none", capsys)
     assert read_in(source, tmp_path / "ours") == 0
     assert read_in(source, tmp_path / "ours") == DAMAGED
-    assert "holds a checkpoint already" in capsys.readouterr().err
+    assert "--output" in (told := capsys.readouterr().err) and "holds a checkpoint already" in told
+    (tmp_path / "file").write_text("")
+    assert read_in(source, tmp_path / "file") == DAMAGED
+    assert f"--output = {tmp_path / 'file'} is not a folder" in capsys.readouterr().err
     assert write_out(tmp_path / "ours", source) == DAMAGED
     assert "exists already" in capsys.readouterr().err
 

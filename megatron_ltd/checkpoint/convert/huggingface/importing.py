@@ -45,7 +45,7 @@ def import_model(source: Path, save_dir: Path, counters: Mapping[str, Any], *,
         grows = scaling is not None and scaling.kind == "dynamic"  # made for samples beyond the positions
         if seq_length < 1 or (seq_length > model.max_positions and not grows):
             raise CheckpointError(f"--seq-length = {seq_length}: the model of {source} has {model.max_positions} "
-                                  "positions; choose at most that")
+                                  "positions; choose 1 to that many")
         model = replace(model, seq_length=seq_length)
     entries = {entry.ours: entry for entry in mapping(family, model)}
     stored = under_full_names(read_tensors(source), FAMILIES[family].base)

@@ -45,13 +45,20 @@ def carry_in(source: Path, save_dir: Path, family: str) -> DataConfig:
 
     Args:
         family: of the model; BERT's tokenizer is its vocabulary.
+
+    Raises:
+        CheckpointError: the files cannot be copied.
     """
     target = save_dir / FOLDER
     found = [name for name in FILES if (source / name).is_file()]
-    if found:
-        make_folder(target)
-    for name in found:
-        shutil.copyfile(source / name, target / name)
+    try:
+        if found:
+            make_folder(target)
+        for name in found:
+            shutil.copyfile(source / name, target / name)
+    except OSError as error:
+        raise CheckpointError(f"the tokenizer's files of {source} cannot be copied to {target}: {error}. Choose "
+                              "another --output, in a writable folder.") from error
     kinds = KINDS
     if family == "bert":
         kinds = {"BertWordPieceLowerCase" if _lower_case(source) else "BertWordPieceCase": BERT_FILES, **KINDS}
