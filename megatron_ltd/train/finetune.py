@@ -10,6 +10,7 @@ from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.text.tokenizer import Tokenizer
 from megatron_ltd.data.vision.images import augmented, image_epoch
 from megatron_ltd.log import Console
+from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import global_batch_size, total_samples, total_steps
 from megatron_ltd.settings.checks.all import check
 from megatron_ltd.train.pretrain import read_together
@@ -19,9 +20,12 @@ GROWING_SHARE = 0.3
 """Share of the steps over which the kept length grows, as in the published GPT-2 finetuning runs."""
 
 
-def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
-            console: Console) -> tuple[RunConfig, Datasets]:
+def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, console: Console,
+            ramp: BatchRamp) -> tuple[RunConfig, Datasets]:
     """The data sets, and the settings completed with what follows from their sizes.
+
+    Args:
+        ramp: the run's batch sizes.
 
     Raises:
         ConfigError: the settings do not fit an epoch of this length.
@@ -30,7 +34,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
     read_epoch = image_epoch if config.model.family == "vit" else text_epoch
     epoch = read_together(lambda: read_epoch(config, tokenizer), lambda epoch: _digest(tokenizer, epoch))
     dp = runtime.mesh.dp_size
-    config = with_epoch(config, len(epoch[0]), dp)
+    config = with_epoch(config, len(epoch[0]), dp, ramp)
     check(config, runtime.launch.world_size)
     batch = global_batch_size(config, dp)
     for line in describe(epoch):
@@ -42,21 +46,21 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
                          "--eval-iters, or give --full-validation, for all")
     drop = config.token_drop
     growth = f", tokens are dropped in the first {drop.random_ltd_steps}" if drop.random_ltd_steps is not None else ""
-    console.line(f"{total_steps(config, dp)} steps of {batch} samples{growth}")
-    datasets = of_epochs(epoch, config, total_samples(config, dp), batch)
+    console.line(f"{total_steps(config, dp, ramp)} steps of {batch} samples{growth}")
+    datasets = of_epochs(epoch, config, total_samples(config, dp, ramp), batch)
     return config, datasets if config.model.family != "vit" else augmented(datasets, config)
 
 
-def with_epoch(config: RunConfig, epoch_samples: int, dp: int) -> RunConfig:
+def with_epoch(config: RunConfig, epoch_samples: int, dp: int, ramp: BatchRamp | None = None) -> RunConfig:
     """The settings with the length of an epoch, and with random-LTD's default schedule, which ends after 30% of the
-    steps."""
+    steps. Args: see `total_steps`."""
     config = replace(config, training=replace(config.training, epoch_samples=epoch_samples))
     drop = config.token_drop
     if drop.policy != "random" or drop.random_ltd_steps is not None or drop.random_ltd_length_list is not None:
         return config
     if config.training.token_budget == "layer":
         return config  # the number of steps then follows from the schedule
-    steps = max(1, round(GROWING_SHARE * total_steps(config, dp)))
+    steps = max(1, round(GROWING_SHARE * total_steps(config, dp, ramp)))
     return replace(config, token_drop=replace(drop, **{"random_ltd_steps": steps}))
 
 
