@@ -1,6 +1,7 @@
 """A finetuning run: a pretrained model is trained for whole epochs and validated after each."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_ltd.config.run import RunConfig
@@ -37,18 +38,25 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, co
     config = with_epoch(config, len(epoch[0]), dp, ramp)
     check(config, runtime.launch.world_size)
     batch = global_batch_size(config, dp)
-    for line in describe(epoch):
+    for line in [*describe(epoch), *_scored_in_part(epoch, config, batch)]:
         console.line(line)
-    scored = config.logging.eval_iters * batch
-    for name, part in named_sets(epoch[1]).items() if not config.logging.full_validation else ():
-        if len(part) > scored > 0:
-            console.line(f"validation{name and ' on ' + name} scores the first {scored} of {len(part)} samples; raise "
-                         "--eval-iters, or give --full-validation, for all")
     drop = config.token_drop
     growth = f", tokens are dropped in the first {drop.random_ltd_steps}" if drop.random_ltd_steps is not None else ""
     console.line(f"{total_steps(config, dp, ramp)} steps of {batch} samples{growth}")
     datasets = of_epochs(epoch, config, total_samples(config, dp, ramp), batch)
     return config, datasets if config.model.family != "vit" else augmented(datasets, config)
+
+
+def _scored_in_part(epoch: Epoch, config: RunConfig, batch_samples: int) -> Iterator[str]:
+    """What to tell of held-out sets that are larger than what is scored of them."""
+    _, valid, test = epoch
+    scored = config.logging.eval_iters * batch_samples
+    for name, part in named_sets(valid).items() if not config.logging.full_validation else ():
+        if len(part) > scored > 0:
+            yield (f"validation{name and ' on ' + name} scores the first {scored} of {len(part)} samples; raise "
+                   "--eval-iters, or give --full-validation, for all")
+    if test is not None and len(test) > scored > 0:
+        yield f"the test scores the first {scored} of {len(test)} samples; raise --eval-iters for all"
 
 
 def with_epoch(config: RunConfig, epoch_samples: int, dp: int, ramp: BatchRamp | None = None) -> RunConfig:
