@@ -5,9 +5,11 @@ INCREMENT each time another equal share of the first SAMPLES samples is consumed
 
     consumed     0 ......... r ........ 2r ... SAMPLES ....        r = SAMPLES x INCREMENT / (full - START)
     batch        START       START + I  START + 2I    full
+
+A run that goes on with other batch sizes has read what it has read: what is left of its budget is counted from there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,23 @@ class BatchRamp:
         start_samples: the first one; None for a constant batch.
         increment_samples: growth at a time; divides `full_samples - start_samples`.
         ramp_samples: consumed samples from which the batch is full.
+        done_steps, done_samples: first steps of the run, taken with other batch sizes, and what they read. Each counts
+            as having read the mean.
     """
 
     full_samples: int
     start_samples: int | None = None
     increment_samples: int = 1
     ramp_samples: int = 0
+    done_steps: int = 0
+    done_samples: int = 0
+
+    def going_on(self, steps: int, samples: int) -> "BatchRamp":
+        """The same for a run that goes on with these batch sizes after so many steps, which have read so many
+        samples."""
+        if samples == self.samples_after(steps):
+            return self
+        return replace(self, done_steps=steps, done_samples=samples)
 
     def at(self, consumed_samples: int) -> int:
         """Samples of the step that starts after `consumed_samples`."""
@@ -42,7 +55,10 @@ class BatchRamp:
 
     def phases(self) -> list[tuple[int, int]]:
         """(steps, samples per step) of each stretch of equal batches before the full one."""
-        stretches, consumed, growing = [], 0, self.sizes()[:-1]
+        consumed, growing = self.done_samples, self.sizes()[:-1]
+        mean, larger = divmod(consumed, max(1, self.done_steps))
+        done = ((self.done_steps - larger, mean), (larger, mean + 1))
+        stretches = [(steps, size) for steps, size in done if steps]
         for index, size in enumerate(growing, start=1):
             end = -(-index * self.ramp_samples // len(growing))  # consumed samples at which the batch grows
             steps = max(0, -(-(end - consumed) // size))

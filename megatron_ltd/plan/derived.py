@@ -32,23 +32,28 @@ def batch_ramp(config: RunConfig, dp: int) -> BatchRamp:
     return BatchRamp(full, *(config.training.rampup_batch_size or ()))
 
 
-def total_steps(config: RunConfig, dp: int) -> int:
+def total_steps(config: RunConfig, dp: int, ramp: BatchRamp | None = None) -> int:
     """Steps of the run: as given, or the number of whole steps that fit in the budget of samples, raw tokens or layer
-    tokens, or the number needed to read all epochs; of several budgets the one that is used up first."""
-    training = config.training
+    tokens, or the number needed to read all epochs; of several budgets the one that is used up first.
+
+    Args:
+        ramp: batch sizes of a run that goes on with others than it had (`BatchRamp.going_on`); None: those of these
+            settings from the first step on.
+    """
+    training, ramp = config.training, ramp or batch_ramp(config, dp)
     found = [] if training.train_iters is None else [training.train_iters]
     if training.train_epochs is not None:
         assert training.epoch_samples is not None, "finetuning counts the samples of an epoch before it asks"
-        found.append(batch_ramp(config, dp).steps_covering(training.train_epochs * training.epoch_samples))
+        found.append(ramp.steps_covering(training.train_epochs * training.epoch_samples))
     if training.train_samples is not None:
-        found.append(batch_ramp(config, dp).steps_within(training.train_samples))
+        found.append(ramp.steps_within(training.train_samples))
     if training.train_tokens is not None:
         if training.token_budget == "layer":
-            found.append(layer_tokens(config, dp).steps_within(training.train_tokens))
+            found.append(layer_tokens(config, dp, ramp).steps_within(training.train_tokens))
         elif reads_vary(config):
-            found.append(layer_tokens(config, dp).steps_within_raw(training.train_tokens))
+            found.append(layer_tokens(config, dp, ramp).steps_within_raw(training.train_tokens))
         else:
-            found.append(batch_ramp(config, dp).steps_within(training.train_tokens // config.model.seq_length))
+            found.append(ramp.steps_within(training.train_tokens // config.model.seq_length))
     return min(found)
 
 
@@ -57,16 +62,16 @@ def length_is_given(config: RunConfig) -> bool:
     return config.training.train_epochs is None or config.training.epoch_samples is not None
 
 
-def total_samples(config: RunConfig, dp: int) -> int:
-    """Samples that the whole run consumes."""
-    return batch_ramp(config, dp).samples_after(total_steps(config, dp))
+def total_samples(config: RunConfig, dp: int, ramp: BatchRamp | None = None) -> int:
+    """Samples that the whole run consumes. Args: see `total_steps`."""
+    return (ramp or batch_ramp(config, dp)).samples_after(total_steps(config, dp, ramp))
 
 
 @lru_cache(maxsize=16)
-def layer_tokens(config: RunConfig, dp: int) -> LayerTokens:
+def layer_tokens(config: RunConfig, dp: int, ramp: BatchRamp | None = None) -> LayerTokens:
     """Tokens read, and tokens processed summed over layers, as functions of the step. Layers that are skipped at random
-    are counted as if they were not skipped, since the draws have no closed form."""
-    return LayerTokens(batch_ramp(config, dp), policies(config))
+    are counted as if they were not skipped, since the draws have no closed form. Args: see `total_steps`."""
+    return LayerTokens(ramp or batch_ramp(config, dp), policies(config))
 
 
 @lru_cache(maxsize=64)

@@ -24,6 +24,7 @@ from typing import Literal
 
 from megatron_ltd.config.run import RunConfig
 from megatron_ltd.config.training import OptimizerConfig
+from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import batch_ramp, layer_tokens, reads_vary, total_steps
 from megatron_ltd.plan.layer_tokens import LayerTokens
 
@@ -66,36 +67,38 @@ def progress_unit(config: RunConfig) -> Unit:
     return "samples" if config.training.train_samples is not None else "steps"
 
 
-def learning_rate_spans(config: RunConfig, dp: int) -> LearningRateSpans:
+def learning_rate_spans(config: RunConfig, dp: int, ramp: BatchRamp | None = None) -> LearningRateSpans:
     """The lengths, for settings that `settings.checks.all` accepts.
 
     Args:
         dp: data-parallel size, from which the default global batch size follows.
+        ramp: see `total_steps`.
     """
     unit, optimizer = progress_unit(config), config.optimizer
     decay = _in_unit(config, "lr_decay", unit, dp)
     if decay is None:
-        decay = whole_run(config, dp, unit)
+        decay = whole_run(config, dp, unit, ramp)
     warmup = _in_unit(config, "lr_warmup", unit, dp) or 0.0
     if optimizer.lr_warmup_fraction is not None:
         warmup = optimizer.lr_warmup_fraction * decay
     return LearningRateSpans(unit, warmup, decay, _in_unit(config, "lr_wsd_decay", unit, dp))
 
 
-def whole_run(config: RunConfig, dp: int, unit: Unit) -> float:
-    """The length of the run."""
-    return _progress(config, dp, total_steps(config, dp), unit)
+def whole_run(config: RunConfig, dp: int, unit: Unit, ramp: BatchRamp | None = None) -> float:
+    """The length of the run. Args: see `total_steps`."""
+    return _progress(config, dp, total_steps(config, dp, ramp), unit, ramp)
 
 
-def _progress(config: RunConfig, dp: int, steps: int, unit: Unit) -> float:
+def _progress(config: RunConfig, dp: int, steps: int, unit: Unit, ramp: BatchRamp | None = None) -> float:
     """Progress after so many steps."""
     if unit == "steps":
         return float(steps)
     if unit == "layer tokens":
-        return layer_tokens(config, dp).sum_after(steps) / config.model.num_layers
+        return layer_tokens(config, dp, ramp).sum_after(steps) / config.model.num_layers
     if unit == "tokens" and reads_vary(config):
-        return float(layer_tokens(config, dp).raw_after(steps))
-    return float(batch_ramp(config, dp).samples_after(steps) * (config.model.seq_length if unit == "tokens" else 1))
+        return float(layer_tokens(config, dp, ramp).raw_after(steps))
+    samples = (ramp or batch_ramp(config, dp)).samples_after(steps)
+    return float(samples * (config.model.seq_length if unit == "tokens" else 1))
 
 
 def _in_unit(config: RunConfig, name: str, unit: Unit, dp: int) -> float | None:
@@ -128,10 +131,11 @@ class LearningRate:
     tokens: LayerTokens | None = None
 
     @classmethod
-    def of_run(cls, config: RunConfig, data_parallel_size: int) -> "LearningRate":
-        spans = learning_rate_spans(config, data_parallel_size)
+    def of_run(cls, config: RunConfig, data_parallel_size: int, ramp: BatchRamp | None = None) -> "LearningRate":
+        """Args: see `learning_rate_spans`."""
+        spans = learning_rate_spans(config, data_parallel_size, ramp)
         in_tokens = spans.unit in ("tokens", "layer tokens")
-        return cls(config.optimizer, spans, layer_tokens(config, data_parallel_size) if in_tokens else None)
+        return cls(config.optimizer, spans, layer_tokens(config, data_parallel_size, ramp) if in_tokens else None)
 
     def decoupled(self) -> "LearningRate | None":
         """The schedule of --decoupled-lr, if that is given: another peak and minimum."""

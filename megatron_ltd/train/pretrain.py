@@ -18,6 +18,7 @@ from megatron_ltd.errors import CheckpointError, ConfigError, DataError, UserErr
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.parallel.agreement import gather_json
+from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import global_batch_size, long_samples, predictions_per_sample, total_samples
 from megatron_ltd.plan.layouts.pipeline_costs import describe as describe_pipeline
 from megatron_ltd.train.best import best_writer
@@ -32,18 +33,21 @@ from megatron_ltd.train.process.sole import alone_in
 from megatron_ltd.train.process.stopping import StopWatcher
 from megatron_ltd.train.report.banner import banner
 from megatron_ltd.train.report.log_writers import Metrics
-from megatron_ltd.train.resume import check_samples_read, restore, starts_fresh
+from megatron_ltd.train.resume import batch_sizes, check_samples_read, restore, starts_fresh
 from megatron_ltd.train.setup import build_model
 from megatron_ltd.train.task_scores import TaskPlan
 from megatron_ltd.train.trainer import Trainer
 
 T = TypeVar("T")
-Prepare = Callable[[RunConfig, Tokenizer | None, Runtime, Console], tuple[RunConfig, Datasets]]
+Prepare = Callable[[RunConfig, Tokenizer | None, Runtime, Console, BatchRamp], tuple[RunConfig, Datasets]]
 
 
-def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
-            console: Console) -> tuple[RunConfig, Datasets]:
+def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime, console: Console,
+            ramp: BatchRamp) -> tuple[RunConfig, Datasets]:
     """The settings, unchanged, and the run's samples.
+
+    Args:
+        ramp: the run's batch sizes.
 
     Raises:
         DataError: on every process, if one of them cannot read its data or reads other data.
@@ -55,8 +59,8 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runtime,
     whole = config.logging.full_validation and not config.data.mock_data
     test_samples = scored if config.data.test_data_path is not None else 0
     datasets = read_together(
-        lambda: build_datasets(config, tokenizer, total_samples(config, dp), None if whole else scored, test_samples,
-                               predictions_per_sample(config), long_samples(config, dp)),
+        lambda: build_datasets(config, tokenizer, total_samples(config, dp, ramp), None if whole else scored,
+                               test_samples, predictions_per_sample(config), long_samples(config, dp)),
         lambda datasets: datasets_digest(tokenizer, datasets))
     return config, datasets._replace(valid=in_whole_batches(datasets.valid, batch)) if whole else datasets
 
@@ -123,7 +127,8 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         if place.rank == 0:
             previous = take_exit_record(config.checkpoint.save)
     native.tell(console)
-    config, datasets = prepare(config, tokenizer, runtime, console)
+    ramp = batch_sizes(config, runtime.mesh.dp_size, group)
+    config, datasets = prepare(config, tokenizer, runtime, console, ramp)
     for text in () if tokenizer is None else ends_not_found(config, tokenizer):
         console.warn(text)
     if tokenizer is not None and config.data.bos_token is None:
@@ -137,7 +142,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
         model.choose_by(importance_table(config, tokenizer, runtime.device))
     optimizer = ShardedOptimizer([(p.name, p.parameter) for p in model.parameters], config)
     state = restore(config, model, optimizer, group, console)
-    check_samples_read(config, runtime.mesh.dp_size, state, console)
+    check_samples_read(config, runtime.mesh.dp_size, ramp, state, console)
     writer, best = None, None
     if config.checkpoint.save is not None:
         writer = CheckpointWriter(Path(config.checkpoint.save), group, config.checkpoint.async_save,
@@ -148,7 +153,7 @@ def watched_train(config: RunConfig, tokenizer: Tokenizer | None, runtime: Runti
     console.line(f"{launch.describe_host()}: {place.world_size} processes on {runtime.device.type}, "
                  f"tp {mesh.tp_size} x pp {mesh.pp_size} x dp {mesh.dp_size}, {config.training.precision}, "
                  f"{optimizer.description}, configuration {config.digest()[:12]}")
-    for line in banner(config, datasets, mesh.dp_size, runtime.device.type):
+    for line in banner(config, datasets, mesh.dp_size, runtime.device.type, ramp):
         console.line(line)
     if mesh.pp_size > 1:
         line, warning = describe_pipeline(config, mesh.dp_size)

@@ -16,6 +16,7 @@ from megatron_ltd.errors import CheckpointError, DamagedCheckpointError, UserErr
 from megatron_ltd.log import Console
 from megatron_ltd.optim.build import ShardedOptimizer
 from megatron_ltd.optim.loss_scale import LossScale
+from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import batch_ramp, global_batch_size, long_samples
 from megatron_ltd.train import state
 from megatron_ltd.train.adapt import Adaptation, adaptation
@@ -77,13 +78,40 @@ def known_tokens(config: RunConfig) -> int:
         return rows
 
 
-def check_samples_read(config: RunConfig, dp: int, state: TrainState, console: Console) -> None:
+def batch_sizes(config: RunConfig, dp: int, group: dist.ProcessGroup | None) -> BatchRamp:
+    """The batch sizes of the run, of which --load says what its earlier steps have read.
+
+    Raises:
+        CheckpointError: on all ranks; there is no checkpoint.
+    """
+    ramp = batch_ramp(config, dp)
+    if starts_fresh(config) or config.checkpoint.finetune:
+        return ramp
+    assert config.checkpoint.load is not None
+    path = agree_on_checkpoint(Path(config.checkpoint.load), group, config.checkpoint.ckpt_step, Console(False))
+    try:
+        counters = read_on_all_ranks(path, group).counters
+    except DamagedCheckpointError:
+        return ramp  # `restore` says what is wrong, and what it continues from instead
+    consumed = TrainState.from_counters(counters).consumed
+    return ramp.going_on(consumed.steps, consumed.samples)
+
+
+def check_samples_read(config: RunConfig, dp: int, ramp: BatchRamp, state: TrainState, console: Console) -> None:
     """Check that earlier steps have read as many samples as these settings say, if it follows from that which samples
     are long ones; and tell of a batch size that has changed with the number of processes.
 
+    Args:
+        ramp: for which the data were read.
+
     Raises:
-        CheckpointError: they have not.
+        CheckpointError: they have not, or are others than those for which the data were read.
     """
+    if ramp.going_on(state.consumed.steps, state.consumed.samples) != ramp:
+        raise CheckpointError(
+            f"--load = {config.checkpoint.load}: the {state.consumed.steps} steps of the newest sound checkpoint have "
+            f"read {state.consumed.samples} samples, in other batches than this run's; start again with --ckpt-step "
+            f"{state.consumed.steps}, so that the run is planned from there")
     read, expected = state.consumed.samples, batch_ramp(config, dp).samples_after(state.consumed.steps)
     if config.training.global_batch_size is None and read != expected:
         console.line(f"continuing with {global_batch_size(config, dp)} samples a step, which follow from "

@@ -40,7 +40,7 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
         tell: numbers for every process, as many on each; they travel with the counts (`StepResult.told`).
         stop_level: how urgently this process was asked to stop (0: not at all); every process receives the maximum.
     """
-    parts = [in_bags(cut(part, plan.text_tokens, config.model.seq_length), plan.fold) for part in batch]
+    parts = [in_bags(cut(part, plan.text_tokens), plan.fold) for part in batch]
     on_host = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     counts, stop_level, told = _global_counts(model, on_host["loss_mask"], stop_level, tell)
     met_at = time.time()
@@ -78,14 +78,13 @@ def train_step(model: Model, optimizer: ShardedOptimizer, batch: Sequence[dict[s
     return StepResult(losses, norm, void, stop_level, sums, z_loss=bool(z_coefficient), told=told, met_at=met_at)
 
 
-def cut(microbatch: dict[str, torch.Tensor], read_tokens: int, full_tokens: int) -> dict[str, torch.Tensor]:
-    """The first tokens of each GPT sample, with their labels, masks and positions.
+def cut(microbatch: dict[str, torch.Tensor], read_tokens: int) -> dict[str, torch.Tensor]:
+    """The first tokens of each GPT sample, with their labels, masks and positions. Samples of other models are read
+    whole.
 
     Shapes:
         [b, s] becomes [b, read_tokens]; [b] is unchanged
     """
-    if read_tokens == full_tokens:
-        return microbatch
     return {name: tensor[:, :read_tokens] if tensor.dim() == 2 else tensor for name, tensor in microbatch.items()}
 
 

@@ -82,9 +82,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         dp = self.runtime.mesh.dp_size
-        self.total_steps = total_steps(self.config, dp)
-        self.ramp: BatchRamp = batch_ramp(self.config, dp)
-        self.rate = LearningRate.of_run(self.config, dp)
+        consumed = self.state.consumed
+        self.ramp: BatchRamp = batch_ramp(self.config, dp).going_on(consumed.steps, consumed.samples)
+        self.total_steps = total_steps(self.config, dp, self.ramp)
+        self.rate = LearningRate.of_run(self.config, dp, self.ramp)
         self.decoupled = self.rate.decoupled()
         self.policies = policies(self.config)
         self.peak = self.config.logging.peak_tflops

@@ -158,7 +158,7 @@ def test_short_samples_have_the_loss_and_the_gradients_of_explicit_loops_over_th
     weights = dense_reference.leaves(whole_parameters(model))
     expected = dense_reference.loss(weights, replace(config, seq_length=16), first)
     expected.backward()
-    loss = run(model, {**cut(batch, 16, TOKENS), "plan": plan})
+    loss = run(model, {**cut(batch, 16), "plan": plan})
     loss.backward()
     torch.testing.assert_close(loss.detach().double(), expected.detach(), rtol=1e-6, atol=0.0)
     assert_gradients_close({global_name(n, config): p.grad.full_tensor() for n, p in model.named_parameters()},  # type: ignore
@@ -232,6 +232,24 @@ def test_bags_have_the_loss_and_the_gradients_of_explicit_loops(tp: TensorParall
     gradients = {global_name(n, config): p.grad.full_tensor() for n, p in model.named_parameters()}  # type: ignore
     wanted = {n: w.grad for n, w in weights.items() if w.grad is not None}
     assert_gradients_close(gradients, wanted)
+
+
+def test_a_short_part_of_a_long_sample_is_read_in_bags_even_if_it_is_as_long_as_other_samples(
+    tp: TensorParallel,
+) -> None:
+    """Half of the length, at first, of samples that are twice as long."""
+    config = tiny_config()
+    settings = with_settings(**NO_TOKENS_DROPPED, seq_length_curriculum_start_length=12, seq_length_curriculum_steps=30,
+                             seq_length_curriculum_length_step=12, token_superposition=2, token_superposition_steps=40,
+                             token_superposition_text="more").token_drop
+    plan = Policies.of(settings, Shape("gpt", LAYERS, TOKENS, SEED)).plan(0)
+    model, short = build_gpt(config, tp), tiny_batch(config)
+    assert plan.text_tokens == short["tokens"].shape[1] == TOKENS
+    long = {name: torch.cat((tensor, tensor.flip(1)), dim=1) if tensor.dim() == 2 else tensor
+            for name, tensor in short.items()}
+    expected = loss_of_bags(dense_reference.leaves(whole_parameters(model)), config, short, 2)
+    loss = run(model, {**in_bags(cut(long, plan.text_tokens), plan.fold), "plan": plan})
+    torch.testing.assert_close(loss.detach().double(), expected.detach(), rtol=1e-6, atol=0.0)
 
 
 def test_flops_of_bags_are_those_that_torch_counts(tp: TensorParallel) -> None:

@@ -50,6 +50,26 @@ def test_steps_within_a_budget_are_the_most_that_fit(ramp: BatchRamp, budget: in
     assert ramp.samples_after(steps) <= budget < ramp.samples_after(steps + 1)
 
 
+@given(ramps(), st.integers(0, 100), st.integers(0, 9), st.integers(0, 200), st.integers(0, 20000))
+def test_a_run_that_goes_on_with_other_batches_counts_what_is_left_from_where_it_is(
+    ramp: BatchRamp, done: int, mean: int, more: int, budget: int,
+) -> None:
+    read = done * (1 + mean) + done // 2  # in batches that need not be of one size
+    going_on, consumed = ramp.going_on(done, read), read
+    assert going_on.samples_after(done) == read
+    for _ in range(more):
+        consumed += ramp.at(consumed)
+    assert going_on.samples_after(done + more) == consumed
+    steps = going_on.steps_within(budget)
+    assert going_on.samples_after(steps) <= budget < going_on.samples_after(steps + 1)
+    assert (steps >= done) == (budget >= read)
+
+
+@given(ramps(), st.integers(0, 200))
+def test_a_run_that_goes_on_with_its_own_batches_has_the_same_plan(ramp: BatchRamp, done: int) -> None:
+    assert ramp.going_on(done, sum(steps_one_by_one(ramp, done))) == ramp
+
+
 @given(ramps())
 def test_the_batch_grows_monotonically_through_the_listed_sizes(ramp: BatchRamp) -> None:
     assume(ramp.ramp_samples < 3000)

@@ -389,6 +389,13 @@ def test_a_setting_without_effect_is_named(changes: dict[str, Any], flag: str) -
     assert len(notes) == 1 and notes[0].startswith(f"{flag} has no effect")
 
 
+def test_it_is_told_that_a_test_set_is_not_read_where_only_validation_is_on() -> None:
+    paths = {"data_path": None, "train_data_path": ("a",), "valid_data_path": ("b",), "test_data_path": ("c",)}
+    assert not idle_settings(with_settings(**paths, full_validation=True))
+    assert any("--test-data-path has no effect with --eval-iters = 0" in note
+               for note in idle_settings(with_settings(**paths, full_validation=True, eval_iters=0)))
+
+
 def test_in_finetuning_the_kept_length_grows_without_being_told_for_how_long() -> None:
     config = with_settings(random_ltd_steps=None, random_ltd_length_step=8)
     assert idle_settings(config, finetuning=True) == []

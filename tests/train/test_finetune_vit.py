@@ -16,7 +16,7 @@ from transformers import ViTForImageClassification
 from examples.split_mnist import write_idx
 from megatron_ltd.model.vit import POSITIONS, resized_positions
 from tests.train.refusals import CHECKPOINT, CONFIG, DATA, assert_clear, refused_in_this_process
-from tests.train.runs import Run, run, saved_tensors
+from tests.train.runs import Run, pretrain, run, saved_tensors
 from tests.train.test_equivalence import RECOMPUTE, TP2, ZERO_2, ZERO_3, assert_same_curve, assert_same_tensors
 from tools import convert_checkpoint
 
@@ -176,6 +176,17 @@ def test_an_interrupted_run_with_augmented_images_gives_the_same_curve(home: Pat
     half = {**flags, "save": str(parts / "c"), "load": str(parts / "c")}
     run(parts, {**half, "exit_interval": 5}, code=11)
     assert_same_curve(run(parts, half, 2).lines, found.lines)
+
+
+def test_it_is_told_how_much_of_a_set_is_scored(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Images of folders stand in order of their classes, so that a part of them is not like the whole."""
+    flags = settings(home, train_epochs=None, train_iters=1, test_data_path=idx(home, "train"))
+    of_valid = "validation scores the first 16 of 30 samples; raise --eval-iters, or give --full-validation, for all"
+    of_test = "the test scores the first 16 of 90 samples; raise --eval-iters for all"
+    for limits, told in (({"eval_iters": 2}, [of_valid, of_test]), ({"eval_iters": 2, "full_validation": True},
+                                                                    [of_test]), ({"eval_iters": 12}, [])):
+        assert pretrain(0, 1, "", {**flags, **limits}).code == 0
+        assert [line for line in capfd.readouterr().out.splitlines() if " scores the first " in line] == told
 
 
 REFUSED: dict[str, tuple[int, dict[str, Any], list[str]]] = {

@@ -294,6 +294,20 @@ def test_a_batch_size_that_follows_from_the_number_of_processes_is_told_when_it_
             ) in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(("budget", "batch", "steps"), [
+    ({"train_samples": 96}, 16, 10), ({"train_tokens": 96 * 32}, 4, 16), ({"train_iters": STEPS}, 4, STEPS),
+], ids=str)
+def test_a_run_that_goes_on_with_another_batch_size_ends_with_its_budget(
+    finished: Finished, corpus: Corpus, tmp_path: Path, budget: dict[str, int], batch: int, steps: int,
+) -> None:
+    """After 8 steps of 8 samples; the last of the steps has the least learning rate, as in any run."""
+    changed = {"train_iters": None, **budget, "global_batch_size": batch, "mock_data": True, "data_path": None}
+    found = continue_from(finished, corpus, tmp_path / "other", **changed)
+    assert found.steps[-1]["step"] == steps
+    assert found.steps[-1]["consumed_samples"] == 64 + (steps - 8) * batch
+    assert found.steps[-1]["learning_rate"] == min(found.column("learning_rate"))
+
+
 def pretrain_until_it_diverges(rank: int, world_size: int, init_method: str, settings: Settings, step: int) -> Ending:
     """`pretrain` on a slow disk, with weights that are no numbers from some step on."""
     plain, flush = trainer.train_step, os.fsync

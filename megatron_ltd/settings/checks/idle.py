@@ -95,6 +95,8 @@ def _rows(config: RunConfig) -> tuple[Row, ...]:
         (data.mock_data, "full_validation", "with --mock-data, which has no end"),
         (config.logging.full_validation and not data.mock_data, "eval_iters",
          "on validation with --full-validation, which reads all of it"),
+        (config.logging.full_validation and config.logging.eval_iters == 0, "test_data_path test_jsonl",
+         "with --eval-iters = 0: --full-validation is about validation sets"),
         (config.logging.eval_tasks is None, "eval_tasks_interval eval_tasks_limit task_data", "without --eval-tasks"),
         (checkpoint.load is None, "no_load_optim load_fallback", "without --load"),
         (not checkpoint.finetune and checkpoint.pretrained_checkpoint is None, "resize_vocabulary",

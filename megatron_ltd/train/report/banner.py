@@ -12,25 +12,28 @@ from megatron_ltd.data.gpt.dataset import GPTDataset
 from megatron_ltd.data.held_out import named_sets
 from megatron_ltd.data.sample import Dataset
 from megatron_ltd.log import size_text
+from megatron_ltd.plan.batch_ramp import BatchRamp
 from megatron_ltd.plan.derived import policies, total_samples, total_steps
 from megatron_ltd.plan.layouts.layout import Layout
 from megatron_ltd.plan.layouts.memory import MemoryModel, parameters_text
 from megatron_ltd.train.report.short_line import count_text
 
 
-def banner(config: RunConfig, datasets: Datasets, dp: int, device: str = "cpu") -> list[str]:
+def banner(config: RunConfig, datasets: Datasets, dp: int, device: str = "cpu",
+           ramp: BatchRamp | None = None) -> list[str]:
     """Model, data, dropping and memory, a line each.
 
     Args:
         dp: data-parallel size.
         device: type of the processes' devices.
+        ramp: see `total_steps`.
     """
     model = config.model
     state, rest = _memory(config, dp, device)
     return [f"model: {parameters_text(config)} parameters, {model.num_layers} layers x {model.hidden_size}, "
             f"{model.seq_length} tokens a sample",
-            f"data: {'; '.join(_sets(config, datasets, dp))}",
-            f"dropping: {dropping(config, dp)}",
+            f"data: {'; '.join(_sets(config, datasets, dp, ramp))}",
+            f"dropping: {dropping(config, dp, ramp)}",
             f"memory: about {size_text(state)} a process for weights, gradients and optimizer, "
             f"{size_text(rest)} for activations (predicted)"]
 
@@ -47,13 +50,13 @@ def _memory(config: RunConfig, dp: int, device: str) -> tuple[int, int]:
     return state, max(0, peak.total - state) or peak.activations
 
 
-def _sets(config: RunConfig, datasets: Datasets, dp: int) -> Iterator[str]:
-    length, samples = config.model.seq_length, total_samples(config, dp)
+def _sets(config: RunConfig, datasets: Datasets, dp: int, ramp: BatchRamp | None) -> Iterator[str]:
+    length, samples = config.model.seq_length, total_samples(config, dp, ramp)
     epochs = epochs_of(datasets.train, samples, length)
     if config.training.epoch_samples is not None:
         epochs = [samples / config.training.epoch_samples]
     times = f", {' / '.join(f'{count:.3g}' for count in epochs[:8])} epochs" if epochs else ""
-    steps = total_steps(config, dp)
+    steps = total_steps(config, dp, ramp)
     yield f"train {samples:,} samples, {count_text(samples * length)} tokens{times} in {steps:,} steps"
     yield from (f"{kind}{name and '-' + name} {len(part):,} samples"
                 for kind, dataset in (("validation", datasets.valid), ("test", datasets.test))
@@ -70,12 +73,12 @@ def epochs_of(dataset: Dataset, samples: int, length: int) -> list[float]:
     return []
 
 
-def dropping(config: RunConfig, dp: int) -> str:
-    """What the policies do, in one sentence."""
+def dropping(config: RunConfig, dp: int, ramp: BatchRamp | None = None) -> str:
+    """What the policies do, in one sentence. Args: see `total_steps`."""
     found = policies(config)
     if not found.active:
         return "none; every layer processes every token"
-    first, last = found.planned(0), found.planned(max(0, total_steps(config, dp) - 1))
+    first, last = found.planned(0), found.planned(max(0, total_steps(config, dp, ramp) - 1))
     names = ", ".join(policy.asked_for(config.token_drop) for policy in found.active)
     if first.kept_tokens == first.read_tokens == last.kept_tokens == last.read_tokens:
         return f"{names}; every layer that is not skipped processes every token"
