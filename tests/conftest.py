@@ -2,10 +2,12 @@
 
 import gc
 import os
+import random
 import signal
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +30,27 @@ def interrupts_are_heard() -> None:
     """A shell starts what runs in its background with SIGINT ignored; processes of tests would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_", "MASTER_", "TORCHELASTIC_", "NNODES", "NODE_RANK",
+                "GPUS_PER_NODE", "RDZV_HOSTS", "CONFIG", "MEGATRON_LTD_MOST_PROCESSES", "SLURM_", "PET_", "SKYPILOT_",
+                "KUBEFLOW_")
+"""Beginnings of variables by which launchers and clusters tell a process its place, and of the launch scripts."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nobody_tells_a_place() -> None:
+    """The tests may be a job of a cluster themselves; what they start would take its place for their own."""
+    for name in [name for name in os.environ if name.startswith(OF_LAUNCHERS)]:
+        del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def generators_start_anew() -> None:
+    """What a test draws without a seed of its own is the same whichever tests this process has run before."""
+    random.seed(1)
+    np.random.seed(1)
+    torch.default_generator.manual_seed(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
