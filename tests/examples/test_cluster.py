@@ -14,7 +14,7 @@ import yaml
 
 from examples.cluster import place_of_node
 from megatron_ltd.errors import ConfigError
-from tests.train.launchers import environment
+from tests.train.launchers import environment, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBEFLOW = {"PET_NNODES": "4", "PET_NODE_RANK": "2", "PET_NPROC_PER_NODE": "8", "PET_MASTER_ADDR": "job-node-0-0.job",
@@ -76,7 +76,7 @@ def test_the_slurm_script_runs_a_task_on_each_node_and_queues_a_stopped_job_agai
         script = tmp_path / name
         script.write_text(f"#!/usr/bin/env bash\nset -e\n{body}\n")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    port = 20000 + os.getpid() % 10000
+    port = next(port for port in iter(free_port, None) if port >= 20_000)  # where a job's number can lead
     variables = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable,
                  "NOTES": str(tmp_path / "notes"), "SLURM_JOB_ID": str(port - 20000)}
     done = subprocess.run(
