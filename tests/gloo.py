@@ -1,7 +1,8 @@
 """Distributed tests in one machine's processes: gloo ranks that start in well under a second.
 
 A fork server imports torch once per test session; every job forks fresh ranks from it, so that nothing leaks
-from one test into the next and a rank may be killed without harm. Each rank runs on one thread.
+from one test into the next and a rank may be killed without harm. Each rank runs on one thread. All call the function
+at once, so that none waits, in a collective whose time is limited, for another that is still importing its modules.
 
     def sum_over_ranks(rank: int, world_size: int, offset: int) -> int:      # at the level of a module
         total = torch.tensor(rank + offset)
@@ -12,6 +13,7 @@ from one test into the next and a rank may be killed without harm. Each rank run
         assert run_ranks(sum_over_ranks, 4, 10) == [46] * 4
 """
 
+import contextlib
 import faulthandler
 import importlib
 import importlib.util
@@ -34,16 +36,16 @@ PRELOADED = ("numpy", "pytest", "torch", "torch.distributed.fsdp", "torch.distri
 """Imported once by the fork server; none of them starts a thread."""
 
 START_SECONDS = 120.0
-"""In which the ranks must have begun, the fork server's imports included; on an idle machine it takes one."""
+"""In which the ranks must have begun, the fork server's imports included; on an idle machine it takes one. A collective
+outlasts the job by as long, so that a rank that waits in one is seen to hang."""
 GRACE_SECONDS = 0.3
 """After one rank fails, the others may still say what they saw before they are killed."""
 STACKS_SECONDS = 10.0
 """In which a rank that hangs has written its stacks, unless it is stopped; on an idle machine it takes no time."""
 LOOK_SECONDS = 0.1
-LONGER_SECONDS = 5.0
-"""By which a collective outlasts the job, so that a rank that waits in one is seen to hang."""
 
-BEGUN = b"begun"
+BEGUN, GO = b"begun", b"go"
+"""A rank says that it has begun, and hears when all have."""
 
 fork_server = multiprocessing.get_context("forkserver")
 fork_server.set_forkserver_preload([name for name in PRELOADED if importlib.util.find_spec(name.split(".")[0])])
@@ -122,6 +124,8 @@ class _Job:
             ranks = [_Rank(self, rank) for rank in range(self.world_size)]
             try:
                 _await_begin(ranks)
+                for rank in ranks:
+                    rank.go()
                 _await(ranks, time.monotonic() + self.timeout, until_first_error)
                 return [rank.outcome for rank in ranks]
             finally:
@@ -136,7 +140,7 @@ class _Rank:
         self.outcome, self.begun = Outcome(rank), False
         self.output = os.path.join(job.scratch, f"output-{rank}")
         open(self.output, "w").close()
-        self.connection, child_end = fork_server.Pipe(duplex=False)
+        self.connection, child_end = fork_server.Pipe()
         self.process = fork_server.Process(target=_rank_main, args=(job, rank, self.output, child_end))
         self.process.start()
         child_end.close()
@@ -145,13 +149,18 @@ class _Rank:
     def running(self) -> bool:
         return not self.outcome.error and self.outcome.ended_at == float("inf")
 
+    def go(self) -> None:
+        """Let it call the function."""
+        with contextlib.suppress(OSError):  # it has died
+            self.connection.send_bytes(GO)
+
     def collect(self) -> None:
         """Take what the rank sent: that it has begun, then its result. One that ended without a result has died."""
         exit_code = self.process.exitcode  # before looking for what was sent: an ended process sends nothing more
         while self.connection.poll():
             try:
                 answer = self.connection.recv_bytes()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 self.process.join(5)
                 exit_code = self.process.exitcode
                 break
@@ -246,13 +255,14 @@ def _rank_main(job: _Job, rank: int, output: str, connection: Connection) -> Non
     try:
         if job.join_group:
             dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=job.world_size,
-                                    timeout=timedelta(seconds=job.timeout + LONGER_SECONDS))
+                                    timeout=timedelta(seconds=job.timeout + START_SECONDS))
             dist.barrier()  # all pairs are connected before the first rank may leave
-            connection.send_bytes(BEGUN)
-            value = job.fn(rank, job.world_size, *job.args)
+            where: tuple[Any, ...] = ()
         else:
-            connection.send_bytes(BEGUN)
-            value = job.fn(rank, job.world_size, init_method, *job.args)
+            where = (init_method,)
+        connection.send_bytes(BEGUN)
+        connection.recv_bytes()
+        value = job.fn(rank, job.world_size, *where, *job.args)
         answer = pickle.dumps((value, ""))
     except BaseException:
         answer = pickle.dumps((None, traceback.format_exc()))

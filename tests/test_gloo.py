@@ -2,6 +2,8 @@
 
 import os
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,3 +82,25 @@ def join(rank: int, world_size: int, init_method: str, backend: str) -> int:
 
 def test_ranks_may_join_the_group_by_themselves() -> None:
     assert launch_ranks(join, 2, "gloo") == [1, 1]
+
+
+class Late:
+    """Of the processes that receive it, the last to do so takes a second longer, as if its imports did."""
+
+    def __init__(self, folder: Path, processes: int):
+        self.folder, self.processes = folder, processes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        (self.folder / str(os.getpid())).touch()
+        if len(list(self.folder.iterdir())) == self.processes:
+            time.sleep(1.0)
+            (self.folder / "all are here").touch()
+
+
+def finds_all_here(rank: int, world_size: int, init_method: str, late: Late) -> bool:
+    return (late.folder / "all are here").exists()
+
+
+def test_no_rank_begins_before_all_have_imported_their_modules(tmp_path: Path) -> None:
+    assert launch_ranks(finds_all_here, 3, Late(tmp_path, 3)) == [True] * 3

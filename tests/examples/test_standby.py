@@ -12,7 +12,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from examples.standby import Standby
-from tests.train.launchers import ROOT, environment
+from tests.train.launchers import ROOT, environment, runs
 
 TELLS = """
 import json, os, sys
@@ -73,13 +73,6 @@ def test_what_stands_by_ends_with_its_launcher(tmp_path: Path) -> None:
     launcher.wait()
     launcher.stdout.close()
     deadline = time.monotonic() + 120
-    while _runs(waiting):
+    while runs(waiting):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def _runs(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

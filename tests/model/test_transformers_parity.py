@@ -41,13 +41,17 @@ TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}  # a paddi
 
 
 def lively(model: PreTrainedModel) -> PreTrainedModel:
-    """Weights with which attention is far from uniform and no bias is zero."""
+    """Weights with which attention is far from uniform and no bias is zero.
+
+    Both models round in fp32, each in its own order, and other processors in other orders. With larger matrices a layer
+    magnifies what the layers below it have rounded, until the difference at the top is the tolerance."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             is_norm = "norm" in name or "ln_" in name
-            parameter.copy_(1.0 + 0.2 * noise if is_norm and name.endswith("weight") else 0.25 * noise)
+            size = 0.15 if "mlp" in name and parameter.dim() > 1 else 0.2
+            parameter.copy_(1.0 + 0.2 * noise if is_norm and name.endswith("weight") else size * noise)
     return model
 
 

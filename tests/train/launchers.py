@@ -65,6 +65,15 @@ def workers(launcher: Launcher) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
+def runs(process: int) -> bool:
+    """Whether a process has not ended. One whose parent has ended may stay in the table for ever: not every container
+    has a first process that takes it out."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 _ports = itertools.count(random.SystemRandom().randrange(16_000))
 
 

@@ -106,6 +106,21 @@ def test_gpt2_files_of_a_llama_with_another_tokenizer_beside_them(tmp_path: Path
     exported(settings, tmp_path / "beside")
 
 
+def test_what_lies_beside_the_vocabulary_is_taken_and_not_what_lies_beside_the_merges(tmp_path: Path) -> None:
+    """Names of folders have no order of their own that is the same in every process, so there are many of them."""
+    for number in range(12):
+        there, elsewhere, out = (tmp_path / str(number) / name for name in ("there", "elsewhere", "out"))
+        for folder in (there, elsewhere, out):
+            folder.mkdir(parents=True)
+            (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": folder.name}))
+        (there / "vocab.json").write_text('{"a": 0}')
+        (elsewhere / "merges.txt").write_text("")
+        settings = DataConfig(tokenizer_type="GPT2BPETokenizer", vocab_file=str(there / "vocab.json"),
+                              merge_file=str(elsewhere / "merges.txt"))
+        assert "special_tokens_map.json" in carry_out(settings, out, None)
+        assert json.loads((out / "special_tokens_map.json").read_text()) == {"pad_token": "there"}
+
+
 @pytest.mark.parametrize(("kind", "read"), [("Qwen2Tokenizer", None), ("GPT2Tokenizer", "GPT2BPETokenizer")])
 def test_files_of_another_class_are_not_read_as_gpt2s(kind: str, read: str | None, tmp_path: Path) -> None:
     for name, text in (("vocab.json", '{"a": 0}'), ("merges.txt", ""), ("tokenizer_config.json",

@@ -24,6 +24,7 @@ from megatron_ltd.data.preprocess.encoding import EncodingPlan
 from megatron_ltd.data.preprocess.pipeline import Progress, preprocess
 from megatron_ltd.data.text.sentences import RuleSplitter, SentencePlan
 from megatron_ltd.errors import DataError
+from tests.train.launchers import runs
 from tools import preprocess_data
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "preprocess_data.py"
@@ -463,7 +464,7 @@ def test_a_run_that_is_ended_leaves_no_corpus_and_no_process(tmp_path: Path, num
         run.send_signal(number)
         assert run.wait(timeout=200) != 0
     deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+    while any(map(runs, workers)):
         assert time.monotonic() < deadline, "workers outlive the run"
         time.sleep(0.05)
     left = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -30,17 +30,9 @@ def get_stuck(number: int, folder: Path) -> None:
     time.sleep(600)
 
 
-def meet(folder: Path, rank: int, world_size: int) -> None:
-    """Wait until all ranks have imported what they need, for which one may take seconds longer than the timeout."""
-    (folder / f"here-{rank}").touch()
-    while len(list(folder.glob("here-*"))) < world_size:
-        time.sleep(0.01)
-
-
 def pretrain_and_get_stuck(rank: int, world_size: int, init_method: str, settings: Settings, folder: Path,
                            number: int) -> Ending:
     """`pretrain`, of which the second rank does not come back from its sixth pass through the layers."""
-    meet(folder, rank, world_size)
     whole, passes = Stack.forward, itertools.count(1)
 
     def forward(stack: Stack, *args: Any) -> torch.Tensor:

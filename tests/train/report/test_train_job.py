@@ -1,11 +1,13 @@
 """What a TrainJob's status server is sent, and that nothing depends on it."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -34,7 +36,7 @@ def server() -> Iterator[tuple[str, Received]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as listening:
+    with HTTPServer(("127.0.0.1", 0), Handler) as listening, mock.patch.dict(os.environ, no_proxy="127.0.0.1"):
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{listening.server_port}/status", received
         listening.shutdown()
@@ -71,7 +73,10 @@ def test_the_time_left_follows_from_the_steps_since_the_start(
     assert received[-1][0] is None and received[-1][1]["trainerStatus"]["estimatedRemainingSeconds"] == 180
 
 
-def test_a_server_that_is_away_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_away_is_told_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("megatron_ltd.log._said", set())
     status = TrainJobStatus(StatusServer("http://127.0.0.1:9/nobody"), Console(), 0.01)
     for step in range(1, 30):
         status.tell(step, 30, {})

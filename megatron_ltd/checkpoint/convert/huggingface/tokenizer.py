@@ -96,7 +96,7 @@ def carry_out(settings: DataConfig, target: Path, eos_token: str | None) -> list
                 path = path / name
             if path.is_file():
                 present[name] = path
-    for folder in {path.parent for path in present.values()}:
+    for folder in dict.fromkeys(path.parent for path in present.values()):  # that of the first file comes first
         for name in FILES:
             if (folder / name).is_file():
                 present.setdefault(name, folder / name)
