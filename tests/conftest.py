@@ -27,9 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def interrupts_are_heard() -> None:
-    """A shell starts what runs in its background with SIGINT ignored; processes of tests would inherit that."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell starts what runs in its background with SIGINT ignored, nohup starts anything with SIGHUP ignored, and
+    processes of tests would inherit that. Of a handler they inherit the default; this process goes on after SIGHUP."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_", "MASTER_", "TORCHELASTIC_", "NNODES", "NODE_RANK",

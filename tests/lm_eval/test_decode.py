@@ -74,13 +74,15 @@ def test_texts_of_a_model_that_reads_earlier_tokens_depend_on_no_layout_and_on_n
     tmp_path: Path, part: dict[str, int],
 ) -> None:
     corpus = write_corpus(tmp_path, invented_documents())
-    run(tmp_path, {**TINY, **corpus.settings, **part, "train_iters": 80, "lr": 2e-2, "save": str(tmp_path / "ours")})
+    # With large weights at first, each text goes on in its own way.
+    run(tmp_path, {**TINY, **corpus.settings, **part, "init_method_std": 0.5, "train_iters": 10, "lr": 2e-2,
+                   "save": str(tmp_path / "ours")})
     checkpoints, samplings = str(tmp_path / "ours"), [Sampling(), Sampling(temperature=0.8, seed=3)]
     [[together, drawn, *_]] = launch_ranks(decode, 1, checkpoints, TEXTS, NEW, samplings, 1, 1, NEVER)
     for text, found in zip(TEXTS, together, strict=True):
         [[alone, _]] = launch_ranks(decode, 1, checkpoints, [text], NEW, [Sampling()], 1, 1, NEVER)
         assert alone == [found]
-    assert len({tuple(text) for text in together}) > 1
+    assert len({tuple(text) for text in together}) == len(TEXTS)
     for answers in launch_ranks(decode, 4, checkpoints, TEXTS, NEW, samplings, 2, 2, NEVER):
         assert answers == [together, drawn] * 2
 
